@@ -1,0 +1,39 @@
+# `make demo` shows the main job live; `make test` runs every test. Both set the machine up first, in .venv.
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+BIN    := .venv/bin
+READY  := .venv/.ready
+
+.PHONY: demo test check format bench clean
+
+demo: $(READY)
+	$(BIN)/recald demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python -m bench latency --json bench/results/latency.json
+	$(BIN)/python -m bench fit --json bench/results/fit.json
+
+# Without an NVIDIA GPU the CPU build of torch is enough: a local `+cpu` build where pip is configured
+# to find one, otherwise uv, which knows where the PyTorch project keeps its CPU builds.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	@if nvidia-smi -L >/dev/null 2>&1 || [ -e /etc/nv_tegra_release ]; then $(BIN)/pip install -q "$(TORCH)"; \
+	elif $(BIN)/pip install -q "$(TORCH)+cpu" 2>/dev/null; then :; \
+	else $(BIN)/pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=cpu "$(TORCH)"; fi
+	$(BIN)/pip install -q -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv demo-output
