@@ -1,0 +1,97 @@
+"""How far frames are from the data a network was trained on, and when that is an alarm.
+
+The score asks, for every channel at every BatchNorm input, how many standard errors the frames' mean and
+variance lie from the shipped ones. The standard error is taken between images, since pixels of one image are
+not independent, and is widened by what running statistics themselves are worth (TOLERANCE).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from calibrate.features import Taps
+from calibrate.statistics import VARIANCE_FLOOR, FeatureStatistics, ImageMoments
+
+TOLERANCE = 0.1  # of a channel's standard deviation: running statistics are moving averages under augmentation
+MIN_IMAGES = 8  # fewer give no usable spread between images
+
+
+@dataclass(frozen=True)
+class DriftScore:
+    """score: rms over layers of the standardised distance, about 1 on clean data. layers: (L,) the same by layer."""
+
+    score: float
+    layers: tuple[float, ...]
+
+
+def collect_moments(taps: Taps, chunks: Iterable[Tensor]) -> tuple[ImageMoments, Tensor | None]:
+    """Moments of all chunks' features, and the network's outputs (N, ...) for all of them; no gradients."""
+    moments, outputs = [], []
+    with torch.no_grad():
+        for chunk in chunks:
+            tapped = taps(chunk)
+            moments.append(ImageMoments.of(tapped.features))
+            if tapped.output is not None:
+                outputs.append(tapped.output)
+    return ImageMoments.join(moments), torch.cat(outputs) if outputs else None
+
+
+def drift_score(moments: ImageMoments, reference: FeatureStatistics) -> DriftScore:
+    """The standardised distance of images from the reference. Raises ValueError below MIN_IMAGES images."""
+    if len(moments) < MIN_IMAGES:
+        raise ValueError(f"a drift score needs at least {MIN_IMAGES} images, got {len(moments)}")
+    squares = []
+    for first, second, mean, variance in zip(
+        moments.first, moments.second, reference.means, reference.variances, strict=True
+    ):
+        variance = variance.clamp_min(VARIANCE_FLOOR)
+        squares.append((_mean_square(first, mean, variance) + _variance_square(first, second, variance)) / 2)
+    layers = torch.stack(squares)
+    return DriftScore(float(layers.mean().sqrt()), tuple(layers.sqrt().tolist()))
+
+
+def _mean_square(first: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Mean over channels of the squared standardised distance of the mean."""
+    error = first.var(0, unbiased=True) / len(first) + TOLERANCE**2 * variance
+    return ((first.mean(0) - mean).square() / error).mean()
+
+
+def _variance_square(first: Tensor, second: Tensor, variance: Tensor) -> Tensor:
+    """The same for the logarithm of the variance, its error by the delta method."""
+    observed_mean = first.mean(0)
+    observed = (second.mean(0) - observed_mean.square()).clamp_min(VARIANCE_FLOOR)
+    influence = (second - 2 * observed_mean * first + observed_mean.square()) / observed  # (N, C), mean 1
+    error = influence.var(0, unbiased=True) / len(first) + (2 * TOLERANCE) ** 2
+    return ((observed / variance).log().square() / error).mean()
+
+
+class DriftDetector:
+    """A sequential test with hysteresis: evidence is the time (s) the score has spent above its threshold.
+
+    It grows while the score is above `threshold`, falls while it is below, alarms on reaching `hold` and
+    clears at zero: a CUSUM of the sign, which no single wild score can trip.
+    """
+
+    def __init__(self, threshold: float, hold: float):
+        self.threshold = threshold
+        self.hold = hold
+        self.evidence = 0.0
+        self.alarm = False
+        self._last: float | None = None
+
+    def observe(self, score: float, now: float) -> bool:
+        """Take in a score at time `now` (s, monotonic) and say whether there is an alarm."""
+        elapsed = 0.0 if self._last is None else min(max(now - self._last, 0.0), self.hold / 2)
+        self._last = now
+        above = not score <= self.threshold  # NaN is
+        self.evidence = min(max(self.evidence + (elapsed if above else -elapsed), 0.0), self.hold)
+        self.alarm = (above and self.evidence >= self.hold) or (self.alarm and self.evidence > 0)
+        return self.alarm
+
+    def reset(self) -> None:
+        """Forget: what produced the evidence is no longer in place."""
+        self.evidence, self.alarm, self._last = 0.0, False, None

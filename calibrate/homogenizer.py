@@ -1,0 +1,67 @@
+"""The homogenizer: a small camera-like transform in front of a frozen network, the identity when new.
+
+Tone curve, then fixed-pattern offset map, then a colour and deblurring kernel: the parts a camera has, in the
+order in which they undo it, instead of a general image-to-image network (Willis & Oala 2021 used a residual
+CNN with BatchNorm). It is a plain chain of relu, multiply, add and one convolution, which every compiler has.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KNOTS = (-1.2, -0.4, 0.4, 1.2)  # where the tone curve may bend, in the network's normalised units
+
+KERNEL_SIZE = 15  # 9 taps lose 1 to 4 points of accuracy on CIFAR-10 when undoing blur and cross-talk, 5 lose 10
+
+
+class Homogenizer(nn.Module):
+    """ρ: frames (N, C, H, W) in the network's normalised input space to frames of the same shape.
+
+    curve: (C, len(KNOTS)) each knot in turn stretches what lies above it by 1 + curve
+    offset: (1, C, H, W) added to every frame; undoes a fixed pattern
+    kernel: (C, C, k, k) mixes colours and sharpens, reflect padding; bias: (C,)
+    """
+
+    def __init__(self, channels: int, height: int, width: int, kernel_size: int | None = None):
+        super().__init__()
+        kernel_size = largest_kernel(height, width) if kernel_size is None else kernel_size
+        if kernel_size % 2 == 0 or not 1 <= kernel_size <= min(height, width):
+            raise ValueError(f"kernel_size {kernel_size} must be odd and fit into {height}x{width} frames")
+        self._architecture = {"channels": channels, "height": height, "width": width, "kernel_size": kernel_size}
+        self.curve = nn.Parameter(torch.zeros(channels, len(KNOTS)))
+        self.offset = nn.Parameter(torch.zeros(1, channels, height, width))
+        self.kernel = nn.Parameter(identity_kernel(channels, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def architecture(self) -> dict[str, int]:
+        """The constructor's arguments, for an artefact's manifest."""
+        return dict(self._architecture)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.mix(self.tone(frames) + self.offset)
+
+    def tone(self, frames: Tensor) -> Tensor:
+        """A piecewise linear curve for each channel."""
+        for knot, bend in zip(KNOTS, self.curve.unbind(1), strict=True):
+            frames = frames + bend.view(1, -1, 1, 1) * torch.relu(frames - knot)
+        return frames
+
+    def mix(self, frames: Tensor) -> Tensor:
+        """The colour and deblurring kernel."""
+        margin = self.kernel.shape[-1] // 2
+        return F.conv2d(F.pad(frames, (margin,) * 4, mode="reflect"), self.kernel, self.bias)
+
+
+def largest_kernel(height: int, width: int) -> int:
+    """KERNEL_SIZE, or the largest odd size that fits into small frames."""
+    shorter = min(height, width)
+    return min(KERNEL_SIZE, shorter - 1 + shorter % 2)
+
+
+def identity_kernel(channels: int, kernel_size: int) -> Tensor:
+    """(C, C, k, k), one at the centre tap of each channel's own kernel."""
+    kernel = torch.zeros(channels, channels, kernel_size, kernel_size)
+    kernel[range(channels), range(channels), kernel_size // 2, kernel_size // 2] = 1.0
+    return kernel

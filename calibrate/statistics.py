@@ -1,0 +1,76 @@
+"""Channel means and variances of features, exact over any number of chunks, and how far apart two of them are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+VARIANCE_FLOOR = 1e-6  # keeps the logarithm of a dead channel finite; far below any BatchNorm eps (1e-5)
+
+
+@dataclass(frozen=True)
+class FeatureStatistics:
+    """Mean and biased variance of every channel of every layer.
+
+    names: (L,) layers; means, variances: L tensors of shape (C_l,).
+    """
+
+    names: tuple[str, ...]
+    means: tuple[Tensor, ...]
+    variances: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.names) == len(self.means) == len(self.variances):
+            raise ValueError("statistics need one mean and one variance for each layer")
+        for name, mean, variance in zip(self.names, self.means, self.variances, strict=True):
+            if not (torch.isfinite(mean).all() and torch.isfinite(variance).all()):
+                raise ValueError(f"statistics of layer {name!r} are not finite")
+
+
+@dataclass(frozen=True)
+class ImageMoments:
+    """First and second moment of every channel, kept per image, so that their spread over images is known.
+
+    first, second: L tensors of shape (N, C_l): mean over positions of x and of x squared.
+    """
+
+    first: tuple[Tensor, ...]
+    second: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return self.first[0].shape[0]
+
+    @staticmethod
+    def of(features: Sequence[Tensor]) -> ImageMoments:
+        """Moments of a chunk's features, L tensors of shape (N, C_l, ...)."""
+        flat = [f.flatten(2) if f.dim() > 2 else f.unsqueeze(2) for f in features]  # (N, C, positions)
+        return ImageMoments(tuple(f.mean(2) for f in flat), tuple(f.square().mean(2) for f in flat))
+
+    @staticmethod
+    def join(chunks: Iterable[ImageMoments]) -> ImageMoments:
+        """The moments of all chunks as if they had been one batch."""
+        parts = list(chunks)
+        layers = range(len(parts[0].first))
+        return ImageMoments(
+            tuple(torch.cat([p.first[i] for p in parts]) for i in layers),
+            tuple(torch.cat([p.second[i] for p in parts]) for i in layers),
+        )
+
+    def statistics(self, names: tuple[str, ...]) -> FeatureStatistics:
+        """Mean and variance over all images and positions, accumulated in float64."""
+        means = tuple(f.double().mean(0) for f in self.first)
+        variances = tuple(
+            (s.double().mean(0) - m.square()).clamp_min(0) for s, m in zip(self.second, means, strict=True)
+        )
+        return FeatureStatistics(names, tuple(m.float() for m in means), tuple(v.float() for v in variances))
+
+
+def gaussian_divergence(mean: Tensor, variance: Tensor, to_mean: Tensor, to_variance: Tensor) -> Tensor:
+    """KL(N(mean, variance) || N(to_mean, to_variance)) of each channel, in nats; shapes (C,) -> (C,)."""
+    variance = variance.clamp_min(VARIANCE_FLOOR)
+    to_variance = to_variance.clamp_min(VARIANCE_FLOOR)
+    ratio = variance / to_variance
+    return 0.5 * (ratio - 1 - ratio.log() + (mean - to_mean).square() / to_variance)
