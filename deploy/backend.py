@@ -1,0 +1,81 @@
+"""What a backend is, the table of backends, and the proof that compiled and eager network agree."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from deploy.program import relative_error
+
+BACKENDS = {"eager": "deploy.eager:EagerBackend", "onnx": "deploy.onnx:OnnxBackend"}
+# Float32 summed in another order differs by about 1e-6; TF32, or a wrong weight, by 1e-3 and more.
+PARITY_TOLERANCE = 1e-4
+
+
+class BackendUnavailable(ValueError):
+    """No such backend, or its library is not installed."""
+
+
+class ParityError(ValueError):
+    """The compiled network does not compute what the eager one computes."""
+
+
+class Runner(Protocol):
+    """A loaded network. `run` may be called by several threads at once, `close` once no call is under way."""
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        """(N, C, H, W) float32 in, float32 out; RuntimeError when it fails or the runner is closed."""
+
+    def close(self) -> None: ...
+
+
+class Backend(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def compile(self, module: nn.Module, example: torch.Tensor) -> bytes:
+        """The network for images shaped like `example` (N, C, H, W), in a form to be stored; ModelError."""
+
+    def load(self, compiled: bytes, threads: int) -> Runner:
+        """A runner on at most `threads` cores; ModelError for bytes that are not of this backend's making."""
+
+    def version(self) -> str:
+        """Names what made the compiled form; where it differs, the form is built again."""
+
+
+def load_backend(name: str) -> Backend:
+    if name not in BACKENDS:
+        raise BackendUnavailable(f"backend {name!r} is not known: choose one of {', '.join(sorted(BACKENDS))}")
+    module_name, _, class_name = BACKENDS[name].partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        library = error.name or name
+        raise BackendUnavailable(
+            f"backend {name!r} needs {library}, which cannot be imported ({error}): pip install {library}"
+        ) from error
+    backend: Backend = getattr(module, class_name)()
+    return backend
+
+
+def check_parity(runner: Runner, module: nn.Module, golden: torch.Tensor, tolerance: float = PARITY_TOLERANCE) -> float:
+    """Compare `runner` with the eager `module` on the golden frames (N, C, H, W); returns the relative error.
+
+    Raises ParityError for another shape, for values that are not finite, and for an error above `tolerance`.
+    """
+    with torch.no_grad():
+        expected = module(golden).cpu()
+    output = torch.tensor(runner.run(golden.cpu().numpy()))
+    if output.shape != expected.shape:
+        raise ParityError(f"compiled output has shape {tuple(output.shape)}, eager {tuple(expected.shape)}")
+    for name, values in (("compiled", output), ("eager", expected)):
+        if not torch.isfinite(values).all():
+            raise ParityError(f"the {name} output has values that are not finite")
+    error = relative_error(output, expected)
+    if error > tolerance:
+        raise ParityError(f"compiled and eager output differ by {error:.1e}, tolerance {tolerance:.1e}")
+    return error

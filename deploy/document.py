@@ -1,0 +1,169 @@
+"""Read a YAML document into a pydantic model and report every mistake at once, each with its line."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+M = TypeVar("M", bound=BaseModel)
+Location = tuple[int | str, ...]  # ("input", "bind", 0)
+
+CORE_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "null")}
+TEXT_TAG = "tag:yaml.org,2002:str"
+
+
+class DocumentError(ValueError):
+    """A document that cannot be used. `problems` holds one line for each mistake found."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def load_document(path: Path, model: type[M]) -> M:
+    """Read the YAML file `path` as `model`.
+
+    Raises DocumentError with every mistake, each as "file:line: dotted.key: message".
+    """
+    reader = _Reader(path)
+    data = reader.read(_read_text(path))
+    try:
+        result = model.model_validate(data)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            if detail["loc"] not in reader.unread:  # a value that cannot be read is not also of a wrong type
+                reader.note(detail["loc"], _message(detail, model))
+    if reader.problems:
+        raise DocumentError([text for _, text in sorted(reader.problems, key=lambda problem: problem[0])])
+    return result
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DocumentError([f"{path}: not UTF-8 text at byte {error.start}: save it as UTF-8"]) from error
+    except OSError as error:
+        raise DocumentError([f"{path}: cannot be read: {error.strerror}"]) from error
+
+
+class _Reader:
+    """YAML nodes to plain data, keeping the line of each key and item."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problems: list[tuple[int, str]] = []
+        self.unread: set[Location] = set()
+        self._scalars = yaml.SafeLoader("")  # only its rules for numbers, booleans and null
+        self._lines: dict[Location, int] = {}
+        self._seen: set[int] = set()
+
+    def read(self, text: str) -> dict[str, Any]:
+        try:
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            data = None if root is None else self._plain(root, ())
+        except (yaml.YAMLError, RecursionError) as error:
+            raise DocumentError([_syntax_problem(self.path, error)]) from error
+        if not isinstance(data, dict):
+            raise DocumentError([f"{self.path}: expected `key: value` lines, found {_kind(data)}"])
+        return data
+
+    def note(self, location: Location, message: str, line: int | None = None) -> None:
+        dotted = "".join(f"{part}." for part in location)[:-1]
+        line = line or self._line(location)
+        self.problems.append((line, ": ".join(filter(None, (f"{self.path}:{line}", dotted, message)))))
+
+    def _refuse(self, location: Location, message: str) -> None:
+        self.unread.add(location)
+        self.note(location, message)
+
+    def _line(self, location: Location) -> int:
+        """The line of `location`, or of what holds it where the location itself is missing."""
+        return next(self._lines[location[:n]] for n in range(len(location), -1, -1) if location[:n] in self._lines)
+
+    def _plain(self, node: yaml.Node, location: Location) -> Any:
+        self._lines.setdefault(location, node.start_mark.line + 1)
+        if node.tag not in (self._implied_tag(node), TEXT_TAG):
+            return self._refuse(location, f"the tag {node.tag} is not supported: leave it out")
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, location)
+        if id(node) in self._seen:  # also what keeps a document that contains itself from being endless
+            return self._refuse(location, "an alias of a mapping or list is not supported: write it out")
+        self._seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, location)
+        return [self._plain(item, (*location, index)) for index, item in enumerate(node.value)]
+
+    def _mapping(self, node: yaml.MappingNode, location: Location) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.note(location, "a key must be plain text", line)
+                continue
+            key = key_node.value  # as written: `on:` and `1:` stay "on" and "1" (YAML 1.1: true and 1)
+            here = (*location, key)
+            if key in result:
+                self.note(here, f"given twice, first on line {self._lines[here]}", line)
+                continue
+            self._lines[here] = line
+            result[key] = self._plain(value_node, here)
+        return result
+
+    def _scalar(self, node: yaml.ScalarNode, location: Location) -> Any:
+        if node.tag not in CORE_TAGS:  # dates and the like stay text
+            return node.value
+        try:
+            return self._scalars.construct_object(node)
+        except ValueError:
+            return self._refuse(location, f"{node.value[:40]!r} is not a number that can be read")
+
+    def _implied_tag(self, node: yaml.Node) -> str:
+        plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        return str(self._scalars.resolve(type(node), node.value, (plain, False)))
+
+
+def _syntax_problem(path: Path, error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return f"{path}: nested too deeply to be read"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"{path}:{error.problem_mark.line + 1}: not valid YAML: {error.problem or error.context}"
+    return f"{path}: not valid YAML: {' '.join(str(error).split())}"
+
+
+def _kind(data: Any) -> str:
+    return {type(None): "nothing", list: "a list"}.get(type(data), "a single value")
+
+
+def _message(detail: ErrorDetails, model: type[BaseModel]) -> str:
+    if detail["type"] == "missing":
+        return "required, but missing"
+    if detail["type"] == "extra_forbidden":
+        return "unknown key" + _suggestion(model, detail["loc"])
+    if detail["type"] == "value_error":  # raised by the model's own validator, which words it in full
+        return detail["msg"].removeprefix("Value error, ")
+    given = detail["input"]
+    shown = f", got {str(given)[:60]!r}" if isinstance(given, str | int | float) else ""
+    return detail["msg"] + shown
+
+
+def _suggestion(model: type[BaseModel], location: Location) -> str:
+    owner = model
+    for part in location[:-1]:
+        field = owner.model_fields.get(str(part))  # None for a key of a mapping or the index of an item
+        owner = (_model_in(field.annotation) if field else None) or owner
+    known = list(owner.model_fields)
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The pydantic model inside an annotation such as `dict[str, Model] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)

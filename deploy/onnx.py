@@ -1,0 +1,79 @@
+"""The ONNX backend: torch.export to ONNX, run by ONNX Runtime; the compiled default without a GPU."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import onnxruntime
+import torch
+from onnx import ModelProto
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+from torch import nn
+
+from deploy.program import FAULTS, ModelError, export_program, first_line, quiet
+
+# ONNX Runtime's exceptions share no base class of their own.
+ORT_FAULTS: tuple[type[Exception], ...] = (
+    *(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+    *FAULTS,
+)
+ERRORS_ONLY = 3  # ONNX Runtime's log severity
+
+
+class OnnxBackend:
+    name = "onnx"
+
+    def compile(self, module: nn.Module, example: torch.Tensor) -> bytes:
+        program = export_program(module, example)
+        try:
+            model = _to_onnx(program)
+        except RuntimeError as error:
+            raise ModelError(f"it cannot be expressed in ONNX: {first_line(error)}") from error
+        return model.SerializeToString(deterministic=True)
+
+    def load(self, compiled: bytes, threads: int) -> OnnxRunner:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = ERRORS_ONLY
+        # A core that spins while it waits for the next frame is taken from the decoder and from the fit.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            session = onnxruntime.InferenceSession(compiled, options, providers=["CPUExecutionProvider"])
+        except ORT_FAULTS as error:
+            raise ModelError(f"ONNX Runtime cannot load the compiled network: {first_line(error)}") from error
+        return OnnxRunner(session)
+
+    def version(self) -> str:
+        return f"onnxruntime {onnxruntime.__version__}, torch {torch.__version__}"
+
+
+class OnnxRunner:
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session: onnxruntime.InferenceSession | None = session
+        self._input = session.get_inputs()[0].name
+
+    def run(self, batch: np.ndarray) -> np.ndarray:
+        session = self._session
+        if session is None:
+            raise RuntimeError("the runner is closed")
+        try:
+            output: np.ndarray = session.run(None, {self._input: batch})[0]
+        except ORT_FAULTS as error:
+            raise RuntimeError(f"ONNX Runtime failed: {first_line(error)}") from error
+        return output
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _to_onnx(program: torch.export.ExportedProgram) -> ModelProto:
+    with warnings.catch_warnings(), quiet("torch.onnx._internal.exporter._registration"):
+        # torch 2.13 copies its own pytree specs in a way it deprecates itself; the logger above reports
+        # at each export that torchvision, which is not used, is absent.
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        exported = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
+    assert exported is not None
+    return exported.model_proto

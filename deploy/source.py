@@ -1,0 +1,148 @@
+"""Build the trained float network from a factory and its weights, and refuse what the method cannot use."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from deploy.program import READ_FAULTS, ModelError, first_line
+
+NAMES_SHOWN = 3
+MODULE_PREFIX = "module."  # what nn.DataParallel puts before every name
+COUNTER = ".num_batches_tracked"  # not used in evaluation mode, and left out by some exporters
+
+
+def build_module(factory: str, weights: Path | None) -> nn.Module:
+    """Call the factory "package.module:function" and load `weights` strictly; in evaluation mode."""
+    with _current_folder_importable():
+        module = _import(factory)()
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"factory {factory!r} returned {type(module).__name__}: it must return a torch.nn.Module")
+    if weights is not None:
+        _load_weights(module, weights)
+    return module.eval()
+
+
+def check_batchnorm(module: nn.Module) -> None:
+    """Raise ModelError unless every BatchNorm layer ships trained running statistics, and there is one."""
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)}
+    if not layers:
+        raise ModelError(_no_batchnorm(module))
+    without = [name for name, layer in layers.items() if layer.running_mean is None]
+    if without:
+        raise ModelError(
+            f"BatchNorm without running statistics: {_some(without)}: build it with track_running_stats=True "
+            "and train it, or re-estimate the statistics on training images, then export again"
+        )
+    if all(_at_start(layer) for layer in layers.values()):
+        raise ModelError(
+            "every BatchNorm layer still has the running statistics it starts with (mean 0, variance 1): "
+            "give the trained weights"
+        )
+
+
+def _no_batchnorm(module: nn.Module) -> str:
+    folded = any(_looks_folded(name, layer) for name, layer in module.named_modules())
+    if folded:
+        return "its BatchNorm layers were folded into the convolutions: export the unfused float model"
+    return (
+        "no BatchNorm layer found: the method needs the running statistics such layers carry "
+        "(if they were folded into the convolutions, export the unfused float model)"
+    )
+
+
+def _looks_folded(name: str, layer: nn.Module) -> bool:
+    last = name.rpartition(".")[2].lower()
+    kind = type(layer).__module__
+    return (
+        ".intrinsic" in kind
+        or ".quantized" in kind
+        or (isinstance(layer, nn.Identity) and ("bn" in last or "norm" in last))
+    )
+
+
+def _at_start(layer: _BatchNorm) -> bool:
+    assert layer.running_mean is not None and layer.running_var is not None
+    return bool((layer.running_mean == 0).all() and (layer.running_var == 1).all())
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+
+
+def _import(factory: str) -> Callable[[], object]:
+    module_name, _, function_name = factory.partition(":")
+    if not module_name or not function_name:
+        raise ModelError(f"factory {factory!r}: write it as package.module:function")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ModelError(
+            f"factory {factory!r}: {first_line(error)}: run from the folder that holds it, or install it"
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ModelError(f"factory {factory!r}: {module_name} has no function {function_name!r}")
+    return function
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    given = _read_state(path)
+    own = module.state_dict()
+    shared = own.keys() & given.keys()
+    faults = {
+        "missing": [name for name in own if name not in given and not name.endswith(COUNTER)],
+        "unexpected": [name for name in given if name not in own],
+        "of another shape": [name for name in own if name in shared and own[name].shape != given[name].shape],
+    }
+    said = [f"{len(names)} {fault} ({_some(names)})" for fault, names in faults.items() if names]
+    if said:
+        raise ModelError(f"{path}: the weights are not those of the factory's network: {', '.join(said)}")
+    module.load_state_dict(given, strict=False)
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        state = _read_file(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnpicklingError as error:
+        raise ModelError(
+            f"{path}: damaged, or holds more than tensors: save only the network's state_dict()"
+        ) from error
+    except (safetensors.SafetensorError, *READ_FAULTS) as error:
+        raise ModelError(f"{path}: not a weights file that can be read: {first_line(error)}") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ModelError(f"{path}: expected a state_dict of tensors, or one under the key 'state_dict'")
+    return {name.removeprefix(MODULE_PREFIX): tensor for name, tensor in state.items()}
+
+
+def _read_file(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = len(listed) - NAMES_SHOWN
+    return ", ".join(listed[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
