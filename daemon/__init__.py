@@ -1,0 +1,8 @@
+"""The process: frames in, results out, recalibration beside them."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("recald")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"

@@ -1,0 +1,232 @@
+"""The command line: `recald COMMAND`. Only `main` turns errors into exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from daemon import __version__
+
+EX_TEMPFAIL = 75  # sysexits.h: try again, systemd restarts
+EX_CONFIG = 78  # will fail again: systemd does not restart (RestartPreventExitStatus=)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    _log_to_stderr()
+    try:
+        code: int = args.run(args)
+    except ValueError as error:  # what came from outside: configuration, model, weights, arguments
+        print(f"recald {args.command}: {error}", file=sys.stderr)
+        return EX_CONFIG
+    except OSError as error:
+        print(f"recald {args.command}: {error}{_advice(error)}", file=sys.stderr)
+        return EX_TEMPFAIL
+    return code
+
+
+def _log_to_stderr() -> None:
+    """Our own rooms from INFO on; libraries only where something is wrong."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for room in ("calibrate", "deploy", "daemon"):
+        logging.getLogger(room).setLevel(logging.INFO)
+
+
+def _advice(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return " (is another recald running?)"
+    if error.errno in (errno.EACCES, errno.EROFS):
+        return " (check the owner of the directory)"
+    return ""
+
+
+def run_daemon(args: argparse.Namespace) -> int:
+    from daemon.config import load_config
+
+    config = load_config(args.config)  # a mistake in it is told before the seconds that importing torch takes
+
+    from prometheus_client import REGISTRY
+
+    from daemon.loop import Daemon
+    from daemon.notify import Notifier
+
+    Daemon(config, REGISTRY, Notifier()).run()
+    return 0
+
+
+def check_config(args: argparse.Namespace) -> int:
+    from daemon.config import load_config
+    from deploy.backend import load_backend
+    from deploy.card import card_path
+    from deploy.frozen import ModelError
+
+    config = load_config(args.config)
+    for path in (config.model.path, card_path(config.model.path)):
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file; `recald export` writes the model and its card")
+    load_backend(config.model.backend)
+    print(f"{args.config}: ok, {len(config.sensors)} sensor(s), model {config.model.path}")
+    return 0
+
+
+def export(args: argparse.Namespace) -> int:
+    from deploy.frozen import export_model
+
+    card = export_model(
+        args.factory,
+        args.weights,
+        args.output,
+        input_shape=args.input,
+        mean=args.mean,
+        std=args.std,
+        classes=args.classes,
+        name=args.name,
+    )
+    print(f"{args.output}: sha256 {card.sha256}")
+    return 0
+
+
+def status(args: argparse.Namespace) -> int:
+    answer = _ask(args, {"command": "status"})
+    if args.json:
+        print(json.dumps(answer))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"recald {answer['version']}, model {answer['model'][:12]}, {answer['backend']}")
+    columns = ("state", "progress", "homogenizer", "drift_score", "drift_alarm", "frames", "last_fit")
+    for column in ("sensor", *columns):
+        table.add_column(column.replace("_", " "))
+    for name, sensor in answer["sensors"].items():
+        table.add_row(name, *(_cell(column, sensor[column]) for column in columns))
+    Console().print(table)
+    return 0
+
+
+def _cell(column: str, value: Any) -> str:
+    if column == "homogenizer":
+        return str(value)[:12]
+    if column == "progress":
+        return f"{value:.0%}"
+    return (
+        {True: "yes", False: "no", None: "-"}.get(value, str(value)) if not isinstance(value, float) else f"{value:.2f}"
+    )
+
+
+def command(args: argparse.Namespace) -> int:
+    """recalibrate and rollback: one request, one line about what happens next."""
+    _ask(args, {"command": args.command, "sensor": args.sensor})
+    print(f"{args.sensor}: {args.command} queued; `recald status` shows how it goes")
+    return 0
+
+
+def _ask(args: argparse.Namespace, message: dict[str, Any]) -> dict[str, Any]:
+    from daemon.config import ControlConfig, load_config
+    from daemon.control import ControlError, request
+
+    control = load_config(args.config).control if args.config else ControlConfig()
+    answer = request(control.endpoint, message, timeout=args.timeout)
+    if not answer["ok"]:
+        raise ControlError(answer["error"])
+    return answer
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    try:
+        channels, height, width = (int(part) for part in text.split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not CHANNELSxHEIGHTxWIDTH, such as 3x32x32") from None
+    return channels, height, width
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers, such as 0.5,0.5,0.5") from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="recald", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"recald {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_daemon(commands)
+    _add_export(commands)
+    _add_operator(commands)
+    _add_camera(commands)
+    return parser
+
+
+def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, example: str) -> Any:
+    command = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"example: recald {name} {example}",
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_daemon(commands: Any) -> None:
+    for name, run, text in (
+        ("run", run_daemon, "run the daemon in the foreground until SIGTERM"),
+        ("check-config", check_config, "check a configuration file and name every mistake in it"),
+    ):
+        command = _add(commands, name, run, text, "--config /etc/recald/recald.yaml")
+        command.add_argument("--config", type=Path, required=True, help="the configuration file")
+
+
+def _add_export(commands: Any) -> None:
+    example = "--factory nets:resnet20 --weights resnet20.th --input 3x32x32 --mean 0.485,0.456,0.406 "
+    example += "--std 0.229,0.224,0.225 -o model.pt2"
+    command = _add(commands, "export", export, "freeze a trained network into a model file and its card", example)
+    command.add_argument("--factory", required=True, help="module:function that builds the network")
+    command.add_argument("--weights", type=Path, help=".safetensors, or a .pt/.pth/.th state dict")
+    command.add_argument("--input", type=_shape, required=True, help="CHANNELSxHEIGHTxWIDTH")
+    command.add_argument("--mean", type=_numbers, required=True, help="a channel's mean, of values 0..1")
+    command.add_argument("--std", type=_numbers, required=True, help="a channel's standard deviation")
+    command.add_argument("--classes", type=lambda text: text.split(","), help="names, separated by commas")
+    command.add_argument("--name", help="of the model; the file's name by default")
+    command.add_argument("-o", "--output", type=Path, required=True, help="the model file, *.pt2")
+
+
+def _add_operator(commands: Any) -> None:
+    show = _add(commands, "status", status, "show what a running daemon does", "--config recald.yaml")
+    show.add_argument("--json", action="store_true", help="print JSON for programs")
+    fit = _add(commands, "recalibrate", command, "fit a sensor's homogenizer now", "--sensor front")
+    back = _add(
+        commands,
+        "rollback",
+        command,
+        "let the homogenizer before the active one serve again",
+        "--sensor front",
+    )
+    for parser in (fit, back):
+        parser.add_argument("--sensor", required=True)
+    for parser in (show, fit, back):
+        parser.add_argument("--config", type=Path, help="the daemon's, where control.endpoint is not the default")
+        parser.add_argument("--timeout", type=float, default=5.0, help="seconds to wait for an answer (%(default)s)")
+
+
+def _add_camera(commands: Any) -> None:
+    from daemon import simulate
+    from daemon.demo import run as demo
+
+    camera = _add(
+        commands,
+        "simulate",
+        simulate.run,
+        "publish images as a drifting camera would",
+        "--images photos/ --endpoint tcp://127.0.0.1:5550 --sensor front --drift exposure=-1 --after 10",
+    )
+    simulate.add_arguments(camera)
+    live = _add(commands, "demo", demo.run, "watch a camera drift and the daemon recover", "--output demo-output")
+    demo.add_arguments(live)

@@ -1,0 +1,125 @@
+"""The control socket: one request, one answer, in a thread of its own."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import zmq
+
+from daemon.sockets import bind, connect, ipc_path, knock, open_socket
+
+log = logging.getLogger(__name__)
+
+MAX_REQUEST_BYTES = 64 * 1024
+POLL_MS = 100  # the longest that close() waits for the thread
+
+Handler = Callable[[dict[str, Any]], Mapping[str, Any]]
+
+
+class ControlError(ValueError):
+    """Nobody answers, or somebody answers already; the message says what to do."""
+
+
+class ControlServer:
+    """Answers requests with `handler` from `start()` until `close()`.
+
+    The handler gets {"command": ..., ...} in the server's thread and returns what is added to {"ok": true};
+    its ValueError becomes {"ok": false, "error": ...}.
+    """
+
+    def __init__(self, context: zmq.Context, endpoint: str, handler: Handler):
+        self._handler = handler
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+        self._socket = open_socket(context, zmq.REP)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
+        self.endpoint = _bind_private(self._socket, endpoint)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._socket.close()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            if self._socket.poll(POLL_MS):
+                self._socket.send(self._answer(self._socket.recv_multipart()))
+
+    def _answer(self, parts: list[bytes]) -> bytes:
+        try:
+            reply = self._handler(_read_request(parts))
+            return json.dumps({**reply, "ok": True}).encode()
+        except ValueError as error:
+            return _refusal(str(error))
+        except Exception as error:  # a fault in one command must not take rollback and status away
+            log.exception("a control command failed")
+            return _refusal(f"internal error, see the log: {type(error).__name__}: {error}")
+
+
+def _bind_private(socket: zmq.Socket, endpoint: str) -> str:
+    path = ipc_path(endpoint)
+    if path is not None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        bound = bind(socket, endpoint)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        message = f"another recald answers on {endpoint}: stop it first, or set another control.endpoint"
+        raise ControlError(message) from error
+    if path is not None:
+        path.chmod(0o600)
+    return bound
+
+
+def _read_request(parts: list[bytes]) -> dict[str, Any]:
+    try:
+        request = json.loads(b"".join(parts)) if len(parts) == 1 else None
+    except (ValueError, RecursionError):
+        request = None
+    if not isinstance(request, dict) or not isinstance(request.get("command"), str):
+        raise ValueError('a request is one JSON object with a command, such as {"command": "status"}')
+    return request
+
+
+def _refusal(message: str) -> bytes:
+    return json.dumps({"ok": False, "error": message}).encode()
+
+
+def request(endpoint: str, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+    """Send one request and return the answer; ControlError when none comes within `timeout` seconds."""
+    with zmq.Context() as context, open_socket(context, zmq.REQ) as socket:
+        _reach(socket, endpoint)
+        socket.send(json.dumps(message).encode())
+        if not socket.poll(round(timeout * 1000)):
+            raise ControlError(f"no answer on {endpoint} within {timeout:g} s: is recald running?")
+        return _read_answer(socket.recv(), endpoint)
+
+
+def _reach(socket: zmq.Socket, endpoint: str) -> None:
+    path = ipc_path(endpoint)
+    try:
+        if path is not None:
+            knock(path)  # libzmq alone would keep trying until the timeout, and not say why
+        connect(socket, endpoint)
+    except OSError as error:
+        raise ControlError(f"no recald answers on {endpoint} ({error.strerror or error}): is it running?") from error
+
+
+def _read_answer(data: bytes, endpoint: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
+        raise ControlError(f"what answers on {endpoint} is not recald")
+    return answer

@@ -1,0 +1,1 @@
+"""The live demo: a camera drifts, the daemon notices, refits and recovers."""

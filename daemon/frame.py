@@ -1,0 +1,233 @@
+"""Frame messages: checked when they arrive, decoded when they are used, built by cameras and tests."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from daemon.pixels import COMPRESSED, RAW, PixelError, image_size, pack, unpack_compressed, unpack_raw
+
+VERSION = 1
+MAX_HEADER_BYTES = 64 * 1024
+MAX_SIDE = 16384  # pixels
+MAX_NUMBER = 2**63 - 1  # sequence numbers and timestamps fit a signed 64-bit integer
+MAX_FUTURE_NS = 1_000_000_000  # more than the clocks of two synchronised machines differ
+UNKNOWN_SENSOR = "unknown"
+
+IMAGEZMQ_ENCODINGS = {
+    ("uint8", 3): "bgr8",
+    ("uint8", 1): "mono8",
+    ("uint16", 1): "mono16",
+    ("float32", 1): "32FC1",
+    ("float32", 3): "32FC3-bgr",
+}
+
+Buffer = bytes | bytearray | memoryview
+
+
+class FrameError(ValueError):
+    """A refused frame; `reason` is one word for a counter, `sensor` a configured sensor's id or "unknown".
+
+    `seq` is its number, where the header could be read: such a frame arrived, it was not missed.
+    """
+
+    def __init__(self, reason: str, message: str, sensor: str = UNKNOWN_SENSOR, seq: int | None = None):
+        super().__init__(message)
+        self.reason = reason
+        self.sensor = sensor
+        self.seq = seq
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One checked message; the payload is as sent and may be a view of the transport's memory."""
+
+    sensor: str
+    seq: int
+    timestamp: int  # acquisition, ns since the epoch
+    width: int
+    height: int
+    encoding: str
+    step: int  # bytes a row; 0 when compressed
+    hold: bool  # the sender asks for no swap now
+    payload: Buffer
+    received: float  # monotonic seconds
+
+
+def parse_frame(
+    parts: Sequence[Buffer], *, sensors: Container[str], now_ns: int, received: float, max_age: float
+) -> Frame:
+    """Check a message of recald's three parts or imagezmq's two; raises FrameError and nothing else."""
+    sensor, header = _open(parts, sensors)
+    payload = memoryview(parts[-1]).cast("B")
+    try:
+        if header is None:
+            header = _read_header(parts[1])
+        else:
+            header = _from_imagezmq(header, payload, now_ns)
+        frame = _read_frame(sensor, header, payload, received)
+    except FrameError as error:
+        error.sensor = sensor
+        raise
+    _check_size(frame)
+    _check_age(frame, now_ns, max_age)
+    return frame
+
+
+def _open(parts: Sequence[Buffer], sensors: Container[str]) -> tuple[str, dict[str, Any] | None]:
+    """Return the sensor and, where the sensor is named in it, the header."""
+    if len(parts) == 3:  # a frame of a foreign sensor is refused before its header costs anything
+        return _known(_topic_sensor(parts[0]), sensors), None
+    if len(parts) == 2:
+        header = _read_header(parts[0])
+        return _known(header.get("msg"), sensors), header
+    raise FrameError("parts", f"a frame has 3 parts (imagezmq: 2), this message has {len(parts)}")
+
+
+def _topic_sensor(topic: Buffer) -> str | None:
+    text = bytes(topic[:256])
+    return text[:-1].decode("ascii", "replace") if text.endswith(b"/") else None
+
+
+def _known(sensor: object, sensors: Container[str]) -> str:
+    if isinstance(sensor, str) and sensor in sensors:
+        return sensor
+    raise FrameError("sensor", f"no sensor {reprlib.repr(sensor)} is configured")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(keys := dict(pairs)) != len(pairs):
+        raise ValueError("a key is given twice")
+    return keys
+
+
+def _refuse_constant(literal: str) -> None:
+    raise ValueError(f"{literal} is not JSON")
+
+
+_json = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
+
+
+def _read_header(data: Buffer) -> dict[str, Any]:
+    if len(data) > MAX_HEADER_BYTES:
+        raise FrameError("header", f"the header has {len(data)} bytes, at most {MAX_HEADER_BYTES} are read")
+    try:
+        header = _json.decode(str(data, "utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FrameError("header", f"the header is not JSON in UTF-8: {error}") from error
+    if not isinstance(header, dict):
+        raise FrameError("header", "the header is not a JSON object")
+    return header
+
+
+def _from_imagezmq(header: dict[str, Any], payload: memoryview, now_ns: int) -> dict[str, Any]:
+    """Restate an imagezmq header as ours; it has neither sequence number nor capture time, so 0 and now."""
+    ours = {"v": VERSION, "seq": 0, "timestamp": now_ns}
+    if "dtype" not in header and "shape" not in header:
+        try:
+            width, height = image_size(payload)
+        except PixelError as error:
+            raise FrameError(error.reason, str(error)) from error
+        return ours | {"width": width, "height": height, "encoding": "jpeg"}
+    dtype, shape = header.get("dtype"), header.get("shape")
+    if not isinstance(shape, list) or len(shape) not in (2, 3) or any(type(n) is not int for n in shape):
+        raise FrameError("header", f"shape must be [height, width, channels], got {reprlib.repr(shape)}")
+    height, width, channels = shape if len(shape) == 3 else (*shape, 1)
+    encoding = IMAGEZMQ_ENCODINGS.get((str(dtype), channels))
+    if encoding is None:
+        raise FrameError("encoding", f"no image has {channels} channels of {reprlib.repr(dtype)}")
+    step = width * RAW[encoding].pixel_bytes
+    return ours | {"width": width, "height": height, "encoding": encoding, "step": step}
+
+
+def _read_frame(sensor: str, header: dict[str, Any], payload: memoryview, received: float) -> Frame:
+    version = header.get("v")
+    if type(version) is not int or version != VERSION:
+        raise FrameError("version", f"v must be {VERSION}, got {reprlib.repr(version)}")
+    encoding = _encoding(header)
+    return Frame(
+        sensor=sensor,
+        seq=_integer(header, "seq", 0, MAX_NUMBER),
+        timestamp=_integer(header, "timestamp", 0, MAX_NUMBER),
+        width=_integer(header, "width", 1, MAX_SIDE),
+        height=_integer(header, "height", 1, MAX_SIDE),
+        encoding=encoding,
+        step=0 if encoding in COMPRESSED else _integer(header, "step", 1, MAX_NUMBER),
+        hold=_hold(header),
+        payload=payload,
+        received=received,
+    )
+
+
+def _integer(header: dict[str, Any], key: str, low: int, high: int) -> int:
+    value = header.get(key)
+    if type(value) is not int or not low <= value <= high:  # isinstance would let true pass as 1
+        raise FrameError("header", f"{key} must be an integer, {low} to {high}, got {reprlib.repr(value)}")
+    return value
+
+
+def _encoding(header: dict[str, Any]) -> str:
+    value = header.get("encoding")
+    if isinstance(value, str) and (value in RAW or value in COMPRESSED):
+        return value
+    known = ", ".join([*RAW, *sorted(COMPRESSED)])
+    raise FrameError("encoding", f"encoding must be one of {known}, got {reprlib.repr(value)}")
+
+
+def _hold(header: dict[str, Any]) -> bool:
+    value = header.get("hold", False)
+    if not isinstance(value, bool):
+        raise FrameError("header", f"hold must be true or false, got {reprlib.repr(value)}")
+    return value
+
+
+def _check_size(frame: Frame) -> None:
+    if frame.encoding in COMPRESSED:
+        return
+    row = frame.width * RAW[frame.encoding].pixel_bytes
+    if frame.step < row:
+        raise _refusal(frame, "size", f"step {frame.step} is less than the {row} bytes of a row")
+    if len(frame.payload) != (expected := frame.step * frame.height):
+        raise _refusal(frame, "size", f"{len(frame.payload)} bytes of payload, step * height is {expected}")
+
+
+def _check_age(frame: Frame, now_ns: int, max_age: float) -> None:
+    age_ns = now_ns - frame.timestamp
+    if age_ns > max_age * 1e9:
+        raise _refusal(frame, "stale", f"{age_ns / 1e9:.3f} s old, max_age is {max_age:g} s")
+    if age_ns < -MAX_FUTURE_NS:
+        raise _refusal(frame, "future", f"{-age_ns / 1e9:.3f} s in the future: check the clocks")
+
+
+def _refusal(frame: Frame, reason: str, message: str) -> FrameError:
+    return FrameError(reason, message, frame.sensor, frame.seq)
+
+
+def decode(frame: Frame) -> np.ndarray:
+    """Return (H, W, 3) RGB or (H, W) grey: uint8, or float32 in 0..255 where the source is finer than 8 bits.
+
+    May be a read-only view of the payload. Raises FrameError with reason decode, size or nonfinite.
+    """
+    payload = memoryview(frame.payload)
+    try:
+        if frame.encoding in COMPRESSED:
+            return unpack_compressed(payload, frame.width, frame.height)
+        return unpack_raw(payload, frame.encoding, frame.width, frame.height, frame.step)
+    except PixelError as error:
+        raise _refusal(frame, error.reason, str(error)) from error
+
+
+def build_frame(
+    sensor: str, image: np.ndarray, *, seq: int, timestamp: int, encoding: str = "rgb8", hold: bool = False
+) -> list[bytes]:
+    """Return the three parts for (H, W, 3) RGB uint8 or (H, W) uint8/uint16; ValueError if unfit."""
+    payload, step = pack(image, encoding)
+    height, width = image.shape[:2]
+    header = {"v": VERSION, "seq": seq, "timestamp": timestamp, "width": width, "height": height}
+    header |= {"encoding": encoding, "hold": hold} | ({"step": step} if step else {})
+    return [f"{sensor}/".encode(), json.dumps(header).encode(), payload]

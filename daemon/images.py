@@ -1,0 +1,71 @@
+"""Pictures from a folder or an .npz file, for a simulated camera."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from daemon.distort import SimulationError
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+def load_images(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read (N, H, W, 3) uint8 RGB pictures from a folder, or from an .npz file that may have labels (N,)."""
+    if path.is_dir():
+        return _load_folder(path), None
+    arrays = read_npz(path)
+    if "images" not in arrays:
+        raise SimulationError(f"{path}: has no key 'images', only {', '.join(arrays) or 'nothing'}")
+    images, labels = _colour(path, arrays["images"]), arrays.get("labels")
+    if labels is not None and labels.shape != (len(images),):
+        raise SimulationError(f"{path}: {len(images)} images, but labels of shape {labels.shape}")
+    return images, labels
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Read every array of an .npz file; none of them may be a pickle."""
+    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+        raise SimulationError(f"{path}: is neither a folder of png or jpg files nor an .npz file that is whole")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
+            arrays = {key: data[key] for key in data}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise SimulationError(f"{path}: cannot be read as .npz: {error}") from error
+    return {key: array for key, array in arrays.items() if isinstance(array, np.ndarray)}
+
+
+def _load_folder(path: Path) -> np.ndarray:
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise SimulationError(f"{path}: holds no png or jpg file")
+    images = [_load_file(file) for file in files]
+    for file, image in zip(files, images, strict=True):
+        if image.shape != images[0].shape:
+            raise SimulationError(
+                f"{file}: is {image.shape[1]}x{image.shape[0]}, but {files[0].name} is "
+                f"{images[0].shape[1]}x{images[0].shape[0]}: a camera has one size, scale them to it"
+            )
+    return np.stack(images)
+
+
+def _load_file(file: Path) -> np.ndarray:
+    image = cv2.imread(str(file), cv2.IMREAD_COLOR)
+    if image is None:
+        raise SimulationError(f"{file}: cannot be decoded; replace or remove it")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _colour(path: Path, images: np.ndarray) -> np.ndarray:
+    if images.ndim == 3:  # grey, without a channel axis
+        images = np.repeat(images[..., None], 3, axis=3)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+        raise SimulationError(
+            f"{path}: images must be uint8 of shape (N, H, W, 3) or (N, H, W), "
+            f"these are {images.dtype} of shape {images.shape}"
+        )
+    return images

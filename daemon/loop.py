@@ -1,0 +1,263 @@
+"""The daemon: frames in, results out, and between two frames whatever has become due."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import queue
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+import zmq
+from prometheus_client import CollectorRegistry
+
+from calibrate.drift import DriftDetector
+from daemon import __version__
+from daemon.config import Config
+from daemon.control import ControlServer
+from daemon.frame import Frame, FrameError
+from daemon.intake import Intake
+from daemon.metrics import Metrics, serve_metrics
+from daemon.notify import Notifier
+from daemon.process import WorkerProcess
+from daemon.recalibration import Recalibration
+from daemon.recalibrator import Recalibrator
+from daemon.reservoir import Reservoir
+from daemon.results import Publisher
+from daemon.sensor import Sensor
+from daemon.serving import Serving
+from daemon.startup import claim, open_model, restore
+from daemon.upkeep import Event, Upkeep
+from daemon.watch import DriftWatch
+from deploy.backend import Runner
+from deploy.path import InferencePath
+from deploy.store import FACTORY, ArtefactStore
+
+TICK_S = 0.05  # how often what is due is looked at, and the longest a signal waits
+STATUS_S = 1.0  # between two status lines for systemd
+
+log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """`run` is the life of the process: startup, ticks, shutdown. All state belongs to the thread that runs it."""
+
+    def __init__(
+        self,
+        config: Config,
+        registry: CollectorRegistry,
+        notifier: Notifier,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.config = config
+        self.metrics = Metrics(registry)
+        self.should_exit = False
+        self.sensors: dict[str, Sensor] = {}
+        self._registry = registry
+        self._notifier = notifier
+        self._clock = clock
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        self._closing = ExitStack()
+        self._due = self._status_due = -math.inf
+
+    def run(self) -> None:
+        with self._captured_signals():
+            try:
+                self.startup()
+                self._serve_until_told_to_stop()
+            finally:
+                self.shutdown()
+
+    def _serve_until_told_to_stop(self) -> None:
+        try:
+            while not self.should_exit:
+                self.on_tick()
+        except ValueError as error:
+            # Startup has accepted what comes from outside. This is a fault of ours, which a restart may cure:
+            # it must not pass for a mistake in the configuration.
+            raise RuntimeError(f"a fault while serving: {error}") from error
+
+    # ---- startup
+
+    def startup(self) -> None:
+        """Everything is proven before the first socket opens; READY is sent when frames are served."""
+        self._closing.callback(os.close, claim(self.config.state.directory))
+        self._model = open_model(self.config, self._notifier)
+        self._closing.callback(self._model.runner.close)
+        self._store = ArtefactStore(self.config.state.directory)
+        self._store.sweep()
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="background")
+        self._closing.callback(self._background.shutdown, wait=True)
+        for name in self.config.sensors:
+            self.sensors[name] = self._new_sensor(name)
+        self._open_workers()
+        self._publish_facts()
+        self._open_sockets()
+        self._notifier.ready()
+        log.info("serving %s on %s", ", ".join(self.sensors), ", ".join(self._intake.endpoints))
+
+    def _new_sensor(self, name: str) -> Sensor:
+        config = self.config
+        path = InferencePath(self._model.runner, closer=self._close_later)
+        self._closing.callback(path.close)
+        restore(name, path, self._store, self._model)
+        capacity = max(config.recalibrate.frames, config.drift.window)
+        return Sensor(
+            name,
+            path,
+            Reservoir(capacity, config.sensors[name].sample_every),
+            DriftDetector(config.drift.threshold, config.drift.hold),
+            Recalibrator(config.recalibrate, self._clock(), serving=path.version != FACTORY),
+        )
+
+    def _close_later(self, runner: Runner) -> None:
+        self._background.submit(runner.close)
+
+    def _open_workers(self) -> None:
+        """The watch's and the fits' own processes; a fit may not delay a drift check."""
+        common = (self.config.model.path, self._model.backend.name, self.config.state.directory)
+        recalibration = Recalibration(
+            WorkerProcess(*common, threads=self.config.model.thread_count),
+            self._store,
+            self._model,
+            self.config.recalibrate.timeout,
+            self.config.drift.threshold,
+            self._events.put,
+        )
+        self._closing.callback(recalibration.close)
+        frames = self.config.recalibrate.frames
+        self._upkeep = Upkeep(
+            recalibration, self._store, self._model.digest, frames, self.metrics, self._background, self._clock
+        )
+        watch = DriftWatch(self.config.drift, self.sensors, WorkerProcess(*common, threads=1), self._events.put)
+        self._closing.callback(watch.close)
+        watch.start()
+
+    def _publish_facts(self) -> None:
+        backend = self._model.backend.name
+        self.metrics.build_info.labels(__version__, torch.__version__, backend).set(1)
+        self.metrics.model_info.labels(self._model.digest, backend).set(1)
+        for sensor in self.sensors.values():
+            self._upkeep.show_homogenizer(sensor, "restored")
+            self._upkeep.show_state(sensor)
+
+    def _open_sockets(self) -> None:
+        config = self.config
+        context = self._closing.enter_context(zmq.Context())
+        publisher = Publisher(context, config.output.bind)
+        self._closing.callback(publisher.close)
+        self._serving = Serving(self._model, publisher, self.metrics)
+        self._intake = Intake(context, config.input, self.sensors, self.metrics)
+        self._closing.callback(self._intake.close)
+        control = ControlServer(context, config.control.endpoint, self._answer)
+        self._closing.callback(control.close)
+        scrape = serve_metrics(config.metrics.host, config.metrics.port, self._registry)
+        self._closing.callback(scrape.close)
+        log.info("metrics on http://%s:%d/metrics", config.metrics.host, scrape.port)
+        self._intake.start()
+        control.start()
+
+    # ---- a tick
+
+    def on_tick(self) -> None:
+        """Serve the next frame if there is one, then do what has become due."""
+        frame = self._intake.take(TICK_S)
+        if frame is not None:
+            self._serve(frame, self.sensors[frame.sensor])
+        now = self._clock()
+        if now >= self._due:
+            self._due = now + TICK_S
+            self._do_what_is_due(now)
+
+    def _serve(self, frame: Frame, sensor: Sensor) -> None:
+        sensor.hold = frame.hold
+        try:
+            self._serving.serve(frame, sensor)
+        except FrameError as error:
+            self.metrics.frames_dropped.labels(sensor.name, error.reason).inc()
+        except RuntimeError as error:
+            self._survive(sensor, error)
+
+    def _survive(self, sensor: Sensor, error: RuntimeError) -> None:
+        """A runner failed on a frame: count it, and go back one step if a fitted homogenizer was serving."""
+        log.error("%s: inference failed: %s", sensor.name, error)
+        self.metrics.frames_dropped.labels(sensor.name, "inference").inc()
+        if sensor.path.version != FACTORY:
+            self._upkeep.roll_back(sensor, "error")
+
+    # ---- what is due
+
+    def _do_what_is_due(self, now: float) -> None:
+        self._obey()
+        while not self._events.empty():
+            event = self._events.get()
+            self._upkeep.take_in(event, self.sensors[event.sensor], now)
+        for sensor in self.sensors.values():
+            self._upkeep.step(sensor, now)
+        self._notifier.watchdog()
+        if now >= self._status_due:
+            self._status_due = now + STATUS_S
+            self._notifier.status(self._status_line())
+
+    def _status_line(self) -> str:
+        return "; ".join(
+            f"{s.name}: {s.recalibrator.state.value}, drift {s.drift_score:.2f}, ρ {s.path.version[:12]}"
+            for s in self.sensors.values()
+        )
+
+    # ---- commands
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Called by the control thread: reads plain values, queues what changes something."""
+        command, name = request["command"], request.get("sensor")
+        if command == "status":
+            return {
+                "version": __version__,
+                "model": self._model.digest,
+                "backend": self._model.backend.name,
+                "sensors": {n: s.status() for n, s in self.sensors.items()},
+            }
+        if command not in ("recalibrate", "rollback"):
+            raise ValueError(f"unknown command {command!r}: status, recalibrate or rollback")
+        if name not in self.sensors:
+            raise ValueError(f"unknown sensor {name!r}: configured are {', '.join(self.sensors)}")
+        if command == "rollback" and self.sensors[name].path.version == FACTORY:
+            raise ValueError(f"{name}: the factory homogenizer serves, there is nothing to go back to")
+        self._commands.put((command, name))
+        return {"sensor": name, "queued": command}
+
+    def _obey(self) -> None:
+        while not self._commands.empty():
+            command, name = self._commands.get()
+            if command == "recalibrate":
+                self.sensors[name].recalibrator.request()
+            else:
+                self._upkeep.roll_back(self.sensors[name], "operator")
+
+    # ---- the end
+
+    def shutdown(self) -> None:
+        """Close whatever was opened, in reverse order; safe after a half-finished startup."""
+        self._notifier.stopping()
+        self._closing.close()
+        log.info("stopped")
+
+    @contextmanager
+    def _captured_signals(self) -> Iterator[None]:
+        before = {s: signal.signal(s, self._handle_exit) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle_exit(self, number: int, frame: FrameType | None) -> None:
+        self.should_exit = True

@@ -1,0 +1,131 @@
+"""One recalibration, from a request to a homogenizer that is ready to serve, on a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from daemon.process import WorkerError, WorkerProcess, WorkerTimeout
+from daemon.sensor import Candidate, Sensor
+from daemon.startup import ServedModel
+from deploy.frozen import ModelError
+from deploy.path import InferencePath, Prepared, SwapRejected
+from deploy.store import FACTORY, ArtefactStore, StoreError
+
+GOLDEN_FRAMES = 4
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """The worker is at `stage`, `ratio` of it done; durations (s) of the stages that ended, by name."""
+
+    sensor: str
+    stage: str
+    ratio: float
+    durations: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A recalibration ended; `candidate` is there when another homogenizer shall serve."""
+
+    sensor: str
+    result: str
+    reason: str
+    candidate: Candidate | None = None
+    durations: dict[str, float] | None = None
+
+
+Post = Callable[[Progressed | Finished], None]
+
+
+class Recalibration:
+    """Does one recalibration at a time: two would only take the processor from each other."""
+
+    def __init__(
+        self,
+        worker: WorkerProcess,
+        store: ArtefactStore,
+        model: ServedModel,
+        timeout: float,
+        band: float,
+        post: Post,
+    ):
+        self._worker = worker
+        self._store = store
+        self._model = model
+        self._timeout = timeout
+        self._band = band
+        self._post = post
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="recalibration")
+        self._busy = False
+
+    @property
+    def free(self) -> bool:
+        return not self._busy
+
+    def start(self, sensor: Sensor, trigger: str, frames: int) -> None:
+        """Begin; what comes of it is posted. Only while `free`."""
+        self._busy = True
+        job = {
+            "job": "recalibrate",
+            "sensor": sensor.name,
+            "active": sensor.path.version,
+            "trigger": trigger,
+            "band": self._band,
+            "until": time.time(),
+            "seed": int(time.time()),
+        }
+        self._executor.submit(self._run, sensor, job, frames)
+
+    def close(self) -> None:
+        self._worker.close()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _run(self, sensor: Sensor, job: dict[str, Any], frames: int) -> None:
+        try:
+            self._post(self._recalibrate(sensor, job, frames))
+        except Exception as error:  # whatever broke, the sensor's state machine must hear that it ended
+            log.exception("recalibration of %s broke", sensor.name)
+            self._post(Finished(sensor.name, "failed", str(error)))
+        finally:
+            self._busy = False
+
+    def _recalibrate(self, sensor: Sensor, job: dict[str, Any], frames: int) -> Finished:
+        images = sensor.reservoir.latest(frames)
+
+        def report(message: dict[str, Any]) -> None:
+            durations = {k[: -len("_seconds")]: v for k, v in message.items() if k.endswith("_seconds")}
+            self._post(Progressed(sensor.name, message["stage"], message["ratio"], durations))
+
+        try:
+            answer = self._worker.call(job, images, self._timeout, report)
+            if answer["result"] not in ("accepted", "factory"):
+                return Finished(sensor.name, answer["result"], answer["reason"])
+            golden = self._model.preprocessor.normalise(images[:: max(1, len(images) // GOLDEN_FRAMES)][:GOLDEN_FRAMES])
+            candidate = Candidate(self._prepare(sensor.path, answer["version"], golden), incumbent=job["active"])
+        except WorkerTimeout as error:
+            return Finished(sensor.name, "timeout", str(error))
+        except (WorkerError, StoreError, ModelError, SwapRejected) as error:
+            return Finished(sensor.name, "failed", str(error))
+        finally:
+            self._worker.finish()  # gives a fit's memory back to the device
+        durations = {"compile": answer["compile_seconds"]} if "compile_seconds" in answer else {}
+        return Finished(sensor.name, answer["result"], answer["reason"], candidate, durations)
+
+    def _prepare(self, path: InferencePath, version: str, golden: np.ndarray) -> Prepared:
+        """Load what the worker stored, from the disk and checked, and prove it where it will run."""
+        if version == FACTORY:
+            return path.prepare(version, None, golden)
+        artefact = self._store.get(version, self._model.digest)
+        if artefact.compiled is None:
+            raise StoreError(f"the compiled form of homogenizer {version[:12]} is gone")
+        return path.prepare(version, self._model.backend.load(artefact.compiled, threads=1), golden)

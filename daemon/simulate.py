@@ -1,0 +1,189 @@
+"""A camera in software: pictures from a file, a drift that sets in, frames over ZeroMQ at a steady rate."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import zmq
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from daemon.distort import KINDS, Drift, SimulationError, parse_drift
+from daemon.frame import build_frame
+from daemon.images import load_images
+from daemon.sockets import bind, connect, open_socket
+
+ENCODINGS = ("rgb8", "bgr8", "mono8", "mono16", "jpeg", "png")
+SEND_QUEUE = 4  # frames; a longer queue would only show the reader older pictures
+LINGER_MS = 1000  # the last frames of a finite run still go out
+READER_WAIT_S = 2.0  # a daemon that runs has connected by then
+
+Wait = Callable[[float], bool]  # sleeps for some seconds; True when told to stop, as threading.Event.wait
+
+
+def open_camera(context: zmq.Context, endpoint: str, *, pattern: str = "pub", binds: bool = False) -> zmq.Socket[bytes]:
+    """Open the sending socket. For "pub" an XPUB: a PUB that can tell whether anybody listens."""
+    socket = open_socket(context, zmq.XPUB if pattern == "pub" else zmq.PUSH)
+    socket.setsockopt(zmq.SNDHWM, SEND_QUEUE)
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    socket.setsockopt(zmq.IMMEDIATE, 1)  # no queue towards a daemon that is not there
+    try:
+        (bind if binds else connect)(socket, endpoint)
+    except OSError as error:
+        raise SimulationError(error.strerror) from error
+    return socket
+
+
+def wait_for_reader(socket: zmq.Socket[bytes], seconds: float) -> bool:
+    """Wait until somebody listens, so that the first frame is not sent to nobody."""
+    event = zmq.POLLIN if socket.getsockopt(zmq.TYPE) == zmq.XPUB else zmq.POLLOUT
+    return bool(socket.poll(int(seconds * 1000), event))
+
+
+def send(socket: zmq.Socket[bytes], parts: list[bytes]) -> bool:
+    """Send without waiting, as a camera must; False when nobody took the frame."""
+    try:
+        socket.send_multipart(parts, zmq.NOBLOCK)
+    except zmq.Again:
+        return False
+    return True
+
+
+def paced(
+    rate: float, wait: Wait, *, frames: int | None = None, monotonic: Callable[[], float] = time.monotonic
+) -> Iterator[int]:
+    """Yield 0, 1, 2, … `rate` times a second, until told to stop.
+
+    The times come from one fixed schedule, so delays do not add up; whole periods missed are left out, not
+    made up for in a burst.
+    """
+    start, slot, number = monotonic(), 0, 0
+    while frames is None or number < frames:
+        slot = max(slot, math.floor((monotonic() - start) * rate))
+        if wait(max(0.0, start + slot / rate - monotonic())):
+            return
+        yield number
+        number, slot = number + 1, slot + 1
+
+
+def picture(image: np.ndarray, encoding: str) -> np.ndarray:
+    """Return an RGB picture as an encoding wants it: itself, or (H, W) grey in 8 or 16 bits."""
+    if not encoding.startswith("mono"):
+        return image
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    return grey.astype(np.uint16) * 257 if encoding == "mono16" else grey  # 257 * 255 is all 16 bits
+
+
+def publish(
+    socket: zmq.Socket[bytes],
+    sensor: str,
+    images: np.ndarray,
+    *,
+    fps: float,
+    wait: Wait,
+    drift: Drift | None = None,
+    after: float = 0.0,
+    frames: int | None = None,
+    encoding: str = "rgb8",
+    on_frame: Callable[[bool], None] = lambda sent: None,
+    monotonic: Callable[[], float] = time.monotonic,
+    wall_ns: Callable[[], int] = time.time_ns,
+) -> int:
+    """Publish the images in a loop, drifted from `after` seconds on; returns how many frames were sent."""
+    start, sent = monotonic(), 0
+    for seq in paced(fps, wait, frames=frames, monotonic=monotonic):
+        image = images[seq % len(images)]
+        if drift is not None and monotonic() - start >= after:
+            image = drift(image, seq)
+        parts = build_frame(sensor, picture(image, encoding), seq=seq, timestamp=wall_ns(), encoding=encoding)
+        taken = send(socket, parts)
+        sent += taken
+        on_frame(taken)
+    return sent
+
+
+def at_least(low: float, kind: type[int] | type[float] = float) -> Callable[[str], float]:
+    """Return an argparse type for a finite number that is not below `low`."""
+
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            if low <= (value := kind(text)) < math.inf:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {'an integer' if kind is int else 'a number'} >= {low:g}")
+
+    return parse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `recald simulate` takes."""
+    drifts = "; ".join(f"{name} in {kind.unit}" for name, kind in KINDS.items())
+    add = parser.add_argument
+    add("--images", type=Path, required=True, help="folder of png or jpg files, or .npz with key images")
+    add("--endpoint", default="tcp://127.0.0.1:5550", help="where the frames go (%(default)s)")
+    add("--pattern", choices=("pub", "push"), default="pub", help="kind of socket (%(default)s)")
+    add("--bind", action="store_true", help="bind the endpoint instead of connecting to it")
+    add("--sensor", default="front", help="sensor id (%(default)s)")
+    add("--fps", type=at_least(0.01), default=30.0, help="frames a second (%(default)g)")
+    add("--frames", type=at_least(1, int), help="stop after so many frames (default: go on)")
+    add("--drift", default="", help=f"such as fixed-pattern=12,blur=0.7; known are: {drifts}")
+    add("--after", type=at_least(0), default=0.0, help="seconds until the drift sets in (%(default)g)")
+    add("--encoding", choices=ENCODINGS, default="rgb8", help="of the frames (%(default)s)")
+    add("--seed", type=at_least(0, int), default=0, help="of the random drifts (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run `recald simulate` until the frames are sent or a signal arrives."""
+    drift = parse_drift(args.drift, args.seed)
+    images, _ = load_images(args.images)
+    stop = threading.Event()
+    with zmq.Context() as context, stopped_by_signals(stop):
+        socket = open_camera(context, args.endpoint, pattern=args.pattern, binds=args.bind)
+        with socket, _progress(args.frames) as on_frame:
+            if not wait_for_reader(socket, READER_WAIT_S):
+                print(f"recald simulate: nobody listens at {args.endpoint} yet", file=sys.stderr)
+            sent = publish(
+                socket,
+                args.sensor,
+                images,
+                fps=args.fps,
+                wait=stop.wait,
+                drift=drift,
+                after=args.after,
+                frames=args.frames,
+                encoding=args.encoding,
+                on_frame=on_frame,
+            )
+    print(f"{sent} frames sent")
+    return 0
+
+
+@contextmanager
+def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    """Set the event on SIGINT and SIGTERM, for the main thread."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress(frames: int | None) -> Iterator[Callable[[bool], Any]]:
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.completed:.0f} frames"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=frames)
+        yield lambda sent: progress.advance(task, sent)

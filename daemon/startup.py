@@ -1,0 +1,129 @@
+"""What has to hold before the first frame: a state directory of its own, the right model, proven homogenizers."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from calibrate.features import tap
+from daemon.config import Config
+from daemon.notify import Notifier
+from daemon.preprocess import Preprocessor
+from deploy.backend import Backend, Runner, load_backend
+from deploy.cache import compile_cached
+from deploy.frozen import FrozenModel, ModelError, load_frozen
+from deploy.path import InferencePath, SwapRejected
+from deploy.store import ArtefactStore
+
+PATIENCE_S = 30.0  # asked of systemd, again and again, while a compile goes on
+GOLDEN_FRAMES = 2  # of noise: at a start there are no frames yet to prove a homogenizer on
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """Φ as it serves, and what its card says about frames."""
+
+    frozen: FrozenModel
+    backend: Backend
+    runner: Runner
+    preprocessor: Preprocessor
+
+    @property
+    def digest(self) -> str:
+        return self.frozen.digest
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return _input_shape(self.frozen)
+
+
+def claim(directory: Path) -> int:
+    """Lock the state directory; returns the descriptor that holds the lock. OSError where another daemon has it.
+
+    The directory itself is locked, so that a full disk does not keep the daemon from starting.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise OSError(
+            error.errno,
+            f"another recald uses {directory}: stop it first, or set another state.directory",
+        ) from error
+    return descriptor
+
+
+def open_model(config: Config, notifier: Notifier) -> ServedModel:
+    """Load Φ, refuse any other than the pinned one, compile it or take it from the cache, and load it to serve."""
+    notifier.status("loading the frozen model")
+    frozen = load_frozen(config.model.path)
+    _refuse_other_model(frozen, config.model.sha256)
+    tap(frozen.module)  # UnsupportedModel now, not at the first drift
+    backend = load_backend(config.model.backend)
+    notifier.status(f"compiling the frozen model with {backend.name}")
+    example = torch.zeros(1, *_input_shape(frozen))
+    with _asking_for_patience(notifier):
+        compiled = compile_cached(backend, frozen, example, config.state.directory / "compiled")
+    runner = backend.load(compiled, config.model.thread_count)
+    return ServedModel(frozen, backend, runner, Preprocessor(frozen.card))
+
+
+def restore(sensor: str, path: InferencePath, store: ArtefactStore, model: ServedModel) -> None:
+    """Let the last good homogenizer serve again, or the factory one if there is none that can be believed."""
+    version, artefact, problems = store.load_current(sensor, model.digest)
+    for problem in problems:
+        log.error("%s: %s", sensor, problem)
+    if artefact is None:
+        return
+    try:
+        compiled = artefact.compiled
+        if compiled is None or artefact.manifest["compiled"]["backend"] != model.backend.name:
+            compiled = model.backend.compile(artefact.homogenizer, torch.zeros(1, *model.input_shape))
+        golden = np.random.default_rng(0).standard_normal((GOLDEN_FRAMES, *model.input_shape), np.float32)
+        path.commit(path.prepare(version, model.backend.load(compiled, threads=1), golden))
+    except (ModelError, SwapRejected) as error:
+        log.warning("%s: homogenizer %s cannot serve: %s", sensor, version[:12], error)
+
+
+@contextmanager
+def _asking_for_patience(notifier: Notifier) -> Iterator[None]:
+    """A compile may take minutes on a small device: systemd hears that it goes on."""
+    done = threading.Event()
+
+    def tell() -> None:
+        while not done.wait(PATIENCE_S / 6):
+            notifier.extend_timeout(PATIENCE_S)
+
+    teller = threading.Thread(target=tell, name="patience", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()
+
+
+def _input_shape(frozen: FrozenModel) -> tuple[int, int, int]:
+    card = frozen.card.input
+    return card.channels, card.height, card.width
+
+
+def _refuse_other_model(frozen: FrozenModel, pinned: str | None) -> None:
+    if pinned is not None and frozen.digest != pinned:
+        raise ModelError(
+            f"{frozen.path}: its SHA-256 is {frozen.digest}, model.sha256 in the configuration pins {pinned}: "
+            "deploy the certified model, or change the pin on purpose"
+        )

@@ -1,0 +1,206 @@
+"""The worker process: drift checks and fits, away from the frames.
+
+A process of its own, because exports and compiles hold Python's lock for hundreds of milliseconds, and because
+whatever goes wrong in here, a crash, a leak or a hang, must not cost a frame. It reads jobs from a pipe and
+answers on it; it ends when the daemon does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from calibrate import FitError, fit, tap
+from calibrate.drift import collect_moments, drift_score
+from calibrate.judge import CHUNK, incumbents, judge, needs_no_fit, needs_no_homogenizer
+from calibrate.proxy import accuracy_proxy
+from daemon import __version__
+from daemon.preprocess import Preprocessor
+from daemon.wire import pack, unpack
+from deploy.backend import ParityError, check_parity, load_backend
+from deploy.frozen import FrozenModel, ModelError, load_frozen
+from deploy.store import FACTORY, ArtefactStore, StoreError
+
+NICENESS = 10  # a serving thread gets about nine times this process's share of a contended core
+OUT_OF_MEMORY_SCORE = 500  # where memory runs out, the kernel shall take the worker and leave the daemon
+HELD_OUT_EVERY = 4  # every fourth frame judges and is not fitted to
+GOLDEN_FRAMES = 8
+
+log = logging.getLogger(__name__)
+Send = Callable[[dict[str, Any]], None]
+
+
+class Worker:
+    """Answers jobs about one frozen model."""
+
+    def __init__(self, frozen: FrozenModel, backend: str, store: ArtefactStore):
+        self._frozen = frozen
+        self._backend = load_backend(backend)
+        self._store = store
+        self._taps = tap(frozen.module)
+        self._normalise = Preprocessor(frozen.card).normalise
+        self._loaded: dict[str, tuple[str, nn.Module]] = {}  # by sensor: version and homogenizer
+
+    def answer(self, job: dict[str, Any], images: np.ndarray, send: Send) -> None:
+        """Do one job; the last message it sends has "done": true."""
+        if job["job"] == "observe":
+            send({"done": True, **self.observe(job, images)})
+        else:
+            send({"done": True, **self.recalibrate(job, images, send)})
+
+    def observe(self, job: dict[str, Any], images: np.ndarray) -> dict[str, Any]:
+        """Drift scores of frames (n, h, w, C) as they come and as they are served, and accuracy proxies."""
+        frames = torch.from_numpy(self._normalise(images))
+        homogenizer = self._active(job)
+        moments, outputs = collect_moments(self._taps, frames.split(CHUNK))
+        raw = served = drift_score(moments, self._taps.reference)
+        if homogenizer is not None:
+            with torch.no_grad():
+                chunks = [homogenizer(chunk) for chunk in frames.split(CHUNK)]
+            moments, outputs = collect_moments(self._taps, chunks)
+            served = drift_score(moments, self._taps.reference)
+        proxy = accuracy_proxy(outputs) if outputs is not None else None
+        return {
+            "raw": raw.score,
+            "homogenized": served.score,
+            "layers": dict(zip(self._taps.names, served.layers, strict=True)),
+            "proxy": {"confidence": proxy.confidence, "certainty": proxy.certainty} if proxy else {},
+        }
+
+    def recalibrate(self, job: dict[str, Any], images: np.ndarray, send: Send) -> dict[str, Any]:
+        """Fit, judge, compile, check and store; {"result": ..., "reason": ..., "version": ...}."""
+        frames = torch.from_numpy(self._normalise(images))
+        held_out = frames[::HELD_OUT_EVERY]
+        active = self._active(job)
+        against = incumbents(self._taps, active, held_out)
+        if needs_no_fit(against, job["band"]):
+            return {"result": "unneeded", "reason": "the frames as served are within the clean band"}
+        if needs_no_homogenizer(against, job["band"]):
+            return {"result": "factory", "version": FACTORY, "reason": "the frames are clean again without one"}
+        kept = torch.arange(len(frames)) % HELD_OUT_EVERY != 0
+        began = time.perf_counter()
+        fitted = fit(
+            self._frozen.module,
+            frames[kept],
+            seed=job["seed"],
+            progress=lambda done, of, _: send({"stage": "fitting", "ratio": done / of}),
+        )
+        fit_seconds = time.perf_counter() - began
+        send({"stage": "judging", "ratio": 0.0, "fit_seconds": fit_seconds})
+        candidate = fitted.homogenizer.eval()
+        verdict = judge(self._taps, candidate, held_out, against, job["band"])
+        if not verdict.accepted:
+            return {"result": "rejected", "reason": verdict.reason}
+        send({"stage": "compiling", "ratio": 0.0})
+        began = time.perf_counter()
+        compiled = self._compile(candidate, held_out[:GOLDEN_FRAMES])
+        manifest = self._manifest(job, len(frames), fitted.start, fitted.steps, fit_seconds)
+        version = self._store.put(candidate, manifest | {"verdict": verdict.as_dict()}, compiled, self._backend.name)
+        compile_seconds = time.perf_counter() - began
+        return {
+            "result": "accepted",
+            "reason": verdict.reason,
+            "version": version,
+            "compile_seconds": compile_seconds,
+        }
+
+    def _compile(self, candidate: nn.Module, golden: Tensor) -> bytes:
+        """The backend's form of the candidate, proven equal to the eager one on golden frames."""
+        compiled = self._backend.compile(candidate, golden[:1])
+        runner = self._backend.load(compiled, threads=1)
+        try:
+            check_parity(runner, candidate, golden)
+        finally:
+            runner.close()
+        return compiled
+
+    def _manifest(self, job: dict[str, Any], frames: int, start: str, steps: int, seconds: float) -> dict[str, Any]:
+        return {
+            "sensor": job["sensor"],
+            "model": self._frozen.digest,
+            "parent": job["active"],
+            "trigger": job["trigger"],
+            "seed": job["seed"],
+            "frames": {"count": frames, "until": job["until"]},
+            "fit": {"start": start, "steps": steps, "seconds": seconds},
+            "versions": {
+                "recald": __version__,
+                "torch": torch.__version__,
+                "backend": self._backend.version(),
+            },
+        }
+
+    def _active(self, job: dict[str, Any]) -> nn.Module | None:
+        """The homogenizer that serves the job's sensor, read from the disk once."""
+        sensor, version = job["sensor"], job["active"]
+        if version == FACTORY:
+            return None
+        if self._loaded.get(sensor, ("", None))[0] != version:
+            self._loaded[sensor] = version, self._store.get(version, self._frozen.digest).homogenizer
+        return self._loaded[sensor][1]
+
+
+def serve(worker: Worker, connection: Connection) -> None:
+    """Answer jobs until the daemon closes its end; ConnectionError if it goes away in the middle of one."""
+
+    def send(message: dict[str, Any]) -> None:
+        connection.send_bytes(pack(message))
+
+    while True:
+        try:
+            job, images = unpack(connection.recv_bytes())
+        except EOFError:
+            return
+        assert images is not None
+        try:
+            worker.answer(job, images, send)
+        except ConnectionError:  # an OSError, but nobody is left to hear of it
+            raise
+        except (FitError, ParityError, ModelError, StoreError, ValueError, RuntimeError, OSError) as error:
+            log.exception("%s failed", job["job"])
+            send({"done": True, "result": "failed", "reason": f"{type(error).__name__}: {error}"})
+
+
+def step_back() -> None:
+    """Leave processor and memory to the daemon wherever they are short."""
+    os.nice(NICENESS)
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(OUT_OF_MEMORY_SCORE))
+    except OSError as error:  # a container may show /proc read-only
+        log.warning("if memory runs out, the daemon may be taken before its worker: %s", error)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="started by recald run")
+    parser.add_argument("--connection", type=int, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--backend", required=True)
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="%(levelname)s worker: %(message)s")
+    step_back()
+    torch.set_num_threads(args.threads)
+    with Connection(args.connection) as connection:
+        worker = Worker(load_frozen(args.model), args.backend, ArtefactStore(args.state))
+        try:
+            connection.send_bytes(pack({"ready": True}))
+            serve(worker, connection)
+        except ConnectionError:
+            log.warning("the daemon went away in the middle of a job")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
