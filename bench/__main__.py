@@ -1,0 +1,27 @@
+"""`python -m bench latency|fit --json FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench import fit, latency
+from bench.report import write
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    commands = parser.add_subparsers(dest="name", required=True)
+    for name, module in (("latency", latency), ("fit", fit)):
+        command = commands.add_parser(name, help=module.__doc__, description=module.__doc__)
+        command.add_argument("--json", type=Path, help="where the measurements are written")
+        module.add_arguments(command)
+        command.set_defaults(measure=module.measure)
+    args = parser.parse_args()
+    write(args.name, args.measure(args), args.json)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
