@@ -1,0 +1,103 @@
+"""Fixtures that several test files share."""
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import zmq
+
+DATA = Path(os.environ.get("RECALD_DATA", Path(__file__).parents[2] / "shared" / "data"))
+DATA_OUTCOMES = pytest.StashKey[dict[str, str]]()  # of the tests marked data, by test
+
+# How long an example takes says something about the machine, and nothing about the code.
+hypothesis.settings.register_profile("recald", deadline=None)
+hypothesis.settings.load_profile("recald")
+
+
+def pytest_configure(config):
+    config.stash[DATA_OUTCOMES] = {}
+
+
+def pytest_collection_modifyitems(items):
+    """What looks back on the others comes last."""
+    items.sort(key=lambda item: item.path.name == "test_data_was_used.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    if item.get_closest_marker("data") and (report.when == "call" or report.skipped):
+        item.config.stash[DATA_OUTCOMES][item.nodeid] = report.outcome
+    return report
+
+
+@pytest.fixture(scope="session")
+def recald_data() -> Path:
+    """The folder of real images and networks."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real data in {DATA}: set RECALD_DATA to the folder that holds cifar10_test.npz")
+    return DATA
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context]:
+    """A ZeroMQ context that fails the test where a socket of it is left open, instead of hanging."""
+    context = zmq.Context()
+    yield context
+    ending = threading.Thread(target=context.term, daemon=True)
+    ending.start()
+    ending.join(5)
+    assert not ending.is_alive(), "a ZeroMQ socket was left open"
+
+
+@pytest.fixture
+def open_peer(context) -> Iterator[Callable[..., zmq.Socket]]:
+    """Open sockets of the test's own, connected or bound; they are closed when the test ends."""
+    opened: list[zmq.Socket] = []
+
+    def open_peer(kind: int, *, connect: str = "", bind: str = "", **options: object) -> zmq.Socket:
+        opened.append(socket := context.socket(kind))
+        socket.linger = 0
+        socket.rcvtimeo = socket.sndtimeo = 5000
+        for name, value in options.items():
+            setattr(socket, name, value)
+        if connect:
+            socket.connect(connect)
+        if bind:
+            socket.bind(bind)
+        return socket
+
+    yield open_peer
+    for socket in opened:
+        socket.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The exported synthetic network, with its card; not to be changed."""
+    import synthetic  # both take the second that torch needs
+
+    from deploy.frozen import export_model
+
+    path = tmp_path_factory.mktemp("model") / "tiny.pt2"
+    export_model(
+        synthetic.FACTORY,
+        None,
+        path,
+        input_shape=synthetic.SHAPE,
+        mean=synthetic.MEAN,
+        std=synthetic.STD,
+        classes=synthetic.CLASSES,
+    )
+    return path
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a path short enough for UNIX sockets, wherever pytest keeps its own."""
+    with tempfile.TemporaryDirectory(prefix="recald-", dir="/tmp") as folder:
+        yield Path(folder)

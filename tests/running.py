@@ -1,0 +1,230 @@
+"""recald as users run it, for the tests: a real process, a camera, a reader of its results, a scraper."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import yaml
+import zmq
+from prometheus_client.parser import text_string_to_metric_families
+from synthetic import images
+
+from daemon.control import request
+from daemon.frame import build_frame
+from daemon.results import parse_result
+
+PATIENCE = 60.0  # s for what takes a few on an idle machine
+PERIOD = 0.02  # s between frames: 50 a second
+RECALD = [sys.executable, "-m", "daemon"]
+
+
+def eventually(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
+    """The first true value of `condition`; AssertionError naming `what` if there is none in time."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        time.sleep(0.05)
+    return value
+
+
+def recald(*arguments: str | Path, timeout: float = PATIENCE, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    command = [*RECALD, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
+
+
+def write_config(folder: Path, model_path: Path, /, **sections: dict[str, Any]) -> Path:
+    """Write folder/recald.yaml: quick drift checks, small fits, sockets in `folder`; `sections` add and replace."""
+    config: dict[str, Any] = {
+        "version": 1,
+        "model": {"path": str(model_path), "backend": "eager"},
+        "sensors": {"front": {}, "rear": {}},
+        "input": {"bind": [f"ipc://{folder}/frames"]},
+        "output": {"bind": f"ipc://{folder}/results"},
+        "metrics": {"port": 0},
+        "control": {"endpoint": f"ipc://{folder}/control"},
+        "state": {"directory": str(folder / "state")},
+        "drift": {"window": 64, "interval": 0.2, "threshold": 2.0, "hold": 0.5},
+        "recalibrate": {"every": "1h", "frames": 64, "backoff": "1s", "timeout": "1m"},
+    }
+    for name, section in sections.items():
+        config[name] = {**config.get(name, {}), **section}
+    path = folder / "recald.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+class Daemon:
+    """`recald run`; leaving the context ends it and its workers in any case."""
+
+    def __init__(self, config: Path, **environment: str):
+        self.config, self.log_path = config, config.with_name("recald.log")
+        settings = yaml.safe_load(config.read_text())
+        self.frames, self.results = settings["input"]["bind"][0], settings["output"]["bind"]
+        self.control, self.state = settings["control"]["endpoint"], Path(settings["state"]["directory"])
+        with self.log_path.open("wb") as said:
+            command = [*RECALD, "run", "--config", str(config)]
+            self.process = subprocess.Popen(command, stdout=said, stderr=said, env=os.environ | environment)
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        workers = self.workers()
+        self.process.kill()
+        self.process.wait()
+        for worker in workers:
+            if worker.is_running():
+                worker.kill()
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def wait_until_serving(self) -> Daemon:
+        def serving() -> bool:
+            assert self.process.poll() is None, f"recald ended with {self.process.returncode}:\n{self.log}"
+            return " serving " in self.log
+
+        eventually(serving, "recald serves")
+        return self
+
+    def workers(self) -> list[psutil.Process]:
+        """Oldest first."""
+        try:
+            children = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+        return sorted(children, key=lambda child: child.create_time())
+
+    def status(self, sensor: str = "front") -> dict[str, Any]:
+        return request(self.control, {"command": "status"}, 10)["sensors"][sensor]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples of this name and with these labels; 0 if there are none."""
+        return sum(value for has, value in self.samples(name) if labels.items() <= has.items())
+
+    def samples(self, name: str) -> list[tuple[dict[str, str], float]]:
+        address = self.log.split(" metrics on ")[1].split()[0]
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            families = text_string_to_metric_families(answer.read().decode())
+            return [(s.labels, s.value) for family in families for s in family.samples if s.name == name]
+
+    def stop(self, number: int = signal.SIGTERM) -> tuple[int, float]:
+        """Signal it; the exit code and how long it took (s)."""
+        began = time.monotonic()
+        self.process.send_signal(number)
+        return self.process.wait(PATIENCE), time.monotonic() - began
+
+
+class Camera:
+    """Sends frames of any sensor and reads the results; keeps account of both. A context."""
+
+    def __init__(self, daemon: Daemon):
+        self.sent: dict[str, list[int]] = defaultdict(list)
+        self.answers: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._next: dict[str, int] = defaultdict(int)
+        self._context = zmq.Context()
+        self._out = self._context.socket(zmq.XPUB)
+        self._in = self._context.socket(zmq.SUB)
+        self._in.subscribe(b"")
+        self._out.connect(daemon.frames)
+        self._in.connect(daemon.results)
+
+    def __enter__(self) -> Camera:
+        self._join()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._context.destroy(linger=0)
+
+    def send(self, image: np.ndarray, sensor: str = "front", **options: Any) -> int:
+        """Send one frame; returns its sequence number."""
+        seq = self._next[sensor]
+        self._next[sensor] += 1
+        self.sent[sensor].append(seq)
+        self._out.send_multipart(build_frame(sensor, image, seq=seq, timestamp=time.time_ns(), **options))
+        return seq
+
+    def send_parts(self, parts: list[bytes]) -> None:
+        self._out.send_multipart(parts, copy=False)
+
+    def receive(self, timeout: float) -> tuple[str, dict[str, Any], np.ndarray] | None:
+        if not self._in.poll(round(timeout * 1000)):
+            return None
+        sensor, header, output = parse_result(self._in.recv_multipart())
+        self.answers[sensor].append(header)
+        return sensor, header, output
+
+    def ask(self, image: np.ndarray, sensor: str = "front", **options: Any) -> tuple[dict[str, Any], np.ndarray]:
+        """Send one frame and return its result."""
+        seq = self.send(image, sensor, **options)
+        while (result := self.receive(PATIENCE)) is not None:
+            if result[0] == sensor and result[1]["seq"] == seq:
+                return result[1:]
+        raise AssertionError(f"no result for frame {seq} of {sensor}")
+
+    def reach(self) -> None:
+        """Send until a frame is answered, as after a lost connection."""
+        eventually(lambda: self.send(images(1, 0)[0]) >= 0 and self.receive(0.1), "frames reach the daemon again")
+
+    def stream(
+        self,
+        pictures: dict[str, np.ndarray],
+        until: Callable[[], Any],
+        what: str,
+        timeout: float = PATIENCE,
+        hold: bool = False,
+    ) -> None:
+        """Send these images of each sensor in turn, at a steady rate, until a condition holds."""
+        deadline = time.monotonic() + timeout
+        for number in _steadily():
+            for sensor, stack in pictures.items():
+                self.send(stack[number % len(stack)], sensor, hold=hold)
+            while self.receive(0):
+                pass
+            if number % 5 == 4 and until():
+                return
+            assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+
+    def settle(self) -> None:
+        """Read results until the newest frame of each sensor has its own."""
+        while any(self.answers[name][-1]["seq"] != numbers[-1] for name, numbers in self.sent.items()):
+            assert self.receive(PATIENCE), "the newest frame has no result"
+
+    def _join(self) -> None:
+        """A publisher loses what it sends before the other side has subscribed, both ways; then the account opens."""
+        assert self._out.poll(round(PATIENCE * 1000)), "the daemon does not subscribe"
+        clean = images(1, 0)[0]
+        eventually(lambda: self.send(clean) >= 0 and self.receive(0.1), "frames lead to results")
+        self.settle()
+        self.sent.clear()
+        self.answers.clear()
+        self.ask(clean)
+
+
+@contextmanager
+def serving(config: Path) -> Iterator[tuple[Daemon, Camera]]:
+    """A daemon that serves, and a camera whose frames it answers."""
+    with Daemon(config) as daemon, Camera(daemon.wait_until_serving()) as camera:
+        yield daemon, camera
+
+
+def _steadily() -> Iterator[int]:
+    began, number = time.monotonic(), 0
+    while True:
+        yield number
+        number += 1
+        time.sleep(max(0.0, began + number * PERIOD - time.monotonic()))

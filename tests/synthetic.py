@@ -1,0 +1,74 @@
+"""A network that can be trained in a second, and the images it is trained on: which corner is lit?"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+SHAPE = (3, 16, 16)
+MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
+CLASSES = ["north-west", "north-east", "south-west", "south-east"]
+FACTORY = "synthetic:trained_network"  # for `recald export`, in this folder
+CORNERS = np.kron(np.eye(4).reshape(4, 2, 2), np.ones((3, 3)))  # (4, 6, 6)
+
+
+def images(count: int, seed: int) -> np.ndarray:
+    """(n, 16, 16, 3) RGB uint8, as the network is trained on."""
+    return labelled(count, seed)[0]
+
+
+def labelled(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images of coloured blotches with one lit corner, and which corner: (n,)."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, len(CLASSES), count)
+    scene = random.normal(0, 0.6, (count, 6, 6, 3)) + random.normal(0, 0.3, (count, 1, 1, 1))
+    scene += 1.2 * CORNERS[labels][..., None]
+    smooth = np.stack([cv2.resize(one, (16, 16), interpolation=cv2.INTER_CUBIC) for one in scene])
+    return np.clip(115 + 45 * smooth, 0, 255).astype(np.uint8), labels
+
+
+def drifted(clean: np.ndarray) -> np.ndarray:
+    """The same scenes under a shorter exposure and another white balance."""
+    return (clean * np.array([0.45, 0.6, 0.8])).astype(np.uint8)
+
+
+def normalised(batch: np.ndarray) -> torch.Tensor:
+    """(n, h, w, 3) uint8 to (n, 3, h, w), as the model card says."""
+    return (torch.from_numpy(batch).permute(0, 3, 1, 2) / 255 - MEAN[0]) / STD[0]
+
+
+def trained_network() -> nn.Module:
+    """Always the same weights; its BatchNorm statistics are those of `images`."""
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8, momentum=None),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, stride=2, padding=1),
+        nn.BatchNorm2d(12, momentum=None),
+        nn.ReLU(),
+        nn.AvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(48, len(CLASSES)),
+    )
+    batches = [labelled(64, seed) for seed in range(100, 120)]
+    optimizer = torch.optim.Adam(module.parameters(), 0.01)
+    for batch, labels in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(module(normalised(batch)), torch.from_numpy(labels)).backward()
+        optimizer.step()
+    _measure_statistics(module, [normalised(batch) for batch, _ in batches])
+    return module.eval()
+
+
+def _measure_statistics(module: nn.Module, batches: list[torch.Tensor]) -> None:
+    """Those of the weights as they are now: training moved them while it averaged."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()
+    with torch.no_grad():
+        for batch in batches:
+            module(batch)

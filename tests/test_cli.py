@@ -1,0 +1,159 @@
+"""The command line as a person uses it: real processes, exit codes, one clear line."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from running import recald, write_config
+
+from daemon import __version__
+from daemon.cli import EX_CONFIG, EX_TEMPFAIL, main
+from daemon.control import ControlServer
+from deploy.card import ModelCard, card_path
+from deploy.frozen import digest_file
+
+COMMANDS = ["run", "check-config", "export", "status", "recalibrate", "rollback", "simulate", "demo"]
+TESTS = Path(__file__).parent
+STATUS = {"front": {"state": "fitting", "progress": 0.25, "homogenizer": "c0ffee" * 10, "drift_score": 3.456}}
+STATUS["front"] |= {"drift_alarm": True, "frames": 7, "last_fit": "none yet"}
+
+
+def refused(done) -> str:
+    """The one line on standard error of a command that was refused."""
+    assert done.returncode == EX_CONFIG
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+# ---- help
+
+
+def test_every_command_is_tested(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert re.findall(r"^    ([a-z-]+)  ", capsys.readouterr().out, re.MULTILINE) == COMMANDS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(command: str, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"example: recald {command} -" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_version_is_that_of_the_package():
+    assert recald("--version").stdout == f"recald {__version__}\n"
+
+
+# ---- check-config and run
+
+
+def test_a_configuration_without_mistakes_is_ok(tmp_path: Path, tiny_model: Path):
+    config = write_config(tmp_path, tiny_model)
+    done = recald("check-config", "--config", config)
+    assert done.returncode == 0
+    assert done.stdout == f"{config}: ok, 2 sensor(s), model {tiny_model}\n"
+
+
+def test_check_config_names_each_mistake_with_its_line(tmp_path: Path, tiny_model: Path):
+    config = write_config(tmp_path, tiny_model, drift={"window": 3}, output={"bnd": "ipc:///x"})
+    done = recald("check-config", "--config", config)
+    assert done.returncode == EX_CONFIG
+    first, second = done.stderr.removeprefix("recald check-config: ").splitlines()
+    assert re.match(rf"{config}:\d+: drift\.window: ", first)
+    assert re.match(rf"{config}:\d+: output\.bnd: ", second)
+
+
+@pytest.mark.parametrize("lost", ["model.pt2", "model.yaml"])
+def test_check_config_names_the_missing_model_or_card(tmp_path: Path, tiny_model: Path, lost: str):
+    model = tmp_path / "model.pt2"
+    shutil.copy(tiny_model, model)
+    shutil.copy(card_path(tiny_model), card_path(model))
+    (tmp_path / lost).unlink()
+    line = refused(recald("check-config", "--config", write_config(tmp_path, model)))
+    assert f"{tmp_path / lost}: no such file; `recald export` writes the model and its card" in line
+
+
+@pytest.mark.parametrize("command", ["run", "check-config"])
+def test_a_missing_configuration_is_one_line(tmp_path: Path, command: str):
+    assert f"{tmp_path}/absent.yaml" in refused(recald(command, "--config", tmp_path / "absent.yaml"))
+
+
+def test_a_state_directory_of_another_user_may_pass(tmp_path: Path, tiny_model: Path):
+    (tmp_path / "state").write_text("in the way")
+    done = recald("run", "--config", write_config(tmp_path, tiny_model))
+    assert done.returncode == EX_TEMPFAIL
+    assert f"recald run: [Errno 17] File exists: '{tmp_path}/state'" in done.stderr
+
+
+# ---- export
+
+
+def export(output: Path, *arguments: str, factory: str = "synthetic:trained_network"):
+    normalisation = ["--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25"]
+    return recald("export", "--factory", factory, *normalisation, *arguments, "-o", output, cwd=TESTS)
+
+
+def test_export_writes_a_model_and_its_card(tmp_path: Path):
+    model = tmp_path / "corners.pt2"
+    done = export(model, "--input", "3x16x16", "--classes", "a,b,c,d", "--name", "corners")
+    assert (done.returncode, done.stdout) == (0, f"{model}: sha256 {digest_file(model)}\n")
+    card = ModelCard.model_validate(yaml.safe_load(card_path(model).read_text()))
+    assert (card.name, card.sha256, card.classes) == ("corners", digest_file(model), ["a", "b", "c", "d"])
+    assert (card.input.channels, card.input.height, card.input.width) == (3, 16, 16)
+
+
+def test_export_says_in_one_line_what_it_cannot_do(tmp_path: Path):
+    model = tmp_path / "corners.pt2"
+    line = refused(export(model, "--input", "3x16x16", factory="synthetic:absent"))
+    assert line.startswith("recald export: synthetic:absent: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "16x16"], "'16x16' is not CHANNELSxHEIGHTxWIDTH, such as 3x32x32"),
+        (["--input", "3x16x16", "--mean", "grey"], "'grey' is not a list of numbers, such as 0.5,0.5,0.5"),
+    ],
+)
+def test_a_mistyped_argument_is_explained(tmp_path: Path, arguments: list[str], message: str, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["export", "--factory", "a:b", "--mean", "0", "--std", "1", *arguments, "-o", str(tmp_path / "m.pt2")])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# ---- an operator's commands
+
+
+@pytest.mark.parametrize(
+    "command", [["status"], ["recalibrate", "--sensor", "front"], ["rollback", "--sensor", "front"]]
+)
+def test_without_a_daemon_the_operator_is_told(tmp_path: Path, tiny_model: Path, command: list[str]):
+    line = refused(recald(*command, "--config", write_config(tmp_path, tiny_model)))
+    assert line == (
+        f"recald {command[0]}: no recald answers on ipc://{tmp_path}/control (No such file or directory): is it running?"
+    )
+
+
+def test_status_is_a_table_for_people(folder: Path, tiny_model: Path, context, capsys):
+    server = ControlServer(
+        context,
+        f"ipc://{folder}/control",
+        lambda _: {"version": "1", "model": "f" * 64, "backend": "onnx", "sensors": STATUS},
+    )
+    server.start()
+    try:
+        assert main(["status", "--config", str(write_config(folder, tiny_model))]) == 0
+    finally:
+        server.close()
+    said = capsys.readouterr().out
+    for value in ("front", "fitting", "25%", "3.46", "yes"):
+        assert value in said

@@ -1,0 +1,267 @@
+import ipaddress
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daemon.config import ConfigError, OutputConfig, load_config
+from deploy.backend import BACKENDS
+from deploy.document import DocumentError
+
+MINIMAL = """\
+version: 1
+model: {path: model.pt2}
+sensors: {front: {}}
+input: {bind: ["ipc:///run/recald/frames"]}
+output: {bind: "tcp://127.0.0.1:5556"}
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text: str):
+        path = tmp_path / "recald.yaml"
+        path.write_text(text)
+        return load_config(path)
+
+    return load
+
+
+@pytest.fixture
+def problems(load):
+    def problems(text: str) -> list[str]:
+        with pytest.raises(ConfigError) as caught:
+            load(text)
+        return caught.value.problems
+
+    return problems
+
+
+def changed(**sections: str) -> str:
+    lines = dict(line.split(": ", 1) for line in MINIMAL.splitlines()) | sections
+    return "".join(f"{key}: {value}\n" for key, value in lines.items())
+
+
+def test_the_smallest_file_gets_the_defaults(load, tmp_path):
+    config = load(MINIMAL)
+    assert config.model.path == tmp_path / "model.pt2"
+    assert (config.model.backend, config.model.sha256, config.allow_remote) == ("onnx", None, False)
+    assert config.sensors["front"].sample_every == 1
+    assert (config.input.pattern, config.input.max_frame_bytes, config.input.max_age) == (
+        "sub",
+        64 << 20,
+        5.0,
+    )
+    assert (config.metrics.host, config.metrics.port) == ("127.0.0.1", 9748)
+    assert config.control.endpoint == "ipc:///run/recald/control"
+    assert config.state.directory == Path("/var/lib/recald")
+    assert (config.recalibrate.every, config.recalibrate.frames) == (3600, 512)
+    assert (config.recalibrate.timeout, config.recalibrate.backoff) == (900, 60)
+    assert (config.drift.window, config.drift.interval, config.drift.threshold) == (64, 1.0, 1.6)
+
+
+def test_an_absolute_model_path_is_kept(load):
+    assert load(changed(model="{path: /srv/model.pt2}")).model.path == Path("/srv/model.pt2")
+
+
+def test_at_least_one_thread_computes_and_a_given_number_is_kept(load):
+    assert load(MINIMAL).model.thread_count >= 1
+    assert load(changed(model="{path: m, threads: 3}")).model.thread_count == 3
+
+
+def test_backends_are_those_of_the_table(load):
+    for backend in BACKENDS:
+        assert load(changed(model=f"{{path: m, backend: {backend}}}")).model.backend == backend
+
+
+def test_a_sensor_without_settings_may_be_left_empty(load):
+    assert load(changed(sensors="\n  front:\n  rear: {sample_every: 3}")).sensors["rear"].sample_every == 3
+
+
+def test_five_mistakes_are_told_at_once_with_their_lines(problems):
+    told = problems(
+        """\
+version: 1
+model: {path: model.pt2, threads: many}
+sensors:
+  front: {}
+  front: {}
+input:
+  bind: ["tcp://0.0.0.0:5555"]
+  max_age: 5 seconds
+  patern: sub
+output: {bind: "ipc://results"}
+"""
+    )
+    places = [(2, "model.threads"), (5, "sensors.front"), (7, "input.bind.0"), (8, "input.max_age")]
+    assert len(told) == 5
+    for problem, (line, key) in zip(told, [*places, (9, "input.patern")], strict=True):
+        assert f"recald.yaml:{line}: {key}: " in problem
+    assert "twice" in told[1]
+    assert "allow_remote" in told[2]
+    assert "30s" in told[3]
+    assert "pattern" in told[4]
+
+
+def test_a_config_error_is_a_document_error(problems):
+    assert issubclass(ConfigError, DocumentError)
+    assert problems("")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("500ms", 0.5), ("30s", 30), ("15m", 900), ("1h", 3600), ("1.5h", 5400), ("2", 2), ("2.5", 2.5)],
+)
+def test_durations(load, text, seconds):
+    assert load(changed(drift=f"{{hold: {text}}}")).drift.hold == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["5 s", "-5s", "1d", "s", "1h30m", "true", "[1]", ".inf", ".nan", "9" * 400, "9" * 400 + "h"]
+)
+def test_what_is_no_duration_is_refused(problems, text):
+    (problem,) = problems(changed(drift=f"{{interval: {text}}}"))
+    assert "drift.interval" in problem
+
+
+NUMBERS = {
+    "model": {"threads": (1, 256)},
+    "input": {"max_frame_bytes": (65536, 1 << 30), "max_age": (0.01, 3600)},
+    "metrics": {"port": (0, 65535)},
+    "drift": {
+        "window": (8, 100_000),
+        "interval": (0.05, 3600),
+        "hold": (0, 86400),
+        "threshold": (0.001, 1000000),
+    },
+    "recalibrate": {
+        "frames": (64, 1_000_000),
+        "every": (1, 31_536_000),
+        "timeout": (1, 86400),
+        "backoff": (0, 86400),
+    },
+}
+BASE = {"model": "path: m, ", "input": "bind: ['ipc://f'], "}
+BOUNDS = [(section, key, *bounds) for section, keys in NUMBERS.items() for key, bounds in keys.items()]
+
+
+@pytest.mark.parametrize(("section", "key", "low", "high"), BOUNDS)
+def test_every_number_has_bounds(load, problems, section, key, low, high):
+    def text(value: float) -> str:
+        return changed(**{section: f"{{{BASE.get(section, '')}{key}: {value}}}"})
+
+    for value in (low, high):
+        assert getattr(getattr(load(text(value)), section), key) == value
+    for value in (low - 1, high + 1):
+        (problem,) = problems(text(value))
+        assert f"{section}.{key}: " in problem
+
+
+def test_sample_every_has_bounds(problems):
+    for value in (0, 1_000_001, "true", "1.5"):
+        (problem,) = problems(changed(sensors=f"{{front: {{sample_every: {value}}}}}"))
+        assert "sensors.front.sample_every" in problem
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "a b", "ä", "-x", "x" * 65, "unknown", '""'])
+def test_sensor_ids_that_could_not_be_folders_or_labels_are_refused(problems, name):
+    (problem,) = problems(changed(sensors=f"{{{name}: {{}}}}"))
+    assert "is no sensor id" in problem
+
+
+def test_at_least_one_sensor_and_one_endpoint_are_needed(problems):
+    sensors, endpoint = problems(changed(sensors="{}", input="{}"))
+    assert "sensors" in sensors
+    assert "input: no endpoint" in endpoint
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "tcp://127.0.0.1:5555",
+        "tcp://127.9.9.9:1",
+        "tcp://localhost:65535",
+        "tcp://127.0.0.1:*",
+        "ipc://relative",
+    ],
+)
+def test_local_endpoints_are_accepted(load, endpoint):
+    assert load(changed(input=f'{{bind: ["{endpoint}"]}}')).input.bind == [endpoint]
+
+
+REMOTE = [
+    "tcp://*:5555",
+    "tcp://0.0.0.0:5555",
+    "tcp://192.168.1.4:5555",
+    "tcp://camera.local:5555",
+    "tcp://eth0:1",
+]
+
+
+@pytest.mark.parametrize("endpoint", REMOTE)
+def test_remote_endpoints_need_permission_and_the_message_says_why(load, problems, endpoint):
+    text = changed(input=f'{{bind: ["{endpoint}"]}}', output=f'{{bind: "{endpoint}"}}')
+    told = problems(text)
+    assert len(told) == 2
+    assert all("neither encrypted nor authenticated" in problem for problem in told)
+    assert load(text + "allow_remote: true\n").output.bind == endpoint
+
+
+def test_permission_for_one_file_does_not_outlast_it(load):
+    load(changed(output='{bind: "tcp://*:5555"}', allow_remote="true"))
+    with pytest.raises(ValueError, match="allow_remote"):
+        OutputConfig(bind="tcp://*:5555")
+
+
+def test_a_remote_metrics_host_needs_permission(load, problems):
+    (problem,) = problems(changed(metrics="{host: 0.0.0.0}"))
+    assert "metrics.host" in problem
+    assert load(changed(metrics="{host: 0.0.0.0}", allow_remote="true")).metrics.host == "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "inproc://frames",
+        "tcp://127.0.0.1",
+        "tcp://127.0.0.1:0",
+        "tcp://127.0.0.1:65536",
+        "tcp://127.0.0.1:http",
+        "tcp://:5555",
+        "tcp://[::1]:5555",
+        "tcp://a;b:5555",
+        "ipc://",
+        "ipc://*",
+        "ipc://@abstract",
+        "ipc://" + "x" * 108,
+        "udp://127.0.0.1:5555",
+        "/run/frames",
+        "",
+    ],
+)
+def test_other_endpoints_are_refused_even_with_permission(problems, endpoint):
+    (problem,) = problems(changed(input=f'{{bind: ["{endpoint}"]}}', allow_remote="true"))
+    assert "input.bind.0" in problem
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:*", "tcp://*:5555"])
+def test_one_cannot_connect_to_anywhere(problems, endpoint):
+    (problem,) = problems(changed(input=f'{{connect: ["{endpoint}"]}}', allow_remote="true"))
+    assert "input.connect.0" in problem
+
+
+def test_the_control_endpoint_must_be_a_file(problems):
+    (problem,) = problems(changed(control='{endpoint: "tcp://127.0.0.1:5557"}'))
+    assert "control.endpoint" in problem
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.ip_addresses(v=4))
+def test_only_loopback_addresses_are_local(address):
+    try:
+        OutputConfig(bind=f"tcp://{address}:5555")
+    except ValueError:
+        assert not ipaddress.ip_address(address).is_loopback
+    else:
+        assert ipaddress.ip_address(address).is_loopback

@@ -1,0 +1,272 @@
+"""Recalibration as it happens to a running daemon: a camera drifts, workers die and hang, an operator steps in."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+import pytest
+from running import Camera, Daemon, eventually, recald, serving, write_config
+from synthetic import drifted, images
+
+from deploy.store import ArtefactStore
+
+CLEAN, OTHER = images(256, 1), images(256, 2)
+DARK = drifted(CLEAN)
+ONNX = {"backend": "onnx"}
+
+
+def order_fit(daemon: Daemon) -> None:
+    assert recald("recalibrate", "--sensor", "front", "--config", daemon.config).returncode == 0
+
+
+def fits(daemon: Daemon, result: str) -> float:
+    return daemon.metric("recald_fits_total", sensor="front", result=result)
+
+
+def state(daemon: Daemon) -> str:
+    return daemon.status()["state"]
+
+
+def under_way(daemon: Daemon) -> bool:
+    """The fit's own process is at its gradient steps."""
+    status = daemon.status()
+    return status["state"] == "fitting" and status["progress"] > 0
+
+
+def versions(camera: Camera, sensor: str = "front") -> list[str]:
+    """The homogenizers that answered, one after the other."""
+    served = [header["homogenizer"] for header in camera.answers[sensor]]
+    return [version for i, version in enumerate(served) if i == 0 or served[i - 1] != version]
+
+
+# ---- a camera drifts, and the daemon follows
+
+
+@dataclass(frozen=True)
+class Story:
+    """What was seen of a daemon whose sensor "front" drifted and recovered while "rear" stayed clean."""
+
+    camera: Camera
+    status: dict[str, Any]  # `recald status --json`, at the end
+    homogenizers: list[dict[str, str]]  # labels of recald_homogenizer_info
+    totals: dict[str, float]
+    scores: dict[str, float]  # recald_drift_score of "front", by stage
+    state: Path
+
+    @property
+    def version(self) -> str:
+        return self.status["sensors"]["front"]["homogenizer"]
+
+
+@pytest.fixture(scope="module")
+def story(tiny_model: Path) -> Iterator[Story]:
+    with TemporaryDirectory(prefix="recald-", dir="/tmp") as folder:
+        config = write_config(Path(folder), tiny_model, model=ONNX)
+        with serving(config) as (daemon, camera):
+            clean = {"front": CLEAN, "rear": OTHER}
+            camera.stream(clean, lambda: daemon.status()["drift_score"] is not None, "a first drift check")
+            drift = {"front": DARK, "rear": OTHER}
+            camera.stream(drift, lambda: state(daemon) == "active", "a homogenizer serves")
+            camera.stream(drift, lambda: daemon.status()["drift_score"] is not None, "the next drift check")
+            camera.settle()
+            told = _told(daemon, camera)
+            assert daemon.stop()[0] == 0, daemon.log
+        yield told
+
+
+def _told(daemon: Daemon, camera: Camera) -> Story:
+    counters = ["frames_missed", "fits", "swaps", "rollbacks", "frames_dropped"]
+    scores = {
+        labels["stage"]: value for labels, value in daemon.samples("recald_drift_score") if labels["sensor"] == "front"
+    }
+    return Story(
+        camera,
+        json.loads(recald("status", "--json", "--config", daemon.config).stdout),
+        [labels for labels, _ in daemon.samples("recald_homogenizer_info")],
+        {name: daemon.metric(f"recald_{name}_total") for name in counters},
+        scores,
+        daemon.state,
+    )
+
+
+def test_every_frame_across_a_swap_is_answered_once(story: Story):
+    assert story.totals["frames_missed"] == 0
+    unanswered = 0
+    for sensor, sent in story.camera.sent.items():
+        answered = [header["seq"] for header in story.camera.answers[sensor]]
+        assert answered == sorted(set(answered))
+        unanswered += len(sent) - len(answered)
+    assert unanswered == story.totals["frames_dropped"]  # superseded by a newer one, on a machine that was busy
+
+
+def test_a_drift_leads_to_one_swap_of_that_sensor_alone(story: Story):
+    assert versions(story.camera, "front") == ["factory", story.version]
+    assert versions(story.camera, "rear") == ["factory"]
+    assert story.totals["fits"] == story.totals["swaps"] == 1
+    assert story.totals["rollbacks"] == 0
+
+
+def test_the_frames_look_clean_again(story: Story):
+    assert story.scores["raw"] > 4
+    assert story.scores["homogenized"] < 2
+
+
+def test_headers_and_metrics_and_status_say_the_same(story: Story):
+    assert story.camera.answers["front"][-1]["homogenizer"] == story.version
+    assert {(one["sensor"], one["version"], one["source"]) for one in story.homogenizers} == {
+        ("front", story.version, "fit"),
+        ("rear", "factory", "factory"),
+    }
+    front = story.status["sensors"]["front"]
+    assert front["state"] == story.camera.answers["front"][-1]["state"] == "active"
+    assert front["last_fit"].startswith("accepted: ")
+    assert front["drift_score"] == pytest.approx(story.scores["homogenized"], abs=1.0)
+
+
+def test_the_manifest_says_where_the_homogenizer_comes_from(story: Story):
+    manifest = ArtefactStore(story.state).get(story.version, story.status["model"]).manifest
+    assert manifest["sensor"] == "front"
+    assert manifest["parent"] == "factory"
+    assert manifest["trigger"] == "drift"
+    assert manifest["frames"]["count"] == 64
+    assert manifest["verdict"]["accepted"] is True
+
+
+# ---- and after a restart
+
+
+@pytest.fixture
+def restart(story: Story, tiny_model: Path, folder: Path) -> Path:
+    """The configuration of a daemon that takes over a copy of the story's state."""
+    shutil.copytree(story.state, folder / "state")
+    return write_config(folder, tiny_model, model=ONNX)
+
+
+def test_a_restart_serves_the_same_homogenizer_and_a_rollback_leaves_it_for_good(story: Story, restart: Path):
+    with serving(restart) as (daemon, camera):
+        assert versions(camera) == [story.version]
+        info = [labels for labels, _ in daemon.samples("recald_homogenizer_info") if labels["sensor"] == "front"]
+        assert [one["source"] for one in info] == ["restored"]
+        assert state(daemon) == "active"
+        assert recald("rollback", "--sensor", "front", "--config", restart).returncode == 0
+        eventually(lambda: camera.ask(DARK[0])[0]["homogenizer"] == "factory", "the factory homogenizer serves")
+        assert state(daemon) == "factory"
+        assert daemon.metric("recald_rollbacks_total", sensor="front", reason="operator") == 1
+        assert daemon.stop()[0] == 0
+    with serving(restart) as (daemon, camera):
+        assert versions(camera) == ["factory"]
+
+
+def test_a_camera_that_is_itself_again_needs_no_homogenizer(restart: Path):
+    with serving(restart) as (daemon, camera):
+        camera.stream({"front": CLEAN}, lambda: state(daemon) == "factory", "the factory homogenizer serves")
+        camera.settle()
+        assert len(versions(camera)) == 2 and versions(camera)[-1] == "factory"
+        assert fits(daemon, "factory") == 1
+        assert daemon.metric("recald_rollbacks_total") == 0
+        assert daemon.stop()[0] == 0
+    pointer = ArtefactStore(restart.parent / "state").current("front")
+    assert pointer is not None and pointer.homogenizer == "factory"
+
+
+def test_a_truncated_artefact_is_not_served_and_the_log_says_why(story: Story, restart: Path):
+    (weights,) = restart.parent.glob(f"state/objects/sha256/*/{story.version[2:]}.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with serving(restart) as (daemon, camera):
+        assert versions(camera) == ["factory"]
+        assert f"ERROR daemon.startup: front: {weights}: damaged" in daemon.log
+
+
+def test_a_lost_compiled_form_is_built_again(story: Story, restart: Path):
+    for compiled in restart.parent.glob("state/objects/sha256/*/*.compiled"):
+        compiled.unlink()
+    with serving(restart) as (_, camera):
+        assert versions(camera) == [story.version]
+
+
+# ---- an operator asks, a camera holds
+
+
+def test_a_fit_of_clean_frames_is_unneeded_and_changes_nothing(tiny_model: Path, folder: Path):
+    with serving(write_config(folder, tiny_model)) as (daemon, camera):
+        order_fit(daemon)
+        camera.stream({"front": CLEAN}, lambda: fits(daemon, "unneeded") == 1, "the fit has ended")
+        assert state(daemon) == "factory"
+        assert daemon.status()["last_fit"].startswith("unneeded: ")
+        assert daemon.metric("recald_swaps_total") == 0
+        camera.settle()
+    assert versions(camera) == ["factory"]
+    assert ArtefactStore(folder / "state").current("front") is None
+
+
+def test_hold_keeps_a_proven_homogenizer_waiting(tiny_model: Path, folder: Path):
+    with serving(write_config(folder, tiny_model)) as (daemon, camera):
+        order_fit(daemon)
+        dark = {"front": DARK}
+        camera.stream(dark, lambda: fits(daemon, "accepted") == 1, "a homogenizer is proven", hold=True)
+        last = len(camera.sent["front"]) + 25
+        camera.stream(dark, lambda: len(camera.sent["front"]) > last, "half a second passes", hold=True)
+        camera.settle()
+        assert versions(camera) == ["factory"]
+        assert state(daemon) == "compiling" and daemon.status()["hold"]
+        held = camera.sent["front"][-1]
+        camera.stream(dark, lambda: state(daemon) == "active", "the homogenizer serves")
+        camera.settle()
+    assert len(versions(camera)) == 2
+    swapped = next(header["seq"] for header in camera.answers["front"] if header["homogenizer"] != "factory")
+    assert held < swapped <= held + 25
+
+
+# ---- workers die and hang
+
+
+@pytest.fixture
+def fitting(tiny_model: Path, folder: Path) -> Iterator[tuple[Daemon, Camera, psutil.Process]]:
+    """A daemon in the middle of a fit, and the worker that does it."""
+    config = write_config(folder, tiny_model, recalibrate={"timeout": "6s"})
+    with serving(config) as (daemon, camera):
+        order_fit(daemon)
+        camera.stream({"front": DARK}, lambda: under_way(daemon), "a fit is under way")
+        yield daemon, camera, daemon.workers()[-1]
+
+
+@pytest.mark.parametrize(
+    ("number", "result", "reason"),
+    [(signal.SIGKILL, "failed", "ended with -9"), (signal.SIGSTOP, "timeout", "took too long and was killed")],
+    ids=["dies", "hangs"],
+)
+def test_a_fit_whose_worker_fails_costs_no_frame(
+    fitting: tuple[Daemon, Camera, psutil.Process], number: int, result: str, reason: str
+):
+    daemon, camera, worker = fitting
+    worker.send_signal(number)
+    dark = {"front": DARK}
+    camera.stream(dark, lambda: fits(daemon, result) == 1, f"the fit ends as {result}")
+    assert state(daemon) == "failed"
+    assert reason in daemon.status()["last_fit"]
+    assert not worker.is_running()
+    camera.stream(dark, lambda: state(daemon) != "failed", "the back-off is over")
+    camera.settle()
+    assert versions(camera) == ["factory"]
+    lost = len(camera.sent["front"]) - len(camera.answers["front"])
+    assert lost == daemon.metric("recald_frames_dropped_total", reason="superseded")
+
+
+def test_the_drift_watch_outlives_its_worker(tiny_model: Path, folder: Path):
+    with serving(write_config(folder, tiny_model)) as (daemon, camera):
+        clean = {"front": CLEAN}
+        camera.stream(clean, lambda: daemon.status()["drift_score"] is not None, "a first drift check")
+        (worker,) = daemon.workers()
+        worker.kill()
+        camera.stream(clean, lambda: "drift check: the worker process ended with -9" in daemon.log, "it is noticed")
+        before = daemon.status()["drift_score"]
+        camera.stream(clean, lambda: daemon.status()["drift_score"] != before, "drift checks go on")
+        assert [one.pid for one in daemon.workers()] != [worker.pid]

@@ -1,0 +1,136 @@
+import re
+import socket
+import urllib.request
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from daemon.metrics import CALIBRATION_STATES, Metrics, serve_metrics
+
+LABELS = {  # every metric of the daemon, which later code must feed and dashboards may ask for
+    "build_info": ("version", "torch", "backend"),
+    "model_info": ("digest", "backend"),
+    "homogenizer_info": ("sensor", "version", "source"),
+    "frames_received_total": ("sensor",),
+    "frames_processed_total": ("sensor",),
+    "frames_dropped_total": ("sensor", "reason"),
+    "frames_missed_total": ("sensor",),
+    "input_disconnects_total": (),
+    "last_frame_timestamp_seconds": ("sensor",),
+    "frame_age_seconds": ("sensor",),
+    "stage_duration_seconds": ("sensor", "stage"),
+    "end_to_end_seconds": ("sensor",),
+    "drift_score": ("sensor", "stage"),
+    "layer_drift_score": ("sensor", "layer"),
+    "drift_alarm": ("sensor",),
+    "drift_evidence": ("sensor",),
+    "accuracy_proxy_ratio": ("sensor", "proxy"),
+    "calibration_state": ("sensor",),
+    "calibration_progress_ratio": ("sensor",),
+    "fits_total": ("sensor", "result"),
+    "fit_duration_seconds": ("sensor",),
+    "compile_duration_seconds": ("sensor",),
+    "swaps_total": ("sensor", "result"),
+    "swap_pause_seconds": ("sensor",),
+    "rollbacks_total": ("sensor", "reason"),
+}
+
+
+@pytest.fixture
+def registry():
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def metrics(registry):
+    return Metrics(registry)
+
+
+@pytest.fixture
+def server(registry, metrics):
+    server = serve_metrics("127.0.0.1", 0, registry)
+    yield server
+    server.close()
+
+
+def scrape(port: int, query: str = "") -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics{query}") as answer:
+        return answer.read().decode()
+
+
+def touch(metrics: Metrics) -> None:
+    """Make every metric show at least one series."""
+    for name, labels in LABELS.items():
+        metric = getattr(metrics, name.removesuffix("_total"))
+        if labels:
+            metric.labels(**dict.fromkeys(labels, "x"))
+
+
+def test_names_and_labels_are_the_agreed_ones(metrics, registry):
+    touch(metrics)
+    for family in registry.collect():
+        name = family.name.removeprefix("recald_") + ("_total" if family.type == "counter" else "")
+        labels = {key for sample in family.samples for key in sample.labels} - {"le", family.name}
+        assert labels == set(LABELS[name])
+        assert family.documentation.endswith(".")
+    assert len(list(registry.collect())) == len(LABELS)
+
+
+def test_counters_count_under_their_names(metrics, registry):
+    metrics.frames_dropped.labels("front", "stale").inc()
+    assert registry.get_sample_value("recald_frames_dropped_total", {"sensor": "front", "reason": "stale"}) == 1
+
+
+def test_calibration_state_is_one_of_seven(metrics, registry):
+    metrics.calibration_state.labels("front").state("judging")
+    values = {
+        state: registry.get_sample_value(
+            "recald_calibration_state", {"sensor": "front", "recald_calibration_state": state}
+        )
+        for state in CALIBRATION_STATES
+    }
+    assert values == dict.fromkeys(CALIBRATION_STATES, 0) | {"judging": 1}
+    assert len(values) == 7
+
+
+def test_only_the_serving_homogenizer_is_exported(metrics, registry):
+    metrics.set_homogenizer("front", "factory", "factory")
+    metrics.set_homogenizer("rear", "factory", "factory")
+    metrics.set_homogenizer("front", "ab12", "fit")
+    metrics.set_homogenizer("front", "ab12", "fit")
+    (family,) = (f for f in registry.collect() if f.name == "recald_homogenizer_info")
+    shown = {tuple(sample.labels.values()): sample.value for sample in family.samples}
+    assert shown == {("rear", "factory", "factory"): 1, ("front", "ab12", "fit"): 1}
+
+
+def test_what_is_served_parses_and_has_no_created_series(metrics, server, registry):
+    touch(metrics)
+    assert "_created" in generate_latest(registry).decode()  # so the absence below means something
+    text = scrape(server.port)
+    assert "_created" not in text
+    assert len(list(text_string_to_metric_families(text))) == len(LABELS)
+
+
+def test_one_metric_can_be_scraped_alone(metrics, server):
+    touch(metrics)
+    text = scrape(server.port, "?name[]=recald_fits_total")
+    assert re.findall(r"^recald_\w+", text, re.MULTILINE) == ["recald_fits_total"]
+
+
+def test_it_listens_on_the_given_host_only(server):
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", server.port), timeout=5)
+
+
+def test_a_taken_port_is_an_os_error(server, registry):
+    with pytest.raises(OSError, match="in use"):
+        serve_metrics("127.0.0.1", server.port, registry)
+
+
+def test_closing_frees_the_port(registry):
+    first = serve_metrics("127.0.0.1", 0, registry)
+    first.close()
+    second = serve_metrics("127.0.0.1", first.port, registry)
+    second.close()
+    assert second.port == first.port

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daemon.preprocess import Preprocessor
+from deploy.card import InputCard, ModelCard, Normalisation
+
+MEAN, STD = [0.48, 0.45, 0.4], [0.22, 0.23, 0.25]
+IMAGE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+
+
+def preprocessor(channels: int, height: int, width: int) -> Preprocessor:
+    card = ModelCard(
+        v=1,
+        name="test",
+        sha256="0" * 64,
+        input=InputCard(channels=channels, height=height, width=width),
+        normalisation=Normalisation(mean=MEAN[:channels], std=STD[:channels]),
+        classes=None,
+        exported={},
+    )
+    return Preprocessor(card)
+
+
+def test_an_image_of_the_right_size_is_copied_not_kept():
+    image = preprocessor(3, 16, 24).to_input_image(IMAGE)
+    np.testing.assert_array_equal(image, IMAGE)
+    assert not np.shares_memory(image, IMAGE)
+
+
+def test_shrinking_averages_areas():
+    image = preprocessor(3, 4, 6).to_input_image(IMAGE)
+    blocks = IMAGE.reshape(4, 4, 6, 4, 3).mean(axis=(1, 3))
+    assert np.abs(image - blocks).max() <= 0.5
+
+
+def test_growing_stays_within_the_range_of_the_image():
+    image = preprocessor(1, 64, 96).to_input_image(IMAGE[:, :, 0])
+    assert image.shape == (64, 96, 1)
+    assert IMAGE[:, :, 0].min() <= image.min() and image.max() <= IMAGE[:, :, 0].max()
+
+
+def test_grey_becomes_three_equal_channels():
+    image = preprocessor(3, 16, 24).to_input_image(IMAGE[:, :, 0])
+    np.testing.assert_array_equal(image, np.dstack([IMAGE[:, :, 0]] * 3))
+
+
+def test_colour_becomes_luminance_in_the_order_rgb():
+    image = preprocessor(1, 16, 24).to_input_image(IMAGE)
+    assert np.abs(image[:, :, 0] - IMAGE @ [0.299, 0.587, 0.114]).max() <= 1
+
+
+def test_float_images_are_rounded_and_held_in_range():
+    image = np.array([[-3.0, 0.4], [127.6, 300.0]], np.float32)
+    np.testing.assert_array_equal(preprocessor(1, 2, 2).to_input_image(image)[:, :, 0], [[0, 0], [128, 255]])
+
+
+def test_padded_read_only_rows_are_accepted():
+    padded = np.zeros((16, 30, 3), np.uint8)
+    padded[:, :24] = IMAGE
+    padded.flags.writeable = False
+    for shape in [(16, 24), (8, 12)]:
+        given = preprocessor(3, *shape).to_input_image(padded[:, :24])
+        np.testing.assert_array_equal(given, preprocessor(3, *shape).to_input_image(IMAGE))
+
+
+@settings(deadline=None)
+@given(st.sampled_from([1, 3]), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
+def test_any_image_comes_out_as_the_card_says(channels, height, width, in_height, in_width):
+    image = preprocessor(channels, height, width).to_input_image(np.full((in_height, in_width), 77, np.uint8))
+    assert image.shape == (height, width, channels) and image.dtype == np.uint8
+    assert (image == 77).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalise_follows_the_card(channels):
+    images = np.stack([IMAGE, IMAGE[::-1]])[..., :channels]
+    normalised = preprocessor(channels, 16, 24).normalise(images)
+    expected = (images / 255 - MEAN[:channels]) / STD[:channels]
+    assert normalised.dtype == np.float32 and normalised.flags.c_contiguous
+    np.testing.assert_allclose(normalised, expected.transpose(0, 3, 1, 2), atol=2e-6)

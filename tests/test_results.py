@@ -1,0 +1,139 @@
+import json
+import time
+
+import numpy as np
+import pytest
+import zmq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from daemon.results import DTYPES, SEND_QUEUE, Publisher, ResultError, parse_result
+
+OUTPUT = np.linspace(-1, 1, 10, dtype=np.float32).reshape(1, 10)
+
+
+@pytest.fixture
+def publisher(context):
+    publisher = Publisher(context, "tcp://127.0.0.1:*")
+    yield publisher
+    publisher.close()
+
+
+@pytest.fixture
+def subscribe(publisher, open_peer):
+    def subscribe(topic: bytes = b"", **options) -> zmq.Socket:
+        subscriber = open_peer(zmq.SUB, connect=publisher.endpoint, subscribe=topic, **options)
+        while not subscriber.poll(10):  # the subscription is on its way
+            publisher.send(topic.decode().rstrip("/"), {"probe": True}, OUTPUT)
+        while subscriber.poll(50):
+            subscriber.recv_multipart()
+        return subscriber
+
+    return subscribe
+
+
+def test_a_result_arrives_as_it_was_sent(publisher, subscribe):
+    subscriber = subscribe()
+    publisher.send("front", {"seq": 4, "homogenizer": "factory", "label": "cat"}, OUTPUT)
+    sensor, header, output = parse_result(subscriber.recv_multipart())
+    assert sensor == "front"
+    assert header == {
+        "v": 1,
+        "seq": 4,
+        "homogenizer": "factory",
+        "label": "cat",
+        "dtype": "float32",
+        "shape": [1, 10],
+    }
+    np.testing.assert_array_equal(output, OUTPUT)
+
+
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_every_type_and_layout_arrives(publisher, subscribe, dtype):
+    subscriber = subscribe()
+    output = np.arange(24).reshape(2, 3, 4).astype(dtype).transpose(2, 0, 1)
+    publisher.send("front", {}, output)
+    _, _, arrived = parse_result(subscriber.recv_multipart())
+    np.testing.assert_array_equal(arrived, output)
+    assert arrived.dtype == output.dtype
+
+
+def test_one_sensor_can_be_subscribed_to(publisher, subscribe):
+    subscriber = subscribe(b"cam1/")
+    for sensor in ("cam10", "cam1"):
+        publisher.send(sensor, {}, OUTPUT)
+    assert parse_result(subscriber.recv_multipart())[0] == "cam1"
+
+
+def test_the_runner_may_overwrite_its_output_after_sending(publisher, subscribe):
+    subscriber = subscribe()
+    output = np.zeros(1_000_000, np.float32)
+    publisher.send("front", {}, output)
+    output[:] = 1
+    assert not parse_result(subscriber.recv_multipart())[2].any()
+
+
+def test_numbers_that_are_not_finite_become_null(publisher, subscribe):
+    subscriber = subscribe()
+    publisher.send("front", {"drift_score": float("nan"), "confidence": float("inf")}, OUTPUT)
+    header = json.loads(subscriber.recv_multipart()[1], parse_constant=pytest.fail)
+    assert header["drift_score"] is None and header["confidence"] is None
+
+
+def test_a_reader_that_stands_still_holds_nobody_up_and_queues_little(publisher, subscribe):
+    subscriber = subscribe(rcvhwm=1, rcvbuf=4096)
+    big = np.zeros(100_000, np.float32)
+    started = time.monotonic()
+    for seq in range(2000):
+        publisher.send("front", {"seq": seq}, big)
+    assert time.monotonic() - started < 60  # it would wait for ever, not a little longer
+    arrived = 0
+    while subscriber.poll(200):
+        subscriber.recv_multipart()
+        arrived += 1
+    assert 0 < arrived < 2000 and arrived < 10 * SEND_QUEUE
+
+
+def test_nobody_listening_is_no_error(publisher):
+    publisher.send("front", {}, OUTPUT)
+
+
+def test_a_taken_endpoint_is_an_os_error(context, publisher):
+    with pytest.raises(OSError, match="in use"):
+        Publisher(context, publisher.endpoint)
+
+
+GOOD = {"v": 1, "dtype": "float32", "shape": [2]}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [],
+        [b"front/", json.dumps(GOOD).encode()],
+        [b"front/", b"{}", b"\0" * 8],
+        [b"front/", b"[]", b"\0" * 8],
+        [b"front/", b"\xff", b"\0" * 8],
+        [b"front/", json.dumps(GOOD | {"v": 2}).encode(), b"\0" * 8],
+        [b"front/", json.dumps(GOOD | {"dtype": "O"}).encode(), b"\0" * 8],
+        [b"front/", json.dumps(GOOD | {"dtype": "f4,f4", "shape": [1]}).encode(), b"\0" * 8],
+        [b"front/", json.dumps(GOOD | {"dtype": ["f4"]}).encode(), b"\0" * 8],
+        [b"front/", json.dumps(GOOD | {"shape": [3]}).encode(), b"\0" * 8],
+        [b"front/", json.dumps(GOOD | {"shape": [10**30]}).encode(), b"\0" * 8],
+        [b"front/", json.dumps(GOOD).encode(), b"\0" * 7],
+        [b"\xff/", json.dumps(GOOD).encode(), b"\0" * 8],
+        [b"front/", b"[" * 100_000, b""],
+    ],
+)
+def test_what_is_no_result_is_refused(parts):
+    with pytest.raises(ResultError):
+        parse_result(parts)
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary() | st.just(json.dumps(GOOD).encode()), max_size=4))
+def test_any_bytes_parse_or_are_refused(parts):
+    try:
+        parse_result(parts)
+    except ResultError:
+        pass
