@@ -139,7 +139,8 @@ def test_a_mistyped_argument_is_explained(tmp_path: Path, arguments: list[str], 
 def test_without_a_daemon_the_operator_is_told(tmp_path: Path, tiny_model: Path, command: list[str]):
     line = refused(recald(*command, "--config", write_config(tmp_path, tiny_model)))
     assert line == (
-        f"recald {command[0]}: no recald answers on ipc://{tmp_path}/control (No such file or directory): is it running?"
+        f"recald {command[0]}: no recald answers on ipc://{tmp_path}/control (No such file or directory): "
+        "is it running?"
     )
 
 

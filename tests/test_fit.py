@@ -66,6 +66,15 @@ def test_exposure_and_colours_are_recovered(network):
     assert error < 0.25 * (drifted(clean) - clean).square().mean().sqrt()
 
 
+def test_steps_do_not_carry_a_good_start_away(network):
+    result = fit(network, normalised(images(64, seed=1)), config=FitConfig(batch=32))
+    fresh = normalised(images(128, seed=2))
+    with torch.no_grad():
+        change = (result.homogenizer(fresh) - fresh).square().mean().sqrt()
+    assert result.start == "identity"
+    assert 0 < change < 0.25  # full rates would make it 0.35
+
+
 def test_gradient_steps_alone_lower_the_loss(frames):
     torch.manual_seed(0)
     first = nn.Sequential(nn.ReLU6(), nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, momentum=None))
