@@ -154,7 +154,9 @@ def _numbers(text: str) -> list[float]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="recald", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="recald", description="Keep a frozen BatchNorm network working while the camera in front of it drifts."
+    )
     parser.add_argument("--version", action="version", version=f"recald {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_daemon(commands)

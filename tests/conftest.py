@@ -13,6 +13,8 @@ import zmq
 DATA = Path(os.environ.get("RECALD_DATA", Path(__file__).parents[2] / "shared" / "data"))
 DATA_OUTCOMES = pytest.StashKey[dict[str, str]]()  # of the tests marked data, by test
 
+os.environ["COLUMNS"] = "100"  # argparse and rich fold to it, whatever terminal the tests run in
+
 # How long an example takes says something about the machine, and nothing about the code.
 hypothesis.settings.register_profile("recald", deadline=None)
 hypothesis.settings.load_profile("recald")
