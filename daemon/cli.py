@@ -97,27 +97,31 @@ def status(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(answer))
         return 0
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"recald {answer['version']}, model {answer['model'][:12]}, {answer['backend']}")
-    columns = ("state", "progress", "homogenizer", "drift_score", "drift_alarm", "frames", "last_fit")
-    for column in ("sensor", *columns):
-        table.add_column(column.replace("_", " "))
+    table = Table(
+        title=f"recald {answer['version']}, model {answer['model'][:12]}, {answer['backend']}", box=box.SIMPLE
+    )
+    columns = ("homogenizer", "drift_score", "drift_alarm", "frames", "last_fit")
+    for column in ("sensor", "state", *columns):
+        table.add_column(column.removeprefix("drift_").replace("_", " "))
     for name, sensor in answer["sensors"].items():
-        table.add_row(name, *(_cell(column, sensor[column]) for column in columns))
+        state = f"{sensor['state']} {sensor['progress']:.0%}" if sensor["progress"] else sensor["state"]
+        table.add_row(name, state, *(_cell(column, sensor[column]) for column in columns))
     Console().print(table)
     return 0
 
 
 def _cell(column: str, value: Any) -> str:
     if column == "homogenizer":
-        return str(value)[:12]
-    if column == "progress":
-        return f"{value:.0%}"
-    return (
-        {True: "yes", False: "no", None: "-"}.get(value, str(value)) if not isinstance(value, float) else f"{value:.2f}"
-    )
+        return str(value)[:8]
+    if isinstance(value, bool):  # before numbers: 0 is no "no"
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return "-" if value is None else str(value)
 
 
 def command(args: argparse.Namespace) -> int:

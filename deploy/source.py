@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,7 +140,9 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
 def _read_file(path: Path) -> Any:
     if path.suffix == ".safetensors":
         return safetensors.torch.load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's on damaged files: they load or they are refused
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _some(names: Iterable[str]) -> str:
