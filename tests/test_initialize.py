@@ -97,7 +97,9 @@ def test_one_channel_is_enough():
 
 def test_the_same_seed_finds_the_same(source):
     again = source_moments(tap(network(coloured(512, seed=0))), SHAPE)
-    assert torch.equal(again.mean, source.mean) and torch.equal(again.covariance, source.covariance)
+    # not to the last bit: how a linear algebra library sums depends on where in memory the numbers lie
+    torch.testing.assert_close(again.mean, source.mean)
+    torch.testing.assert_close(again.covariance, source.covariance)
 
 
 @pytest.mark.parametrize("first", [nn.ReLU(), nn.MaxPool2d(2)])
