@@ -70,7 +70,7 @@ def test_no_strength_is_no_drift(image):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("haze=1", "choose from blur, exposure, cross-talk, fixed-pattern"),
+        ("fog=1", "choose from haze, motion-blur, blur, vignetting, exposure"),
         ("blur", "'' is not a number; write blur=NUMBER in pixels sigma"),
         ("blur=much", "'much' is not a number"),
         ("blur=nan", "not within 0 to 20"),
@@ -341,7 +341,7 @@ def test_the_command_goes_on_until_it_is_stopped(open_peer, tmp_path, images):
 
 
 def test_the_command_says_in_one_line_what_is_wrong(images):
-    with simulate("--images", images, "--drift", "haze=1") as process:
+    with simulate("--images", images, "--drift", "fog=1") as process:
         _, error = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert error.splitlines() == [error.strip()] and "drift 'haze' is not known; choose from blur" in error
+    assert error.splitlines() == [error.strip()] and "drift 'fog' is not known; choose from haze" in error
