@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from calibrate.features import Taps
-from calibrate.statistics import VARIANCE_FLOOR, FeatureStatistics, ImageMoments
+from calibrate.statistics import VARIANCE_FLOOR, FeatureStatistics, ImageMoments, log_variance_error
 
 TOLERANCE = 0.1  # of a channel's standard deviation: running statistics are moving averages under augmentation
 MIN_IMAGES = 8  # fewer give no usable spread between images
@@ -64,8 +64,7 @@ def _variance_square(first: Tensor, second: Tensor, variance: Tensor) -> Tensor:
     """The same for the logarithm of the variance, its error by the delta method."""
     observed_mean = first.mean(0)
     observed = (second.mean(0) - observed_mean.square()).clamp_min(VARIANCE_FLOOR)
-    influence = (second - 2 * observed_mean * first + observed_mean.square()) / observed  # (N, C), mean 1
-    error = influence.var(0, unbiased=True) / len(first) + (2 * TOLERANCE) ** 2
+    error = log_variance_error(first, second) + (2 * TOLERANCE) ** 2
     return ((observed / variance).log().square() / error).mean()
 
 

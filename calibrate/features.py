@@ -87,6 +87,7 @@ class _HookTaps(Taps):
             self.names,
             tuple(_kept(m.running_mean) for m in self._layers),
             tuple(_kept(m.running_var) for m in self._layers),
+            shipped=True,
         )
 
     def _run(self, frames: Tensor, depth: int | None) -> Tapped:
@@ -127,7 +128,7 @@ class _GraphTaps(Taps):
             if count > 1:
                 raise _runs_twice(name)
         self.reference = FeatureStatistics(
-            self.names, tuple(mean for _, mean, _ in statistics), tuple(var for _, _, var in statistics)
+            self.names, tuple(m for _, m, _ in statistics), tuple(v for _, _, v in statistics), shipped=True
         )
         self._cut: dict[int | None, GraphModule] = {}
 

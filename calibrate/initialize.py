@@ -1,132 +1,31 @@
-"""Closed-form starts: what the source frames looked like, read from the first BatchNorm layer alone, and the
-linear maps that give the target frames the same second-order statistics.
+"""Closed-form starts: the maps that give the drifted frames the second-order statistics of clean ones.
 
-The first layer of a convolutional network is linear, so its running mean and variance are linear in the mean
-colour and in the channel covariance of the frames the network was trained on. Probing that layer with constant
-and with 1/f noise images gives the equations, without looking at its weights.
+Second-order statistics leave one thing open: a rotation of colour space, which may differ between spatial
+frequencies. With the same covariance before and after, C_s^1/2 U W C_t^-1/2 serves for every orthogonal U; the one of
+least change is U = 1. Strong cross-talk turns the colours of large areas further than that of edges, so some other
+rotations of the low frequencies are tried, and the frozen network says which of them it knows.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calibrate.features import Taps
 from calibrate.homogenizer import Homogenizer
+from calibrate.source import Source
+from calibrate.spectra import cross_spectra, cycles
 
-SPECTRAL_EXPONENTS = (1.0, 1.5, 2.0, 2.5, 3.0)  # power ~ 1/f^e; natural images are near 2 (Field 1987)
-PROBES = 64  # noise images a probe averages over: variances to about 2 %
-COLOUR_CORRELATION = 0.9  # of neighbouring channels in natural images; a weak prior where a layer cannot tell
-PRIOR_WEIGHT = 0.01
-SMOOTH_SIGMA = 3.0  # px; a mean natural image has no finer structure, a fixed pattern has
+SMOOTH_SIGMA = 1.0  # px; a fixed pattern has 92 % of its power in finer structure, the mean of many pictures hardly any
 RIDGE = 1e-3  # of the mean power: frequencies below it are noise and are not amplified
-
-
-class SourceMoments(NamedTuple):
-    """Second-order description of the frames a network was trained on."""
-
-    mean: Tensor  # (C,)
-    covariance: Tensor  # (C, C)
-    exponent: float  # power spectrum ~ 1/f^exponent
-    residual: float  # rms error of the log variances explained at the first BatchNorm layer
-
-
-def source_moments(taps: Taps, shape: tuple[int, int, int], seed: int = 0) -> SourceMoments | None:
-    """Mean colour, channel covariance and spectral exponent of the source, or None if the first layer is not linear.
-
-    shape: (C, H, W) of the network's input.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        if not _is_linear(taps, torch.randn(2, *shape, generator=generator)):
-            return None
-        mean = _mean_colour(taps, shape)
-        fits = [_fit_covariance(taps, shape, mean, e, generator) for e in SPECTRAL_EXPONENTS]
-    covariance, exponent, residual = min(fits, key=lambda fit: fit[2])
-    return SourceMoments(mean, covariance, exponent, residual)
-
-
-def first_layer(taps: Taps, frames: Tensor) -> Tensor:
-    return taps(frames, depth=1).features[0]
-
-
-def _is_linear(taps: Taps, frames: Tensor) -> bool:
-    """Affine, to be exact: the response to the midpoint is the midpoint of the responses."""
-    one, two = first_layer(taps, frames).unbind(0)
-    middle = first_layer(taps, frames.mean(0, keepdim=True))[0]
-    return bool(torch.allclose(middle, (one + two) / 2, rtol=1e-3, atol=1e-4 * float(one.abs().max())))
-
-
-def _mean_colour(taps: Taps, shape: tuple[int, int, int]) -> Tensor:
-    """Solve response(constant colour) = running mean for the colour, least squares weighted by the variance."""
-    channels = shape[0]
-    colours = torch.cat([torch.zeros(1, channels), torch.eye(channels)])
-    images = colours[:, :, None, None].expand(-1, *shape)
-    responses = first_layer(taps, images).flatten(2).mean(2)  # (1 + C, C_1)
-    weight = taps.reference.variances[0].clamp_min(1e-6).rsqrt()
-    equations = (responses[1:] - responses[0]).T * weight[:, None]
-    return torch.linalg.lstsq(equations, ((taps.reference.means[0] - responses[0]) * weight)[:, None]).solution[:, 0]
-
-
-def pink_noise(count: int, shape: tuple[int, int], exponent: float, generator: torch.Generator) -> Tensor:
-    """Noise images (count, H, W) of unit variance and zero mean whose power falls as 1/f^exponent."""
-    height, width = shape
-    size = 2 * max(height, width)  # cut from a larger field, so that opposite borders do not match
-    fy, fx = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None, :]
-    radius = (fy.square() + fx.square()).sqrt().clamp_min(0.5 / size)
-    noise = torch.fft.rfft2(torch.randn(count, size, size, generator=generator))
-    field = torch.fft.irfft2(noise * radius.pow(-exponent / 2), s=(size, size))[:, :height, :width]
-    field = field - field.mean()
-    return field / field.std()
-
-
-def _fit_covariance(
-    taps: Taps, shape: tuple[int, int, int], mean: Tensor, exponent: float, generator: torch.Generator
-) -> tuple[Tensor, float, float]:
-    """The channel covariance S that best explains the running variances v_j = <S, Q_j>, in log terms."""
-    quadratic = _response_covariances(taps, shape, exponent, generator)  # (C_1, C, C)
-    observed = taps.reference.variances[0].clamp_min(1e-6)
-    channels = shape[0]
-    prior = COLOUR_CORRELATION * torch.ones(channels, channels) + (1 - COLOUR_CORRELATION) * torch.eye(channels)
-    scale = (observed / (quadratic * prior).sum((1, 2)).clamp_min(1e-9)).median()
-    root = torch.linalg.cholesky(prior * scale).contiguous().requires_grad_()
-    start = root.detach().clone()
-    optimizer = torch.optim.LBFGS([root], lr=0.5, max_iter=60, line_search_fn="strong_wolfe")
-
-    def misfit() -> Tensor:
-        covariance = root @ root.T
-        predicted = (quadratic * covariance).sum((1, 2)).clamp_min(1e-9)
-        return (predicted / observed).log().square().mean()
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        with torch.enable_grad():
-            loss = misfit() + PRIOR_WEIGHT * (root - start).square().sum() / start.square().sum()
-            loss.backward()
-        return float(loss.detach())
-
-    optimizer.step(closure)
-    root = root.detach()
-    return root @ root.T, exponent, float(misfit().sqrt())
-
-
-def _response_covariances(
-    taps: Taps, shape: tuple[int, int, int], exponent: float, generator: torch.Generator
-) -> Tensor:
-    """Q (C_1, C, C): covariance at each output of the responses to the same noise in channel c and c'."""
-    noise = pink_noise(PROBES, shape[1:], exponent, generator)
-    zero = first_layer(taps, torch.zeros(1, *shape))
-    responses = []
-    for channel in range(shape[0]):
-        images = torch.zeros(PROBES, *shape)
-        images[:, channel] = noise
-        response = (first_layer(taps, images) - zero).transpose(0, 1).flatten(1)  # (C_1, PROBES * positions)
-        responses.append(response - response.mean(1, keepdim=True))
-    stacked = torch.stack(responses, 1)  # (C_1, C, P)
-    return stacked @ stacked.transpose(1, 2) / stacked.shape[2]
+TURNED_BELOW = 3.0  # cycles over the frame, the width of the rotation's fall-off
+ROTATIONS = 48  # random ones that are tried; one of them comes within about 35 degrees of any other
+SPREADS = (0.5, 0.25)  # rad, how far around the KEPT best others are tried, NEAR around each
+KEPT, NEAR = 3, 4
+SEARCHED = ROTATIONS + 1 + len(SPREADS) * KEPT * NEAR  # rotations that a search looks at
 
 
 def smooth(image: Tensor) -> Tensor:
@@ -145,19 +44,6 @@ def offset_map(frames: Tensor) -> Tensor:
     return smooth(mean) - mean
 
 
-def cross_spectra(frames: Tensor) -> Tensor:
-    """Hann-windowed cross-spectra (H, W, C, C), complex Hermitian; their mean over frequencies is the covariance."""
-    height, width = frames.shape[-2:]
-    window = torch.hann_window(height)[:, None] * torch.hann_window(width)[None, :]
-    window = window / window.square().mean().sqrt()
-    mean = frames.mean((0, 2, 3), keepdim=True)
-    total = torch.zeros(1)
-    for chunk in frames.split(64):  # bounds memory at large frames
-        spectrum = torch.fft.fft2((chunk - mean) * window)  # (n, C, H, W)
-        total = total + torch.einsum("nchw,ndhw->hwcd", spectrum, spectrum.conj())
-    return total / (len(frames) * height * width)
-
-
 def _root(matrix: Tensor, power: float) -> Tensor:
     values, vectors = torch.linalg.eigh(matrix)
     floor = values[..., -1:].clamp_min(1e-12) * 1e-6
@@ -172,11 +58,18 @@ def monge_map(target: Tensor, source: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def colour_start(frames: Tensor, source: SourceMoments) -> Homogenizer:
-    """Offset map and one colour map for the whole frame."""
-    homogenizer = Homogenizer(*frames.shape[1:])
-    homogenizer.offset.copy_(offset_map(frames))
-    pixels = (frames + homogenizer.offset).transpose(0, 1).flatten(1)
+def pattern_start(offset: Tensor) -> Homogenizer:
+    """The identity but for an offset map (1, C, H, W), zero where there is no fixed pattern."""
+    homogenizer = Homogenizer(*offset.shape[1:])
+    homogenizer.offset.copy_(offset)
+    return homogenizer
+
+
+@torch.no_grad()
+def colour_start(frames: Tensor, source: Source, offset: Tensor) -> Homogenizer:
+    """Offset map (1, C, H, W) and one colour map for the whole frame."""
+    homogenizer = pattern_start(offset)
+    pixels = (frames + offset).transpose(0, 1).flatten(1)
     target = torch.cov(pixels).reshape(len(pixels), len(pixels))
     colour = monge_map(target + RIDGE * target.trace() * torch.eye(len(target)), source.covariance)
     centre = homogenizer.kernel.shape[-1] // 2
@@ -186,23 +79,69 @@ def colour_start(frames: Tensor, source: SourceMoments) -> Homogenizer:
     return homogenizer
 
 
-@torch.no_grad()
-def spectral_start(frames: Tensor, source: SourceMoments, seed: int = 0) -> Homogenizer:
-    """Offset map and one colour map for each spatial frequency, which together make a Wiener-like kernel."""
-    homogenizer = Homogenizer(*frames.shape[1:])
-    homogenizer.offset.copy_(offset_map(frames))
-    flat = frames + homogenizer.offset
-    target = _with_ridge(cross_spectra(flat))
-    noise = pink_noise(
-        4 * PROBES, (frames.shape[2], frames.shape[3]), source.exponent, torch.Generator().manual_seed(seed)
-    )
-    power = cross_spectra(noise[:, None])  # (H, W, 1, 1), the window's leakage included
-    maps = monge_map(target, _with_ridge(power * source.covariance))  # (H, W, C, C)
-    response = torch.fft.fftshift(torch.fft.ifft2(maps.permute(2, 3, 0, 1)).real, dim=(-2, -1))
-    kernel = _centre(response, homogenizer.kernel.shape[-1]).flip(-2, -1)  # conv2d correlates
-    homogenizer.kernel.copy_(kernel)
-    homogenizer.bias.copy_(source.mean - kernel.sum((2, 3)) @ flat.mean((0, 2, 3)))
-    return homogenizer
+class SpectralStarts:
+    """Offset map and one colour map for each spatial frequency, which together make a Wiener-like kernel.
+
+    Made for frames (N, C, H, W) and an offset map; gives one start for every rotation of the colours of its low
+    frequencies.
+    """
+
+    def __init__(self, frames: Tensor, source: Source, offset: Tensor):
+        self._source, self._offset, self._shape = source, offset, frames.shape[1:]
+        flat = frames + offset
+        self._mean = flat.mean((0, 2, 3))
+        target = _with_ridge(cross_spectra(flat))
+        clean = _with_ridge(source.profile.at(*self._shape[1:]).to(target))
+        self._unmix, self._mix = _root(target, -0.5), _root(clean, 0.5)
+        self._turn = monge_map(target, clean)  # (H, W, C, C)
+        self._turn = _root(clean, -0.5) @ self._turn @ _root(target, 0.5)
+
+    @torch.no_grad()
+    def start(self, rotation: Tensor | None = None) -> Homogenizer:
+        """The homogenizer for a rotation vector (radians, C = 3 colours), by default that of least change."""
+        turn = self._turn if rotation is None else self._rotations(rotation) @ self._turn
+        maps = self._mix @ turn @ self._unmix
+        homogenizer = pattern_start(self._offset)
+        response = torch.fft.fftshift(torch.fft.ifft2(maps.permute(2, 3, 0, 1)).real, dim=(-2, -1))
+        kernel = _centre(response, homogenizer.kernel.shape[-1]).flip(-2, -1)  # conv2d correlates
+        homogenizer.kernel.copy_(kernel)
+        homogenizer.bias.copy_(self._source.mean - kernel.sum((2, 3)) @ self._mean)
+        return homogenizer
+
+    def _rotations(self, rotation: Tensor) -> Tensor:
+        """(H, W, 3, 3): the whole rotation at frequency zero, none at high ones."""
+        share = torch.exp(-(cycles(*self._shape[1:]) / TURNED_BELOW).square() / 2)
+        return torch.matrix_exp(share[..., None, None] * _skew(rotation)).to(self._turn)
+
+
+def search_rotation(score: Callable[[Tensor], float], generator: torch.Generator) -> Tensor:
+    """The rotation vector (3,) of least score: the best of none and many random ones, then of some around the best."""
+    ranked = _ranked(score, [torch.zeros(3), *random_rotations(ROTATIONS, generator)])
+    for spread in SPREADS:
+        centres = [vector for _, vector in ranked[:KEPT] for _ in range(NEAR)]
+        near = [vector + spread * torch.randn(3, generator=generator) for vector in centres]
+        ranked = sorted(ranked + _ranked(score, near), key=lambda pair: pair[0])
+    return ranked[0][1]
+
+
+def _ranked(score: Callable[[Tensor], float], vectors: Sequence[Tensor]) -> list[tuple[float, Tensor]]:
+    """Pairs of score and vector, the least first; what has no finite score is last."""
+    scores = [score(vector) for vector in vectors]
+    pairs = [(s if math.isfinite(s) else math.inf, v) for s, v in zip(scores, vectors, strict=True)]
+    return sorted(pairs, key=lambda pair: pair[0])
+
+
+def random_rotations(count: int, generator: torch.Generator) -> Tensor:
+    """Rotation vectors (count, 3), radians, of rotations spread evenly over all there are (Shoemake 1992)."""
+    quaternions = F.normalize(torch.randn(count, 4, generator=generator), dim=1)
+    quaternions = quaternions * quaternions[:, :1].sign()
+    angle = 2 * torch.acos(quaternions[:, :1].clamp(max=1))
+    return angle * F.normalize(quaternions[:, 1:], dim=1)
+
+
+def _skew(vector: Tensor) -> Tensor:
+    """The matrix (3, 3) of the cross product with a vector (3,)."""
+    return torch.linalg.cross(torch.eye(3), vector.expand(3, 3))
 
 
 def _with_ridge(spectra: Tensor) -> Tensor:

@@ -2,85 +2,205 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calibrate.features import Taps
-from calibrate.statistics import FeatureStatistics, ImageMoments, gaussian_divergence
+from calibrate.augmentation import PaddedCrop, augment
+from calibrate.class_statistics import ClassStatistics
+from calibrate.feature_maps import FeatureMap
+from calibrate.statistics import (
+    VARIANCE_FLOOR,
+    FeatureStatistics,
+    ImageMoments,
+    gaussian_divergence,
+    log_variance_error,
+)
 
 CHUNK_PIXELS = 2**20  # of frames at once: 1,024 at 32x32, 20 at 224x224, about 2 GB of a ResNet-20's activations
 
+EXCESS_WEIGHT = 0.1  # nats per square unit: chosen from 0, 0.03, 0.1 and 0.3 on perturbation draws 0, 2, 4 and 5
+
 Transform = Callable[[Tensor], Tensor]
+Target = FeatureStatistics | ClassStatistics
 
 
-def evaluate(taps: Taps, rho: Transform, frames: Tensor, target: FeatureStatistics) -> float:
-    """The objective on all frames at once: Gaussian divergence from the target, mean over channels, then layers."""
-    with torch.no_grad():
-        moments = _moments(taps, rho, frames.split(_chunk(frames)))
-        return float(_divergence(moments, target))
+class Limits(NamedTuple):
+    """The least and the greatest value, (C,), that an image can have: black and white, as the network sees them.
 
-
-@torch.enable_grad()
-def backpropagate(taps: Taps, rho: nn.Module, batch: Tensor, target: FeatureStatistics) -> Tensor:
-    """Add the gradient of the objective on the whole batch to rho's parameters alone; returns the objective.
-
-    The frozen network in evaluation mode does not couple frames, so where the batch is larger than a chunk
-    the gradient is exact in two passes: one for the statistics and the objective's gradient in them, one that
-    carries this gradient back chunk by chunk. The second is left out if the objective is not finite.
+    Channel statistics hardly tell when the colours of large areas are turned; that some are darker than black does.
     """
-    size = _chunk(batch)
-    trained = [p for p in rho.parameters() if p.requires_grad]
-    if len(batch) <= size:
-        loss = _divergence(ImageMoments.of(taps(rho(batch)).features), target)
+
+    black: Tensor
+    white: Tensor
+
+    @staticmethod
+    def of(mean: Sequence[float], std: Sequence[float]) -> Limits:
+        """Those of images normalised as (value - mean) / std, values from 0 to 1."""
+        return Limits(*((level - torch.tensor(mean)) / torch.tensor(std) for level in (0.0, 1.0)))
+
+    def excess(self, frames: Tensor) -> Tensor:
+        """Mean square (N,) of how far values of (N, C, H, W) lie outside."""
+        black, white = self.black.view(-1, 1, 1), self.white.view(-1, 1, 1)
+        return (frames - frames.clamp(black, white)).square().mean((1, 2, 3))
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Gaussian divergence of the features' statistics from the target, mean over channels, then over layers.
+
+    features: what statistics are taken of. crop: what training did to the frames behind the target.
+    With ClassStatistics as target the divergence is that of each class, mean over the classes the frames have.
+    criterion: weight of the cross-entropy of the logits with the labels (r_crit of Willis & Oala 2021).
+    limits: of the restored values; what lies outside adds EXCESS_WEIGHT times its mean square.
+    """
+
+    features: FeatureMap
+    target: Target
+    crop: PaddedCrop | None = None
+    criterion: float = 0.0
+    limits: Limits | None = None
+
+    def floor(self, rho: Transform, frames: Tensor) -> float:
+        """What the objective is on average for as many clean frames: the sampling error of their own statistics."""
+        with torch.no_grad():
+            moments = self._observe_all(rho, frames).moments
+        triples = zip(moments.first, moments.second, self.target.variances, strict=True)
+        return float(torch.stack([_sampling_divergence(*triple).mean() for triple in triples]).mean())
+
+    def evaluate_last(self, rho: Transform, frames: Tensor, labels: Tensor | None = None) -> float:
+        """The objective with the divergence of the last layer alone."""
+        with torch.no_grad():
+            seen = self._observe_all(rho, frames)
+            return float(self._divergences(seen.moments, labels)[-1] + EXCESS_WEIGHT * seen.excess.mean())
+
+    def evaluate(self, rho: Transform, frames: Tensor, labels: Tensor | None = None) -> float:
+        """The objective on all frames at once."""
+        with torch.no_grad():
+            return float(self._loss(self._observe_all(rho, frames), labels))
+
+    @torch.enable_grad()
+    def backpropagate(self, rho: nn.Module, batch: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Add the gradient of the objective on the whole batch to rho's parameters alone; returns the objective.
+
+        The frozen network in evaluation mode does not couple frames, so where the batch is larger than a chunk
+        the gradient is exact in two passes: one for the objective's gradient in what each frame shows, one that
+        carries this gradient back chunk by chunk. Nothing is carried back if the objective is not finite.
+        """
+        trained = [p for p in rho.parameters() if p.requires_grad]
+        if len(batch) <= chunk_size(batch):
+            loss = self._loss(self._observe(rho, batch, 0), labels)
+            if torch.isfinite(loss):
+                loss.backward(inputs=trained)
+            return loss.detach()
+        with torch.no_grad():
+            seen = self._observe_all(rho, batch)
+        loss, gradients = self._gradient(seen, labels)
         if torch.isfinite(loss):
-            loss.backward(inputs=trained)
-        return loss.detach()
-    chunks = batch.split(size)
-    with torch.no_grad():
-        moments = _moments(taps, rho, chunks)
-    loss, gradient = _gradient_in_moments(moments, target)
-    if torch.isfinite(loss):
-        for chunk in chunks:
-            observed = ImageMoments.of(taps(rho(chunk)).features)
-            _surrogate(observed, gradient, len(batch)).backward(inputs=trained)
-    return loss
+            for first, chunk in _chunks(batch):
+                observed = self._observe(rho, chunk, first).tensors()
+                shares = [g[first : first + len(chunk)] for g in gradients]
+                torch.autograd.backward(observed, shares, inputs=trained)
+        return loss
+
+    def _observe(self, rho: Transform, chunk: Tensor, first: int) -> Observation:
+        restored = rho(chunk)
+        excess = 0 * restored.mean((1, 2, 3)) if self.limits is None else self.limits.excess(restored)
+        with _reduced_precision(chunk):
+            features, output = self.features(augment(self.crop, restored, first))
+        logits = output.float() if self.criterion and output is not None else None
+        return Observation(ImageMoments.of(features), excess, logits)
+
+    def _observe_all(self, rho: Transform, frames: Tensor) -> Observation:
+        return Observation.join([self._observe(rho, chunk, first) for first, chunk in _chunks(frames)])
+
+    def _gradient(self, seen: Observation, labels: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The objective, and its gradient in every tensor of the observation, frame by frame."""
+        tensors = [t.requires_grad_() for t in seen.tensors()]
+        loss = self._loss(seen, labels)
+        return loss.detach(), torch.autograd.grad(loss, tensors)
+
+    def _loss(self, seen: Observation, labels: Tensor | None) -> Tensor:
+        loss = self._divergences(seen.moments, labels).mean() + EXCESS_WEIGHT * seen.excess.mean()
+        if self.criterion:
+            assert seen.output is not None and labels is not None
+            loss = loss + self.criterion * F.cross_entropy(seen.output, labels)
+        return loss
+
+    def _divergences(self, moments: ImageMoments, labels: Tensor | None) -> Tensor:
+        share, rows = _averaging(self.target, len(moments), labels)
+        layers = []
+        for first, second, mean, variance in zip(
+            moments.first, moments.second, self.target.means, self.target.variances, strict=True
+        ):
+            observed = share @ first  # (K, C)
+            spread = share @ second - observed.square()
+            layers.append(gaussian_divergence(observed, spread, mean[rows], variance[rows]).mean())
+        return torch.stack(layers)
 
 
-def _chunk(frames: Tensor) -> int:
+@dataclass(frozen=True)
+class Observation:
+    """What the objective reads of frames: their moments, what lies outside the limits (N,), and, for a criterion,
+    the logits (N, K)."""
+
+    moments: ImageMoments
+    excess: Tensor
+    output: Tensor | None
+
+    @staticmethod
+    def join(chunks: list[Observation]) -> Observation:
+        outputs = [c.output for c in chunks if c.output is not None]
+        moments, excess = ImageMoments.join(c.moments for c in chunks), torch.cat([c.excess for c in chunks])
+        return Observation(moments, excess, torch.cat(outputs) if outputs else None)
+
+    def tensors(self) -> list[Tensor]:
+        output = [] if self.output is None else [self.output]
+        return [*self.moments.first, *self.moments.second, self.excess, *output]
+
+
+def _averaging(target: Target, count: int, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What averages frames, (K, N), for each class that has some, and the rows of the target they belong to.
+
+    Plain statistics are one class of all frames; indexing their (C,) with None makes them a row.
+    """
+    if isinstance(target, FeatureStatistics):
+        return torch.full((1, count), 1 / count), None  # type: ignore[return-value]
+    assert labels is not None
+    present = labels.unique()
+    member = (labels == present[:, None]).float()
+    return member / member.sum(1, keepdim=True), present
+
+
+def _sampling_divergence(first: Tensor, second: Tensor, variance: Tensor) -> Tensor:
+    """Expected divergence (C,) of N frames' statistics from those of all frames, from their spread (N, C).
+
+    To second order the divergence is half the squared standardised error of the mean and a quarter of that of the
+    logarithm of the variance.
+    """
+    mean_error = first.var(0) / len(first) / variance.clamp_min(VARIANCE_FLOOR)
+    return 0.5 * mean_error + 0.25 * log_variance_error(first, second)
+
+
+def chunk_size(frames: Tensor) -> int:
     return max(1, CHUNK_PIXELS // (frames.shape[2] * frames.shape[3]))
 
 
-def _moments(taps: Taps, rho: Transform, chunks: Iterable[Tensor]) -> ImageMoments:
-    return ImageMoments.join(ImageMoments.of(taps(rho(chunk)).features) for chunk in chunks)
+def _chunks(frames: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Each chunk after the index of its first frame."""
+    size = chunk_size(frames)
+    return zip(range(0, len(frames), size), frames.split(size), strict=True)
 
 
-def _divergence(moments: ImageMoments, target: FeatureStatistics) -> Tensor:
-    """Gaussian divergence of the images' channels from the target, mean over channels, then over layers."""
-    layers = []
-    for first, second, mean, variance in zip(
-        moments.first, moments.second, target.means, target.variances, strict=True
-    ):
-        observed = first.mean(0)
-        layers.append(gaussian_divergence(observed, second.mean(0) - observed.square(), mean, variance).mean())
-    return torch.stack(layers).mean()
+def _reduced_precision(frames: Tensor) -> AbstractContextManager[None]:
+    """bfloat16 for the convolutions where the processor computes in it; statistics stay float32."""
+    return torch.autocast(frames.device.type, torch.bfloat16, enabled=frames.device.type == "cpu" and HAS_BFLOAT16)
 
 
-def _gradient_in_moments(moments: ImageMoments, target: FeatureStatistics) -> tuple[Tensor, ImageMoments]:
-    """The objective, and its gradient in each image's moments, which is the same for every image: (1, C_l)."""
-    mean = ImageMoments(
-        tuple(m.mean(0, keepdim=True).requires_grad_() for m in moments.first),
-        tuple(m.mean(0, keepdim=True).requires_grad_() for m in moments.second),
-    )
-    loss = _divergence(mean, target)
-    gradients = torch.autograd.grad(loss, [*mean.first, *mean.second])
-    layers = len(mean.first)
-    return loss.detach(), ImageMoments(gradients[:layers], gradients[layers:])
-
-
-def _surrogate(observed: ImageMoments, gradient: ImageMoments, count: int) -> Tensor:
-    """Linear in the chunk's moments, with the objective's gradient: its backward pass is the chunk's share."""
-    moments = (*observed.first, *observed.second)
-    shares = [(m.sum(0) * g).sum() for m, g in zip(moments, (*gradient.first, *gradient.second), strict=True)]
-    return torch.stack(shares).sum() / count
+# Half the time of a step at the same accuracy (bench/results/fit.json); emulated it would be slower than float32.
+HAS_BFLOAT16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +17,13 @@ class FeatureStatistics:
     """Mean and biased variance of every channel of every layer.
 
     names: (L,) layers; means, variances: L tensors of shape (C_l,).
+    shipped: they are the running ones of a network, so they are of frames as training augmented them.
     """
 
     names: tuple[str, ...]
     means: tuple[Tensor, ...]
     variances: tuple[Tensor, ...]
+    shipped: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.means) == len(self.variances):
@@ -45,9 +48,9 @@ class ImageMoments:
 
     @staticmethod
     def of(features: Sequence[Tensor]) -> ImageMoments:
-        """Moments of a chunk's features, L tensors of shape (N, C_l, ...)."""
-        flat = [f.flatten(2) if f.dim() > 2 else f.unsqueeze(2) for f in features]  # (N, C, positions)
-        return ImageMoments(tuple(f.mean(2) for f in flat), tuple(f.square().mean(2) for f in flat))
+        """Moments of a chunk's features, L tensors of shape (N, C_l, ...), in float32 whatever the features are in."""
+        pairs = [_Moments.apply(f.flatten(2) if f.dim() > 2 else f.unsqueeze(2)) for f in features]
+        return ImageMoments(tuple(first for first, _ in pairs), tuple(second for _, second in pairs))
 
     @staticmethod
     def join(chunks: Iterable[ImageMoments]) -> ImageMoments:
@@ -66,6 +69,33 @@ class ImageMoments:
             (s.double().mean(0) - m.square()).clamp_min(0) for s, m in zip(self.second, means, strict=True)
         )
         return FeatureStatistics(names, tuple(m.float() for m in means), tuple(v.float() for v in variances))
+
+
+def log_variance_error(first: Tensor, second: Tensor) -> Tensor:
+    """Squared standard error (C,) of the logarithm of the variance, from images' moments (N, C); delta method."""
+    mean = first.mean(0)
+    variance = (second.mean(0) - mean.square()).clamp_min(VARIANCE_FLOOR)
+    influence = (second - 2 * mean * first + mean.square()) / variance  # (N, C), mean 1
+    return influence.var(0) / len(first)
+
+
+class _Moments(torch.autograd.Function):
+    """Mean over positions of x and of x squared, (N, C, positions) to two (N, C).
+
+    Written out because autograd's own backward pass makes five passes over features where one will do.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x)
+        norm: Tensor = torch.linalg.vector_norm(x, dim=2, dtype=torch.float32)
+        return x.mean(2, dtype=torch.float32), norm.square() / x.shape[2]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        first, second = ((g / x.shape[2]).to(x.dtype).unsqueeze(2) for g in gradients)
+        return torch.addcmul(first, x, second, value=2)
 
 
 def gaussian_divergence(mean: Tensor, variance: Tensor, to_mean: Tensor, to_variance: Tensor) -> Tensor:

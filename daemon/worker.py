@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calibrate import FitError, fit, tap
+from calibrate import FitError, Limits, fit, tap
 from calibrate.drift import collect_moments, drift_score
 from calibrate.judge import CHUNK, incumbents, judge, needs_no_fit, needs_no_homogenizer
 from calibrate.proxy import accuracy_proxy
@@ -50,6 +50,7 @@ class Worker:
         self._store = store
         self._taps = tap(frozen.module)
         self._normalise = Preprocessor(frozen.card).normalise
+        self._limits = Limits.of(frozen.card.normalisation.mean, frozen.card.normalisation.std)
         self._loaded: dict[str, tuple[str, nn.Module]] = {}  # by sensor: version and homogenizer
 
     def answer(self, job: dict[str, Any], images: np.ndarray, send: Send) -> None:
@@ -93,6 +94,7 @@ class Worker:
         fitted = fit(
             self._frozen.module,
             frames[kept],
+            limits=self._limits,
             seed=job["seed"],
             progress=lambda done, of, _: send({"stage": "fitting", "ratio": done / of}),
         )

@@ -2,20 +2,39 @@
 
 import hashlib
 import math
+import sys
 
 import pytest
 import torch
-from synthetic import SHAPE, images, labelled, normalised, trained_network
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import MEAN, SHAPE, STD, images, labelled, normalised, trained_network
+from test_source_frames import network as network_of
 from torch import nn
 
-from calibrate import FeatureStatistics, FitConfig, FitError, Homogenizer, fit, tap
-from calibrate.fit import MAX_VALUE, MIN_FRAMES
-from calibrate.objective import evaluate
+from calibrate import (
+    FeatureStatistics,
+    FitConfig,
+    FitError,
+    Homogenizer,
+    PaddedCrop,
+    collect_statistics,
+    fit,
+    measured_source,
+    objective,
+    penultimate,
+    random_projection,
+    tap,
+    with_logits,
+)
+from calibrate.objective import Limits, Objective
+from calibrate.refusals import MAX_VALUE, MIN_FRAMES
 from deploy.program import export_program, load_program, save_program
 
-SHORT = FitConfig(steps=4, batch=16)
+SHORT = FitConfig(stages=((32, 3),))
 MIX = torch.tensor([[0.45, 0.15, 0.0], [0.05, 0.4, 0.15], [0.1, 0.0, 0.5]])  # colours mixed at half the exposure
-WITHOUT_STEPS = FitConfig(steps=0)
+WITHOUT_STEPS = FitConfig(stages=())
+LONGER = FitConfig(stages=((32, 10), (128, 10)))
 
 
 def drifted(frames: torch.Tensor) -> torch.Tensor:
@@ -30,6 +49,11 @@ def digest(model: nn.Module) -> str:
     sha.update(repr([(n, p.requires_grad, p.grad) for n, p in model.named_parameters()]).encode())
     sha.update(repr([(n, m.training, len(m._forward_pre_hooks)) for n, m in model.named_modules()]).encode())
     return sha.hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    monkeypatch.setattr(objective, "HAS_BFLOAT16", False)
 
 
 @pytest.fixture(scope="module")
@@ -47,42 +71,182 @@ def frames():
     return drifted(normalised(images(48, seed=1)))
 
 
+@pytest.fixture(scope="module")
+def labels():
+    return torch.from_numpy(labelled(48, seed=1)[1])
+
+
+@pytest.fixture(scope="module")
+def clean():
+    """Frames to measure statistics of, and their labels."""
+    batch, labels = labelled(256, seed=3)
+    return normalised(batch), torch.from_numpy(labels)
+
+
+def off(model, rho, frames) -> float:
+    taps = tap(model)
+    return Objective(taps, taps.reference).evaluate(rho, frames)
+
+
 def accuracy(model, frames, labels):
     with torch.no_grad():
         return float((model(frames).argmax(1) == torch.from_numpy(labels)).float().mean())
 
 
-def test_exposure_and_colours_are_recovered(network):
-    fitted = fit(network, drifted(normalised(images(256, seed=1)))).homogenizer
-    taps = tap(network)
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_exposure_and_colours_are_recovered(network, monkeypatch, bfloat16):
+    monkeypatch.setattr(objective, "HAS_BFLOAT16", bfloat16)
+    fitted = fit(network, drifted(normalised(images(256, seed=1))), config=LONGER).homogenizer
+    monkeypatch.setattr(objective, "HAS_BFLOAT16", False)
     clean, labels = labelled(256, seed=2)
     clean = normalised(clean)
-    before, after = (evaluate(taps, rho, drifted(clean), taps.reference) for rho in (Homogenizer(*SHAPE), fitted))
+    before, after = (off(network, rho, drifted(clean)) for rho in (Homogenizer(*SHAPE), fitted))
     assert after < before / 100
-    assert after < 3 * evaluate(taps, Homogenizer(*SHAPE), clean, taps.reference)
+    assert after < 3 * off(network, Homogenizer(*SHAPE), clean)
     with torch.no_grad():
         assert accuracy(network, fitted(drifted(clean)), labels) > accuracy(network, clean, labels) - 0.03
         error = (fitted(drifted(clean)) - clean)[..., 4:-4, 4:-4].square().mean().sqrt()
-    assert error < 0.25 * (drifted(clean) - clean).square().mean().sqrt()
+    assert error < 0.3 * (drifted(clean) - clean).square().mean().sqrt()
 
 
 def test_steps_do_not_carry_a_good_start_away(network):
-    result = fit(network, normalised(images(64, seed=1)), config=FitConfig(batch=32))
+    result = fit(network, normalised(images(128, seed=1)), config=LONGER)
     fresh = normalised(images(128, seed=2))
     with torch.no_grad():
         change = (result.homogenizer(fresh) - fresh).square().mean().sqrt()
-    assert result.start == "identity"
-    assert 0 < change < 0.25  # full rates would make it 0.35
+    assert change < 0.1 * fresh.std()
+    assert off(network, result.homogenizer, fresh) < 1.5 * off(network, Homogenizer(*SHAPE), fresh)
 
 
-def test_gradient_steps_alone_lower_the_loss(frames):
+def opaque_network() -> nn.Module:
+    """One whose first layer is not linear, so that it does not tell what it was trained on."""
     torch.manual_seed(0)
     first = nn.Sequential(nn.ReLU6(), nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, momentum=None))
     with torch.no_grad():
         first(normalised(images(256, seed=3)))
-    result = fit(first.eval(), frames, config=FitConfig(steps=60, batch=48))
-    assert result.start == "identity" and list(result.start_losses) == ["identity"]
+    return first.eval()
+
+
+def test_gradient_steps_alone_lower_the_loss(frames):
+    result = fit(opaque_network(), frames, config=FitConfig(stages=((48, 40),)))
+    assert result.start.startswith("identity") and all(name.startswith("identity") for name in result.start_losses)
     assert result.history[-1] < 0.3 * result.history[0]
+
+
+def test_a_source_that_was_measured_serves_a_network_that_tells_none(frames, clean):
+    source = measured_source(clean[0])
+    losses = fit(opaque_network(), frames, source=source, config=WITHOUT_STEPS).start_losses
+    assert set(losses) >= {"identity", "colour", "spectral"}
+    assert min(losses["colour"], losses["spectral"]) < 0.1 * losses["identity"]
+
+
+def test_a_source_that_is_given_is_preferred_to_the_networks_own(network, frames, clean):
+    darker = measured_source(clean[0] - 3)
+    own, other = (fit(network, frames, source=s, config=WITHOUT_STEPS).start_losses for s in (None, darker))
+    assert own["identity"] == pytest.approx(other["identity"], rel=1e-4)
+    assert other["colour"] > 10 * own["colour"]
+
+
+def test_frames_are_shown_as_training_showed_them_for_shipped_statistics_only():
+    frames, limits = normalised(images(256, seed=3)), Limits.of(MEAN, STD)
+    cropped = network_of(PaddedCrop(2, tuple(limits.black.tolist()))(frames), filters=24)
+    own = tap(cropped).reference
+    measured = FeatureStatistics(own.names, own.means, own.variances)
+    shipped, plain = (
+        fit(cropped, frames, r, limits=limits, config=WITHOUT_STEPS).start_losses["identity"] for r in (own, measured)
+    )
+    assert shipped < 0.1 * plain
+
+
+def test_class_conditional_statistics_are_aimed_at(network, frames, labels, clean):
+    reference = collect_statistics(tap(network), *clean)
+    result = fit(network, frames, reference, labels=labels, config=LONGER)
+    objective = Objective(tap(network), reference)
+    found, identity = (objective.evaluate(r, frames, labels) for r in (result.homogenizer, Homogenizer(*SHAPE)))
+    assert found == pytest.approx(min(result.history), rel=0.01)
+    assert found < 0.1 * identity
+
+
+def test_labels_stay_with_their_frames(network, frames, labels, clean):
+    reference = collect_statistics(tap(network), *clean)
+    rolled = fit(network, frames, reference, labels=labels.roll(1), config=WITHOUT_STEPS).start_losses
+    right = fit(network, frames, reference, labels=labels, config=WITHOUT_STEPS).start_losses
+    expected = Objective(tap(network), reference).evaluate(Homogenizer(*SHAPE), frames, labels)
+    assert right["identity"] == pytest.approx(expected, rel=1e-3)
+    assert rolled["identity"] != pytest.approx(expected, rel=1e-2)
+
+
+def test_the_criterion_counts_by_its_weight(network, frames, labels):
+    plain, weighed = (
+        fit(network, frames, labels=labels, criterion=c, config=SHORT).start_losses["identity"] for c in (0.0, 2.0)
+    )
+    with torch.no_grad():
+        entropy = nn.functional.cross_entropy(network(frames), labels)
+    assert weighed - plain == pytest.approx(2 * float(entropy), rel=1e-3)
+
+
+@pytest.mark.parametrize("criterion", [0.0, 0.5])
+def test_features_may_be_another_map(network, frames, labels, clean, criterion):
+    projection = with_logits(random_projection(SHAPE, width=32), network)
+    reference = collect_statistics(projection, clean[0])
+    before = digest(network)
+    result = fit(
+        network,
+        frames,
+        reference,
+        features=projection,
+        labels=labels,
+        criterion=criterion,
+        config=FitConfig(((48, 8),)),
+    )
+    assert min(result.history) < 0.5 * result.start_losses["identity"]
+    assert digest(network) == before
+
+
+def test_the_last_layer_alone_may_be_aimed_at(network, frames):
+    last = penultimate(network)
+    result = fit(network, frames, last.reference, features=last, config=LONGER)
+    assert min(result.history) < 0.1 * result.start_losses["identity"]
+
+
+@pytest.mark.parametrize("given", ["criterion", "classes"])
+def test_missing_labels_are_refused(network, frames, clean, given):
+    reference = collect_statistics(tap(network), *clean) if given == "classes" else None
+    with pytest.raises(FitError, match="need labels"):
+        fit(network, frames, reference, criterion=float(given == "criterion"), config=SHORT)
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x[:-1], lambda x: torch.cat([x, x]), lambda x: x[:, None]])
+def test_labels_of_other_frames_are_refused(network, frames, labels, wrong):
+    with pytest.raises(FitError, match="48 frames need as many int64 labels"):
+        fit(network, frames, labels=wrong(labels), criterion=1.0, config=SHORT)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda x: x - 1, "from 0 to 3, got -1 to 2"),
+        (lambda x: x + 1, "from 0 to 3, got 1 to 4"),
+        (lambda x: x.float(), "int64 labels, got torch.float32"),
+    ],
+)
+@pytest.mark.parametrize("given", ["criterion", "classes"])
+def test_labels_that_are_none_are_refused(network, frames, labels, clean, given, spoil, said):
+    reference = collect_statistics(tap(network), *clean) if given == "classes" else None
+    with pytest.raises(FitError, match=said):
+        fit(network, frames, reference, labels=spoil(labels), criterion=float(given == "criterion"), config=SHORT)
+
+
+def test_a_criterion_without_logits_is_refused(network, frames, labels):
+    features = random_projection(SHAPE, width=16)
+    with pytest.raises(FitError, match="logits"):
+        fit(network, frames, collect_statistics(features, frames), features=features, labels=labels, criterion=1.0)
+
+
+@pytest.mark.parametrize("shape", [(48, 3, 16, 0), (48, 0, 16, 16)])
+def test_frames_without_pixels_are_refused(network, shape):
+    with pytest.raises(FitError, match="have no pixels"):
+        fit(network, torch.zeros(shape))
 
 
 @pytest.mark.parametrize("kind", ["network", "program"])
@@ -121,7 +285,7 @@ def test_the_same_seed_gives_the_same_homogenizer_whatever_was_drawn_before(netw
         return torch.cat([value.flatten() for value in found.values()])
 
     first = weights(1)
-    torch.testing.assert_close(first, weights(1), atol=1e-4, rtol=0)  # the last bit is the linear algebra library's
+    torch.testing.assert_close(first, weights(1), atol=1e-3, rtol=0)  # the last bit is the linear algebra library's
     assert (first - weights(2)).abs().max() > 1e-3
 
 
@@ -135,26 +299,39 @@ def test_the_homogenizer_is_ready_to_serve(network, frames):
 def test_a_caller_may_have_gradients_switched_off(network, frames):
     with torch.no_grad():
         off = fit(network, frames, config=SHORT)
-    assert off.history == fit(network, frames, config=SHORT).history
+    assert off.history == pytest.approx(fit(network, frames, config=SHORT).history, rel=1e-3)
 
 
-def test_progress_is_told_once_for_each_step(network, frames):
-    told = []
-    result = fit(network, frames, config=SHORT, progress=lambda *step: told.append(step))
-    assert [step[:2] for step in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+@pytest.mark.parametrize("stages", [((32, 3),), ((32, 2), (48, 3)), ((32, 1), (32, 1), (32, 1))])
+def test_progress_is_told_of_every_evaluation(network, frames, stages):
+    told, config = [], FitConfig(stages=stages)
+    result = fit(network, frames, config=config, progress=lambda *step: told.append(step))
     assert [loss for _, _, loss in told] == result.history
-    assert result.steps == 4 and all(map(math.isfinite, result.history))
+    assert [done for done, _, _ in told] == [min(i + 1, config.evaluations) for i in range(len(told))]
+    assert {total for _, total, _ in told} == {config.evaluations}
+    assert result.steps == len(told) >= config.evaluations
+    assert all(map(math.isfinite, result.history)) and result.seconds > 0
 
 
-def test_without_steps_the_best_start_is_the_result(network, frames):
+def test_fewer_frames_than_a_stage_asks_for_are_enough(network, frames):
+    few, many = (fit(network, frames, config=FitConfig(stages=((n, 4),))).history for n in (48, 10_000))
+    assert few == pytest.approx(many, rel=1e-3)
+
+
+def test_stages_go_on_from_one_another(network, frames, monkeypatch):
+    monkeypatch.setattr(sys.modules["calibrate.fit"], "SLACK", 0.0)
+    history = fit(network, frames, config=FitConfig(stages=((48, 10), (48, 10)))).history
+    assert min(history[10:]) < min(history[:10]) < history[0]
+    assert history[-1] < 0.5 * history[0]
+
+
+def test_without_stages_the_best_start_is_the_result(network, frames):
     result = fit(network, frames, config=WITHOUT_STEPS)
-    taps = tap(network)
     assert result.history == [] and result.steps == 0
-    assert set(result.start_losses) == {"identity", "colour", "spectral"}
+    assert set(result.start_losses) >= {"identity", "colour", "spectral"}
     assert result.start == min(result.start_losses, key=result.start_losses.get)
-    assert evaluate(taps, result.homogenizer, frames, taps.reference) == pytest.approx(
-        result.start_losses[result.start], rel=1e-4
-    )
+    expected = result.start_losses[result.start]
+    assert off(network, result.homogenizer, frames) == pytest.approx(expected, rel=1e-2)
 
 
 def test_clean_frames_stay_as_they_are(network):
@@ -200,31 +377,74 @@ def test_a_reference_of_another_network_is_refused(network, frames):
         fit(network, frames, FeatureStatistics(own.names[:1], own.means[:1], own.variances[:1]))
 
 
-@pytest.mark.parametrize("settings", [{"steps": -1}, {"batch": 1}])
-def test_settings_that_make_no_sense_are_refused(settings):
-    with pytest.raises(ValueError, match="steps must be >= 0 and batch >= 2"):
-        FitConfig(**settings)
+@pytest.mark.parametrize("stage", [(MIN_FRAMES - 1, 5), (MIN_FRAMES, 0), (MIN_FRAMES, -1), (0, 5)])
+@pytest.mark.parametrize("before", [(), ((64, 5),)])
+def test_stages_that_make_no_sense_are_refused(before, stage):
+    with pytest.raises(ValueError, match=f"{MIN_FRAMES} frames and 1 evaluation at least"):
+        FitConfig(stages=(*before, stage))
 
 
-def test_a_network_that_overflows_is_refused(frames):
+@pytest.mark.parametrize("config", [SHORT, WITHOUT_STEPS])
+def test_a_network_that_overflows_is_refused(frames, config):
     model = trained_network()
     model[3].weight.data *= 1e30
     before = digest(model)
     with pytest.raises(FitError, match="loss is not finite"):
-        fit(model, frames, config=SHORT)
+        fit(model, frames, config=config)
     assert digest(model) == before
 
 
-def test_a_fit_that_breaks_on_its_way_gives_nothing(network, frames):
-    before, told = digest(network), []
+def test_a_fit_that_breaks_on_its_way_gives_nothing(network, frames, monkeypatch):
+    before, told, intact = digest(network), [], Objective.backpropagate
+
+    def breaking(self, *arguments):
+        return torch.tensor(torch.nan) if len(told) == 4 else intact(self, *arguments)
+
+    monkeypatch.setattr(Objective, "backpropagate", breaking)
     with pytest.raises(FitError, match="loss is not finite"):
-        fit(network, frames, config=FitConfig(kernel_rate=1e25), progress=lambda *step: told.append(step))
-    assert 0 < len(told) < FitConfig().steps
+        fit(network, frames, config=LONGER, progress=lambda *step: told.append(step))
+    assert len(told) == 4
+    assert digest(network) == before
+
+
+def test_what_progress_raises_ends_the_fit(network, frames):
+    def progress(done, total, loss):
+        raise KeyboardInterrupt
+
+    before = digest(network)
+    with pytest.raises(KeyboardInterrupt):
+        fit(network, frames, config=SHORT, progress=progress)
     assert digest(network) == before
 
 
 def test_images_of_one_colour_each_are_carried():
-    torch.manual_seed(0)
-    flat = torch.randn(64, 3, 1, 1).expand(-1, -1, 16, 16)
+    flat = torch.randn(64, 3, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 16, 16)
     result = fit(trained_network(), flat, config=SHORT)
     assert all(torch.isfinite(p).all() for p in result.homogenizer.parameters())
+
+
+extremes = st.sampled_from([0.0, 1.0, -9e3, 2e4, 3e38, math.inf, -math.inf, math.nan])
+
+
+@settings(max_examples=12)
+@given(st.sampled_from([1e-30, 1e-3, 1.0, 1e3]), extremes, st.sampled_from([0.0, 0.01, 0.5]), st.booleans())
+def test_whatever_the_values_a_homogenizer_is_finite_or_there_is_none(network, scale, level, share, whole):
+    random = torch.Generator().manual_seed(0)
+    frames = scale * torch.randn(MIN_FRAMES, *SHAPE, generator=random)
+    frames[torch.rand(frames.shape[: 1 if whole else 4], generator=random) < share] = level
+    try:
+        result = fit(network, frames, config=SHORT)
+    except FitError:
+        return
+    assert frames.isfinite().all()
+    assert all(torch.isfinite(value).all() for value in result.homogenizer.state_dict().values())
+    assert all(map(math.isfinite, result.history))
+
+
+shapes = st.tuples(st.integers(30, 34), st.integers(1, 5), st.sampled_from([1, 2, 9, 16]), st.sampled_from([1, 16, 23]))
+
+
+@given(shapes.filter(lambda shape: shape[0] < MIN_FRAMES or shape[1:] != SHAPE))
+def test_frames_of_a_shape_that_cannot_be_fitted_are_refused(network, shape):
+    with pytest.raises(FitError):
+        fit(network, torch.randn(shape, generator=torch.Generator().manual_seed(0)), config=SHORT)

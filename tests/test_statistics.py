@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from calibrate.statistics import VARIANCE_FLOOR, FeatureStatistics, ImageMoments, gaussian_divergence
+from calibrate.statistics import VARIANCE_FLOOR, FeatureStatistics, ImageMoments, _Moments, gaussian_divergence
 
 IMAGES = 12
 NAMES = ("conv", "linear")
@@ -57,6 +57,39 @@ def test_moments_stay_apart_and_in_order_by_image():
     assert len(moments) == IMAGES
     torch.testing.assert_close(moments.first[0][7], layers[0][7].mean((1, 2)))
     torch.testing.assert_close(moments.second[1], layers[1].square())
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 30), st.integers(0, 1000), st.floats(-5, 5))
+def test_the_backward_pass_of_moments_is_autograds_own(images, channels, positions, seed, offset):
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.randn(images, channels, positions, generator=generator) + offset).requires_grad_()
+    weights = torch.randn(2, images, channels, generator=generator)
+    pairs = [_Moments.apply(x), (x.mean(2), x.square().mean(2))]
+    found, expected = (torch.autograd.grad((torch.stack(pair) * weights).sum(), x)[0] for pair in pairs)
+    torch.testing.assert_close(torch.stack(pairs[0]), torch.stack(pairs[1]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_one_of_the_moments_may_be_left_out_of_a_loss(used):
+    x = torch.randn(3, 2, 7, requires_grad=True)
+    _Moments.apply(x)[used].sum().backward()
+    torch.testing.assert_close(x.grad, (torch.ones_like(x) if used == 0 else 2 * x.detach()) / 7)
+
+
+def test_moments_of_half_precision_are_float32_and_their_gradient_is_half_again():
+    exact = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)) + 2
+    half = exact.bfloat16().requires_grad_()
+    moments = ImageMoments.of([half])
+    assert moments.first[0].dtype == moments.second[0].dtype == torch.float32
+    torch.testing.assert_close(moments.second[0], half.detach().float().square().mean((2, 3)), rtol=1e-5, atol=0)
+    (moments.first[0] + moments.second[0]).sum().backward()
+    assert half.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(half.grad.float(), (1 + 2 * exact) / 25, rtol=0.02, atol=0.002)
+
+
+def test_statistics_are_nobodys_running_ones_unless_it_is_said():
+    assert not statistics(features(), [IMAGES]).shipped
 
 
 def test_a_dead_channel_has_no_negative_variance():

@@ -1,0 +1,163 @@
+"""What a network was trained on is read from its first layer: mean colour, covariance, and borders around frames."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from calibrate import PaddedCrop, measured_source, tap
+from calibrate.source import Source, pink_noise, read_crop, shipped_source
+
+SHAPE = (3, 16, 16)
+MEAN = torch.tensor([0.3, -0.2, 0.5])
+ROOT = torch.tensor([[0.9, 0.0, 0.0], [0.6, 0.5, 0.0], [0.4, 0.3, 0.4]])
+COVARIANCE = ROOT @ ROOT.T
+BLACK = (-2.1, -2.0, -1.8)
+
+
+class Shift(nn.Module):
+    def forward(self, frames):
+        return frames * 2 - 1
+
+
+def coloured(count: int, seed: int, exponent: float = 2.0) -> torch.Tensor:
+    """Frames (N, 3, 16, 16) of mean colour MEAN, channel covariance COVARIANCE and power ~ 1/f^exponent."""
+    noise = pink_noise(3 * count, SHAPE[1:], exponent, torch.Generator().manual_seed(seed))
+    return torch.einsum("cd,ndhw->nchw", ROOT, noise.view(count, *SHAPE)) + MEAN.view(1, 3, 1, 1)
+
+
+def network(frames: torch.Tensor, *before: nn.Module, filters: int = 8) -> nn.Module:
+    """A convolution and the BatchNorm statistics of its response to `frames`."""
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(frames.shape[1], filters, 3, padding=1)
+    module = nn.Sequential(*before, convolution, nn.BatchNorm2d(filters, momentum=None))
+    with torch.no_grad():
+        module(frames)
+    return module.eval()
+
+
+def shipped(module: nn.Module, crop: PaddedCrop | None = None) -> Source | None:
+    return shipped_source(tap(module), SHAPE, crop=crop)
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Of matrices, relative to the second."""
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return coloured(512, 0)
+
+
+@pytest.mark.parametrize("exponent", [1.0, 2.0])
+def test_mean_and_covariance_are_found_from_the_first_layers_statistics(exponent):
+    frames = coloured(512, 1, exponent)
+    found, true = shipped(network(frames)), measured_source(frames)
+    assert torch.allclose(found.mean, MEAN, atol=0.05)
+    assert distance(found.covariance, COVARIANCE) < 0.1
+    assert distance(found.profile.density[0], true.profile.density[0]) < 0.3
+    assert distance(found.profile.density[1:], true.profile.density[1:]) < 0.3
+
+
+def test_a_strided_layer_tells_as_much(frames):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 5, stride=2, bias=False), nn.BatchNorm2d(8, momentum=None))
+    with torch.no_grad():
+        module(frames)
+    found = shipped(module.eval())
+    assert torch.allclose(found.mean, MEAN, atol=0.08)
+    assert distance(found.covariance, COVARIANCE) < 0.15
+
+
+def test_one_channel_is_enough(frames):
+    grey = frames[:, :1]
+    true, taps = measured_source(grey), tap(network(grey))
+    for source in (true, shipped_source(taps, (1, 16, 16))):
+        assert source.mean.item() == pytest.approx(MEAN[0].item(), abs=0.05)
+        assert source.covariance.shape == (1, 1)
+        assert source.covariance.item() == pytest.approx(COVARIANCE[0, 0].item(), rel=0.1)
+        assert source.profile.at(16, 16).shape == (16, 16, 1, 1)
+
+
+def test_the_same_seed_finds_the_same(frames):
+    one, again = shipped(network(frames)), shipped(network(frames))
+    # not to the last bit: how a linear algebra library sums depends on where in memory the numbers lie
+    torch.testing.assert_close(again.mean, one.mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(again.covariance, one.covariance, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("first", [nn.ReLU(), nn.MaxPool2d(2)])
+def test_a_first_layer_that_is_not_linear_tells_nothing(frames, first):
+    cropped = PaddedCrop(2, BLACK)(frames)
+    taps = tap(network(cropped, first, filters=24))
+    assert shipped_source(taps, SHAPE) is None
+    assert read_crop(taps, SHAPE, torch.tensor(BLACK)) is None
+
+
+def test_normalisation_before_the_first_layer_is_linear_too(frames):
+    assert torch.allclose(shipped(network(frames, Shift())).mean, MEAN, atol=0.05)
+
+
+def test_measured_frames_are_described_as_they_are(frames):
+    found = measured_source(frames)
+    assert torch.allclose(found.mean, MEAN, atol=0.05)
+    assert distance(found.covariance, COVARIANCE) < 0.05
+    assert distance(found.covariance, torch.cov(frames.transpose(0, 1).flatten(1))) < 1e-4
+    spread = found.profile.at(16, 16).mean((0, 1))
+    assert distance(spread, COVARIANCE) < 0.1  # the window weighs the middle of a frame more
+
+
+@pytest.mark.parametrize("fill", [BLACK, (2.0, -2.0, 0.0)])
+@pytest.mark.parametrize("filters", [16, 32])
+@pytest.mark.parametrize("before", [(), (Shift(),)])
+def test_black_borders_are_seen_in_the_statistics_whatever_black_is(frames, fill, filters, before):
+    cropped = PaddedCrop(2, fill)(frames)
+    found = read_crop(tap(network(cropped, *before, filters=filters)), SHAPE, torch.tensor(fill))
+    assert found.padding == 2
+    assert found.fill == pytest.approx(fill)
+
+
+def test_borders_are_found_where_frames_were_cropped_at_random(frames):
+    torch.manual_seed(3)
+    crop, order = PaddedCrop(2, BLACK), torch.randint(10_000, (len(frames),)).tolist()
+    cropped = torch.cat([crop(frame[None], first) for frame, first in zip(frames, order, strict=True)])
+    assert read_crop(tap(network(cropped, filters=16)), SHAPE, torch.tensor(BLACK)).padding == 2
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 1000), st.sampled_from([16, 24, 40]))
+def test_whole_frames_have_no_borders(seed, filters):
+    whole = coloured(256, seed)
+    assert read_crop(tap(network(whole, filters=filters)), SHAPE, torch.tensor(BLACK)) is None
+
+
+def test_too_few_filters_or_too_small_frames_tell_of_no_borders(frames):
+    cropped = PaddedCrop(2, BLACK)(frames)
+    assert read_crop(tap(network(cropped, filters=3)), SHAPE, torch.tensor(BLACK)) is None
+    assert read_crop(tap(network(cropped[..., :7], filters=24)), (3, 16, 7), torch.tensor(BLACK)) is None
+
+
+def test_what_is_found_is_from_before_the_crop(frames):
+    crop = PaddedCrop(2, BLACK)
+    module = network(crop(frames), filters=24)
+    found, naive = shipped(module, crop), shipped(module)
+    assert torch.allclose(found.mean, MEAN, atol=0.06)
+    assert distance(found.covariance, COVARIANCE) < 0.2
+    assert not torch.allclose(naive.mean, MEAN, atol=0.2)
+    assert distance(naive.covariance, COVARIANCE) > 2 * distance(found.covariance, COVARIANCE)
+
+
+def test_the_crop_that_is_read_serves_as_well_as_the_true_one(frames):
+    taps = tap(network(PaddedCrop(2, BLACK)(frames), filters=32))
+    found = shipped_source(taps, SHAPE, crop=read_crop(taps, SHAPE, torch.tensor(BLACK)))
+    assert torch.allclose(found.mean, MEAN, atol=0.06)
+    assert distance(found.covariance, COVARIANCE) < 0.2
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (9, 20)])
+def test_pink_noise_has_unit_variance_and_no_mean(shape):
+    noise = pink_noise(100, shape, 1.5, torch.Generator().manual_seed(0))
+    assert noise.shape == (100, *shape)
+    assert float(noise.mean()) == pytest.approx(0, abs=1e-5) and float(noise.std()) == pytest.approx(1, abs=1e-5)
