@@ -24,6 +24,9 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m bench latency --json bench/results/latency.json
 	$(BIN)/python -m bench fit --json bench/results/fit.json
+	$(BIN)/python -m bench peers --json bench/results/peers.json
+	$(BIN)/python -m bench drifts --state .bench/drifts.jsonl --json bench/results/drifts.json
+	$(BIN)/python -m bench paper --state .bench/paper.jsonl --markdown bench/results/paper.md --png bench/results/paper.png --json bench/results/paper.json
 
 # Without an NVIDIA GPU the CPU build of torch is enough: a local `+cpu` build where pip is configured
 # to find one, otherwise uv, which knows where the PyTorch project keeps its CPU builds.

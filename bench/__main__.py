@@ -1,4 +1,4 @@
-"""`python -m bench latency|fit --json FILE`."""
+"""`python -m bench latency|fit|peers|drifts|paper --json FILE`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import fit, latency
+from bench import drifts, fit, latency, paper, peers
 from bench.report import write
+
+BENCHES = {"latency": latency, "fit": fit, "peers": peers, "drifts": drifts, "paper": paper}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="name", required=True)
-    for name, module in (("latency", latency), ("fit", fit)):
+    for name, module in BENCHES.items():
         command = commands.add_parser(name, help=module.__doc__, description=module.__doc__)
         command.add_argument("--json", type=Path, help="where the measurements are written")
         module.add_arguments(command)

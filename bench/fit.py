@@ -4,65 +4,108 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench.cifar import LIMITS, accuracy, lossless, network, normalise
+from bench.metrics import l2_error, psnr, ssim
 from bench.perturbation import KAPPA, Perturbation
 from bench.report import show
-from calibrate import FitConfig, fit
-from daemon.demo import material, networks
+from calibrate import FeatureStatistics, FitConfig, Source, all_layers, collect_statistics, fit, measured_source
 from daemon.distort import parse_drift
-from daemon.images import read_npz
-from deploy.source import build_module
 
-FRAMES, TEST_IMAGES = 512, 1024
+FRAMES, TEST_IMAGES, CLEAN_IMAGES = 512, 1024, 2048
 REPORTED_DRAWS = range(10, 20)  # 0 to 9 are for choosing methods and settings on
 CAMERA_SEEDS = range(10, 13)
 CAMERA = "fixed-pattern=12,cross-talk=0.25,blur=0.7,exposure=-0.5"
+NETWORKS = {"resnet20": "resnet32", "resnet56": "resnet20"}  # Φ, and the second network that verifies
+MODES = ("shipped", "commissioned")
+CURVE, CURVE_DRAWS = (32, 64, 128, 256, 512, 1024, 2048), 3  # frames to fit to, on the first draws
 
 Drifting = Callable[[np.ndarray], Tensor]  # images (N, H, W, 3) uint8 to normalised (N, 3, H, W)
+PASS_FRAMES = 128  # the paper's batch
+WORST_AND_SHARES = ("restored_worst", "verified_worst", "recovered_worst", "restored_share", "verified_share")
+NUMBERS = ("distorted", "restored", "verified", "recovered", "psnr", "ssim", "l2", "passes", "seconds")
+
+
+class Setting(NamedTuple):
+    """Φ with its verifier, and what is known of clean frames in each mode."""
+
+    name: str
+    model: nn.Module
+    verifier: nn.Module
+    known: dict[str, tuple[FeatureStatistics | None, Source | None]]
+    clean: Tensor  # (TEST_IMAGES, 3, H, W) normalised
+    labels: Tensor
+    pictures: np.ndarray  # the same test images, as a camera sees them
+    unlabelled: np.ndarray
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = Path(os.environ.get("RECALD_DATA", "../shared/data"))
     parser.add_argument("--data", type=Path, default=default, help="CIFAR-10 and networks (%(default)s)")
     parser.add_argument("--draws", type=int, default=len(REPORTED_DRAWS), help="of the paper's perturbation")
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="Φ")
+    parser.add_argument("--no-curve", action="store_true", help="leave out the curve over the number of frames")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    images, labels = lossless(args.data / "cifar10_test.npz")
-    unlabelled, _ = lossless(args.data / "cifar10_train_0.npz")
-    unlabelled, images, labels = unlabelled[:FRAMES], images[:TEST_IMAGES], labels[:TEST_IMAGES]
-    model = network(args.data, "resnet20-12fca82f.th", "cifar_resnet20")
-    verifier = network(args.data, "resnet32-d509ac18.th", "cifar_resnet32")
-    clean = {name: accuracy(net, normalise(images), labels) for name, net in (("model", model), ("verifier", verifier))}
-    rows = []
-    for name, drift in _drifts(args.draws):
-        row = {"drift": name} | _one(model, verifier, drift, unlabelled, images, labels)
-        row["recovered"] = (row["restored"] - row["distorted"]) / (clean["model"] - row["distorted"])
-        rows.append(row)
-        print(", ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{v}" for k, v in row.items()), flush=True)
-    groups = {"paper": [r for r in rows if "draw" in r["drift"]], "camera": [r for r in rows if "seed" in r["drift"]]}
-    summary = {name: _summary(group) for name, group in groups.items() if group}
-    _table(clean, rows, summary)
+    rows, curve, clean = [], [], {}
+    for name in args.networks:
+        setting = load(args.data, name)
+        clean[name] = {
+            "model": accuracy(setting.model, setting.clean, setting.labels),
+            "verifier": accuracy(setting.verifier, setting.clean, setting.labels),
+        }
+        for mode in MODES:
+            rows += [_told(_one(setting, mode, FRAMES, *drift)) for drift in drifts(args.draws)]
+        if name == "resnet20" and not args.no_curve:
+            few = list(drifts(CURVE_DRAWS))[1 : 1 + CURVE_DRAWS]
+            curve = [_told(_one(setting, "shipped", n, *drift)) for n in CURVE for drift in few]
+    summary = _summary(rows, clean)
+    _table(clean, rows, summary, curve)
     return {
-        "settings": {"frames": FRAMES, "test_images": TEST_IMAGES, "kappa": KAPPA, "camera": CAMERA}
-        | {"fit": vars(FitConfig()), "seed": 0},
+        "settings": {"frames": FRAMES, "test_images": TEST_IMAGES, "clean_images": CLEAN_IMAGES, "kappa": KAPPA}
+        | {"camera": CAMERA, "fit": vars(FitConfig()), "seed": 0},
         "clean": clean,
         "rows": rows,
         "summary": summary,
+        "curve": curve,
     }
 
 
-def _drifts(draws: int) -> list[tuple[str, Drifting]]:
-    paper = [(f"paper, draw {d}", _paper(Perturbation(d))) for d in REPORTED_DRAWS[:draws]]
-    camera = [(f"camera, seed {s}", _camera(s)) for s in CAMERA_SEEDS]
-    return [*paper, *camera]
+def load(data: Path, name: str) -> Setting:
+    test, training = lossless(data / "cifar10_test.npz"), lossless(data / "cifar10_train_0.npz").pictures
+    model = network(data, name)
+    known_clean = normalise(lossless(data / "cifar10_train_1.npz").pictures[:CLEAN_IMAGES])
+    commissioned = collect_statistics(all_layers(model), known_clean), measured_source(known_clean)
+    pictures, labels = test.pictures[:TEST_IMAGES], test.labels[:TEST_IMAGES]
+    return Setting(
+        name,
+        model,
+        network(data, NETWORKS[name]),
+        {"shipped": (None, None), "commissioned": commissioned},
+        normalise(pictures),
+        labels,
+        pictures,
+        training,
+    )
+
+
+def drifts(draws: int) -> Iterator[tuple[str, Drifting, Perturbation | None]]:
+    """Name, what it does to pictures, and the paper's perturbation where it is one."""
+    yield "none", normalise, None
+    for draw in REPORTED_DRAWS[:draws]:
+        perturbation = Perturbation(draw)
+        yield f"paper, draw {draw}", _paper(perturbation), perturbation
+    for seed in CAMERA_SEEDS:
+        yield f"camera, seed {seed}", _camera(seed), None
 
 
 def _paper(perturbation: Perturbation) -> Drifting:
@@ -75,57 +118,89 @@ def _camera(seed: int) -> Drifting:
 
 
 def _one(
-    model: nn.Module, verifier: nn.Module, drift: Drifting, unlabelled: np.ndarray, images: np.ndarray, labels: Tensor
+    setting: Setting, mode: str, frames: int, name: str, drift: Drifting, delta: Perturbation | None
 ) -> dict[str, Any]:
-    drifted = drift(images)
-    result = fit(model, drift(unlabelled))
+    drifted = drift(setting.pictures)
+    reference, source = setting.known[mode]
+    with counted_passes(setting.model) as passes:
+        result = fit(setting.model, drift(setting.unlabelled[:frames]), reference, source=source, limits=LIMITS)
     with torch.no_grad():
         restored = result.homogenizer(drifted)
+    clean, before = (accuracy(setting.model, f, setting.labels) for f in (setting.clean, drifted))
+    after = accuracy(setting.model, restored, setting.labels)
     return {
-        "distorted": accuracy(model, drifted, labels),
-        "restored": accuracy(model, restored, labels),
-        "verified": accuracy(verifier, restored, labels),
+        "network": setting.name,
+        "mode": mode,
+        "drift": name,
+        "frames": frames,
+        "distorted": before,
+        "restored": after,
+        "verified": accuracy(setting.verifier, restored, setting.labels),
+        "recovered": (after - before) / (clean - before) if name != "none" else None,
+        "psnr": psnr(setting.clean, restored),
+        "ssim": ssim(setting.clean, restored),
+        "l2": l2_error(lambda x: result.homogenizer(delta(x)), setting.clean.shape[1:]) if delta else None,
         "start": result.start,
+        "passes": passes(),
         "seconds": result.seconds,
         "loss": result.history[-1],
     }
 
 
-def _summary(rows: list[dict[str, Any]]) -> dict[str, float]:
-    means = {
-        f"{k}_mean": float(np.mean([r[k] for r in rows]))
-        for k in ("distorted", "restored", "verified", "recovered", "seconds")
+@contextmanager
+def counted_passes(model: nn.Module) -> Iterator[Callable[[], float]]:
+    """Count forward and backward passes of PASS_FRAMES frames through the model; a forward pass alone is a third."""
+    frames = 0.0
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal frames
+        frames += len(inputs[0]) * (1 if torch.is_grad_enabled() else 1 / 3)
+
+    handle = model.register_forward_pre_hook(count)
+    try:
+        yield lambda: frames / PASS_FRAMES
+    finally:
+        handle.remove()
+
+
+def _told(row: dict[str, Any]) -> dict[str, Any]:
+    print(", ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{v}" for k, v in row.items()), flush=True)
+    return row
+
+
+def _summary(rows: Sequence[dict[str, Any]], clean: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """Mean and worst by network, mode and kind of drift, and as shares of the clean accuracy."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["network"], row["mode"], row["drift"].partition(",")[0]), []).append(row)
+    return [_summarise(group, *key, clean[key[0]]) for key, group in groups.items()]
+
+
+def _summarise(
+    group: Sequence[dict[str, Any]], name: str, mode: str, kind: str, clean: dict[str, float]
+) -> dict[str, Any]:
+    means = {k: float(np.mean([r[k] for r in group])) for k in NUMBERS if group[0][k] is not None}
+    worst = {f"{k}_worst": min(r[k] for r in group) for k in ("restored", "verified", "recovered") if k in means}
+    shares = {
+        "restored_share": means["restored"] / clean["model"],
+        "verified_share": means["verified"] / clean["verifier"],
     }
-    return means | {"recovered_worst": min(r["recovered"] for r in rows)}
+    return {"network": name, "mode": mode, "drifts": kind, "count": len(group)} | means | worst | shares
 
 
-def _table(clean: dict[str, float], rows: list[dict[str, Any]], summary: dict[str, dict[str, float]]) -> None:
-    keys = ("distorted", "restored", "verified", "recovered", "seconds")
-    body = [[r["drift"], *(r[k] for k in keys)] for r in rows]
-    body += [[f"{name}, mean", *(s[f"{k}_mean"] for k in keys)] for name, s in summary.items()]
-    title = f"accuracy in %, clean: model {clean['model']:.1f}, verifier {clean['verifier']:.1f}"
-    show(title, ("drift", *keys), body)
+def _table(
+    clean: dict[str, dict[str, float]],
+    rows: Sequence[dict[str, Any]],
+    summary: Sequence[dict[str, Any]],
+    curve: Sequence[dict[str, Any]],
+) -> None:
+    said = "; ".join(f"{n}: {c['model']:.1f}, verifier {c['verifier']:.1f}" for n, c in clean.items())
+    _show(f"accuracy and SSIM in %, clean {said}", ("network", "mode", "drift", *NUMBERS), rows)
+    _show("means", ("network", "mode", "drifts", *NUMBERS), summary)
+    _show("worst, and shares of clean", ("network", "mode", "drifts", *WORST_AND_SHARES), summary)
+    if curve:
+        _show("by number of frames", ("frames", "drift", *NUMBERS), curve)
 
 
-def lossless(path: Path) -> tuple[np.ndarray, Tensor]:
-    arrays = read_npz(path)
-    kept = arrays["lossless"]
-    return arrays["images"][kept], torch.from_numpy(arrays["labels"][kept].astype(np.int64))
-
-
-def network(data: Path, weights: str, factory: str) -> nn.Module:
-    module = build_module(f"{networks.__name__}:{factory}", data / "models" / weights)
-    return module.eval().requires_grad_(False)
-
-
-def normalise(images: np.ndarray) -> Tensor:
-    """(N, H, W, 3) uint8 to (N, 3, H, W) as the networks were trained on."""
-    mean, std = torch.tensor(material.IMAGENET_MEAN), torch.tensor(material.IMAGENET_STD)
-    return ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
-
-
-def accuracy(network: nn.Module, frames: Tensor, labels: Tensor) -> float:
-    """In percent."""
-    with torch.no_grad():
-        named = torch.cat([network(chunk).argmax(1) for chunk in frames.split(256)])
-    return 100 * float((named == labels).float().mean())
+def _show(title: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    show(title, columns, [["-" if row.get(c) is None else row[c] for c in columns] for row in rows])

@@ -17,7 +17,7 @@ LIBRARIES = {
     "yaml": {"deploy/card.py", "deploy/document.py", "daemon/demo/"},
     "pydantic": {"deploy/", "daemon/config.py"},
     "pydantic_core": {"deploy/document.py"},
-    "safetensors": {"deploy/", "daemon/demo/"},
+    "safetensors": {"deploy/", "daemon/demo/", "bench/"},
     "sklearn": {"daemon/demo/"},
     "cv2": {"daemon/", "bench/"},
     "zmq": {"daemon/", "bench/"},

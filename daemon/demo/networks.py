@@ -1,4 +1,4 @@
-"""Residual BatchNorm networks for 32x32 colour images: the CIFAR ResNets of He et al. and a small one."""
+"""Residual BatchNorm networks for small images: the CIFAR ResNets of He et al. and a small one."""
 
 import torch
 import torch.nn.functional as F
@@ -36,9 +36,11 @@ def stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.Sequential:
 class ResNet(nn.Module):
     """Depth 6n+2: a convolution, three stages of n blocks with 16, 32 and 64 channels, a linear layer."""
 
-    def __init__(self, blocks: int, strides: tuple[int, int, int] = (1, 2, 2), classes: int = 10) -> None:
+    def __init__(
+        self, blocks: int, strides: tuple[int, int, int] = (1, 2, 2), classes: int = 10, channels: int = 3
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
         self.layer1 = stage(16, 16, strides[0], blocks)
         self.layer2 = stage(16, 32, strides[1], blocks)
@@ -46,8 +48,8 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(64, classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))  # (N, 16, 32, 32)
-        x = self.layer3(self.layer2(self.layer1(x)))  # (N, 64, 8, 8) with the strides of the paper
+        x = F.relu(self.bn1(self.conv1(x)))  # (N, 16, H, W)
+        x = self.layer3(self.layer2(self.layer1(x)))  # (N, 64, H/4, W/4) with the strides of the paper
         return self.linear(x.mean(dim=(2, 3)))  # (N, classes)
 
 

@@ -1,0 +1,221 @@
+"""Drift by drift: accuracy clean, drifted and as served, with the judge deciding, on CIFAR-10 and on traffic signs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench import training
+from bench.cifar import LIMITS, accuracy, lossless, network, normalise
+from bench.report import show
+from calibrate import FitConfig, FitError, Limits, fit, tap
+from calibrate.judge import Verdict, incumbents, judge, needs_no_fit
+from daemon.config import DriftConfig
+from daemon.distort import Drift, parse_drift
+from daemon.images import read_npz
+
+STRENGTHS = ("mild", "medium", "strong")
+DRIFTS = {  # in the order of the light's way, for 32x32 pixels
+    "haze": ("haze=0.15", "haze=0.3", "haze=0.5"),
+    "motion blur": ("motion-blur=2", "motion-blur=3", "motion-blur=5"),
+    "defocus": ("blur=0.5", "blur=0.8", "blur=1.2"),
+    "vignetting": ("vignetting=0.3", "vignetting=0.5", "vignetting=0.8"),
+    "underexposure": ("exposure=-0.5", "exposure=-1", "exposure=-2"),
+    "overexposure": ("exposure=0.3", "exposure=0.6", "exposure=1"),  # what is clipped is gone
+    "cross-talk": ("cross-talk=0.1", "cross-talk=0.25", "cross-talk=0.4"),
+    "fixed pattern": ("fixed-pattern=6", "fixed-pattern=12", "fixed-pattern=24"),
+    "temporal noise": ("temporal-noise=5", "temporal-noise=10", "temporal-noise=20"),
+    "dead pixels": ("dead-pixels=0.005", "dead-pixels=0.02", "dead-pixels=0.05"),
+    "row banding": ("row-banding=5", "row-banding=10", "row-banding=20"),
+    "column banding": ("column-banding=5", "column-banding=10", "column-banding=20"),
+    "black level": ("black-level=8", "black-level=16", "black-level=32"),
+    "white balance": ("gain=1.15:1:0.9", "gain=1.3:1:0.75", "gain=1.6:1:0.5"),
+    "gamma": ("gamma=1.2", "gamma=1.5", "gamma=2.2"),
+    "jpeg": ("jpeg=50", "jpeg=25", "jpeg=10"),
+}
+NONE = "none"  # the camera without drift: nothing may change
+FIT_FRAMES, JUDGE_FRAMES, TEST_IMAGES = 512, 128, 1024
+SEED = 10  # 0 to 9 are for choosing methods and settings on
+BAND = DriftConfig().threshold  # the drift score up to which frames count as clean
+KEY = ("data", "drift", "strength", "text", "seed")  # what tells rows apart
+
+Row = dict[str, Any]
+
+
+class Subject(NamedTuple):
+    """A frozen network, unlabelled frames to fit and judge on, test images; all images (N, H, W, 3) uint8."""
+
+    network: nn.Module
+    limits: Limits
+    normalise: Callable[[np.ndarray], Tensor]
+    unlabelled: np.ndarray
+    images: np.ndarray
+    labels: Tensor
+
+
+def cifar10(data: Path) -> Subject:
+    unlabelled, test = lossless(data / "cifar10_train_0.npz"), lossless(data / "cifar10_test.npz")
+    return Subject(network(data, "resnet20"), LIMITS, normalise, unlabelled.pictures, *test)
+
+
+def gtsrb(data: Path) -> Subject:
+    net, mean, std = training.trained("gtsrb", data)
+    unlabelled, test = read_npz(data / "gtsrb_train.npz"), read_npz(data / "gtsrb_test.npz")
+    labels = torch.from_numpy(test["labels"].astype(np.int64))
+    scaled = partial(training.normalise, mean=mean, std=std)
+    return Subject(net, Limits.of(mean, std), scaled, unlabelled["images"], test["images"], labels)
+
+
+SUBJECTS = {"CIFAR-10": cifar10, "GTSRB": gtsrb}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    default = Path(os.environ.get("RECALD_DATA", "../shared/data"))
+    add = parser.add_argument
+    add("--data", type=Path, default=default, help="CIFAR-10, GTSRB and networks (%(default)s)")
+    add("--state", type=Path, help="JSON lines: rows are added as they are measured, those there are not run again")
+    add("--seed", type=int, default=SEED, help="of the drifts and the fits (%(default)d)")
+    names = (*SUBJECTS, *DRIFTS, NONE, *STRENGTHS)
+    add("--only", nargs="+", choices=names, metavar="NAME", help=f"rows with all of these names: {', '.join(names)}")
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    kept = {_key(row): row for row in _read(args.state)}
+    subject = lru_cache(maxsize=1)(lambda name: SUBJECTS[name](args.data))
+    rows = []
+    for name, drift, strength, text in cases(args.only or ()):
+        key = {"data": name, "drift": drift, "strength": strength, "text": text, "seed": args.seed}
+        row = kept.get(_key(key))
+        if row is None:
+            row = key | measure_one(subject(name), parse_drift(text, args.seed))
+            _append(args.state, row)
+        print(f"{name}, {_title(row)}: {row['drifted']:.2f} to {row['served']:.2f}, {row['verdict']}", flush=True)
+        rows.append(row)
+    summary = {name: summarise(part) for name in SUBJECTS if (part := [r for r in rows if r["data"] == name])}
+    _table(rows, summary)
+    return {
+        "settings": {"fit_frames": FIT_FRAMES, "judge_frames": JUDGE_FRAMES, "test_images": TEST_IMAGES}
+        | {"band": BAND, "seed": args.seed, "fit": vars(FitConfig())},
+        "rows": rows,
+        "summary": summary,
+    }
+
+
+def cases(only: tuple[str, ...] | list[str]) -> Iterator[tuple[str, str, str, str]]:
+    """Data, drift, strength and the drift as `parse_drift` reads it, of the rows that carry all these names."""
+    for data in SUBJECTS:
+        for drift, texts in ((NONE, ("",)), *DRIFTS.items()):
+            for strength, text in zip(STRENGTHS if drift != NONE else (NONE,), texts, strict=True):
+                if {data, drift, strength} >= set(only):
+                    yield data, drift, strength, text
+
+
+def measure_one(subject: Subject, drift: Drift) -> Row:
+    """Let a camera drift, recalibrate as the daemon does, and count what the network names right before and after."""
+    test, labels = subject.images[:TEST_IMAGES], subject.labels[:TEST_IMAGES]
+    model = subject.network
+    drifted = _frames(subject, drift, test, FIT_FRAMES + JUDGE_FRAMES)
+    without = accuracy(model, drifted, labels)
+    row = {"clean": accuracy(model, subject.normalise(test), labels), "drifted": without}
+    row |= _recalibrate(subject, drift, lambda homogenizer: accuracy(model, _apply(homogenizer, drifted), labels))
+    return row | {"served": row["candidate"] if row["verdict"] == "accepted" else without}
+
+
+def _frames(subject: Subject, drift: Drift, images: np.ndarray, first: int) -> Tensor:
+    """Drifted frames as the network takes them; `first` is the number of the first one, for noise of its own."""
+    return subject.normalise(np.stack([drift(image, first + i) for i, image in enumerate(images)]))
+
+
+def _recalibrate(subject: Subject, drift: Drift, accurate: Callable[[nn.Module], float]) -> Row:
+    """What the daemon's worker does with its frames, and how accurate the candidate is."""
+    frames = _frames(subject, drift, subject.unlabelled[: FIT_FRAMES + JUDGE_FRAMES], 0)
+    held_out = frames[FIT_FRAMES:]
+    taps = tap(subject.network)
+    against = incumbents(taps, None, held_out)
+    row: Row = {"score": against["factory"].score, "candidate": None, "candidate_score": None, "seconds": 0.0}
+    if needs_no_fit(against, BAND):
+        return row | {"verdict": "unneeded", "reason": ""}
+    try:
+        fitted = fit(subject.network, frames[:FIT_FRAMES], limits=subject.limits, seed=drift.seed)
+    except FitError as error:
+        return row | {"verdict": "failed", "reason": str(error)}
+    candidate = fitted.homogenizer.eval()
+    verdict = judge(taps, candidate, held_out, against, BAND)
+    return row | _judged(verdict) | {"candidate": accurate(candidate), "seconds": fitted.seconds, "start": fitted.start}
+
+
+def _judged(verdict: Verdict) -> Row:
+    score = verdict.as_dict()["evidence"]["candidate"]["score"]
+    return {
+        "candidate_score": score,
+        "verdict": "accepted" if verdict.accepted else "rejected",
+        "reason": verdict.reason,
+    }
+
+
+def _apply(homogenizer: nn.Module, frames: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([homogenizer(chunk) for chunk in frames.split(256)])
+
+
+def summarise(rows: list[Row]) -> dict[str, Any]:
+    """What all rows of one data set say together; gains are in percent of the test images."""
+    clean, drifted, served = (np.array([row[key] for row in rows]) for key in ("clean", "drifted", "served"))
+    worst = rows[int(np.argmin(served - drifted))]
+    verdicts = [row["verdict"] for row in rows]
+    return {
+        "rows": len(rows),
+        "clean": float(clean.mean()),
+        "drifted_mean": float(drifted.mean()),
+        "served_mean": float(served.mean()),
+        "worst_gain": float((served - drifted).min()),
+        "worst_gain_at": _title(worst),
+        "verdicts": {verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))},
+        "rejected_gains": [r["candidate"] - r["drifted"] for r in rows if r["verdict"] == "rejected"],
+        "seconds_mean": float(np.mean([row["seconds"] for row in rows if row["seconds"]] or [0.0])),
+    }
+
+
+def _title(row: Row) -> str:
+    return NONE if row["drift"] == NONE else f"{row['drift']}, {row['strength']}"
+
+
+def _table(rows: list[Row], summary: dict[str, dict[str, Any]]) -> None:
+    keys = ("clean", "drifted", "candidate", "verdict", "served", "score", "candidate_score", "seconds")
+    for name, part in summary.items():
+        body = [[_title(r), *("-" if r[key] is None else r[key] for key in keys)] for r in rows if r["data"] == name]
+        title = (
+            f"{name}: accuracy in %; mean drifted {part['drifted_mean']:.1f}, served {part['served_mean']:.1f}; "
+            f"at worst {part['worst_gain']:+.2f} ({part['worst_gain_at']})"
+        )
+        show(title, ("drift", *keys), body)
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in KEY)
+
+
+def _read(state: Path | None) -> list[Row]:
+    """The rows of the state file; a last line that was cut off in the middle is measured again."""
+    if state is None or not state.exists():
+        return []
+    lines = state.read_text().split("\n")
+    if lines[-1]:
+        state.write_text("".join(f"{line}\n" for line in lines[:-1]))
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _append(state: Path | None, row: Row) -> None:
+    if state is not None:
+        state.parent.mkdir(parents=True, exist_ok=True)
+        with state.open("a") as file:
+            file.write(json.dumps(row) + "\n")

@@ -1,0 +1,178 @@
+"""Networks that nobody publishes for the benches' data: trained once, on one core, and kept in the cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from daemon.demo import networks
+from daemon.demo.train import cache_folder, one_thread
+from daemon.images import read_npz
+from deploy.files import write_atomically
+
+SEED = 0
+BATCH, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 64, 0.1, 0.9, 5e-4  # SGD, as the CIFAR ResNets are trained
+HELD_OUT = 0.1  # share of the training images that only the check at the end sees
+TRACK_BASE = 1000  # over every track number: the tracks of a class are numbered from 0
+
+
+class Recipe(NamedTuple):
+    """How a network is trained: depth 6 * blocks + 2, on random crops of frames padded with black."""
+
+    data: str  # file with images (N, H, W[, 3]) and labels, perhaps with the track of physical signs
+    blocks: int
+    classes: int
+    channels: int
+    images: int  # from the front of the file
+    epochs: int
+    padding: int  # pixels of black on each side; 0: no crops
+    required: float  # accuracy on the held-out images, a share; below it something is broken
+
+
+RECIPES = {
+    "gtsrb": Recipe("gtsrb_train.npz", 3, 43, 3, images=3920, epochs=20, padding=4, required=0.9),
+    "mnist-resnet20": Recipe("mnist_train.npz", 3, 10, 1, images=20_000, epochs=2, padding=0, required=0.985),
+    "mnist-resnet8": Recipe("mnist_train.npz", 1, 10, 1, images=20_000, epochs=3, padding=0, required=0.98),
+}
+
+
+class TrainingError(RuntimeError):
+    """A network came out worse than it must."""
+
+
+class Trained(NamedTuple):
+    """A network in evaluation mode, without gradients, for (value / 255 - mean) / std; one mean a channel."""
+
+    network: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def trained(name: str, data: Path) -> Trained:
+    """The network of this name in RECIPES, from the cache or trained now on files in the folder `data`."""
+    recipe = RECIPES[name]
+    source = data / recipe.data
+    arrays = read_npz(source)
+    mean, std = moments(arrays["images"])
+    weights = weights_path(name, source)
+    if not weights.exists():
+        used = {key: array[: recipe.images] for key, array in arrays.items()}
+        _train_and_keep(name, weights, used, Trained(_network(recipe), mean, std))
+    network = _network(recipe)
+    network.load_state_dict(load_file(weights))
+    return Trained(network.eval().requires_grad_(False), mean, std)
+
+
+def weights_path(name: str, source: Path) -> Path:
+    """Where the weights for these images, this code and this torch are kept; any change is another file."""
+    parts = [Path(file).read_bytes() for file in (networks.__file__, __file__, source)]
+    key = hashlib.sha256(b"\0".join([*parts, torch.__version__.encode(), str(SEED).encode()]))
+    return cache_folder() / f"{name}-{key.hexdigest()[:16]}.safetensors"
+
+
+def moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of (N, H, W[, C]) uint8, for grey levels in 0..1."""
+    pixels = images.reshape(-1, images.shape[3] if images.ndim == 4 else 1)
+    counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])  # exact, and no float copy
+    share, levels = counts / len(pixels), np.arange(256) / 255
+    mean = share @ levels
+    std = np.sqrt(share @ levels**2 - mean**2)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def normalise(images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(N, H, W[, C]) uint8 to (N, C, H, W) float32 as the network takes it."""
+    frames = torch.from_numpy(images if images.ndim == 4 else images[..., None]) / 255
+    return ((frames - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2).contiguous()
+
+
+def split(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on and rows held out; a physical sign that was tracked is wholly in one of them."""
+    labels = arrays["labels"].astype(np.int64)
+    groups = labels * TRACK_BASE + arrays["track"] if "track" in arrays else np.arange(len(labels))
+    names = np.random.default_rng(SEED).permutation(np.unique(groups))
+    held_out = np.isin(groups, names[: round(HELD_OUT * len(names))])
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def padded_crops(images: np.ndarray, padding: int, rng: np.random.Generator) -> np.ndarray:
+    """Pad each image (N, H, W[, C]) with black and cut its size out at a random place."""
+    height, width = images.shape[1:3]
+    sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))[: images.ndim]
+    top, left = rng.integers(0, 2 * padding + 1, (2, len(images), 1, 1))
+    rows, columns = top + np.arange(height)[:, None], left + np.arange(width)
+    cut: np.ndarray = np.pad(images, sides)[np.arange(len(images))[:, None, None], rows, columns]
+    return cut
+
+
+def accuracy(net: Trained, images: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the images (N, H, W[, C]) uint8 that the network names right."""
+    parts = np.array_split(images, max(1, len(images) // 256))
+    with torch.no_grad():
+        named = torch.cat([net.network(normalise(part, net.mean, net.std)).argmax(1) for part in parts])
+    return float((named.numpy() == labels).mean())
+
+
+def _network(recipe: Recipe) -> nn.Module:
+    """With weights as they are before training, without touching torch's own random state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return networks.ResNet(recipe.blocks, classes=recipe.classes, channels=recipe.channels)
+
+
+def _train_and_keep(name: str, weights: Path, arrays: dict[str, np.ndarray], net: Trained) -> None:
+    images, labels = arrays["images"], arrays["labels"]
+    training, held_out = split(arrays)
+    console = Console(stderr=True)
+    console.print(f"training {name}, once; kept as {weights}", soft_wrap=True)
+    with one_thread():
+        _train(net, RECIPES[name], images[training], labels[training], _bar(console))
+        reached = accuracy(net, images[held_out], labels[held_out])
+    console.print(f"{name}: {reached:.2%} right on {len(held_out)} images it has not seen")
+    if reached < RECIPES[name].required:
+        raise TrainingError(f"{name} reached {reached:.2%}, {RECIPES[name].required:.1%} are required")
+    write_atomically(weights, save(net.network.state_dict()))
+
+
+def _bar(console: Console) -> Callable[[int], Iterator[int]]:
+    """A range that a terminal shows the progress through."""
+
+    def steps(total: int) -> Iterator[int]:
+        columns = (TextColumn("step {task.completed:.0f} of {task.total:.0f}"), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+            yield from progress.track(range(total))
+
+    return steps
+
+
+def _train(
+    net: Trained, recipe: Recipe, images: np.ndarray, labels: np.ndarray, steps: Callable[[int], Iterator[int]]
+) -> None:
+    """SGD under one cycle of the rate; BatchNorm keeps its ordinary moving averages of the augmented batches."""
+    rng = np.random.default_rng(SEED)
+    order = np.concatenate([rng.permutation(len(labels)) for _ in range(recipe.epochs)])
+    batches = np.array_split(order, len(order) // BATCH)
+    optimizer = torch.optim.SGD(
+        net.network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=len(batches))
+    targets = torch.from_numpy(labels.astype(np.int64))
+    net.network.train()
+    for step in steps(len(batches)):
+        rows = batches[step]
+        frames = normalise(padded_crops(images[rows], recipe.padding, rng), net.mean, net.std)
+        optimizer.zero_grad()
+        F.cross_entropy(net.network(frames), targets[rows]).backward()
+        optimizer.step()
+        schedule.step()
+    net.network.eval()
