@@ -22,7 +22,7 @@ from calibrate.spectra import cross_spectra, cycles
 SMOOTH_SIGMA = 1.0  # px; a fixed pattern has 92 % of its power in finer structure, the mean of many pictures hardly any
 RIDGE = 1e-3  # of the mean power: frequencies below it are noise and are not amplified
 TURNED_BELOW = 3.0  # cycles over the frame, the width of the rotation's fall-off
-ROTATIONS = 48  # random ones that are tried; one of them comes within about 35 degrees of any other
+ROTATIONS = 48  # random ones that are tried; from any rotation the nearest of them is mostly within 40 degrees
 SPREADS = (0.5, 0.25)  # rad, how far around the KEPT best others are tried, NEAR around each
 KEPT, NEAR = 3, 4
 SEARCHED = ROTATIONS + 1 + len(SPREADS) * KEPT * NEAR  # rotations that a search looks at
