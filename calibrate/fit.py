@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from calibrate.feature_maps import FeatureMap
 from calibrate.features import tap
 from calibrate.homogenizer import Homogenizer
-from calibrate.initialize import SpectralStarts, colour_start, offset_map, pattern_start, search_rotation
+from calibrate.initialize import (
+    PATTERN_SIGMAS,
+    SpectralStarts,
+    colour_start,
+    offset_map,
+    pattern_start,
+    search_rotation,
+)
 from calibrate.objective import Limits, Objective, Target
 from calibrate.refine import Coordinates, descend
 from calibrate.refusals import MIN_FRAMES, FitError, refuse_mislabelled, refuse_unrelated, refuse_unusable
@@ -132,12 +139,13 @@ def _best_start(
 ) -> tuple[Homogenizer, str, dict[str, float]]:
     """The identity or a closed form, whichever the statistics like best; its name, and the objectives of all.
 
-    Each with and without an offset map: the fine structure of the mean frame is a fixed pattern, or it is what the
-    camera always looks at.
+    Each without an offset map and with some: the fine structure of the mean frame is a fixed pattern, or it is what
+    the camera always looks at.
     """
     few, named = frames[:START_FRAMES], _first(labels, START_FRAMES)
+    offsets = {f" + pattern under {sigma:g} px": offset_map(frames, sigma) for sigma in PATTERN_SIGMAS}
     starts, spectral = {}, {}
-    for suffix, offset in (("", torch.zeros_like(frames[:1])), (" + pattern", offset_map(frames))):
+    for suffix, offset in {"": torch.zeros_like(frames[:1]), **offsets}.items():
         starts[f"identity{suffix}"] = pattern_start(offset)
         if source is not None:
             starts[f"colour{suffix}"] = colour_start(frames, source, offset)

@@ -19,7 +19,9 @@ from calibrate.homogenizer import Homogenizer
 from calibrate.source import Source
 from calibrate.spectra import cross_spectra, cycles
 
-SMOOTH_SIGMA = 1.0  # px; a fixed pattern has 92 % of its power in finer structure, the mean of many pictures hardly any
+# px; a fixed pattern has 92 % and 99 % of its power in finer structure, and the mean of many pictures mostly has none.
+# Where the camera always looks at the same kind of thing the mean has some, and the finer measure spares it.
+PATTERN_SIGMAS = (1.0, 3.0)
 RIDGE = 1e-3  # of the mean power: frequencies below it are noise and are not amplified
 TURNED_BELOW = 3.0  # cycles over the frame, the width of the rotation's fall-off
 ROTATIONS = 48  # random ones that are tried; from any rotation the nearest of them is mostly within 40 degrees
@@ -28,20 +30,20 @@ KEPT, NEAR = 3, 4
 SEARCHED = ROTATIONS + 1 + len(SPREADS) * KEPT * NEAR  # rotations that a search looks at
 
 
-def smooth(image: Tensor) -> Tensor:
-    """Gaussian low-pass of (1, C, H, W), borders normalised."""
-    radius = min(int(2 * SMOOTH_SIGMA), min(image.shape[-2:]) - 1)
+def smooth(image: Tensor, sigma: float) -> Tensor:
+    """Gaussian low-pass of (1, C, H, W) by sigma pixels, borders normalised."""
+    radius = min(int(2 * sigma), min(image.shape[-2:]) - 1)
     x = torch.arange(-radius, radius + 1, dtype=image.dtype)
-    line = torch.exp(-x.square() / (2 * SMOOTH_SIGMA**2))
+    line = torch.exp(-x.square() / (2 * sigma**2))
     kernel = (line[:, None] * line[None, :]).expand(image.shape[1], 1, -1, -1)
     weight = F.conv2d(torch.ones_like(image), kernel, padding=radius, groups=image.shape[1])
     return F.conv2d(image, kernel, padding=radius, groups=image.shape[1]) / weight
 
 
-def offset_map(frames: Tensor) -> Tensor:
-    """(1, C, H, W): what flattens the fixed pattern, the fine structure of the mean frame."""
+def offset_map(frames: Tensor, sigma: float) -> Tensor:
+    """(1, C, H, W): what flattens the fixed pattern, the structure of the mean frame finer than sigma pixels."""
     mean = frames.mean(0, keepdim=True)
-    return smooth(mean) - mean
+    return smooth(mean, sigma) - mean
 
 
 def _root(matrix: Tensor, power: float) -> Tensor:

@@ -16,11 +16,11 @@ ROTATIONS = [torch.tensor(vector) for vector in ([0.5, 0.0, 0.0], [-0.7, 0.9, 0.
 
 
 def flat_colour_start(frames, source):
-    return colour_start(frames, source, offset_map(frames))
+    return colour_start(frames, source, offset_map(frames, 3.0))
 
 
 def starts_of(frames, source):
-    return SpectralStarts(frames, source, offset_map(frames))
+    return SpectralStarts(frames, source, offset_map(frames, 3.0))
 
 
 def spectral_start(frames, source):
@@ -67,18 +67,19 @@ def test_the_monge_map_between_equals_is_the_identity():
     torch.testing.assert_close(monge_map(same, same), torch.eye(3, dtype=torch.float64))
 
 
-def test_the_offset_map_removes_a_fixed_pattern_and_leaves_the_scene():
+@pytest.mark.parametrize(("sigma", "left"), [(1.0, 0.35), (3.0, 0.1)])
+def test_the_offset_map_removes_a_fixed_pattern_and_leaves_the_scene(sigma, left):
     scene = coloured(512, 3)
     pattern = 0.5 * torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0))
-    flat = scene + pattern + offset_map(scene + pattern)
+    flat = scene + pattern + offset_map(scene + pattern, sigma)
     fine = (flat - scene).mean(0) - F.avg_pool2d((flat - scene).mean(0), 9, 1, 4, count_include_pad=False)
-    assert fine.std() < 0.35 * pattern.std()  # in power: nine tenths
-    assert offset_map(scene).std() < 0.1 * pattern.std()
+    assert fine.std() < left * pattern.std()
+    assert offset_map(scene, sigma).std() < 0.1 * pattern.std()
 
 
 def test_a_shade_is_no_fixed_pattern():
     ramp = torch.linspace(-1, 1, 16).expand(1, 3, 16, 16)
-    assert offset_map(ramp.expand(8, -1, -1, -1))[..., 6:10].abs().max() < 0.02
+    assert offset_map(ramp.expand(8, -1, -1, -1), 3.0)[..., 6:10].abs().max() < 0.02
 
 
 @pytest.mark.parametrize("start", STARTS)

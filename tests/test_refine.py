@@ -40,7 +40,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def start_for(frames: torch.Tensor) -> Homogenizer:
     """One whose parts all differ from the identity, and that is not yet at the goal."""
-    start = colour_start(frames, measured_source(frames * 1.2), offset_map(frames))
+    start = colour_start(frames, measured_source(frames * 1.2), offset_map(frames, 3.0))
     with torch.no_grad():
         start.curve += 0.05
     return start
