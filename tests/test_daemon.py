@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 from running import Camera, Daemon, eventually, recald, serving, write_config
-from synthetic import drifted, images, normalised, trained_network
+from synthetic import images, normalised, trained_network
 
 from daemon.cli import EX_CONFIG, EX_TEMPFAIL
 from daemon.frame import build_frame
