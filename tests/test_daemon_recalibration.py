@@ -244,6 +244,8 @@ def fitting(tiny_model: Path, folder: Path) -> Iterator[tuple[Daemon, Camera, ps
             if under_way(daemon):
                 break
             time.sleep(0.002)
+        else:
+            pytest.fail("no fit was seen under way")
         yield daemon, camera, daemon.workers()[-1]
 
 
