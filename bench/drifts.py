@@ -19,6 +19,8 @@ from bench.cifar import LIMITS, accuracy, lossless, network, normalise
 from bench.report import show
 from calibrate import FitConfig, FitError, Limits, fit, tap
 from calibrate.judge import Verdict, incumbents, judge, needs_no_fit
+from calibrate.source import shape_of
+from calibrate.yardstick import Yardstick
 from daemon.config import DriftConfig
 from daemon.distort import Drift, parse_drift
 from daemon.images import read_npz
@@ -44,7 +46,7 @@ DRIFTS = {  # in the order of the light's way, for 32x32 pixels
 }
 NONE = "none"  # the camera without drift: nothing may change
 FIT_FRAMES, JUDGE_FRAMES, TEST_IMAGES = 512, 128, 1024
-SEED = 10  # 0 to 9 are for choosing methods and settings on
+SEED = 11  # 0 to 9 are for choosing methods and settings on, and so was 10 on traffic signs
 BAND = DriftConfig().threshold  # the drift score up to which frames count as clean
 KEY = ("data", "drift", "strength", "text", "seed")  # what tells rows apart
 
@@ -139,8 +141,8 @@ def _recalibrate(subject: Subject, drift: Drift, accurate: Callable[[nn.Module],
     """What the daemon's worker does with its frames, and how accurate the candidate is."""
     frames = _frames(subject, drift, subject.unlabelled[: FIT_FRAMES + JUDGE_FRAMES], 0)
     held_out = frames[FIT_FRAMES:]
-    taps = tap(subject.network)
-    against = incumbents(taps, None, held_out)
+    yardstick = Yardstick.of(tap(subject.network), shape_of(frames), subject.limits)
+    against = incumbents(yardstick, None, held_out)
     row: Row = {"score": against["factory"].score, "candidate": None, "candidate_score": None, "seconds": 0.0}
     if needs_no_fit(against, BAND):
         return row | {"verdict": "unneeded", "reason": ""}
@@ -149,7 +151,7 @@ def _recalibrate(subject: Subject, drift: Drift, accurate: Callable[[nn.Module],
     except FitError as error:
         return row | {"verdict": "failed", "reason": str(error)}
     candidate = fitted.homogenizer.eval()
-    verdict = judge(taps, candidate, held_out, against, BAND)
+    verdict = judge(yardstick, candidate, held_out, against, BAND)
     return row | _judged(verdict) | {"candidate": accurate(candidate), "seconds": fitted.seconds, "start": fitted.start}
 
 

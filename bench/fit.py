@@ -26,7 +26,6 @@ CAMERA_SEEDS = range(10, 13)
 CAMERA = "fixed-pattern=12,cross-talk=0.25,blur=0.7,exposure=-0.5"
 NETWORKS = {"resnet20": "resnet32", "resnet56": "resnet20"}  # Φ, and the second network that verifies
 MODES = ("shipped", "commissioned")
-CURVE, CURVE_DRAWS = (32, 64, 128, 256, 512, 1024, 2048), 3  # frames to fit to, on the first draws
 
 Drifting = Callable[[np.ndarray], Tensor]  # images (N, H, W, 3) uint8 to normalised (N, 3, H, W)
 PASS_FRAMES = 128  # the paper's batch
@@ -52,11 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, default=default, help="CIFAR-10 and networks (%(default)s)")
     parser.add_argument("--draws", type=int, default=len(REPORTED_DRAWS), help="of the paper's perturbation")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="Φ")
-    parser.add_argument("--no-curve", action="store_true", help="leave out the curve over the number of frames")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    rows, curve, clean = [], [], {}
+    rows, clean = [], {}
     for name in args.networks:
         setting = load(args.data, name)
         clean[name] = {
@@ -64,19 +62,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "verifier": accuracy(setting.verifier, setting.clean, setting.labels),
         }
         for mode in MODES:
-            rows += [_told(_one(setting, mode, FRAMES, *drift)) for drift in drifts(args.draws)]
-        if name == "resnet20" and not args.no_curve:
-            few = list(drifts(CURVE_DRAWS))[1 : 1 + CURVE_DRAWS]
-            curve = [_told(_one(setting, "shipped", n, *drift)) for n in CURVE for drift in few]
+            rows += [told(fit_once(setting, mode, FRAMES, *drift)) for drift in drifts(args.draws)]
     summary = _summary(rows, clean)
-    _table(clean, rows, summary, curve)
+    _table(clean, rows, summary)
     return {
         "settings": {"frames": FRAMES, "test_images": TEST_IMAGES, "clean_images": CLEAN_IMAGES, "kappa": KAPPA}
         | {"camera": CAMERA, "fit": vars(FitConfig()), "seed": 0},
         "clean": clean,
         "rows": rows,
         "summary": summary,
-        "curve": curve,
     }
 
 
@@ -117,9 +111,10 @@ def _camera(seed: int) -> Drifting:
     return lambda images: normalise(np.stack([drift(image, i) for i, image in enumerate(images)]))
 
 
-def _one(
+def fit_once(
     setting: Setting, mode: str, frames: int, name: str, drift: Drifting, delta: Perturbation | None
 ) -> dict[str, Any]:
+    """Fit to the first unlabelled frames of a drifted camera, and compare on the test images."""
     drifted = drift(setting.pictures)
     reference, source = setting.known[mode]
     with counted_passes(setting.model) as passes:
@@ -163,7 +158,7 @@ def counted_passes(model: nn.Module) -> Iterator[Callable[[], float]]:
         handle.remove()
 
 
-def _told(row: dict[str, Any]) -> dict[str, Any]:
+def told(row: dict[str, Any]) -> dict[str, Any]:
     print(", ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{v}" for k, v in row.items()), flush=True)
     return row
 
@@ -192,15 +187,12 @@ def _table(
     clean: dict[str, dict[str, float]],
     rows: Sequence[dict[str, Any]],
     summary: Sequence[dict[str, Any]],
-    curve: Sequence[dict[str, Any]],
 ) -> None:
     said = "; ".join(f"{n}: {c['model']:.1f}, verifier {c['verifier']:.1f}" for n, c in clean.items())
-    _show(f"accuracy and SSIM in %, clean {said}", ("network", "mode", "drift", *NUMBERS), rows)
-    _show("means", ("network", "mode", "drifts", *NUMBERS), summary)
-    _show("worst, and shares of clean", ("network", "mode", "drifts", *WORST_AND_SHARES), summary)
-    if curve:
-        _show("by number of frames", ("frames", "drift", *NUMBERS), curve)
+    show_rows(f"accuracy and SSIM in %, clean {said}", ("network", "mode", "drift", *NUMBERS), rows)
+    show_rows("means", ("network", "mode", "drifts", *NUMBERS), summary)
+    show_rows("worst, and shares of clean", ("network", "mode", "drifts", *WORST_AND_SHARES), summary)
 
 
-def _show(title: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+def show_rows(title: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
     show(title, columns, [["-" if row.get(c) is None else row[c] for c in columns] for row in rows])

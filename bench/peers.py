@@ -21,7 +21,8 @@ from bench.fit import CAMERA, FRAMES, REPORTED_DRAWS, TEST_IMAGES, Drifting, dri
 from bench.perturbation import KAPPA
 from bench.report import show
 from calibrate import FitConfig, tap
-from calibrate.drift import collect_moments, drift_score
+from calibrate.source import shape_of
+from calibrate.yardstick import Yardstick
 
 BATCH = 200  # of the test stream, as Wang et al. 2021 use on CIFAR-10
 PRIOR = 16  # images that the shipped statistics count as, N of Schneider et al. 2020
@@ -142,9 +143,8 @@ def percent(named: Tensor, labels: Tensor) -> float:
 
 def score(model: nn.Module, frames: Tensor) -> float:
     """Mean drift score of windows of these frames, as the untouched model sees them."""
-    taps = tap(model)
-    windows = (collect_moments(taps, [window])[0] for window in frames.split(WINDOW))
-    return float(np.mean([drift_score(moments, taps.reference).score for moments in windows]))
+    yardstick = Yardstick.of(tap(model), shape_of(frames), LIMITS)
+    return float(np.mean([yardstick.measure(window).drift.score for window in frames.split(WINDOW)]))
 
 
 def digest(model: nn.Module) -> str:

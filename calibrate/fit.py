@@ -31,7 +31,7 @@ from calibrate.initialize import (
 from calibrate.objective import Limits, Objective, Target
 from calibrate.refine import Coordinates, descend
 from calibrate.refusals import MIN_FRAMES, FitError, refuse_mislabelled, refuse_unrelated, refuse_unusable
-from calibrate.source import Source, read_crop, shipped_source
+from calibrate.source import Source, read_crop, shape_of, shipped_source
 
 SLACK = 1.5  # of the objective of as many clean frames: below it a fit learns what these frames happen to show
 START_FRAMES = 256  # on which the starts are compared
@@ -113,9 +113,9 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(frames), generator=generator)  # a stage shall see all of the time they come from
     frames, labels = frames[order], None if labels is None else labels[order]
-    crop = None if limits is None else read_crop(taps, _shape(frames), limits.black)
+    crop = None if limits is None else read_crop(taps, shape_of(frames), limits.black)
     objective = Objective(features, target, crop if target.shipped else None, criterion, limits)
-    source = source or shipped_source(taps, _shape(frames), seed, crop)
+    source = source or shipped_source(taps, shape_of(frames), seed, crop)
     homogenizer, start, losses = _best_start(objective, frames, labels, source, generator)
     coordinates = Coordinates(homogenizer, frames, generator)
     log = _Log(config.evaluations, progress)
@@ -123,11 +123,6 @@ def fit(
         goal = SLACK * objective.floor(coordinates, frames[:size])
         descend(objective, coordinates, frames[:size], _first(labels, size), evaluations, goal, log)
     return FitResult(coordinates.homogenizer(), start, losses, log.history, time.perf_counter() - began)
-
-
-def _shape(frames: Tensor) -> tuple[int, int, int]:
-    _, channels, height, width = frames.shape
-    return channels, height, width
 
 
 def _first(labels: Tensor | None, count: int) -> Tensor | None:

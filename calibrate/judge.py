@@ -7,17 +7,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from calibrate.drift import collect_moments, drift_score
-from calibrate.features import Taps
-from calibrate.proxy import AccuracyProxy, accuracy_proxy
+from calibrate.proxy import AccuracyProxy
+from calibrate.yardstick import Yardstick
 
 MARGIN = 0.2  # the score must fall by this share: well above its spread between windows of clean frames (0.1)
 CONCENTRATION = 0.1  # the commonest predicted class may take this much more of the frames than before
 ERRORS = 2.0  # standard errors by which confidence may lie below the incumbent's
-CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -42,21 +39,17 @@ class Verdict:
         return plain
 
 
-def examine(taps: Taps, homogenizer: nn.Module | None, frames: Tensor) -> Evidence:
+def examine(yardstick: Yardstick, homogenizer: nn.Module | None, frames: Tensor) -> Evidence:
     """Score and proxy of Φ on homogenizer(frames); None is the factory homogenizer."""
-    with torch.no_grad():
-        chunks = (homogenizer(c) if homogenizer else c for c in frames.split(CHUNK))
-        moments, outputs = collect_moments(taps, chunks)
-    return Evidence(
-        drift_score(moments, taps.reference).score, accuracy_proxy(outputs) if outputs is not None else None
-    )
+    drift, proxy = yardstick.measure(frames, homogenizer)
+    return Evidence(drift.score, proxy)
 
 
-def incumbents(taps: Taps, active: nn.Module | None, frames: Tensor) -> dict[str, Evidence]:
+def incumbents(yardstick: Yardstick, active: nn.Module | None, frames: Tensor) -> dict[str, Evidence]:
     """Evidence for what a candidate has to beat: always the factory homogenizer, and the active one if any."""
-    evidence = {"factory": examine(taps, None, frames)}
+    evidence = {"factory": examine(yardstick, None, frames)}
     if active is not None:
-        evidence["active"] = examine(taps, active, frames)
+        evidence["active"] = examine(yardstick, active, frames)
     return evidence
 
 
@@ -70,12 +63,14 @@ def needs_no_homogenizer(evidence: Mapping[str, Evidence], band: float) -> bool:
     return evidence["factory"].score <= band
 
 
-def judge(taps: Taps, candidate: nn.Module, frames: Tensor, against: Mapping[str, Evidence], band: float) -> Verdict:
+def judge(
+    yardstick: Yardstick, candidate: nn.Module, frames: Tensor, against: Mapping[str, Evidence], band: float
+) -> Verdict:
     """Compare a candidate with every incumbent on held-out frames (N, C, H, W).
 
     band: the highest drift score that counts as clean.
     """
-    evidence = dict(against) | {"candidate": examine(taps, candidate, frames)}
+    evidence = dict(against) | {"candidate": examine(yardstick, candidate, frames)}
     problems = [p for name in against for p in _objections(evidence["candidate"], evidence[name], name)]
     if not evidence["candidate"].score <= band:
         problems.append(f"score {evidence['candidate'].score:.2f} stays outside the clean band of {band:.2f}")

@@ -28,6 +28,11 @@ CLEARER = 0.5  # borders are believed in where they leave half of the first laye
 Shape = tuple[int, int, int]  # (C, H, W) of the network's input
 
 
+def shape_of(frames: Tensor) -> Shape:
+    _, channels, height, width = frames.shape
+    return channels, height, width
+
+
 class Source(NamedTuple):
     """Clean frames to second order: mean (C,), channel covariance (C, C), and how it spreads over frequencies."""
 

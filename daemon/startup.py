@@ -45,7 +45,7 @@ class ServedModel:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        return _input_shape(self.frozen)
+        return self.frozen.card.input.shape
 
 
 def claim(directory: Path) -> int:
@@ -74,7 +74,7 @@ def open_model(config: Config, notifier: Notifier) -> ServedModel:
     tap(frozen.module)  # UnsupportedModel now, not at the first drift
     backend = load_backend(config.model.backend)
     notifier.status(f"compiling the frozen model with {backend.name}")
-    example = torch.zeros(1, *_input_shape(frozen))
+    example = torch.zeros(1, *frozen.card.input.shape)
     with _asking_for_patience(notifier):
         compiled = compile_cached(backend, frozen, example, config.state.directory / "compiled")
     runner = backend.load(compiled, config.model.thread_count)
@@ -114,11 +114,6 @@ def _asking_for_patience(notifier: Notifier) -> Iterator[None]:
     finally:
         done.set()
         teller.join()
-
-
-def _input_shape(frozen: FrozenModel) -> tuple[int, int, int]:
-    card = frozen.card.input
-    return card.channels, card.height, card.width
 
 
 def _refuse_other_model(frozen: FrozenModel, pinned: str | None) -> None:

@@ -22,9 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from calibrate import FitError, Limits, fit, tap
-from calibrate.drift import collect_moments, drift_score
-from calibrate.judge import CHUNK, incumbents, judge, needs_no_fit, needs_no_homogenizer
-from calibrate.proxy import accuracy_proxy
+from calibrate.judge import incumbents, judge, needs_no_fit, needs_no_homogenizer
+from calibrate.yardstick import Yardstick
 from daemon import __version__
 from daemon.preprocess import Preprocessor
 from daemon.wire import pack, unpack
@@ -48,9 +47,9 @@ class Worker:
         self._frozen = frozen
         self._backend = load_backend(backend)
         self._store = store
-        self._taps = tap(frozen.module)
         self._normalise = Preprocessor(frozen.card).normalise
         self._limits = Limits.of(frozen.card.normalisation.mean, frozen.card.normalisation.std)
+        self._yardstick = Yardstick.of(tap(frozen.module), frozen.card.input.shape, self._limits)
         self._loaded: dict[str, tuple[str, nn.Module]] = {}  # by sensor: version and homogenizer
 
     def answer(self, job: dict[str, Any], images: np.ndarray, send: Send) -> None:
@@ -64,18 +63,12 @@ class Worker:
         """Drift scores of frames (n, h, w, C) as they come and as they are served, and accuracy proxies."""
         frames = torch.from_numpy(self._normalise(images))
         homogenizer = self._active(job)
-        moments, outputs = collect_moments(self._taps, frames.split(CHUNK))
-        raw = served = drift_score(moments, self._taps.reference)
-        if homogenizer is not None:
-            with torch.no_grad():
-                chunks = [homogenizer(chunk) for chunk in frames.split(CHUNK)]
-            moments, outputs = collect_moments(self._taps, chunks)
-            served = drift_score(moments, self._taps.reference)
-        proxy = accuracy_proxy(outputs) if outputs is not None else None
+        raw = self._yardstick.measure(frames)
+        served, proxy = self._yardstick.measure(frames, homogenizer) if homogenizer else raw
         return {
-            "raw": raw.score,
+            "raw": raw.drift.score,
             "homogenized": served.score,
-            "layers": dict(zip(self._taps.names, served.layers, strict=True)),
+            "layers": dict(zip(self._yardstick.names, served.layers, strict=True)),
             "proxy": {"confidence": proxy.confidence, "certainty": proxy.certainty} if proxy else {},
         }
 
@@ -84,7 +77,7 @@ class Worker:
         frames = torch.from_numpy(self._normalise(images))
         held_out = frames[::HELD_OUT_EVERY]
         active = self._active(job)
-        against = incumbents(self._taps, active, held_out)
+        against = incumbents(self._yardstick, active, held_out)
         if needs_no_fit(against, job["band"]):
             return {"result": "unneeded", "reason": "the frames as served are within the clean band"}
         if needs_no_homogenizer(against, job["band"]):
@@ -101,7 +94,7 @@ class Worker:
         fit_seconds = time.perf_counter() - began
         send({"stage": "judging", "ratio": 0.0, "fit_seconds": fit_seconds})
         candidate = fitted.homogenizer.eval()
-        verdict = judge(self._taps, candidate, held_out, against, job["band"])
+        verdict = judge(self._yardstick, candidate, held_out, against, job["band"])
         if not verdict.accepted:
             return {"result": "rejected", "reason": verdict.reason}
         send({"stage": "compiling", "ratio": 0.0})

@@ -33,6 +33,10 @@ class InputCard(_Part):
     height: Side
     width: Side
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.height, self.width
+
 
 class Normalisation(_Part):
     """How grey levels 0..255 become Φ's input: (v / 255 - mean) / std, one of each for a channel."""

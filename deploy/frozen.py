@@ -67,7 +67,7 @@ def load_frozen(path: Path) -> FrozenModel:
     except ModelError as error:
         raise ModelError(f"{path}: {error} {_versions(card)}") from error
     try:
-        _check_output(run_once(module, torch.zeros(1, *_shape(card))), card)
+        _check_output(run_once(module, torch.zeros(1, *card.input.shape)), card)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     return FrozenModel(module, digest, card, path)
@@ -153,7 +153,7 @@ def _draft_card(
 
 
 def _export(module: nn.Module, card: ModelCard) -> bytes:
-    images = torch.randn(CHECK_IMAGES, *_shape(card), generator=torch.Generator().manual_seed(0))
+    images = torch.randn(CHECK_IMAGES, *card.input.shape, generator=torch.Generator().manual_seed(0))
     expected = run_once(module, images)
     _check_output(expected, card)
     data = save_program(export_program(module, images))
@@ -172,7 +172,3 @@ def _check_output(output: torch.Tensor, card: ModelCard) -> None:
             f"the card names {len(card.classes)} classes, but an image gives {tuple(output.shape[1:])} "
             "values: correct the list of classes"
         )
-
-
-def _shape(card: ModelCard) -> tuple[int, int, int]:
-    return card.input.channels, card.input.height, card.input.width

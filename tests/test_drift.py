@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 from synthetic import images, normalised, trained_network
 
 from calibrate import ImageMoments, tap
-from calibrate.drift import MIN_IMAGES, DriftDetector, collect_moments, drift_score
+from calibrate.drift import MIN_IMAGES, DriftDetector, drift_score
+from calibrate.yardstick import Yardstick
 
 THRESHOLD, HOLD = 2.0, 10.0
 CLEAN, DRIFTED = 1.0, 3.0
 
 
 @pytest.fixture(scope="module")
-def taps():
-    return tap(trained_network())
+def yardstick():
+    return Yardstick(tap(trained_network()))
 
 
 def exposed(frames: torch.Tensor, stops: float) -> torch.Tensor:
@@ -25,8 +26,8 @@ def exposed(frames: torch.Tensor, stops: float) -> torch.Tensor:
     return (frames + 2) * 2.0**stops - 2
 
 
-def score(taps, frames):
-    return drift_score(collect_moments(taps, frames.split(50))[0], taps.reference).score
+def score(yardstick, frames):
+    return yardstick.measure(frames).drift.score
 
 
 def population(seed: int, count: int, gain: float = 1.0) -> torch.Tensor:
@@ -48,14 +49,14 @@ def test_it_is_about_one_on_more_of_the_same_images(count, seed):
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
-def test_clean_windows_of_a_trained_network_stay_low(taps, seed):
-    assert score(taps, normalised(images(64, seed))) < 1
+def test_clean_windows_of_a_trained_network_stay_low(yardstick, seed):
+    assert score(yardstick, normalised(images(64, seed))) < 1
 
 
 @pytest.mark.parametrize("direction", [-1, 1])
-def test_it_grows_with_the_exposure(taps, direction):
+def test_it_grows_with_the_exposure(yardstick, direction):
     clean = normalised(images(64, seed=7))
-    scores = [score(taps, exposed(clean, direction * stops)) for stops in (0, 0.1, 0.25, 0.5, 1.0, 1.5)]
+    scores = [score(yardstick, exposed(clean, direction * stops)) for stops in (0, 0.1, 0.25, 0.5, 1.0, 1.5)]
     assert scores == sorted(scores) and len(set(scores)) == len(scores)
     assert scores[-1] > 5 * scores[0]
 
@@ -74,19 +75,9 @@ def test_layers_are_scored_apart():
     assert found.score == pytest.approx(math.sqrt((found.layers[0] ** 2 + found.layers[1] ** 2) / 2), rel=1e-5)
 
 
-def test_chunks_do_not_matter(taps):
-    frames = normalised(images(40, seed=3))
-    whole, cut = collect_moments(taps, [frames]), collect_moments(taps, frames.split(7))
-    assert drift_score(whole[0], taps.reference).score == pytest.approx(
-        drift_score(cut[0], taps.reference).score, rel=1e-4
-    )
-    torch.testing.assert_close(whole[1], cut[1])
-    assert not cut[1].requires_grad and not cut[0].first[0].requires_grad
-
-
-def test_too_few_images_are_refused(taps):
+def test_too_few_images_are_refused(yardstick):
     with pytest.raises(ValueError, match=f"at least {MIN_IMAGES} images, got {MIN_IMAGES - 1}"):
-        score(taps, normalised(images(MIN_IMAGES - 1, seed=0)))
+        score(yardstick, normalised(images(MIN_IMAGES - 1, seed=0)))
 
 
 def test_statistics_of_another_network_are_refused():
@@ -94,10 +85,10 @@ def test_statistics_of_another_network_are_refused():
         drift_score(ImageMoments.of([population(0, 8)] * 2), reference(0))
 
 
-def test_values_that_are_not_finite_have_no_score(taps):
+def test_values_that_are_not_finite_have_no_score(yardstick):
     frames = normalised(images(16, seed=0))
     frames[3, 0, 5, 5] = torch.nan
-    assert math.isnan(score(taps, frames))
+    assert math.isnan(score(yardstick, frames))
 
 
 def test_a_dead_channel_has_a_finite_score():

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import torch
+from coloured import network as network_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import MEAN, SHAPE, STD, images, labelled, normalised, trained_network
-from test_source_frames import network as network_of
 from torch import nn
 
 from calibrate import (

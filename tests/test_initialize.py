@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from test_source_frames import COVARIANCE, MEAN, SHAPE, coloured, distance
+from coloured import COVARIANCE, MEAN, SHAPE, coloured, distance
 
 from calibrate import measured_source
 from calibrate.initialize import SpectralStarts, colour_start, monge_map, offset_map, random_rotations, search_rotation

@@ -10,6 +10,7 @@ from torch import nn
 from calibrate import tap
 from calibrate.judge import CONCENTRATION, MARGIN, Evidence, examine, incumbents, judge, needs_no_fit
 from calibrate.proxy import AccuracyProxy
+from calibrate.yardstick import Yardstick
 
 BAND = 1.6
 
@@ -34,8 +35,8 @@ REPAIR, HALF_REPAIR, NOTHING, BROKEN = Gain(2.0), Gain(1.4), Gain(1.0), Gain(tor
 
 
 @pytest.fixture(scope="module")
-def taps():
-    return tap(trained_network())
+def yardstick():
+    return Yardstick(tap(trained_network()))
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +45,8 @@ def frames():
     return Gain(0.5)(normalised(images(96, seed=5)))
 
 
-def decide(taps, frames, candidate, active=None, band=BAND):
-    return judge(taps, candidate, frames, incumbents(taps, active, frames), band)
+def decide(yardstick, frames, candidate, active=None, band=BAND):
+    return judge(yardstick, candidate, frames, incumbents(yardstick, active, frames), band)
 
 
 def refused(verdict, *said):
@@ -59,86 +60,86 @@ def with_proxy(evidence: Evidence, **changes: float) -> Evidence:
     return Evidence(evidence.score, AccuracyProxy(**(vars(evidence.proxy) | changes)))
 
 
-def test_an_honest_improvement_is_accepted(taps, frames):
-    verdict = decide(taps, frames, REPAIR)
+def test_an_honest_improvement_is_accepted(yardstick, frames):
+    verdict = decide(yardstick, frames, REPAIR)
     assert verdict.accepted and verdict.reason == "better than every incumbent"
     assert verdict.evidence["candidate"].score < 1 < verdict.evidence["factory"].score
 
 
-def test_it_must_also_beat_an_active_one_that_is_worse(taps, frames):
-    verdict = decide(taps, frames, REPAIR, active=HALF_REPAIR)
+def test_it_must_also_beat_an_active_one_that_is_worse(yardstick, frames):
+    verdict = decide(yardstick, frames, REPAIR, active=HALF_REPAIR)
     assert verdict.accepted
     assert set(verdict.evidence) == {"factory", "active", "candidate"}
 
 
-def test_one_that_changes_nothing_is_refused(taps, frames):
-    assert refused(decide(taps, frames, NOTHING, band=1e6), "is no better than factory's")
+def test_one_that_changes_nothing_is_refused(yardstick, frames):
+    assert refused(decide(yardstick, frames, NOTHING, band=1e6), "is no better than factory's")
 
 
-def test_one_that_is_no_better_than_the_active_one_is_refused(taps, frames):
-    assert refused(decide(taps, frames, REPAIR, active=REPAIR), "is no better than active's")
+def test_one_that_is_no_better_than_the_active_one_is_refused(yardstick, frames):
+    assert refused(decide(yardstick, frames, REPAIR, active=REPAIR), "is no better than active's")
 
 
-def test_the_margin_decides(taps, frames):
-    candidate = examine(taps, REPAIR, frames)
+def test_the_margin_decides(yardstick, frames):
+    candidate = examine(yardstick, REPAIR, frames)
     for share, accepted in [(1.01, True), (0.99, False)]:
         against = {"factory": Evidence(share * candidate.score / (1 - MARGIN), candidate.proxy)}
-        assert judge(taps, REPAIR, frames, against, BAND).accepted == accepted
+        assert judge(yardstick, REPAIR, frames, against, BAND).accepted == accepted
 
 
-def test_one_that_stays_outside_the_clean_band_is_refused(taps, frames):
-    assert refused(decide(taps, frames, HALF_REPAIR), f"outside the clean band of {BAND:.2f}")
+def test_one_that_stays_outside_the_clean_band_is_refused(yardstick, frames):
+    assert refused(decide(yardstick, frames, HALF_REPAIR), f"outside the clean band of {BAND:.2f}")
 
 
-def test_one_that_makes_nan_is_refused(taps, frames):
-    verdict = decide(taps, frames, BROKEN)
+def test_one_that_makes_nan_is_refused(yardstick, frames):
+    verdict = decide(yardstick, frames, BROKEN)
     assert not verdict.accepted
     assert "score nan stays outside the clean band" in verdict.reason
 
 
-def test_one_that_makes_nan_of_a_single_frame_is_refused(taps, frames):
+def test_one_that_makes_nan_of_a_single_frame_is_refused(yardstick, frames):
     class Sometimes(nn.Module):
         def forward(self, frames):
             repaired = REPAIR(frames)
             repaired[5] = torch.nan
             return repaired
 
-    assert not decide(taps, frames, Sometimes()).accepted
+    assert not decide(yardstick, frames, Sometimes()).accepted
 
 
-def test_an_active_one_that_makes_nan_does_not_stand_in_the_way(taps, frames):
-    assert decide(taps, frames, REPAIR, active=BROKEN).accepted
+def test_an_active_one_that_makes_nan_does_not_stand_in_the_way(yardstick, frames):
+    assert decide(yardstick, frames, REPAIR, active=BROKEN).accepted
 
 
-def test_one_that_collapses_into_one_class_is_refused(taps, frames):
-    against = {"factory": with_proxy(examine(taps, None, frames), confidence=0.0)}
-    collapsed = judge(taps, Zero(), frames, against, band=1e6)
+def test_one_that_collapses_into_one_class_is_refused(yardstick, frames):
+    against = {"factory": with_proxy(examine(yardstick, None, frames), confidence=0.0)}
+    collapsed = judge(yardstick, Zero(), frames, against, band=1e6)
     assert collapsed.evidence["candidate"].proxy.top_share == 1
     assert "one class takes 100% of the predictions" in collapsed.reason
 
 
-def test_the_concentration_decides(taps, frames):
-    candidate = examine(taps, REPAIR, frames)
+def test_the_concentration_decides(yardstick, frames):
+    candidate = examine(yardstick, REPAIR, frames)
     for share, accepted in [(CONCENTRATION - 0.01, True), (CONCENTRATION + 0.01, False)]:
         proxy = with_proxy(candidate, top_share=candidate.proxy.top_share - share)
-        verdict = judge(taps, REPAIR, frames, {"factory": Evidence(10.0, proxy.proxy)}, BAND)
+        verdict = judge(yardstick, REPAIR, frames, {"factory": Evidence(10.0, proxy.proxy)}, BAND)
         assert verdict.accepted == accepted
         assert accepted or refused(verdict, "one class takes")
 
 
-def test_one_that_is_less_confident_is_refused(taps, frames):
-    candidate = examine(taps, REPAIR, frames)
+def test_one_that_is_less_confident_is_refused(yardstick, frames):
+    candidate = examine(yardstick, REPAIR, frames)
     error = candidate.proxy.confidence_error
     for errors, accepted in [(3.9, True), (4.1, False)]:  # two of each
         proxy = with_proxy(candidate, confidence=candidate.proxy.confidence + errors * error)
-        verdict = judge(taps, REPAIR, frames, {"active": Evidence(10.0, proxy.proxy)}, BAND)
+        verdict = judge(yardstick, REPAIR, frames, {"active": Evidence(10.0, proxy.proxy)}, BAND)
         assert verdict.accepted == accepted
         assert accepted or refused(verdict, "is below active's")
 
 
-def test_every_objection_is_named(taps, frames):
+def test_every_objection_is_named(yardstick, frames):
     best = Evidence(0.01, AccuracyProxy(confidence=1.0, certainty=1.0, top_share=0.0, confidence_error=0.0))
-    verdict = judge(taps, HALF_REPAIR, frames, {"factory": best, "active": best}, band=0.01)
+    verdict = judge(yardstick, HALF_REPAIR, frames, {"factory": best, "active": best}, band=0.01)
     assert refused(
         verdict,
         *("no better than factory's", "below factory's", "one class takes"),
@@ -149,30 +150,23 @@ def test_every_objection_is_named(taps, frames):
 
 def test_without_classes_the_score_alone_decides(frames):
     network = trained_network()[:6]  # its output is a feature map
-    taps = tap(network.eval())
-    assert decide(taps, frames, REPAIR).evidence["candidate"].proxy is None
-    assert decide(taps, frames, REPAIR).accepted
-    assert not decide(taps, frames, NOTHING).accepted
+    yardstick = Yardstick(tap(network.eval()))
+    assert decide(yardstick, frames, REPAIR).evidence["candidate"].proxy is None
+    assert decide(yardstick, frames, REPAIR).accepted
+    assert not decide(yardstick, frames, NOTHING).accepted
 
 
-def test_nothing_needs_repair_when_what_serves_is_within_the_band(taps, frames):
+def test_nothing_needs_repair_when_what_serves_is_within_the_band(yardstick, frames):
     clean = normalised(images(96, seed=5))
-    assert needs_no_fit(incumbents(taps, None, clean), BAND)
-    assert needs_no_fit(incumbents(taps, REPAIR, frames), BAND)
-    assert not needs_no_fit(incumbents(taps, None, frames), BAND)
-    assert not needs_no_fit(incumbents(taps, REPAIR, clean), BAND)  # the camera is back, the repair is not wanted
-    assert not needs_no_fit(incumbents(taps, BROKEN, clean), BAND)
+    assert needs_no_fit(incumbents(yardstick, None, clean), BAND)
+    assert needs_no_fit(incumbents(yardstick, REPAIR, frames), BAND)
+    assert not needs_no_fit(incumbents(yardstick, None, frames), BAND)
+    assert not needs_no_fit(incumbents(yardstick, REPAIR, clean), BAND)  # the camera is back, the repair is not wanted
+    assert not needs_no_fit(incumbents(yardstick, BROKEN, clean), BAND)
 
 
-def test_the_frames_are_examined_in_chunks_of_any_size(taps, monkeypatch):
-    frames = normalised(images(50, seed=5))
-    whole = examine(taps, HALF_REPAIR, frames)
-    monkeypatch.setattr("calibrate.judge.CHUNK", 7)
-    assert examine(taps, HALF_REPAIR, frames).score == pytest.approx(whole.score, rel=1e-4)
-
-
-def test_the_verdict_is_json(taps, frames):
-    verdict = decide(taps, frames, REPAIR, active=BROKEN)
+def test_the_verdict_is_json(yardstick, frames):
+    verdict = decide(yardstick, frames, REPAIR, active=BROKEN)
     told = json.loads(json.dumps(verdict.as_dict(), allow_nan=False))
     assert told["evidence"]["active"]["score"] is None
     assert told["accepted"] is True

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench.cifar import accuracy, lossless, network, normalise
+from bench.cifar import LIMITS, accuracy, lossless, network, normalise
 from bench.fit import CAMERA
 from calibrate import fit, tap
-from calibrate.drift import collect_moments, drift_score
 from calibrate.judge import incumbents, judge, needs_no_fit
+from calibrate.yardstick import Yardstick
 from daemon.config import DriftConfig
 from daemon.distort import parse_drift
 
@@ -32,29 +32,36 @@ def drifted(images):
     return normalise(np.stack([drift(image) for image in images.pictures[:1024]]))
 
 
-def test_clean_images_score_about_one_and_need_no_fit(model, images):
-    taps = tap(model)
+@pytest.fixture(scope="module")
+def yardstick(model):
+    return Yardstick.of(tap(model), (3, 32, 32), LIMITS)
+
+
+def test_clean_images_are_within_the_band_and_need_no_fit(yardstick, images):
     for window in normalise(images.pictures[:640]).split(64):
-        moments, _ = collect_moments(taps, [window])
-        assert 0.7 < drift_score(moments, taps.reference).score < BAND
-    assert needs_no_fit(incumbents(taps, None, normalise(images.pictures[:128])), BAND)
+        assert yardstick.measure(window).drift.score < BAND / 2
+    assert needs_no_fit(incumbents(yardstick, None, normalise(images.pictures[:128])), BAND)
 
 
-def test_a_drifted_camera_is_far_outside_the_clean_band(model, drifted):
-    taps = tap(model)
+def test_a_drifted_camera_is_far_outside_the_clean_band(yardstick, drifted):
     for window in drifted[:640].split(64):
-        moments, _ = collect_moments(taps, [window])
-        assert drift_score(moments, taps.reference).score > 1.5 * BAND
+        assert yardstick.measure(window).drift.score > 1.5 * BAND
+
+
+def test_a_drift_that_costs_a_few_points_is_outside_the_clean_band(yardstick, images):
+    drift = parse_drift("fixed-pattern=6", seed=1)
+    for window in normalise(np.stack([drift(image) for image in images.pictures[:640]])).split(64):
+        assert yardstick.measure(window).drift.score > BAND
 
 
 @pytest.mark.slow
-def test_a_fit_brings_accuracy_back_and_the_judge_sees_it(model, images, drifted):
-    taps, labels = tap(model), images.labels
+def test_a_fit_brings_accuracy_back_and_the_judge_sees_it(model, yardstick, images, drifted):
+    labels = images.labels
     before = accuracy(model, drifted[512:], labels[512:1024])
-    result = fit(model, drifted[:384])
+    result = fit(model, drifted[:384], limits=LIMITS)
     with torch.no_grad():
         after = accuracy(model, result.homogenizer(drifted[512:]), labels[512:1024])
     clean = accuracy(model, normalise(images.pictures[512:1024]), labels[512:1024])
     assert (after - before) / (clean - before) > 0.8
     held_out = drifted[384:512]
-    assert judge(taps, result.homogenizer, held_out, incumbents(taps, None, held_out), BAND).accepted
+    assert judge(yardstick, result.homogenizer, held_out, incumbents(yardstick, None, held_out), BAND).accepted

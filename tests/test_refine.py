@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from coloured import coloured, network
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_source_frames import coloured, network
 
 from calibrate import Homogenizer, measured_source, objective, tap
 from calibrate.initialize import colour_start, offset_map

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from coloured import BLACK, COVARIANCE, MEAN, SHAPE, coloured, distance, network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -9,41 +10,14 @@ from torch import nn
 from calibrate import PaddedCrop, measured_source, tap
 from calibrate.source import Source, pink_noise, read_crop, shipped_source
 
-SHAPE = (3, 16, 16)
-MEAN = torch.tensor([0.3, -0.2, 0.5])
-ROOT = torch.tensor([[0.9, 0.0, 0.0], [0.6, 0.5, 0.0], [0.4, 0.3, 0.4]])
-COVARIANCE = ROOT @ ROOT.T
-BLACK = (-2.1, -2.0, -1.8)
-
 
 class Shift(nn.Module):
     def forward(self, frames):
         return frames * 2 - 1
 
 
-def coloured(count: int, seed: int, exponent: float = 2.0) -> torch.Tensor:
-    """Frames (N, 3, 16, 16) of mean colour MEAN, channel covariance COVARIANCE and power ~ 1/f^exponent."""
-    noise = pink_noise(3 * count, SHAPE[1:], exponent, torch.Generator().manual_seed(seed))
-    return torch.einsum("cd,ndhw->nchw", ROOT, noise.view(count, *SHAPE)) + MEAN.view(1, 3, 1, 1)
-
-
-def network(frames: torch.Tensor, *before: nn.Module, filters: int = 8) -> nn.Module:
-    """A convolution and the BatchNorm statistics of its response to `frames`."""
-    torch.manual_seed(0)
-    convolution = nn.Conv2d(frames.shape[1], filters, 3, padding=1)
-    module = nn.Sequential(*before, convolution, nn.BatchNorm2d(filters, momentum=None))
-    with torch.no_grad():
-        module(frames)
-    return module.eval()
-
-
 def shipped(module: nn.Module, crop: PaddedCrop | None = None) -> Source | None:
     return shipped_source(tap(module), SHAPE, crop=crop)
-
-
-def distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Of matrices, relative to the second."""
-    return float((one - other).norm() / other.norm())
 
 
 @pytest.fixture(scope="module")

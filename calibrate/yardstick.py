@@ -1,0 +1,69 @@
+"""Measure frames against a frozen network: their drift score, and what the outputs say of accuracy.
+
+Shipped statistics are those of frames as training augmented them. Where that was a crop (calibrate.augmentation),
+frames are scored cropped likewise; what is left between clean frames and the statistics is so much less then that
+mild drifts show. The accuracy proxies are of the frames as they are served.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from calibrate.augmentation import PaddedCrop
+from calibrate.drift import CROPPED_TOLERANCE, TOLERANCE, DriftScore, drift_score
+from calibrate.features import Tapped, Taps
+from calibrate.objective import Limits
+from calibrate.proxy import AccuracyProxy, accuracy_proxy
+from calibrate.source import Shape, read_crop
+from calibrate.statistics import ImageMoments
+
+CHUNK = 64  # frames the network sees at once
+
+
+class Measured(NamedTuple):
+    """proxy: None where the network is no classifier."""
+
+    drift: DriftScore
+    proxy: AccuracyProxy | None
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """crop: what training did to the frames whose statistics the network carries, where it is known."""
+
+    taps: Taps
+    crop: PaddedCrop | None = None
+
+    @classmethod
+    def of(cls, taps: Taps, shape: Shape, limits: Limits) -> Yardstick:
+        """With the crop that the network's own statistics show for frames of this shape (C, H, W)."""
+        return cls(taps, read_crop(taps, shape, limits.black))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the layers that are scored."""
+        return self.taps.names
+
+    def measure(self, frames: Tensor, homogenizer: nn.Module | None = None) -> Measured:
+        """Score and proxy of homogenizer(frames), (N, C, H, W) normalised; None is the factory homogenizer.
+
+        Raises ValueError where there are too few frames for a score.
+        """
+        moments, outputs = [], []
+        with torch.no_grad():
+            for first, chunk in zip(range(0, len(frames), CHUNK), frames.split(CHUNK), strict=True):
+                features, output = self._run(homogenizer(chunk) if homogenizer else chunk, first)
+                assert output is not None  # the pass was not cut short
+                moments.append(ImageMoments.of(features))
+                outputs.append(output)
+        tolerance = TOLERANCE if self.crop is None else CROPPED_TOLERANCE
+        drift = drift_score(ImageMoments.join(moments), self.taps.reference, tolerance)
+        return Measured(drift, accuracy_proxy(torch.cat(outputs)))
+
+    def _run(self, frames: Tensor, first: int) -> Tapped:
+        tapped = self.taps(frames)
+        return tapped if self.crop is None else Tapped(self.taps(self.crop(frames, first)).features, tapped.output)
