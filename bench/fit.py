@@ -17,7 +17,7 @@ from bench.cifar import LIMITS, accuracy, lossless, network, normalise
 from bench.metrics import l2_error, psnr, ssim
 from bench.perturbation import KAPPA, Perturbation
 from bench.report import show
-from calibrate import FeatureStatistics, FitConfig, Source, all_layers, collect_statistics, fit, measured_source
+from calibrate import CleanData, FitConfig, fit, measure_clean, tap
 from daemon.distort import parse_drift
 
 FRAMES, TEST_IMAGES, CLEAN_IMAGES = 512, 1024, 2048
@@ -39,7 +39,7 @@ class Setting(NamedTuple):
     name: str
     model: nn.Module
     verifier: nn.Module
-    known: dict[str, tuple[FeatureStatistics | None, Source | None]]
+    known: dict[str, CleanData | None]
     clean: Tensor  # (TEST_IMAGES, 3, H, W) normalised
     labels: Tensor
     pictures: np.ndarray  # the same test images, as a camera sees them
@@ -78,13 +78,12 @@ def load(data: Path, name: str) -> Setting:
     test, training = lossless(data / "cifar10_test.npz"), lossless(data / "cifar10_train_0.npz").pictures
     model = network(data, name)
     known_clean = normalise(lossless(data / "cifar10_train_1.npz").pictures[:CLEAN_IMAGES])
-    commissioned = collect_statistics(all_layers(model), known_clean), measured_source(known_clean)
     pictures, labels = test.pictures[:TEST_IMAGES], test.labels[:TEST_IMAGES]
     return Setting(
         name,
         model,
         network(data, NETWORKS[name]),
-        {"shipped": (None, None), "commissioned": commissioned},
+        {"shipped": None, "commissioned": measure_clean(tap(model), known_clean)},
         normalise(pictures),
         labels,
         pictures,
@@ -116,7 +115,7 @@ def fit_once(
 ) -> dict[str, Any]:
     """Fit to the first unlabelled frames of a drifted camera, and compare on the test images."""
     drifted = drift(setting.pictures)
-    reference, source = setting.known[mode]
+    reference, source = setting.known[mode] or (None, None)
     with counted_passes(setting.model) as passes:
         result = fit(setting.model, drift(setting.unlabelled[:frames]), reference, source=source, limits=LIMITS)
     with torch.no_grad():

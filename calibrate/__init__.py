@@ -8,6 +8,7 @@ restored = model(result.homogenizer(new_frames))
 
 from calibrate.augmentation import PaddedCrop
 from calibrate.class_statistics import ClassStatistics, collect_statistics
+from calibrate.clean import CleanData, measure_clean
 from calibrate.feature_maps import all_layers, penultimate, random_network, random_projection, with_logits
 from calibrate.features import Taps, UnsupportedModel, reference_statistics, tap
 from calibrate.fit import FitConfig, FitError, FitResult, fit
@@ -19,6 +20,7 @@ from calibrate.statistics import FeatureStatistics, ImageMoments
 
 __all__ = [
     "ClassStatistics",
+    "CleanData",
     "FeatureStatistics",
     "FitConfig",
     "FitError",
@@ -35,6 +37,7 @@ __all__ = [
     "collect_statistics",
     "fit",
     "fit_as_published",
+    "measure_clean",
     "measured_source",
     "penultimate",
     "random_network",

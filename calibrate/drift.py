@@ -15,7 +15,9 @@ from torch import Tensor
 from calibrate.statistics import VARIANCE_FLOOR, FeatureStatistics, ImageMoments, log_variance_error
 
 TOLERANCE = 0.1  # of a channel's standard deviation: running statistics are moving averages under augmentation
-CROPPED_TOLERANCE = 0.03  # where frames are augmented likewise: clean windows of 64 reach 0.8 (CIFAR-10), 1.3 (GTSRB)
+LIKE_FRAMES_TOLERANCE = (
+    0.03  # where the frames behind them were like these: clean ones reach 1.0 (CIFAR-10), 1.3 (GTSRB)
+)
 MIN_IMAGES = 8  # fewer give no usable spread between images
 
 

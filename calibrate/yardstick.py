@@ -1,8 +1,8 @@
 """Measure frames against a frozen network: their drift score, and what the outputs say of accuracy.
 
 Shipped statistics are those of frames as training augmented them. Where that was a crop (calibrate.augmentation),
-frames are scored cropped likewise; what is left between clean frames and the statistics is so much less then that
-mild drifts show. The accuracy proxies are of the frames as they are served.
+frames are scored cropped likewise; where clean frames were measured, as they are. What is left between clean frames
+and the statistics is so much less then that mild drifts show. The accuracy proxies are of the frames as served.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from calibrate.augmentation import PaddedCrop
-from calibrate.drift import CROPPED_TOLERANCE, TOLERANCE, DriftScore, drift_score
+from calibrate.clean import CleanData
+from calibrate.drift import LIKE_FRAMES_TOLERANCE, TOLERANCE, DriftScore, drift_score
 from calibrate.features import Tapped, Taps
 from calibrate.objective import Limits
 from calibrate.proxy import AccuracyProxy, accuracy_proxy
 from calibrate.source import Shape, read_crop
-from calibrate.statistics import ImageMoments
+from calibrate.statistics import FeatureStatistics, ImageMoments
 
 CHUNK = 64  # frames the network sees at once
 
@@ -33,15 +34,18 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Yardstick:
-    """crop: what training did to the frames whose statistics the network carries, where it is known."""
+    """clean: statistics of clean frames, instead of those that the network carries.
+    crop: what training did to the frames whose statistics it carries, where that is known.
+    """
 
     taps: Taps
     crop: PaddedCrop | None = None
+    clean: FeatureStatistics | None = None
 
     @classmethod
-    def of(cls, taps: Taps, shape: Shape, limits: Limits) -> Yardstick:
-        """With the crop that the network's own statistics show for frames of this shape (C, H, W)."""
-        return cls(taps, read_crop(taps, shape, limits.black))
+    def of(cls, taps: Taps, shape: Shape, limits: Limits, clean: CleanData | None = None) -> Yardstick:
+        """The finest there is: clean frames as measured, or the crop that the statistics show of frames (C, H, W)."""
+        return cls(taps, clean=clean.statistics) if clean else cls(taps, read_crop(taps, shape, limits.black))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -60,8 +64,8 @@ class Yardstick:
                 assert output is not None  # the pass was not cut short
                 moments.append(ImageMoments.of(features))
                 outputs.append(output)
-        tolerance = TOLERANCE if self.crop is None else CROPPED_TOLERANCE
-        drift = drift_score(ImageMoments.join(moments), self.taps.reference, tolerance)
+        tolerance = LIKE_FRAMES_TOLERANCE if self.clean or self.crop else TOLERANCE
+        drift = drift_score(ImageMoments.join(moments), self.clean or self.taps.reference, tolerance)
         return Measured(drift, accuracy_proxy(torch.cat(outputs)))
 
     def _run(self, frames: Tensor, first: int) -> Tapped:

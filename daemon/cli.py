@@ -92,6 +92,16 @@ def export(args: argparse.Namespace) -> int:
     return 0
 
 
+def commission(args: argparse.Namespace) -> int:
+    from daemon.commission import commission, remove
+
+    if args.remove:
+        remove(args.model)
+    else:
+        commission(args.model, args.frames, args.count)
+    return 0
+
+
 def status(args: argparse.Namespace) -> int:
     answer = _ask(args, {"command": "status"})
     if args.json:
@@ -165,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_daemon(commands)
     _add_export(commands)
+    _add_commission(commands)
     _add_operator(commands)
     _add_camera(commands)
     return parser
@@ -202,6 +213,16 @@ def _add_export(commands: Any) -> None:
     command.add_argument("--classes", type=lambda text: text.split(","), help="names, separated by commas")
     command.add_argument("--name", help="of the model; the file's name by default")
     command.add_argument("-o", "--output", type=Path, required=True, help="the model file, *.pt2")
+
+
+def _add_commission(commands: Any) -> None:
+    text = "measure clean frames once, for a finer drift score and better fits"
+    command = _add(commands, "commission", commission, text, "--model model.pt2 --frames clean/")
+    command.add_argument("--model", type=Path, required=True, help="the model file, *.pt2, its card beside it")
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument("--frames", type=Path, help="clean pictures: a folder of png or jpg files, or .npz with 'images'")
+    what.add_argument("--remove", action="store_true", help="undo: go back to the statistics shipped in the model")
+    command.add_argument("--count", type=int, default=2048, help="pictures at most, evenly from all (%(default)s)")
 
 
 def _add_operator(commands: Any) -> None:

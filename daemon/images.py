@@ -14,17 +14,21 @@ from daemon.distort import SimulationError
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-def load_images(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read (N, H, W, 3) uint8 RGB pictures from a folder, or from an .npz file that may have labels (N,)."""
+def load_images(path: Path, at_most: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read (N, H, W, 3) uint8 RGB pictures from a folder, or from an .npz file that may have labels (N,).
+
+    at_most: take so many, evenly from all of them.
+    """
     if path.is_dir():
-        return _load_folder(path), None
+        return _load_folder(path, at_most), None
     arrays = read_npz(path)
     if "images" not in arrays:
         raise SimulationError(f"{path}: has no key 'images', only {', '.join(arrays) or 'nothing'}")
     images, labels = _colour(path, arrays["images"]), arrays.get("labels")
     if labels is not None and labels.shape != (len(images),):
         raise SimulationError(f"{path}: {len(images)} images, but labels of shape {labels.shape}")
-    return images, labels
+    kept = _spread(len(images), at_most)
+    return images[kept], None if labels is None else labels[kept]
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -39,10 +43,17 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     return {key: array for key, array in arrays.items() if isinstance(array, np.ndarray)}
 
 
-def _load_folder(path: Path) -> np.ndarray:
+def _spread(count: int, at_most: int | None) -> np.ndarray:
+    """Indices of at most so many of `count` things, evenly spread."""
+    wanted = count if at_most is None else min(count, at_most)
+    return np.arange(wanted) * count // max(wanted, 1)
+
+
+def _load_folder(path: Path, at_most: int | None) -> np.ndarray:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
         raise SimulationError(f"{path}: holds no png or jpg file")
+    files = [files[i] for i in _spread(len(files), at_most)]
     images = [_load_file(file) for file in files]
     for file, image in zip(files, images, strict=True):
         if image.shape != images[0].shape:

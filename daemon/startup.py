@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from calibrate.features import tap
+from daemon.commission import commissioned
 from daemon.config import Config
 from daemon.notify import Notifier
 from daemon.preprocess import Preprocessor
@@ -71,7 +72,7 @@ def open_model(config: Config, notifier: Notifier) -> ServedModel:
     notifier.status("loading the frozen model")
     frozen = load_frozen(config.model.path)
     _refuse_other_model(frozen, config.model.sha256)
-    tap(frozen.module)  # UnsupportedModel now, not at the first drift
+    commissioned(frozen, tap(frozen.module))  # what cannot be used is told now, not at the first drift
     backend = load_backend(config.model.backend)
     notifier.status(f"compiling the frozen model with {backend.name}")
     example = torch.zeros(1, *frozen.card.input.shape)

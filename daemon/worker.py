@@ -25,6 +25,7 @@ from calibrate import FitError, Limits, fit, tap
 from calibrate.judge import incumbents, judge, needs_no_fit, needs_no_homogenizer
 from calibrate.yardstick import Yardstick
 from daemon import __version__
+from daemon.commission import commissioned
 from daemon.preprocess import Preprocessor
 from daemon.wire import pack, unpack
 from deploy.backend import ParityError, check_parity, load_backend
@@ -49,7 +50,9 @@ class Worker:
         self._store = store
         self._normalise = Preprocessor(frozen.card).normalise
         self._limits = Limits.of(frozen.card.normalisation.mean, frozen.card.normalisation.std)
-        self._yardstick = Yardstick.of(tap(frozen.module), frozen.card.input.shape, self._limits)
+        taps = tap(frozen.module)
+        self._clean = commissioned(frozen, taps)
+        self._yardstick = Yardstick.of(taps, frozen.card.input.shape, self._limits, self._clean)
         self._loaded: dict[str, tuple[str, nn.Module]] = {}  # by sensor: version and homogenizer
 
     def answer(self, job: dict[str, Any], images: np.ndarray, send: Send) -> None:
@@ -87,6 +90,8 @@ class Worker:
         fitted = fit(
             self._frozen.module,
             frames[kept],
+            self._clean and self._clean.statistics,
+            source=self._clean and self._clean.source,
             limits=self._limits,
             seed=job["seed"],
             progress=lambda done, of, _: send({"stage": "fitting", "ratio": done / of}),

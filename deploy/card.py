@@ -45,6 +45,13 @@ class Normalisation(_Part):
     std: list[Deviation]
 
 
+class CommissionCard(_Part):
+    """What `recald commission` measured: on how many clean frames, and the digest of the file that holds it."""
+
+    frames: int = Field(ge=1)
+    sha256: Digest
+
+
 class ModelCard(_Part):
     v: Literal[1]
     name: Label
@@ -53,6 +60,7 @@ class ModelCard(_Part):
     normalisation: Normalisation
     classes: list[Label] | None
     exported: dict[str, str]
+    commissioned: CommissionCard | None = None
 
     @model_validator(mode="after")
     def _one_value_a_channel(self) -> ModelCard:

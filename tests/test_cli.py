@@ -16,7 +16,7 @@ from daemon.control import ControlServer
 from deploy.card import ModelCard, card_path
 from deploy.frozen import digest_file
 
-COMMANDS = ["run", "check-config", "export", "status", "recalibrate", "rollback", "simulate", "demo"]
+COMMANDS = ["run", "check-config", "export", "commission", "status", "recalibrate", "rollback", "simulate", "demo"]
 TESTS = Path(__file__).parent
 STATUS = {"front": {"state": "fitting", "progress": 0.25, "homogenizer": "c0ffee" * 10, "drift_score": 3.456}}
 STATUS["front"] |= {"drift_alarm": True, "frames": 0, "last_fit": "none yet"}

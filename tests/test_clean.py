@@ -1,0 +1,232 @@
+"""Clean frames are measured once; the file is whole or refused, the model never touched, and all can be undone."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from running import recald, write_config
+from synthetic import drifted, images, normalised, trained_network
+
+import daemon.commission
+import deploy.clean
+from calibrate import FitError, fit, measure_clean, tap
+from calibrate.clean import MIN_CLEAN_FRAMES, CleanData
+from daemon.cli import EX_CONFIG
+from daemon.worker import Worker
+from deploy.card import card_path
+from deploy.clean import clean_path, remove_clean, save_clean
+from deploy.frozen import FrozenModel, ModelError, digest_file, load_frozen
+from deploy.store import FACTORY, ArtefactStore
+
+COUNT = MIN_CLEAN_FRAMES
+
+
+@pytest.fixture
+def model(tiny_model: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.pt2"
+    shutil.copy(tiny_model, path)
+    shutil.copy(card_path(tiny_model), card_path(path))
+    return path
+
+
+def measured(frozen: FrozenModel, pictures: np.ndarray) -> CleanData:
+    return measure_clean(tap(frozen.module), normalised(pictures))
+
+
+def commissioned(model: Path, pictures: np.ndarray) -> FrozenModel:
+    frozen = load_frozen(model)
+    save_clean(frozen, measured(frozen, pictures).tensors(), len(pictures))
+    return load_frozen(model)
+
+
+def kept(frozen: FrozenModel) -> CleanData | None:
+    return daemon.commission.commissioned(frozen, tap(frozen.module))
+
+
+def equal(one: CleanData, other: CleanData) -> bool:
+    """But for the last bits: how libraries sum depends on where in memory the numbers lie."""
+    one, other = one.tensors(), other.tensors()
+    return one.keys() == other.keys() and all(torch.allclose(one[k], other[k], rtol=1e-3, atol=1e-4) for k in one)
+
+
+def stored(model: Path) -> Path:
+    named = load_frozen(model).card.commissioned
+    assert named is not None
+    return clean_path(model, named.sha256)
+
+
+# ---- measuring
+
+
+def test_statistics_are_those_of_the_frames_and_not_of_their_augmentation():
+    taps, frames = tap(trained_network()), normalised(images(300, seed=3))
+    clean = measure_clean(taps, frames)
+    with torch.no_grad():
+        features = taps(frames).features
+    for feature, mean, variance in zip(features, clean.statistics.means, clean.statistics.variances, strict=True):
+        torch.testing.assert_close(mean, feature.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(variance, feature.var((0, 2, 3), unbiased=False), rtol=1e-3, atol=1e-4)
+    assert not clean.statistics.shipped
+    torch.testing.assert_close(clean.source.mean, frames.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+
+
+def test_what_tells_nothing_is_refused():
+    taps, frames = tap(trained_network()), normalised(images(COUNT, seed=3))
+    broken = frames.clone()
+    broken[3, 0, 5, 5] = torch.nan
+    cases = [(frames[:-1], "too few"), (broken, "not finite"), (frames[:1].expand(COUNT, -1, -1, -1), "the same image")]
+    for bad, said in cases:
+        with pytest.raises(FitError, match=said):
+            measure_clean(taps, bad)
+
+
+# ---- keeping
+
+
+def test_what_is_written_is_read_back_and_the_model_is_unchanged(model):
+    before, frozen = model.read_bytes(), load_frozen(model)
+    assert kept(frozen) is None
+    clean = measured(frozen, images(COUNT, seed=3))
+    save_clean(frozen, clean.tensors(), COUNT)
+    again = load_frozen(model)
+    assert equal(kept(again), clean)
+    assert kept(again).statistics.names == tap(again.module).names
+    assert again.card.commissioned.frames == COUNT
+    assert model.read_bytes() == before and again.digest == frozen.digest
+
+
+def test_removing_leaves_nothing_behind(model):
+    card = card_path(model).read_bytes()
+    remove_clean(commissioned(model, images(COUNT, seed=3)))
+    assert card_path(model).read_bytes() == card
+    assert sorted(model.parent.iterdir()) == sorted([model, card_path(model)])
+
+
+def test_measuring_again_replaces_the_file(model):
+    commissioned(model, images(COUNT, seed=3))
+    first = stored(model)
+    second = commissioned(model, images(COUNT, seed=4))
+    assert not first.exists() and stored(model).exists()
+    assert equal(kept(second), measured(second, images(COUNT, seed=4)))
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+def test_a_kill_at_any_write_leaves_what_was_there(model, monkeypatch, writes):
+    before = kept(commissioned(model, images(COUNT, seed=3)))
+    done, write = [], deploy.clean.write_atomically
+
+    def killed(path, data):
+        if len(done) == writes:
+            raise KeyboardInterrupt
+        done.append(write(path, data))
+
+    monkeypatch.setattr(deploy.clean, "write_atomically", killed)
+    with pytest.raises(KeyboardInterrupt):
+        commissioned(model, images(COUNT, seed=4))
+    assert equal(kept(load_frozen(model)), before)
+
+
+def damage(path: Path, kind: str) -> None:
+    data = bytearray(path.read_bytes())
+    if kind == "missing":
+        path.unlink()
+    elif kind == "truncated":
+        path.write_bytes(data[:-1])
+    else:
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "a flipped bit"])
+def test_a_damaged_file_is_refused_and_can_be_done_without(model, kind):
+    frozen = commissioned(model, images(COUNT, seed=3))
+    damage(stored(model), kind)
+    with pytest.raises(ModelError, match=r"\.safetensors: .*recald commission"):
+        kept(frozen)
+    remove_clean(frozen)
+    assert kept(load_frozen(model)) is None
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 64, safetensors.torch.save({"mean.0": torch.zeros(3)})])
+def test_a_file_of_something_else_is_refused_even_if_the_card_names_it(model, data):
+    commissioned(model, images(COUNT, seed=3))
+    path, digest = stored(model), hashlib.sha256(data).hexdigest()
+    clean_path(model, digest).write_bytes(data)
+    card_path(model).write_text(card_path(model).read_text().replace(digest_file(path), digest))
+    with pytest.raises(ModelError, match="holds no measurements|measured on another model"):
+        kept(load_frozen(model))
+
+
+def test_values_that_are_not_finite_are_refused(model):
+    frozen = load_frozen(model)
+    broken = measured(frozen, images(COUNT, seed=3)).tensors()
+    broken["mean.1"] = torch.full_like(broken["mean.1"], torch.nan)
+    save_clean(frozen, broken, COUNT)
+    with pytest.raises(ModelError, match="not finite"):
+        kept(load_frozen(model))
+
+
+# ---- using
+
+
+def test_the_worker_measures_and_fits_by_it(model, tmp_path, monkeypatch):
+    """Commissioned on what would otherwise be a drift, that is what is clean, and the rest is fitted to it."""
+    frozen = commissioned(model, drifted(images(512, seed=3)))
+    worker = Worker(frozen, "eager", ArtefactStore(tmp_path / "state"))
+    job = {"job": "observe", "sensor": "front", "active": FACTORY}
+    assert worker.observe(job, drifted(images(64, seed=5)))["raw"] < 1
+    assert worker.observe(job, images(64, seed=5))["raw"] > 2
+    results = []
+    monkeypatch.setattr("daemon.worker.fit", lambda *a, **k: results.append(fit(*a, **k)) or results[-1])
+    job |= {"job": "recalibrate", "band": 1.6, "seed": 0, "trigger": "operator", "until": 0}
+    worker.recalibrate(job, images(256, seed=6), lambda message: None)
+    restored = results[0].homogenizer(normalised(images(64, seed=5)))
+    true = normalised(drifted(images(64, seed=5)))
+    assert (restored - true).abs().mean() < 0.3 * (normalised(images(64, seed=5)) - true).abs().mean()
+
+
+# ---- the command
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    path = tmp_path / "clean.npz"
+    np.savez(path, images=images(400, seed=3))
+    return path
+
+
+def test_the_command_measures_and_undoes(model, photos):
+    before, card = model.read_bytes(), card_path(model).read_bytes()
+    done = recald("commission", "--model", model, "--frames", photos, "--count", "300")
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == f"{model}: commissioned on 300 frames; the model is unchanged, sha256 {digest_file(model)}"
+    assert second.startswith("by the statistics shipped in the model their drift score is 0.")
+    clean = kept(load_frozen(model))
+    spread = np.arange(300) * 400 // 300
+    assert equal(clean, measured(load_frozen(model), images(400, seed=3)[spread]))
+    done = recald("commission", "--model", model, "--remove")
+    assert (done.returncode, model.read_bytes(), card_path(model).read_bytes()) == (0, before, card)
+
+
+@pytest.mark.parametrize("count", ["255", "0", "-1"])
+def test_too_few_pictures_are_refused_in_one_line(model, photos, count):
+    card = card_path(model).read_bytes()
+    done = recald("commission", "--model", model, "--frames", photos, "--count", count)
+    assert done.returncode == EX_CONFIG and len(done.stderr.splitlines()) == 1
+    assert card_path(model).read_bytes() == card
+
+
+def test_the_daemon_does_not_start_on_a_damaged_file(model, tmp_path):
+    commissioned(model, images(COUNT, seed=3))
+    path = stored(model)
+    damage(path, "truncated")
+    done = recald("run", "--config", write_config(tmp_path, model))
+    assert done.returncode == EX_CONFIG
+    assert f"{path}: is not the file that the model card names" in done.stderr.splitlines()[-1]
