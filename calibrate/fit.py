@@ -32,9 +32,11 @@ from calibrate.objective import Limits, Objective, Target
 from calibrate.refine import Coordinates, descend
 from calibrate.refusals import MIN_FRAMES, FitError, refuse_mislabelled, refuse_unrelated, refuse_unusable
 from calibrate.source import Source, read_crop, shape_of, shipped_source
+from calibrate.tone import EXPONENTS, tone_start
 
 SLACK = 1.5  # of the objective of as many clean frames: below it a fit learns what these frames happen to show
 START_FRAMES = 256  # on which the starts are compared
+CLEARLY = 0.5  # a tone curve is believed in where it leaves half of the objective: it can imitate what else is amiss
 SEARCH_FRAMES = 64  # on which rotations of colours are: all see the same frames, so their noise is the same too
 
 NOT_FINITE = "the loss is not finite: the frames are outside anything the network can carry"
@@ -151,19 +153,36 @@ def _best_start(
     if not finite:
         raise FitError(NOT_FINITE)
     best = min(finite, key=lambda name: losses[name])
-    if best in spectral and frames.shape[1] == 3:
+    if best in spectral:
         return _turned(objective, spectral[best], frames, labels, generator), best, losses
+    toned = _toned(objective, few, named, source)
+    losses |= {name: loss for name, (_, loss) in toned.items()}
+    other = min(toned, key=lambda name: losses[name], default=best)
+    if losses[other] < CLEARLY * losses[best]:
+        return toned[other][0], other, losses
     return starts[best], best, losses
+
+
+def _toned(
+    objective: Objective, frames: Tensor, labels: Tensor | None, source: Source | None
+) -> dict[str, tuple[Homogenizer, float]]:
+    """Starts with another tone curve, and their objectives."""
+    if source is None or objective.limits is None:
+        return {}
+    starts = {f"tone {e:g}": tone_start(frames, source, objective.limits, e) for e in EXPONENTS}
+    return {name: (start, objective.evaluate(start, frames, labels)) for name, start in starts.items()}
 
 
 def _turned(
     objective: Objective, starts: SpectralStarts, frames: Tensor, labels: Tensor | None, generator: torch.Generator
 ) -> Homogenizer:
-    """The start with the rotation of colours that suits the last layer best.
+    """The start with the rotation of colours, where there are three, that suits the last layer best.
 
     A wrong rotation is right to second order, so the first layers hardly mind it; but what the network takes the
     picture for, which its last features tell, is off.
     """
+    if frames.shape[1] != 3:
+        return starts.start()
     few, named = frames[:SEARCH_FRAMES], _first(labels, SEARCH_FRAMES)
     rotation = search_rotation(lambda r: objective.evaluate_last(starts.start(r), few, named), generator)
     return starts.start(rotation)

@@ -44,14 +44,19 @@ class Homogenizer(nn.Module):
 
     def tone(self, frames: Tensor) -> Tensor:
         """A piecewise linear curve for each channel."""
-        for knot, bend in zip(KNOTS, self.curve.unbind(1), strict=True):
-            frames = frames + bend.view(1, -1, 1, 1) * torch.relu(frames - knot)
-        return frames
+        return bend(frames, self.curve)
 
     def mix(self, frames: Tensor) -> Tensor:
         """The colour and deblurring kernel."""
         margin = self.kernel.shape[-1] // 2
         return F.conv2d(F.pad(frames, (margin,) * 4, mode="reflect"), self.kernel, self.bias)
+
+
+def bend(frames: Tensor, curve: Tensor) -> Tensor:
+    """The tone curve (C, len(KNOTS)) of frames (N, C, H, W)."""
+    for knot, stretch in zip(KNOTS, curve.unbind(1), strict=True):
+        frames = frames + stretch.view(1, -1, 1, 1) * torch.relu(frames - knot)
+    return frames
 
 
 def largest_kernel(height: int, width: int) -> int:

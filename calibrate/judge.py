@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from calibrate.proxy import AccuracyProxy
+from calibrate.proxy import AccuracyProxy, Answers
 from calibrate.yardstick import Yardstick
 
 MARGIN = 0.2  # the score must fall by this share: well above its spread between windows of clean frames (0.1)
+LESS_SURE = 1.5  # standard errors; harmful candidates were at -1 to -5 (traffic signs), helpful ones above -0.9
 CONCENTRATION = 0.1  # the commonest predicted class may take this much more of the frames than before
 ERRORS = 2.0  # standard errors by which confidence may lie below the incumbent's
 
@@ -23,6 +24,7 @@ class Evidence:
 
     score: float
     proxy: AccuracyProxy | None
+    answers: Answers | None = None
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,14 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """Fit for JSON: None for what is not finite."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+        evidence = {name: _plain({"score": e.score, "proxy": _fields(e.proxy)}) for name, e in self.evidence.items()}
+        return {"accepted": self.accepted, "reason": self.reason, "evidence": evidence}
 
 
 def examine(yardstick: Yardstick, homogenizer: nn.Module | None, frames: Tensor) -> Evidence:
     """Score and proxy of Φ on homogenizer(frames); None is the factory homogenizer."""
-    drift, proxy = yardstick.measure(frames, homogenizer)
-    return Evidence(drift.score, proxy)
+    seen = yardstick.measure(frames, homogenizer)
+    return Evidence(seen.drift.score, seen.proxy, seen.answers)
 
 
 def incumbents(yardstick: Yardstick, active: nn.Module | None, frames: Tensor) -> dict[str, Evidence]:
@@ -77,26 +79,33 @@ def judge(
     return Verdict(not problems, "; ".join(problems) or "better than every incumbent", evidence)
 
 
+def _fields(proxy: AccuracyProxy | None) -> dict[str, float] | None:
+    return None if proxy is None else asdict(proxy)
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _objections(candidate: Evidence, incumbent: Evidence, name: str) -> list[str]:
-    problems = []
+def _objections(candidate: Evidence, incumbent: Evidence, name: str) -> Iterator[str]:
     if candidate.score > (1 - MARGIN) * incumbent.score:  # a candidate's NaN is outside any band
-        problems.append(f"score {candidate.score:.2f} is no better than {name}'s {incumbent.score:.2f}")
-    if candidate.proxy is None or incumbent.proxy is None:
-        return problems
-    slack = ERRORS * (candidate.proxy.confidence_error + incumbent.proxy.confidence_error)
-    if candidate.proxy.confidence < incumbent.proxy.confidence - slack:
-        problems.append(
-            f"confidence {candidate.proxy.confidence:.2f} is below {name}'s {incumbent.proxy.confidence:.2f}"
-        )
-    if candidate.proxy.top_share > incumbent.proxy.top_share + CONCENTRATION:
-        problems.append(
-            f"one class takes {candidate.proxy.top_share:.0%} of the predictions, {name}: "
-            f"{incumbent.proxy.top_share:.0%}"
-        )
-    return problems
+        yield f"score {candidate.score:.2f} is no better than {name}'s {incumbent.score:.2f}"
+    if candidate.proxy and incumbent.proxy:
+        yield from _less_confident(candidate.proxy, incumbent.proxy, name)
+    if candidate.answers and incumbent.answers:
+        yield from _less_sure(candidate.answers, incumbent.answers, name)
+
+
+def _less_confident(candidate: AccuracyProxy, incumbent: AccuracyProxy, name: str) -> Iterator[str]:
+    if candidate.confidence < incumbent.confidence - ERRORS * (candidate.confidence_error + incumbent.confidence_error):
+        yield f"confidence {candidate.confidence:.2f} is below {name}'s {incumbent.confidence:.2f}"
+    if candidate.top_share > incumbent.top_share + CONCENTRATION:
+        yield f"one class takes {candidate.top_share:.0%} of the predictions, {name}: {incumbent.top_share:.0%}"
+
+
+def _less_sure(candidate: Answers, incumbent: Answers, name: str) -> Iterator[str]:
+    errors = candidate.surer_than(incumbent)
+    if errors < -LESS_SURE:
+        yield f"it is {-errors:.1f} standard errors less sure than {name} of the frames that both name alike"

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+MIN_ALIKE = 8  # frames; fewer give no usable spread
+
 
 @dataclass(frozen=True)
 class AccuracyProxy:
@@ -20,9 +22,36 @@ class AccuracyProxy:
     confidence_error: float
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a classifier says of each frame: labels (N,) and the log odds (N,) that it gives them."""
+
+    labels: Tensor
+    log_odds: Tensor
+
+    def surer_than(self, other: Answers) -> float:
+        """By how many standard errors the odds of the same frames are higher, where both give the same label.
+
+        Where labels differ odds cannot be compared: a network is often sure of what a drift makes it see. 0 where
+        there are too few such frames to tell.
+        """
+        gains = (self.log_odds - other.log_odds)[self.labels == other.labels]
+        if len(gains) < MIN_ALIKE:
+            return 0.0
+        return float(gains.mean() / (gains.std() / math.sqrt(len(gains))).clamp_min(1e-9))
+
+
+def answers(outputs: Tensor) -> Answers | None:
+    """From logits (N, K); None where the outputs are no classifier's."""
+    if not _is_classifiers(outputs):
+        return None
+    largest, labels = outputs.float().log_softmax(1).max(1)
+    return Answers(labels, largest - (-largest.clamp(max=-1e-6).expm1()).log())
+
+
 def accuracy_proxy(outputs: Tensor) -> AccuracyProxy | None:
     """Proxies from logits (N, K); None where the outputs are no classifier's."""
-    if outputs.dim() != 2 or outputs.shape[1] < 2 or len(outputs) < 2:
+    if not _is_classifiers(outputs):
         return None
     probabilities = outputs.float().softmax(1)
     largest, label = probabilities.max(1)
@@ -34,3 +63,7 @@ def accuracy_proxy(outputs: Tensor) -> AccuracyProxy | None:
         top_share=float(counts.max()) / len(outputs),
         confidence_error=float(largest.std()) / math.sqrt(len(outputs)),
     )
+
+
+def _is_classifiers(outputs: Tensor) -> bool:
+    return outputs.dim() == 2 and outputs.shape[1] >= 2 and len(outputs) >= 2

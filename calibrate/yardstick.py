@@ -18,7 +18,7 @@ from calibrate.clean import CleanData
 from calibrate.drift import LIKE_FRAMES_TOLERANCE, TOLERANCE, DriftScore, drift_score
 from calibrate.features import Tapped, Taps
 from calibrate.objective import Limits
-from calibrate.proxy import AccuracyProxy, accuracy_proxy
+from calibrate.proxy import AccuracyProxy, Answers, accuracy_proxy, answers
 from calibrate.source import Shape, read_crop
 from calibrate.statistics import FeatureStatistics, ImageMoments
 
@@ -26,10 +26,11 @@ CHUNK = 64  # frames the network sees at once
 
 
 class Measured(NamedTuple):
-    """proxy: None where the network is no classifier."""
+    """proxy, answers: None where the network is no classifier."""
 
     drift: DriftScore
     proxy: AccuracyProxy | None
+    answers: Answers | None
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Yardstick:
                 outputs.append(output)
         tolerance = LIKE_FRAMES_TOLERANCE if self.clean or self.crop else TOLERANCE
         drift = drift_score(ImageMoments.join(moments), self.clean or self.taps.reference, tolerance)
-        return Measured(drift, accuracy_proxy(torch.cat(outputs)))
+        joined = torch.cat(outputs)
+        return Measured(drift, accuracy_proxy(joined), answers(joined))
 
     def _run(self, frames: Tensor, first: int) -> Tapped:
         tapped = self.taps(frames)

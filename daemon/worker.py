@@ -67,11 +67,12 @@ class Worker:
         frames = torch.from_numpy(self._normalise(images))
         homogenizer = self._active(job)
         raw = self._yardstick.measure(frames)
-        served, proxy = self._yardstick.measure(frames, homogenizer) if homogenizer else raw
+        served = self._yardstick.measure(frames, homogenizer) if homogenizer else raw
+        proxy = served.proxy
         return {
             "raw": raw.drift.score,
-            "homogenized": served.score,
-            "layers": dict(zip(self._yardstick.names, served.layers, strict=True)),
+            "homogenized": served.drift.score,
+            "layers": dict(zip(self._yardstick.names, served.drift.layers, strict=True)),
             "proxy": {"confidence": proxy.confidence, "certainty": proxy.certainty} if proxy else {},
         }
 

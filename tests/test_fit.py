@@ -4,6 +4,7 @@ import hashlib
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 from coloured import network as network_of
@@ -448,3 +449,29 @@ shapes = st.tuples(st.integers(30, 34), st.integers(1, 5), st.sampled_from([1, 2
 def test_frames_of_a_shape_that_cannot_be_fitted_are_refused(network, shape):
     with pytest.raises(FitError):
         fit(network, torch.randn(shape, generator=torch.Generator().manual_seed(0)), config=SHORT)
+
+
+def bent(batch: np.ndarray, exponent: float) -> torch.Tensor:
+    """What a camera with another gamma shows."""
+    return normalised(np.rint(255 * (batch / 255) ** exponent).astype(np.uint8))
+
+
+@pytest.mark.parametrize(("exponent", "expected"), [(2.2, "tone 0.45"), (0.45, "tone 2.2")])
+def test_another_tone_curve_is_seen_and_undone(network, exponent, expected):
+    seen, limits = images(256, seed=4), Limits.of(MEAN, STD)
+    source = measured_source(normalised(images(512, seed=9)))
+    result = fit(network, bent(seen, exponent), source=source, limits=limits, config=SHORT)
+    assert result.start == expected
+    restored, clean = result.homogenizer(bent(seen, exponent)), normalised(seen)
+    assert (restored - clean).square().mean() < 0.05 * (bent(seen, exponent) - clean).square().mean()
+
+
+@pytest.mark.parametrize("exponent", [1.0, 1.05])
+def test_without_one_none_is_imagined(network, exponent):
+    result = fit(network, bent(images(256, seed=4), exponent), limits=Limits.of(MEAN, STD), config=WITHOUT_STEPS)
+    assert not result.start.startswith("tone")
+
+
+def test_black_and_white_must_be_known_for_it(network):
+    result = fit(network, bent(images(256, seed=4), 2.2), config=WITHOUT_STEPS)
+    assert not any(name.startswith("tone") for name in result.start_losses)

@@ -8,8 +8,8 @@ from synthetic import images, normalised, trained_network
 from torch import nn
 
 from calibrate import tap
-from calibrate.judge import CONCENTRATION, MARGIN, Evidence, examine, incumbents, judge, needs_no_fit
-from calibrate.proxy import AccuracyProxy
+from calibrate.judge import CONCENTRATION, LESS_SURE, MARGIN, Evidence, examine, incumbents, judge, needs_no_fit
+from calibrate.proxy import AccuracyProxy, Answers
 from calibrate.yardstick import Yardstick
 
 BAND = 1.6
@@ -135,6 +135,18 @@ def test_one_that_is_less_confident_is_refused(yardstick, frames):
         verdict = judge(yardstick, REPAIR, frames, {"active": Evidence(10.0, proxy.proxy)}, BAND)
         assert verdict.accepted == accepted
         assert accepted or refused(verdict, "is below active's")
+
+
+def test_one_that_is_less_sure_of_the_same_answers_is_refused(yardstick, frames):
+    candidate = examine(yardstick, REPAIR, frames)
+    noise = torch.randn(len(frames), generator=torch.Generator().manual_seed(0))
+    noise = (noise - noise.mean()) / noise.std()
+    for errors, accepted in [(0.9 * LESS_SURE, True), (1.1 * LESS_SURE, False)]:
+        surer = candidate.answers.log_odds + noise + errors / len(frames) ** 0.5
+        incumbent = Evidence(10.0, candidate.proxy, Answers(candidate.answers.labels, surer))
+        verdict = judge(yardstick, REPAIR, frames, {"factory": incumbent}, BAND)
+        assert verdict.accepted == accepted
+        assert accepted or refused(verdict, "standard errors less sure than factory")
 
 
 def test_every_objection_is_named(yardstick, frames):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.proxy import accuracy_proxy
+from calibrate.proxy import MIN_ALIKE, Answers, accuracy_proxy, answers
 
 
 def test_equal_logits_are_a_guess():
@@ -51,3 +51,47 @@ def test_every_proxy_is_within_its_range(count, classes, scale, seed):
     assert -1e-5 <= proxy.certainty <= 1 + 1e-5
     assert 1 / classes <= proxy.top_share + 1e-9 and proxy.top_share <= 1
     assert 0 <= proxy.confidence_error <= 1 / math.sqrt(count)
+
+
+# ---- answers to the same frames, compared
+
+
+def test_log_odds_are_those_of_the_label():
+    found = answers(torch.tensor([[3.0, 1.0], [0.0, 5.0]]))
+    assert found.labels.tolist() == [0, 1]
+    assert found.log_odds.tolist() == pytest.approx([2.0, 5.0], abs=1e-4)
+
+
+def test_certain_outputs_have_finite_odds():
+    assert torch.isfinite(answers(1e6 * torch.eye(3)).log_odds).all()
+
+
+@pytest.mark.parametrize("outputs", [torch.zeros(4, 3, 5, 5), torch.zeros(4, 1), torch.zeros(1, 4)])
+def test_other_outputs_have_no_answers(outputs):
+    assert answers(outputs) is None
+
+
+def both(gains: torch.Tensor, labels: torch.Tensor | None = None) -> float:
+    """The comparison of answers whose log odds rose by `gains`; `labels` are the second's, by default the same."""
+    same = torch.zeros(len(gains), dtype=torch.int64)
+    before = torch.randn(len(gains), generator=torch.Generator().manual_seed(1))
+    return Answers(same, before + gains).surer_than(Answers(same if labels is None else labels, before))
+
+
+@given(st.floats(-3, 3), st.integers(20, 200))
+def test_it_counts_standard_errors_of_paired_gains(shift, count):
+    noise = torch.randn(count, generator=torch.Generator().manual_seed(count))
+    noise = (noise - noise.mean()) / noise.std()
+    assert both(noise + shift) == pytest.approx(shift * math.sqrt(count), abs=0.01 + 0.01 * abs(shift) * count**0.5)
+
+
+def test_frames_with_different_labels_do_not_count():
+    labels = torch.tensor([0] * 50 + [1] * 50)
+    noise = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    gains = torch.where(labels == 0, 1.0, -100.0) + 0.1 * noise
+    assert both(gains, labels) > 10
+
+
+def test_too_few_frames_alike_say_nothing():
+    labels = torch.tensor([0] * (MIN_ALIKE - 1) + [1] * 50)
+    assert both(-torch.rand(len(labels)), labels) == 0
