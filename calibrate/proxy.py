@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 MIN_ALIKE = 8  # frames; fewer give no usable spread
+CERTAIN = math.log(99)  # log odds of 99 %: above it they follow the contrast of a frame, and no answer changes
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class AccuracyProxy:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a classifier says of each frame: labels (N,) and the log odds (N,) that it gives them."""
+    """What a classifier says of each frame: labels (N,) and the log odds (N,) it gives them, CERTAIN at most."""
 
     labels: Tensor
     log_odds: Tensor
@@ -46,7 +47,7 @@ def answers(outputs: Tensor) -> Answers | None:
     if not _is_classifiers(outputs):
         return None
     largest, labels = outputs.float().log_softmax(1).max(1)
-    return Answers(labels, largest - (-largest.clamp(max=-1e-6).expm1()).log())
+    return Answers(labels, (largest - (-largest.clamp(max=-1e-6).expm1()).log()).clamp(max=CERTAIN))
 
 
 def accuracy_proxy(outputs: Tensor) -> AccuracyProxy | None:
