@@ -115,7 +115,8 @@ def fit_once(
 ) -> dict[str, Any]:
     """Fit to the first unlabelled frames of a drifted camera, and compare on the test images."""
     drifted = drift(setting.pictures)
-    reference, source = setting.known[mode] or (None, None)
+    known = setting.known[mode]
+    reference, source = (known.statistics, known.source) if known else (None, None)
     with counted_passes(setting.model) as passes:
         result = fit(setting.model, drift(setting.unlabelled[:frames]), reference, source=source, limits=LIMITS)
     with torch.no_grad():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from calibrate.class_statistics import collect_statistics
@@ -18,14 +19,15 @@ from calibrate.source import Source, measured_source
 from calibrate.spectra import Profile
 from calibrate.statistics import FeatureStatistics
 
-MIN_CLEAN_FRAMES = 256  # with fewer their own sampling error is most of a mild drift
+MIN_CLEAN_FRAMES = 256  # fewer hide a mild drift behind their own sampling error
 
 
 class CleanData(NamedTuple):
-    """statistics: of the BatchNorm inputs. source: colours and spectrum."""
+    """statistics: of the BatchNorm inputs. source: colours and spectrum. frames: how many they are of."""
 
     statistics: FeatureStatistics
     source: Source
+    frames: int
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it by name, to be kept in a file."""
@@ -33,17 +35,31 @@ class CleanData(NamedTuple):
         layers = {f"mean.{n}": m for n, m in zip(names, means, strict=True)}
         layers |= {f"variance.{n}": v for n, v in zip(names, variances, strict=True)}
         mean, covariance, (density,) = self.source
-        return layers | {"source.mean": mean, "source.covariance": covariance, "source.density": density}
+        return (
+            layers
+            | {"source.mean": mean, "source.covariance": covariance, "source.density": density}
+            | {"frames": torch.tensor(self.frames)}
+        )
 
     @staticmethod
-    def of_tensors(tensors: Mapping[str, Tensor], names: tuple[str, ...]) -> CleanData:
-        """For a network with these layers. Raises ValueError where it is of another one."""
-        try:
-            means, variances = (tuple(tensors[f"{kind}.{name}"] for name in names) for kind in ("mean", "variance"))
-            mean, covariance, density = (tensors[f"source.{part}"] for part in ("mean", "covariance", "density"))
-        except KeyError as error:
-            raise ValueError(f"{error} is missing") from error
-        return CleanData(FeatureStatistics(names, means, variances), Source(mean, covariance, Profile(density)))
+    def of_tensors(tensors: Mapping[str, Tensor], reference: FeatureStatistics, channels: int) -> CleanData:
+        """For a network that ships `reference`. Raises ValueError where this is of another one, or not finite."""
+        shapes: dict[str, tuple[int, ...]] = {
+            f"mean.{n}": m.shape for n, m in zip(reference.names, reference.means, strict=True)
+        }
+        shapes |= {f"variance.{n}": v.shape for n, v in zip(reference.names, reference.variances, strict=True)}
+        shapes |= {"source.mean": (channels,), "source.covariance": (channels, channels), "frames": ()}
+        for name, shape in shapes.items():
+            if name not in tensors or tensors[name].shape != shape:
+                raise ValueError(f"{name} is missing or of another shape")
+        density = tensors.get("source.density", torch.zeros(0))
+        if density.dim() != 3 or density.shape[1:] != (channels, channels):
+            raise ValueError("source.density is missing or of another shape")
+        if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+            raise ValueError("not all values are finite")
+        means, variances = (tuple(tensors[f"{k}.{n}"] for n in reference.names) for k in ("mean", "variance"))
+        source = Source(tensors["source.mean"], tensors["source.covariance"], Profile(density))
+        return CleanData(FeatureStatistics(reference.names, means, variances), source, int(tensors["frames"]))
 
 
 def measure_clean(taps: Taps, frames: Tensor) -> CleanData:
@@ -51,4 +67,4 @@ def measure_clean(taps: Taps, frames: Tensor) -> CleanData:
     if len(frames) < MIN_CLEAN_FRAMES:
         raise FitError(f"{len(frames)} clean frames are too few to measure: at least {MIN_CLEAN_FRAMES} are needed")
     refuse_unusable(frames)
-    return CleanData(collect_statistics(taps, frames), measured_source(frames))
+    return CleanData(collect_statistics(taps, frames), measured_source(frames), len(frames))

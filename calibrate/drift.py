@@ -7,6 +7,7 @@ not independent, and is widened by what running statistics themselves are worth.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -29,9 +30,12 @@ class DriftScore:
     layers: tuple[float, ...]
 
 
-def drift_score(moments: ImageMoments, reference: FeatureStatistics, tolerance: float = TOLERANCE) -> DriftScore:
+def drift_score(
+    moments: ImageMoments, reference: FeatureStatistics, tolerance: float = TOLERANCE, measured_on: float = math.inf
+) -> DriftScore:
     """The standardised distance of images from the reference, whose means are off by `tolerance` standard deviations.
 
+    measured_on: how many images the reference is of; their sampling error is like that of these images.
     Raises ValueError below MIN_IMAGES images.
     """
     if len(moments) < MIN_IMAGES:
@@ -41,23 +45,24 @@ def drift_score(moments: ImageMoments, reference: FeatureStatistics, tolerance: 
         moments.first, moments.second, reference.means, reference.variances, strict=True
     ):
         variance = variance.clamp_min(VARIANCE_FLOOR)
-        mean_square = _mean_square(first, mean, variance, tolerance)
-        squares.append((mean_square + _variance_square(first, second, variance, tolerance)) / 2)
+        sampling = 1 + len(moments) / measured_on
+        mean_square = _mean_square(first, mean, variance, sampling, tolerance)
+        squares.append((mean_square + _variance_square(first, second, variance, sampling, tolerance)) / 2)
     layers = torch.stack(squares)
     return DriftScore(float(layers.mean().sqrt()), tuple(layers.sqrt().tolist()))
 
 
-def _mean_square(first: Tensor, mean: Tensor, variance: Tensor, tolerance: float) -> Tensor:
+def _mean_square(first: Tensor, mean: Tensor, variance: Tensor, sampling: float, tolerance: float) -> Tensor:
     """Mean over channels of the squared standardised distance of the mean."""
-    error = first.var(0, unbiased=True) / len(first) + tolerance**2 * variance
+    error = sampling * first.var(0, unbiased=True) / len(first) + tolerance**2 * variance
     return ((first.mean(0) - mean).square() / error).mean()
 
 
-def _variance_square(first: Tensor, second: Tensor, variance: Tensor, tolerance: float) -> Tensor:
+def _variance_square(first: Tensor, second: Tensor, variance: Tensor, sampling: float, tolerance: float) -> Tensor:
     """The same for the logarithm of the variance, its error by the delta method."""
     observed_mean = first.mean(0)
     observed = (second.mean(0) - observed_mean.square()).clamp_min(VARIANCE_FLOOR)
-    error = log_variance_error(first, second) + (2 * tolerance) ** 2
+    error = sampling * log_variance_error(first, second) + (2 * tolerance) ** 2
     return ((observed / variance).log().square() / error).mean()
 
 

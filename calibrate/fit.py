@@ -115,7 +115,8 @@ def fit(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(frames), generator=generator)  # a stage shall see all of the time they come from
     frames, labels = frames[order], None if labels is None else labels[order]
-    crop = None if limits is None else read_crop(taps, shape_of(frames), limits.black)
+    knows_enough = source is not None and not target.shipped
+    crop = None if limits is None or knows_enough else read_crop(taps, shape_of(frames), limits.black)
     objective = Objective(features, target, crop if target.shipped else None, criterion, limits)
     source = source or shipped_source(taps, shape_of(frames), seed, crop)
     homogenizer, start, losses = _best_start(objective, frames, labels, source, generator)
@@ -134,7 +135,9 @@ def _first(labels: Tensor | None, count: int) -> Tensor | None:
 def _best_start(
     objective: Objective, frames: Tensor, labels: Tensor | None, source: Source | None, generator: torch.Generator
 ) -> tuple[Homogenizer, str, dict[str, float]]:
-    """The identity or a closed form, whichever the statistics like best; its name, and the objectives of all.
+    """The identity or a closed form, whichever the statistics like best; its name, and the objectives of all tried.
+
+    Other tone curves are tried where no frequency needs a colour map of its own.
 
     Each without an offset map and with some: the fine structure of the mean frame is a fixed pattern, or it is what
     the camera always looks at.
@@ -157,7 +160,7 @@ def _best_start(
         return _turned(objective, spectral[best], frames, labels, generator), best, losses
     toned = _toned(objective, few, named, source)
     losses |= {name: loss for name, (_, loss) in toned.items()}
-    other = min(toned, key=lambda name: losses[name], default=best)
+    other = min((n for n in toned if math.isfinite(losses[n])), key=lambda name: losses[name], default=best)
     if losses[other] < CLEARLY * losses[best]:
         return toned[other][0], other, losses
     return starts[best], best, losses

@@ -107,5 +107,5 @@ def _less_confident(candidate: AccuracyProxy, incumbent: AccuracyProxy, name: st
 
 def _less_sure(candidate: Answers, incumbent: Answers, name: str) -> Iterator[str]:
     errors = candidate.surer_than(incumbent)
-    if errors < -LESS_SURE:
+    if not errors >= -LESS_SURE:  # also where the candidate's outputs are not finite
         yield f"it is {-errors:.1f} standard errors less sure than {name} of the frames that both name alike"

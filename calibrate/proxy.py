@@ -36,7 +36,7 @@ class Answers:
         Where labels differ odds cannot be compared: a network is often sure of what a drift makes it see. 0 where
         there are too few such frames to tell.
         """
-        gains = (self.log_odds - other.log_odds)[self.labels == other.labels]
+        gains = (self.log_odds - other.log_odds)[(self.labels == other.labels) & torch.isfinite(other.log_odds)]
         if len(gains) < MIN_ALIKE:
             return 0.0
         return float(gains.mean() / (gains.std() / math.sqrt(len(gains))).clamp_min(1e-9))

@@ -20,7 +20,7 @@ from calibrate.features import Tapped, Taps
 from calibrate.objective import Limits
 from calibrate.proxy import AccuracyProxy, Answers, accuracy_proxy, answers
 from calibrate.source import Shape, read_crop
-from calibrate.statistics import FeatureStatistics, ImageMoments
+from calibrate.statistics import ImageMoments
 
 CHUNK = 64  # frames the network sees at once
 
@@ -35,18 +35,18 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Yardstick:
-    """clean: statistics of clean frames, instead of those that the network carries.
+    """clean: measured on clean frames, to be used instead of what the network carries.
     crop: what training did to the frames whose statistics it carries, where that is known.
     """
 
     taps: Taps
     crop: PaddedCrop | None = None
-    clean: FeatureStatistics | None = None
+    clean: CleanData | None = None
 
     @classmethod
     def of(cls, taps: Taps, shape: Shape, limits: Limits, clean: CleanData | None = None) -> Yardstick:
         """The finest there is: clean frames as measured, or the crop that the statistics show of frames (C, H, W)."""
-        return cls(taps, clean=clean.statistics) if clean else cls(taps, read_crop(taps, shape, limits.black))
+        return cls(taps, clean=clean) if clean else cls(taps, read_crop(taps, shape, limits.black))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,11 +65,16 @@ class Yardstick:
                 assert output is not None  # the pass was not cut short
                 moments.append(ImageMoments.of(features))
                 outputs.append(output)
-        tolerance = LIKE_FRAMES_TOLERANCE if self.clean or self.crop else TOLERANCE
-        drift = drift_score(ImageMoments.join(moments), self.clean or self.taps.reference, tolerance)
         joined = torch.cat(outputs)
-        return Measured(drift, accuracy_proxy(joined), answers(joined))
+        return Measured(self._score(ImageMoments.join(moments)), accuracy_proxy(joined), answers(joined))
+
+    def _score(self, moments: ImageMoments) -> DriftScore:
+        if self.clean:
+            return drift_score(moments, self.clean.statistics, LIKE_FRAMES_TOLERANCE, self.clean.frames)
+        return drift_score(moments, self.taps.reference, LIKE_FRAMES_TOLERANCE if self.crop else TOLERANCE)
 
     def _run(self, frames: Tensor, first: int) -> Tapped:
-        tapped = self.taps(frames)
-        return tapped if self.crop is None else Tapped(self.taps(self.crop(frames, first)).features, tapped.output)
+        if self.crop is None:
+            return self.taps(frames)
+        output = self.taps(frames).output  # the features of this pass need not stay
+        return Tapped(self.taps(self.crop(frames, first)).features, output)

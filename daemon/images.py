@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -12,23 +13,29 @@ import numpy as np
 from daemon.distort import SimulationError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+Convert = Callable[[np.ndarray], np.ndarray]
 
 
-def load_images(path: Path, at_most: int | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+def load_images(
+    path: Path, at_most: int | None = None, convert: Convert = lambda image: image
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Read (N, H, W, 3) uint8 RGB pictures from a folder, or from an .npz file that may have labels (N,).
 
-    at_most: take so many, evenly from all of them.
+    at_most: take so many, evenly from all of them. convert: is done to each as it is read, so that large ones need
+    not all be in memory.
     """
     if path.is_dir():
-        return _load_folder(path, at_most), None
+        return _load_folder(path, at_most, convert), None
     arrays = read_npz(path)
     if "images" not in arrays:
         raise SimulationError(f"{path}: has no key 'images', only {', '.join(arrays) or 'nothing'}")
     images, labels = _colour(path, arrays["images"]), arrays.get("labels")
     if labels is not None and labels.shape != (len(images),):
         raise SimulationError(f"{path}: {len(images)} images, but labels of shape {labels.shape}")
+    if at_most is None:
+        return images, labels
     kept = _spread(len(images), at_most)
-    return images[kept], None if labels is None else labels[kept]
+    return np.stack([convert(images[i]) for i in kept]), None if labels is None else labels[kept]
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -43,24 +50,27 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     return {key: array for key, array in arrays.items() if isinstance(array, np.ndarray)}
 
 
-def _spread(count: int, at_most: int | None) -> np.ndarray:
+def _spread(count: int, at_most: int) -> np.ndarray:
     """Indices of at most so many of `count` things, evenly spread."""
-    wanted = count if at_most is None else min(count, at_most)
-    return np.arange(wanted) * count // max(wanted, 1)
+    wanted = min(count, at_most)
+    return np.arange(wanted) * count // wanted
 
 
-def _load_folder(path: Path, at_most: int | None) -> np.ndarray:
+def _load_folder(path: Path, at_most: int | None, convert: Convert) -> np.ndarray:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
         raise SimulationError(f"{path}: holds no png or jpg file")
-    files = [files[i] for i in _spread(len(files), at_most)]
-    images = [_load_file(file) for file in files]
-    for file, image in zip(files, images, strict=True):
-        if image.shape != images[0].shape:
+    if at_most is not None:
+        files = [files[i] for i in _spread(len(files), at_most)]
+    images, (height, width) = [], _load_file(files[0]).shape[:2]
+    for file in files:
+        image = _load_file(file)
+        if image.shape[:2] != (height, width):
             raise SimulationError(
-                f"{file}: is {image.shape[1]}x{image.shape[0]}, but {files[0].name} is "
-                f"{images[0].shape[1]}x{images[0].shape[0]}: a camera has one size, scale them to it"
+                f"{file}: is {image.shape[1]}x{image.shape[0]}, but {files[0].name} is {width}x{height}: "
+                "a camera has one size, scale them to it"
             )
+        images.append(convert(image))
     return np.stack(images)
 
 

@@ -1,6 +1,7 @@
 """Clean-frame measurements beside the model: a safetensors file that the card names by its SHA-256.
 
-The model file is not touched. The card is replaced last, so that a kill at any point leaves what was there before.
+The model file is not touched. The card is replaced after the file is written and before others are deleted: a kill at
+any point leaves a card that names a whole file, at worst beside one that nothing names, until the next exchange.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from deploy.card import CommissionCard, card_path
+from deploy.card import CommissionCard, ModelCard, card_path
+from deploy.document import load_document
 from deploy.files import write_atomically
 from deploy.frozen import FrozenModel, ModelError
 
@@ -60,8 +62,13 @@ def load_clean(frozen: FrozenModel) -> dict[str, Tensor] | None:
 
 
 def _exchange(frozen: FrozenModel, commissioned: CommissionCard | None) -> None:
-    before = frozen.card.commissioned
-    card = frozen.card.model_copy(update={"commissioned": commissioned})
+    """Replace the card, if it is still that of this model, and then delete the measurements that it does not name."""
+    card = load_document(card_path(frozen.path), ModelCard)
+    if card.sha256 != frozen.digest:
+        raise ModelError(f"{frozen.path}: the model was exchanged meanwhile; measure again")
+    card = card.model_copy(update={"commissioned": commissioned})
     write_atomically(card_path(frozen.path), card.to_yaml().encode())
-    if before is not None and before != commissioned:
-        clean_path(frozen.path, before.sha256).unlink(missing_ok=True)
+    kept = commissioned and clean_path(frozen.path, commissioned.sha256)
+    for path in list(frozen.path.parent.iterdir()):
+        if path.name.startswith(f"{frozen.path.stem}.clean-") and path.suffix == ".safetensors" and path != kept:
+            path.unlink(missing_ok=True)

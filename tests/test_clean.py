@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import safetensors.torch
@@ -159,7 +160,7 @@ def test_a_file_of_something_else_is_refused_even_if_the_card_names_it(model, da
     path, digest = stored(model), hashlib.sha256(data).hexdigest()
     clean_path(model, digest).write_bytes(data)
     card_path(model).write_text(card_path(model).read_text().replace(digest_file(path), digest))
-    with pytest.raises(ModelError, match="holds no measurements|measured on another model"):
+    with pytest.raises(ModelError, match="holds no measurements|of another model"):
         kept(load_frozen(model))
 
 
@@ -168,8 +169,36 @@ def test_values_that_are_not_finite_are_refused(model):
     broken = measured(frozen, images(COUNT, seed=3)).tensors()
     broken["mean.1"] = torch.full_like(broken["mean.1"], torch.nan)
     save_clean(frozen, broken, COUNT)
-    with pytest.raises(ModelError, match="not finite"):
+    with pytest.raises(ModelError, match="not all values are finite"):
         kept(load_frozen(model))
+
+
+def test_measurements_of_another_shape_are_refused(model):
+    frozen = load_frozen(model)
+    whole = measured(frozen, images(COUNT, seed=3)).tensors()
+    for name, value in whole.items():
+        save_clean(frozen, whole | {name: torch.cat([value.flatten(), value.flatten()])}, COUNT)
+        with pytest.raises(ModelError, match=f"{name} is missing or of another shape"):
+            kept(load_frozen(model))
+
+
+def test_files_that_no_card_names_go_with_the_next_exchange(model):
+    stray, other = model.with_name("tiny.clean-0123456789ab.safetensors"), model.with_name("tiny.safetensors")
+    for path in (stray, other):
+        path.write_bytes(b"")
+    frozen = commissioned(model, images(COUNT, seed=3))
+    assert sorted(model.parent.iterdir()) == sorted([model, card_path(model), stored(model), other])
+    save_clean(frozen, kept(frozen).tensors(), COUNT + 1)
+    assert load_frozen(model).card.commissioned.frames == COUNT + 1 and stored(model).exists()
+
+
+def test_a_model_exchanged_meanwhile_keeps_its_card(model):
+    frozen = load_frozen(model)
+    exchanged = card_path(model).read_text().replace(frozen.digest, "a" * 64)
+    card_path(model).write_text(exchanged)
+    with pytest.raises(ModelError, match="exchanged meanwhile"):
+        save_clean(frozen, measured(frozen, images(COUNT, seed=3)).tensors(), COUNT)
+    assert card_path(model).read_text() == exchanged
 
 
 # ---- using
@@ -205,9 +234,10 @@ def test_the_command_measures_and_undoes(model, photos):
     before, card = model.read_bytes(), card_path(model).read_bytes()
     done = recald("commission", "--model", model, "--frames", photos, "--count", "300")
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    first, second, third = done.stdout.splitlines()
     assert first == f"{model}: commissioned on 300 frames; the model is unchanged, sha256 {digest_file(model)}"
-    assert second.startswith("by the statistics shipped in the model their drift score is 0.")
+    assert second.startswith("their drift score by the statistics shipped in the model is 0.")
+    assert third == "restart recald where it serves this model"
     clean = kept(load_frozen(model))
     spread = np.arange(300) * 400 // 300
     assert equal(clean, measured(load_frozen(model), images(400, seed=3)[spread]))
@@ -215,11 +245,24 @@ def test_the_command_measures_and_undoes(model, photos):
     assert (done.returncode, model.read_bytes(), card_path(model).read_bytes()) == (0, before, card)
 
 
+def test_a_folder_of_larger_pictures_is_taken_as_the_camera_would_be(model, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number, image in enumerate(images(COUNT + 44, seed=3)):
+        large = cv2.resize(image, (48, 48), interpolation=cv2.INTER_NEAREST)
+        cv2.imwrite(str(folder / f"{number:04d}.png"), cv2.cvtColor(large, cv2.COLOR_RGB2BGR))
+    daemon.commission.commission(model, folder, COUNT)
+    spread = np.arange(COUNT) * (COUNT + 44) // COUNT
+    assert equal(kept(load_frozen(model)), measured(load_frozen(model), images(COUNT + 44, seed=3)[spread]))
+
+
 @pytest.mark.parametrize("count", ["255", "0", "-1"])
 def test_too_few_pictures_are_refused_in_one_line(model, photos, count):
     card = card_path(model).read_bytes()
     done = recald("commission", "--model", model, "--frames", photos, "--count", count)
-    assert done.returncode == EX_CONFIG and len(done.stderr.splitlines()) == 1
+    assert done.returncode == EX_CONFIG
+    (line,) = done.stderr.splitlines()
+    assert f"--count {count}: too few" in line
     assert card_path(model).read_bytes() == card
 
 

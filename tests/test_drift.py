@@ -66,6 +66,14 @@ def test_more_images_make_the_same_drift_plainer():
     assert scores == sorted(scores)
 
 
+@pytest.mark.parametrize("count", [64, 1024])
+def test_a_reference_of_few_images_does_not_make_clean_ones_look_drifted(count):
+    few = ImageMoments.of([population(5, 64)]).statistics(("layer",))
+    moments = ImageMoments.of([population(6, count)])
+    assert drift_score(moments, few, 0.03, measured_on=64).score < 1.3
+    assert drift_score(moments, few, 0.03, measured_on=64).score < 0.8 * drift_score(moments, few, 0.03).score
+
+
 def test_layers_are_scored_apart():
     clean, far = population(1, 64), population(1, 64) + 10
     moments = ImageMoments.of([clean, far])

@@ -8,7 +8,17 @@ from synthetic import images, normalised, trained_network
 from torch import nn
 
 from calibrate import tap
-from calibrate.judge import CONCENTRATION, LESS_SURE, MARGIN, Evidence, examine, incumbents, judge, needs_no_fit
+from calibrate.judge import (
+    CONCENTRATION,
+    LESS_SURE,
+    MARGIN,
+    Evidence,
+    _less_sure,
+    examine,
+    incumbents,
+    judge,
+    needs_no_fit,
+)
 from calibrate.proxy import AccuracyProxy, Answers
 from calibrate.yardstick import Yardstick
 
@@ -147,6 +157,15 @@ def test_one_that_is_less_sure_of_the_same_answers_is_refused(yardstick, frames)
         verdict = judge(yardstick, REPAIR, frames, {"factory": incumbent}, BAND)
         assert verdict.accepted == accepted
         assert accepted or refused(verdict, "standard errors less sure than factory")
+
+
+def test_outputs_that_are_not_finite_are_refused(yardstick, frames):
+    found = examine(yardstick, REPAIR, frames)
+    broken = Answers(found.answers.labels, found.answers.log_odds.clone())
+    broken.log_odds[5] = torch.nan
+    assert torch.isnan(torch.tensor(broken.surer_than(found.answers)))
+    assert any(_less_sure(broken, found.answers, "factory"))
+    assert not any(_less_sure(found.answers, broken, "factory"))  # a broken incumbent does not stand in the way
 
 
 def test_every_objection_is_named(yardstick, frames):
