@@ -30,25 +30,23 @@ class CleanData(NamedTuple):
     frames: int
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it by name, to be kept in a file."""
+        """The measurements by name, to be kept in a file."""
         names, means, variances = self.statistics.names, self.statistics.means, self.statistics.variances
         layers = {f"mean.{n}": m for n, m in zip(names, means, strict=True)}
         layers |= {f"variance.{n}": v for n, v in zip(names, variances, strict=True)}
         mean, covariance, (density,) = self.source
-        return (
-            layers
-            | {"source.mean": mean, "source.covariance": covariance, "source.density": density}
-            | {"frames": torch.tensor(self.frames)}
-        )
+        return layers | {"source.mean": mean, "source.covariance": covariance, "source.density": density}
 
     @staticmethod
-    def of_tensors(tensors: Mapping[str, Tensor], reference: FeatureStatistics, channels: int) -> CleanData:
+    def of_tensors(
+        tensors: Mapping[str, Tensor], frames: int, reference: FeatureStatistics, channels: int
+    ) -> CleanData:
         """For a network that ships `reference`. Raises ValueError where this is of another one, or not finite."""
         shapes: dict[str, tuple[int, ...]] = {
             f"mean.{n}": m.shape for n, m in zip(reference.names, reference.means, strict=True)
         }
         shapes |= {f"variance.{n}": v.shape for n, v in zip(reference.names, reference.variances, strict=True)}
-        shapes |= {"source.mean": (channels,), "source.covariance": (channels, channels), "frames": ()}
+        shapes |= {"source.mean": (channels,), "source.covariance": (channels, channels)}
         for name, shape in shapes.items():
             if name not in tensors or tensors[name].shape != shape:
                 raise ValueError(f"{name} is missing or of another shape")
@@ -59,7 +57,7 @@ class CleanData(NamedTuple):
             raise ValueError("not all values are finite")
         means, variances = (tuple(tensors[f"{k}.{n}"] for n in reference.names) for k in ("mean", "variance"))
         source = Source(tensors["source.mean"], tensors["source.covariance"], Profile(density))
-        return CleanData(FeatureStatistics(reference.names, means, variances), source, int(tensors["frames"]))
+        return CleanData(FeatureStatistics(reference.names, means, variances), source, frames)
 
 
 def measure_clean(taps: Taps, frames: Tensor) -> CleanData:

@@ -37,7 +37,9 @@ class Verdict:
 
     def as_dict(self) -> dict[str, Any]:
         """Fit for JSON: None for what is not finite."""
-        evidence = {name: _plain({"score": e.score, "proxy": _fields(e.proxy)}) for name, e in self.evidence.items()}
+        evidence = {
+            name: _plain({"score": e.score, "proxy": e.proxy and asdict(e.proxy)}) for name, e in self.evidence.items()
+        }
         return {"accepted": self.accepted, "reason": self.reason, "evidence": evidence}
 
 
@@ -77,10 +79,6 @@ def judge(
     if not evidence["candidate"].score <= band:
         problems.append(f"score {evidence['candidate'].score:.2f} stays outside the clean band of {band:.2f}")
     return Verdict(not problems, "; ".join(problems) or "better than every incumbent", evidence)
-
-
-def _fields(proxy: AccuracyProxy | None) -> dict[str, float] | None:
-    return None if proxy is None else asdict(proxy)
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from deploy.clean import AGAIN, load_clean, remove_clean, save_clean
 from deploy.frozen import FrozenModel, ModelError, load_frozen
 
 BAND = DriftConfig().threshold
-RESTART = "restart recald where it serves this model"  # a daemon and its workers shall measure alike
+RESTART = "restart recald where it serves this model"  # or its fits go by the new card, its alarms by the old one
 
 
 def remove(model: Path) -> None:
@@ -45,11 +45,11 @@ def commission(model: Path, pictures: Path, count: int) -> None:
 
 def commissioned(frozen: FrozenModel, taps: Taps) -> CleanData | None:
     """What was measured on clean frames, where it was; ModelError where it is damaged or of another model."""
-    tensors = load_clean(frozen)
-    if tensors is None:
+    tensors, card = load_clean(frozen), frozen.card
+    if tensors is None or card.commissioned is None:
         return None
     try:
-        return CleanData.of_tensors(tensors, taps.reference, frozen.card.input.channels)
+        return CleanData.of_tensors(tensors, card.commissioned.frames, taps.reference, card.input.channels)
     except ValueError as error:
         raise ModelError(
             f"{frozen.path}: its clean-frame measurements are of another model: {error}: {AGAIN}"
