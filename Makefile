@@ -25,6 +25,7 @@ bench: $(READY)
 	$(BIN)/python -m bench latency --json bench/results/latency.json
 	$(BIN)/python -m bench fit --json bench/results/fit.json
 	$(BIN)/python -m bench curve --json bench/results/curve.json
+	$(BIN)/python -m bench speed --json bench/results/speed.json
 	$(BIN)/python -m bench peers --json bench/results/peers.json
 	$(BIN)/python -m bench drifts --state .bench/drifts.jsonl --json bench/results/drifts.json
 	$(BIN)/python -m bench paper --state .bench/paper.jsonl --markdown bench/results/paper.md --png bench/results/paper.png --json bench/results/paper.json

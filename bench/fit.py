@@ -28,6 +28,7 @@ NETWORKS = {"resnet20": "resnet32", "resnet56": "resnet20"}  # Φ, and the secon
 MODES = ("shipped", "commissioned")
 
 Drifting = Callable[[np.ndarray], Tensor]  # images (N, H, W, 3) uint8 to normalised (N, 3, H, W)
+Drift = tuple[str, Drifting, Perturbation | None]  # name, what it does to images, the paper's where it is one
 PASS_FRAMES = 128  # the paper's batch
 WORST_AND_SHARES = ("restored_worst", "verified_worst", "recovered_worst", "restored_share", "verified_share")
 NUMBERS = ("distorted", "restored", "verified", "recovered", "psnr", "ssim", "l2", "passes", "seconds")
@@ -91,8 +92,7 @@ def load(data: Path, name: str) -> Setting:
     )
 
 
-def drifts(draws: int) -> Iterator[tuple[str, Drifting, Perturbation | None]]:
-    """Name, what it does to pictures, and the paper's perturbation where it is one."""
+def drifts(draws: int) -> Iterator[Drift]:
     yield "none", normalise, None
     for draw in REPORTED_DRAWS[:draws]:
         perturbation = Perturbation(draw)
@@ -138,6 +138,7 @@ def fit_once(
         "start": result.start,
         "passes": passes(),
         "seconds": result.seconds,
+        "stage_seconds": result.stage_seconds,
         "loss": result.history[-1],
     }
 

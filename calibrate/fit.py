@@ -24,6 +24,7 @@ from calibrate.initialize import (
     PATTERN_SIGMAS,
     SpectralStarts,
     colour_start,
+    negative_start,
     offset_map,
     pattern_start,
     search_rotation,
@@ -38,6 +39,8 @@ SLACK = 1.5  # of the objective of as many clean frames: below it a fit learns w
 START_FRAMES = 256  # on which the starts are compared
 CLEARLY = 0.5  # a tone curve is believed in where it leaves half of the objective: it can imitate what else is amiss
 SEARCH_FRAMES = 64  # on which rotations of colours are: all see the same frames, so their noise is the same too
+
+SPECTRAL = "spectral"  # in the names of starts with a colour map for each frequency
 
 NOT_FINITE = "the loss is not finite: the frames are outside anything the network can carry"
 
@@ -67,13 +70,18 @@ class FitResult:
     """homogenizer: ρ, in evaluation mode, without gradients. start: the name of the closed form it began from.
 
     history: objective at each evaluation, nats.
+    stage_seconds: of reading the source, of the starts, and of each stage of the descent.
     """
 
     homogenizer: Homogenizer
     start: str
     start_losses: dict[str, float]
     history: list[float] = field(repr=False)
-    seconds: float
+    stage_seconds: dict[str, float]
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.stage_seconds.values())
 
     @property
     def steps(self) -> int:
@@ -105,7 +113,7 @@ def fit(
     Raises FitError for frames that cannot be fitted, for a reference of other features and for a loss that is not
     finite, UnsupportedModel for a network without BatchNorm statistics.
     """
-    began = time.perf_counter()
+    laps = _Laps()
     config = config or FitConfig()
     refuse_unusable(frames := frames.detach())
     taps = tap(model)
@@ -119,13 +127,16 @@ def fit(
     crop = None if limits is None or knows_enough else read_crop(taps, shape_of(frames), limits.black)
     objective = Objective(features, target, crop if target.shipped else None, criterion, limits)
     source = source or shipped_source(taps, shape_of(frames), seed, crop)
+    laps.end("source")
     homogenizer, start, losses = _best_start(objective, frames, labels, source, generator)
     coordinates = Coordinates(homogenizer, frames, generator)
     log = _Log(config.evaluations, progress)
+    laps.end("starts")
     for size, evaluations in config.stages:
         goal = SLACK * objective.floor(coordinates, frames[:size])
         descend(objective, coordinates, frames[:size], _first(labels, size), evaluations, goal, log)
-    return FitResult(coordinates.homogenizer(), start, losses, log.history, time.perf_counter() - began)
+        laps.end(f"{size} frames")
+    return FitResult(coordinates.homogenizer(), start, losses, log.history, laps.seconds)
 
 
 def _first(labels: Tensor | None, count: int) -> Tensor | None:
@@ -137,33 +148,53 @@ def _best_start(
 ) -> tuple[Homogenizer, str, dict[str, float]]:
     """The identity or a closed form, whichever the statistics like best; its name, and the objectives of all tried.
 
-    Other tone curves are tried where no frequency needs a colour map of its own.
-
-    Each without an offset map and with some: the fine structure of the mean frame is a fixed pattern, or it is what
-    the camera always looks at.
+    Other tone curves are tried where no frequency needs a colour map of its own, and where there is but one colour
+    the negative of everything.
     """
     few, named = frames[:START_FRAMES], _first(labels, START_FRAMES)
-    offsets = {f" + pattern under {sigma:g} px": offset_map(frames, sigma) for sigma in PATTERN_SIGMAS}
-    starts, spectral = {}, {}
-    for suffix, offset in {"": torch.zeros_like(frames[:1]), **offsets}.items():
-        starts[f"identity{suffix}"] = pattern_start(offset)
-        if source is not None:
-            starts[f"colour{suffix}"] = colour_start(frames, source, offset)
-            spectral[f"spectral{suffix}"] = SpectralStarts(frames, source, offset)
+    starts, spectral = _closed_forms(frames, source)
     starts |= {name: family.start() for name, family in spectral.items()}
+    if frames.shape[1] == 1:
+        starts |= _negatives(frames, source, objective.limits)
     losses = {name: objective.evaluate(start, few, named) for name, start in starts.items()}
     finite = [name for name in starts if math.isfinite(losses[name])]
     if not finite:
         raise FitError(NOT_FINITE)
     best = min(finite, key=lambda name: losses[name])
-    if best in spectral:
+    if best in spectral and frames.shape[1] == 3:
         return _turned(objective, spectral[best], frames, labels, generator), best, losses
+    if SPECTRAL in best:
+        return starts[best], best, losses
     toned = _toned(objective, few, named, source)
     losses |= {name: loss for name, (_, loss) in toned.items()}
     other = min((n for n in toned if math.isfinite(losses[n])), key=lambda name: losses[name], default=best)
     if losses[other] < CLEARLY * losses[best]:
         return toned[other][0], other, losses
     return starts[best], best, losses
+
+
+def _closed_forms(frames: Tensor, source: Source | None) -> tuple[dict[str, Homogenizer], dict[str, SpectralStarts]]:
+    """Starts without and with a colour map of its own for each frequency.
+
+    Each without an offset map and with some: the fine structure of the mean frame is a fixed pattern, or it is what
+    the camera always looks at.
+    """
+    offsets = {f" + pattern under {sigma:g} px": offset_map(frames, sigma) for sigma in PATTERN_SIGMAS}
+    starts, spectral = {}, {}
+    for suffix, offset in {"": torch.zeros_like(frames[:1]), **offsets}.items():
+        starts[f"identity{suffix}"] = pattern_start(offset)
+        if source is not None:
+            starts[f"colour{suffix}"] = colour_start(frames, source, offset)
+            spectral[f"{SPECTRAL}{suffix}"] = SpectralStarts(frames, source, offset)
+    return starts, spectral
+
+
+def _negatives(frames: Tensor, source: Source | None, limits: Limits | None) -> dict[str, Homogenizer]:
+    """The closed forms for a camera that shows black as white."""
+    whole = torch.zeros(frames.shape[1]) if limits is None else limits.black + limits.white
+    starts, spectral = _closed_forms(whole.view(-1, 1, 1) - frames, source)
+    starts |= {name: family.start() for name, family in spectral.items()}
+    return {f"negative {name}": negative_start(start, whole) for name, start in starts.items()}
 
 
 def _toned(
@@ -179,13 +210,11 @@ def _toned(
 def _turned(
     objective: Objective, starts: SpectralStarts, frames: Tensor, labels: Tensor | None, generator: torch.Generator
 ) -> Homogenizer:
-    """The start with the rotation of colours, where there are three, that suits the last layer best.
+    """The start with the rotation of its three colours that suits the last layer best.
 
     A wrong rotation is right to second order, so the first layers hardly mind it; but what the network takes the
     picture for, which its last features tell, is off.
     """
-    if frames.shape[1] != 3:
-        return starts.start()
     few, named = frames[:SEARCH_FRAMES], _first(labels, SEARCH_FRAMES)
     rotation = search_rotation(lambda r: objective.evaluate_last(starts.start(r), few, named), generator)
     return starts.start(rotation)
@@ -204,3 +233,16 @@ class _Log:
         self.history.append(loss)
         if self._progress is not None:
             self._progress(min(len(self.history), self._evaluations), self._evaluations, loss)
+
+
+class _Laps:
+    """Where the time of a fit goes, in seconds."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def end(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+        self._since = now

@@ -81,6 +81,20 @@ def colour_start(frames: Tensor, source: Source, offset: Tensor) -> Homogenizer:
     return homogenizer
 
 
+@torch.no_grad()
+def negative_start(start: Homogenizer, whole: Tensor) -> Homogenizer:
+    """What does to frames as `start`, which must not bend tones, does to their negative: `whole` (C,) less the frames.
+
+    Second order leaves the sign of a single colour open, as it does the rotation of three. Thermal cameras have it as
+    a setting, white-hot or black-hot.
+    """
+    negative = Homogenizer(**start.architecture())
+    negative.offset.copy_(-start.offset)
+    negative.kernel.copy_(-start.kernel)
+    negative.bias.copy_(start.bias + start.kernel.sum((2, 3)) @ whole)
+    return negative
+
+
 class SpectralStarts:
     """Offset map and one colour map for each spatial frequency, which together make a Wiener-like kernel.
 

@@ -304,14 +304,20 @@ def test_a_caller_may_have_gradients_switched_off(network, frames):
 
 
 @pytest.mark.parametrize("stages", [((32, 3),), ((32, 2), (48, 3)), ((32, 1), (32, 1), (32, 1))])
-def test_progress_is_told_of_every_evaluation(network, frames, stages):
+def test_progress_is_told_of_every_evaluation_and_time_is_kept_by_stage(network, frames, stages):
     told, config = [], FitConfig(stages=stages)
     result = fit(network, frames, config=config, progress=lambda *step: told.append(step))
     assert [loss for _, _, loss in told] == result.history
     assert [done for done, _, _ in told] == [min(i + 1, config.evaluations) for i in range(len(told))]
     assert {total for _, total, _ in told} == {config.evaluations}
     assert result.steps == len(told) >= config.evaluations
-    assert all(map(math.isfinite, result.history)) and result.seconds > 0
+    assert all(map(math.isfinite, result.history))
+    assert list(result.stage_seconds) == [
+        "source",
+        "starts",
+        *dict.fromkeys(f"{frames} frames" for frames, _ in stages),
+    ]
+    assert min(result.stage_seconds.values()) > 0 and result.seconds == sum(result.stage_seconds.values())
 
 
 def test_fewer_frames_than_a_stage_asks_for_are_enough(network, frames):
@@ -475,3 +481,39 @@ def test_a_tone_curve_must_explain_much_to_be_believed(network, exponent):
 def test_black_and_white_must_be_known_for_it(network):
     result = fit(network, bent(images(256, seed=4), 2.2), config=WITHOUT_STEPS)
     assert not any(name.startswith("tone") for name in result.start_losses)
+
+
+def grey(batch: np.ndarray) -> torch.Tensor:
+    return normalised(batch).mean(1, keepdim=True)
+
+
+@pytest.fixture(scope="module")
+def grey_network():
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 12, 3, stride=2, padding=1)
+    module = nn.Sequential(
+        first, nn.BatchNorm2d(8, momentum=None), nn.ReLU(), second, nn.BatchNorm2d(12, momentum=None)
+    )
+    with torch.no_grad():
+        module(grey(images(512, seed=9)))
+    return module.eval()
+
+
+@pytest.mark.parametrize("limits", [None, Limits.of(MEAN[:1], STD[:1])])
+@pytest.mark.parametrize("gain", [1.0, 0.6])
+def test_a_camera_that_shows_black_as_white_is_seen_and_undone(grey_network, gain, limits):
+    clean = grey(images(256, seed=4))
+    seen = -gain * clean
+    result = fit(grey_network, seen, limits=limits, config=SHORT)
+    assert result.start.startswith("negative")
+    assert (result.homogenizer(seen) - clean).square().mean() < 0.05 * (seen - clean).square().mean()
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.6])
+def test_what_is_no_negative_is_not_taken_for_one(grey_network, gain):
+    result = fit(grey_network, gain * grey(images(256, seed=4)), config=WITHOUT_STEPS)
+    assert not result.start.startswith("negative")
+
+
+def test_colours_have_no_negative_of_their_own(network, frames):
+    assert not any(name.startswith("negative") for name in fit(network, frames, config=WITHOUT_STEPS).start_losses)

@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from coloured import COVARIANCE, MEAN, SHAPE, coloured, distance
 
 from calibrate import measured_source
-from calibrate.initialize import SpectralStarts, colour_start, monge_map, offset_map, random_rotations, search_rotation
+from calibrate.initialize import (
+    SpectralStarts,
+    colour_start,
+    monge_map,
+    negative_start,
+    offset_map,
+    random_rotations,
+    search_rotation,
+)
 from calibrate.spectra import cross_spectra
 
 MIX = torch.tensor([[0.5, 0.2, 0.0], [0.1, 0.6, 0.1], [0.0, 0.1, 0.4]])  # cross-talk at half the exposure
@@ -207,3 +215,13 @@ def test_the_search_passes_over_scores_that_are_not_finite(odd):
     assert found[0] > 0
     nothing = search_rotation(lambda v: odd, torch.Generator().manual_seed(0))
     assert nothing.shape == (3,) and torch.isfinite(nothing).all()
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_negative_start_does_to_frames_what_the_start_does_to_their_negative(source, start):
+    frames, whole = mixed(coloured(64, seed=1)), torch.tensor([0.5, -1.0, 2.0])
+    negative = whole.view(-1, 1, 1) - frames
+    made = start(negative, source)
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    torch.testing.assert_close(negative_start(made, whole)(frames), made(negative), rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
