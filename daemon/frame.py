@@ -209,9 +209,10 @@ def _refusal(frame: Frame, reason: str, message: str) -> FrameError:
 
 
 def decode(frame: Frame) -> np.ndarray:
-    """Return (H, W, 3) RGB or (H, W) grey: uint8, or float32 in 0..255 where the source is finer than 8 bits.
+    """Return (H, W, 3) RGB or (H, W) grey: uint8, uint16, or float32 in 0..255.
 
-    May be a read-only view of the payload. Raises FrameError with reason decode, size or nonfinite.
+    May be a read-only view of the payload, and where blue is stored first its channels run backwards in
+    memory. Raises FrameError with reason decode, size or nonfinite.
     """
     payload = memoryview(frame.payload)
     try:

@@ -11,6 +11,7 @@ import zmq
 
 from daemon.config import InputConfig
 from daemon.frame import Frame, FrameError, parse_frame
+from daemon.memory import keep_freed_memory
 from daemon.metrics import Metrics
 from daemon.sockets import bind, connect, open_socket
 
@@ -56,6 +57,7 @@ class Intake:
             raise
 
     def start(self) -> None:
+        keep_freed_memory()
         self._thread.start()
 
     def take(self, timeout: float) -> Frame | None:

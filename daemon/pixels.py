@@ -54,16 +54,20 @@ _AS_STORED = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIEN
 
 
 def unpack_raw(payload: memoryview, encoding: str, width: int, height: int, step: int) -> np.ndarray:
-    """Return (H, W, 3) RGB or (H, W) grey, uint8 or float32 in 0..255; a view of the payload if possible."""
+    """Return (H, W, 3) RGB or (H, W) grey as a view of the payload, but a copy of floats, clipped to 0..255."""
     layout = RAW[encoding]
     strides = (step, layout.pixel_bytes, layout.dtype.itemsize)
     image = np.ndarray((height, width, layout.channels), layout.dtype, buffer=payload, strides=strides)
-    image = _to_byte_range(image[:, :, 0] if layout.channels == 1 else image)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if layout.blue_first else image
+    image = image[:, :, 0] if layout.channels == 1 else image
+    if layout.dtype.kind == "f":
+        image = _scaled_floats(image)
+    elif step % layout.dtype.itemsize:
+        image = image.copy()  # OpenCV takes no rows that begin within a number
+    return image[:, :, ::-1] if layout.blue_first else image
 
 
 def unpack_compressed(payload: memoryview, width: int, height: int) -> np.ndarray:
-    """Return (H, W, 3) RGB or (H, W) grey, uint8 or (16-bit PNG) float32 in 0..255."""
+    """Return (H, W, 3) RGB or (H, W) grey, uint8 or (16-bit PNG) uint16."""
     stated = image_size(payload)
     if stated != (width, height):
         raise PixelError("size", f"{width} x {height} was announced, the image is {stated[0]} x {stated[1]}")
@@ -74,7 +78,7 @@ def unpack_compressed(payload: memoryview, width: int, height: int) -> np.ndarra
     image = _decode(payload)
     if image.shape[:2] != (height, width):
         raise PixelError("size", f"{width} x {height} was announced, the image has shape {image.shape}")
-    return _to_byte_range(image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    return image if image.ndim == 2 else image[:, :, ::-1]
 
 
 def image_size(data: memoryview) -> tuple[int, int]:
@@ -116,14 +120,13 @@ def _decode(data: memoryview) -> np.ndarray:
     return image
 
 
-def _to_byte_range(image: np.ndarray) -> np.ndarray:
-    if image.dtype == np.uint8:
-        return image
-    if image.dtype == np.uint16:
-        return image * np.float32(255 / 65535)
-    if not np.isfinite(image).all():
+def _scaled_floats(image: np.ndarray) -> np.ndarray:
+    """Return 0..1 as 0..255 in a buffer of its own: what is out of range must not enter an average."""
+    if not np.isfinite([image.min(), image.max()]).all():
         raise PixelError("nonfinite", "the image holds NaN or infinity")
-    return np.clip(image, 0, 1) * np.float32(255)
+    scaled = np.clip(image, 0, 1)
+    scaled *= np.float32(255)
+    return scaled
 
 
 def pack(image: np.ndarray, encoding: str) -> tuple[bytes, int]:

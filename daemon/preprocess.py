@@ -7,6 +7,13 @@ import numpy as np
 
 from deploy.card import ModelCard
 
+CONVERSIONS = {  # by dimensions, blue first or not, and the channels that the model wants
+    (2, False, 3): cv2.COLOR_GRAY2RGB,
+    (3, False, 1): cv2.COLOR_RGB2GRAY,
+    (3, True, 1): cv2.COLOR_BGR2GRAY,
+    (3, True, 3): cv2.COLOR_BGR2RGB,
+}
+
 
 class Preprocessor:
     """Makes images of the card's size and order, and normalises stacks of them."""
@@ -21,20 +28,23 @@ class Preprocessor:
         self._offset = (-mean / std).astype(np.float32)
 
     def to_input_image(self, image: np.ndarray) -> np.ndarray:
-        """Turn (H, W, 3) RGB or (H, W) grey, uint8 or float in 0..255, into an (h, w, C) uint8 of its own."""
-        image = self._resize(image)
-        if image.dtype != np.uint8:
-            image = np.clip(np.rint(image), 0, 255).astype(np.uint8)  # resizing may overshoot
-        if image.ndim == 2 and self._channels == 3:
-            image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-        elif image.ndim == 3 and self._channels == 1:
-            image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        return image.reshape(self._height, self._width, self._channels)
+        """Turn (H, W, 3) RGB or (H, W) grey, uint8, uint16 or float in 0..255, into (h, w, C) uint8 of its own.
+
+        Order and depth are changed last, when the image is small.
+        """
+        blue_first = image.ndim == 3 and image.strides[2] < 0  # OpenCV would copy it to turn it round
+        pixels = _to_bytes(self._resize(image[:, :, ::-1] if blue_first else image))
+        conversion = CONVERSIONS.get((pixels.ndim, blue_first, self._channels))
+        if conversion is not None:
+            pixels = cv2.cvtColor(pixels, conversion)
+        elif np.may_share_memory(pixels, image):
+            pixels = pixels.copy()  # a view would keep the whole message alive
+        return pixels.reshape(self._height, self._width, self._channels)
 
     def _resize(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]
         if (height, width) == (self._height, self._width):
-            return image.copy()  # the image may be a view of a message, which must not stay alive for it
+            return image
         shrinks = height > self._height or width > self._width
         method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         return cv2.resize(image, (self._width, self._height), interpolation=method)
@@ -46,3 +56,11 @@ class Preprocessor:
         np.multiply(planes, self._scale, out=normalised)
         normalised += self._offset
         return normalised
+
+
+def _to_bytes(image: np.ndarray) -> np.ndarray:
+    """Round to uint8, in one pass; resizing floats may overshoot, which is cut off."""
+    if image.dtype == np.uint8:
+        return image
+    scale = 255 / 65535 if image.dtype == np.uint16 else 1.0
+    return cv2.addWeighted(image, scale, image, 0.0, 0.0, dtype=cv2.CV_8U)

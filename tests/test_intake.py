@@ -255,6 +255,15 @@ def test_the_payload_is_not_copied(receive, push):
     assert isinstance(payload, memoryview) and isinstance(payload.obj, zmq.Frame)
 
 
+def test_once_it_runs_the_memory_of_freed_frames_is_kept(receive, monkeypatch):
+    kept = []
+    monkeypatch.setattr("daemon.intake.keep_freed_memory", lambda: kept.append(True))
+    receive(start=False)
+    assert not kept
+    receive()
+    assert kept
+
+
 def test_a_flood_does_not_keep_it_from_closing(receive, monkeypatch):
     class Flood:
         def recv_multipart(self, flags: int, copy: bool) -> list[zmq.Frame]:

@@ -1,8 +1,12 @@
+import tracemalloc
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daemon.frame import build_frame, decode, parse_frame
 from daemon.preprocess import Preprocessor
 from deploy.card import InputCard, ModelCard, Normalisation
 
@@ -27,6 +31,72 @@ def test_an_image_of_the_right_size_is_copied_not_kept():
     image = preprocessor(3, 16, 24).to_input_image(IMAGE)
     np.testing.assert_array_equal(image, IMAGE)
     assert not np.shares_memory(image, IMAGE)
+
+
+@pytest.mark.parametrize("image", [IMAGE[:, :, ::-1], IMAGE[:, :, 0]], ids=["reversed", "grey"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_view_in_any_order_is_copied_too(image, channels):
+    assert not np.shares_memory(preprocessor(channels, 16, 24).to_input_image(image), IMAGE)
+
+
+@pytest.mark.parametrize("size", [(16, 24), (4, 6), (32, 48)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels_that_run_backwards_in_memory_are_told_apart(channels, size):
+    backwards = np.ascontiguousarray(IMAGE[:, :, ::-1])[:, :, ::-1]  # the same picture, blue first
+    expected = preprocessor(channels, *size).to_input_image(IMAGE)
+    np.testing.assert_array_equal(preprocessor(channels, *size).to_input_image(backwards), expected)
+
+
+def test_16_bits_fill_the_range_of_8():
+    image = np.array([[0, 128], [129, 65535]], np.uint16)
+    np.testing.assert_array_equal(preprocessor(1, 2, 2).to_input_image(image)[:, :, 0], [[0, 0], [1, 255]])
+    fine = np.full((4, 4), 257, np.uint16)
+    fine[:2, :2] = 129  # averaged before it is rounded: 225 is nearer to 1 than to 0
+    np.testing.assert_array_equal(preprocessor(3, 1, 1).to_input_image(fine), [[[1, 1, 1]]])
+
+
+@pytest.fixture
+def peak():
+    """Return what a call allocates at most, in bytes; numpy's and OpenCV's arrays count."""
+    tracemalloc.start()
+
+    def peak(call: Callable[[], object]) -> int:
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        call()
+        return tracemalloc.get_traced_memory()[1] - before
+
+    yield peak
+    tracemalloc.stop()
+
+
+HEIGHT, WIDTH = 540, 960
+PICTURE = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "image", "needed"),  # bytes of buffers as large as the frame
+    [
+        ("rgb8", PICTURE, 0),
+        ("bgr8", PICTURE, 0),
+        ("mono8", PICTURE[:, :, 0], 0),
+        ("mono16", PICTURE[:, :, 0].astype(np.uint16), 0),
+        ("32FC3", PICTURE.astype("<f4"), 4 * PICTURE.size),  # clipped before it is averaged
+        ("32FC3-bgr", PICTURE.astype("<f4"), 4 * PICTURE.size),
+        ("jpeg", PICTURE, PICTURE.size),  # what is decoded must be somewhere
+        ("png", PICTURE, PICTURE.size),
+        ("png", PICTURE.astype(np.uint16), 2 * PICTURE.size),
+    ],
+)
+def test_on_the_way_to_the_input_no_frame_is_copied_without_need(encoding, image, needed, peak):
+    parts = build_frame("front", image, seq=0, timestamp=0, encoding=encoding)
+    prepare = preprocessor(3, 32, 32)
+
+    def way() -> None:
+        frame = parse_frame(parts, sensors={"front"}, now_ns=0, received=0.0, max_age=1.0)
+        prepare.normalise(prepare.to_input_image(decode(frame))[np.newaxis])
+
+    assert needed <= peak(way) < needed + HEIGHT * WIDTH / 2
 
 
 def test_shrinking_averages_areas():
