@@ -107,7 +107,8 @@ IpcEndpoint = Annotated[str, AfterValidator(_ipc)]
 BindEndpoint = Annotated[str, AfterValidator(_bind_endpoint)]
 ConnectEndpoint = Annotated[str, AfterValidator(_connect_endpoint)]
 SensorId = Annotated[str, AfterValidator(_sensor_id)]
-Backend = Literal["eager", "onnx"]  # deploy.backend.BACKENDS, without the seconds that importing torch takes
+# deploy.backend.BACKENDS and AUTO, without the seconds that importing torch takes
+Backend = Literal["eager", "onnx", "tensorrt", "tensorrt-rtx", "auto"]
 
 
 class Section(BaseModel):

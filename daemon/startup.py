@@ -19,7 +19,7 @@ from daemon.commission import commissioned
 from daemon.config import Config
 from daemon.notify import Notifier
 from daemon.preprocess import Preprocessor
-from deploy.backend import Backend, Runner, load_backend
+from deploy.backend import Backend, Runner, open_backend
 from deploy.cache import compile_cached
 from deploy.frozen import FrozenModel, ModelError, load_frozen
 from deploy.path import InferencePath, SwapRejected
@@ -69,11 +69,11 @@ def claim(directory: Path) -> int:
 
 def open_model(config: Config, notifier: Notifier) -> ServedModel:
     """Load Φ, refuse any other than the pinned one, compile it or take it from the cache, and load it to serve."""
+    backend = open_backend(config.model.backend)
     notifier.status("loading the frozen model")
     frozen = load_frozen(config.model.path)
     _refuse_other_model(frozen, config.model.sha256)
     commissioned(frozen, tap(frozen.module))  # what cannot be used is told now, not at the first drift
-    backend = load_backend(config.model.backend)
     notifier.status(f"compiling the frozen model with {backend.name}")
     example = torch.zeros(1, *frozen.card.input.shape)
     with _asking_for_patience(notifier):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Protocol
 
 import numpy as np
@@ -11,9 +12,20 @@ from torch import nn
 
 from deploy.program import relative_error
 
-BACKENDS = {"eager": "deploy.eager:EagerBackend", "onnx": "deploy.onnx:OnnxBackend"}
+BACKENDS = {
+    "eager": "deploy.eager:EagerBackend",
+    "onnx": "deploy.onnx:OnnxBackend",
+    "tensorrt": "deploy.tensorrt:TensorRtBackend",
+    "tensorrt-rtx": "deploy.tensorrt:TensorRtRtxBackend",
+}
+GPU_BACKENDS = ("tensorrt", "tensorrt-rtx")  # the best first
+CPU_BACKEND = "onnx"
+AUTO = "auto"  # in place of a backend's name: the one that suits the machine
+NO_GPU = "there is no NVIDIA GPU, or this PyTorch is not built for one"
 # Float32 summed in another order differs by about 1e-6; TF32, or a wrong weight, by 1e-3 and more.
 PARITY_TOLERANCE = 1e-4
+
+log = logging.getLogger(__name__)
 
 
 class BackendUnavailable(ValueError):
@@ -37,6 +49,9 @@ class Backend(Protocol):
     @property
     def name(self) -> str: ...
 
+    def check_device(self) -> None:
+        """Raise BackendUnavailable where what this backend compiles cannot run on this machine."""
+
     def compile(self, module: nn.Module, example: torch.Tensor) -> bytes:
         """The network for images shaped like `example` (N, C, H, W), in a form to be stored; ModelError."""
 
@@ -47,9 +62,35 @@ class Backend(Protocol):
         """Names what made the compiled form; where it differs, the form is built again."""
 
 
+def open_backend(asked: str) -> Backend:
+    """The backend asked for, or for "auto" the one that suits this machine; BackendUnavailable where it cannot run."""
+    name = asked
+    if asked == AUTO:
+        name, why = choose_backend()
+        log.info("backend %s: %s, because %s", asked, name, why)
+    backend = load_backend(name)
+    backend.check_device()
+    return backend
+
+
+def choose_backend() -> tuple[str, str]:
+    """The name of the backend that suits this machine, and why."""
+    if not torch.cuda.is_available():
+        return CPU_BACKEND, NO_GPU
+    refused = []
+    for name in GPU_BACKENDS:
+        try:
+            load_backend(name).check_device()
+        except BackendUnavailable as error:
+            refused.append(str(error))
+        else:
+            return name, f"there is {torch.cuda.get_device_name()}"
+    return CPU_BACKEND, "; ".join(refused)
+
+
 def load_backend(name: str) -> Backend:
     if name not in BACKENDS:
-        raise BackendUnavailable(f"backend {name!r} is not known: choose one of {', '.join(sorted(BACKENDS))}")
+        raise BackendUnavailable(f"backend {name!r} is not known: choose one of {', '.join([*sorted(BACKENDS), AUTO])}")
     module_name, _, class_name = BACKENDS[name].partition(":")
     try:
         module = importlib.import_module(module_name)

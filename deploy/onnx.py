@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import onnxruntime
 import torch
-from onnx import ModelProto
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import nn
 
-from deploy.program import FAULTS, ModelError, export_program, first_line, quiet
+from deploy.onnx_form import onnx_form
+from deploy.program import FAULTS, ModelError, export_program, first_line
 
 # ONNX Runtime's exceptions share no base class of their own.
 ORT_FAULTS: tuple[type[Exception], ...] = (
@@ -24,13 +22,11 @@ ERRORS_ONLY = 3  # ONNX Runtime's log severity
 class OnnxBackend:
     name = "onnx"
 
+    def check_device(self) -> None:
+        """Every machine has a processor."""
+
     def compile(self, module: nn.Module, example: torch.Tensor) -> bytes:
-        program = export_program(module, example)
-        try:
-            model = _to_onnx(program)
-        except RuntimeError as error:
-            raise ModelError(f"it cannot be expressed in ONNX: {first_line(error)}") from error
-        return model.SerializeToString(deterministic=True)
+        return onnx_form(export_program(module, example))
 
     def load(self, compiled: bytes, threads: int) -> OnnxRunner:
         options = onnxruntime.SessionOptions()
@@ -67,13 +63,3 @@ class OnnxRunner:
 
     def close(self) -> None:
         self._session = None
-
-
-def _to_onnx(program: torch.export.ExportedProgram) -> ModelProto:
-    with warnings.catch_warnings(), quiet("torch.onnx._internal.exporter._registration"):
-        # torch 2.13 copies its own pytree specs in a way it deprecates itself; the logger above reports
-        # at each export that torchvision, which is not used, is absent.
-        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
-        exported = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
-    assert exported is not None
-    return exported.model_proto

@@ -13,7 +13,18 @@ import torch
 from torch import nn
 
 from calibrate.homogenizer import Homogenizer
-from deploy.backend import BACKENDS, Backend, BackendUnavailable, ParityError, check_parity, load_backend
+from deploy import backend as backends
+from deploy.backend import (
+    AUTO,
+    BACKENDS,
+    GPU_BACKENDS,
+    Backend,
+    BackendUnavailable,
+    ParityError,
+    check_parity,
+    load_backend,
+    open_backend,
+)
 from deploy.program import ModelError, export_program, load_program, save_program
 
 SHAPE = (3, 8, 10)
@@ -37,6 +48,7 @@ def homogenizer() -> nn.Module:
     return module
 
 
+CPU_BACKENDS = [name for name in BACKENDS if name not in GPU_BACKENDS]
 NETWORKS = {"frozen": frozen, "homogenizer": homogenizer}
 
 
@@ -46,7 +58,7 @@ class Compiled:
         self.bytes = backend.compile(module, EXAMPLE)
 
 
-@pytest.fixture(scope="module", params=[(b, n) for b in BACKENDS for n in NETWORKS], ids="-".join)
+@pytest.fixture(scope="module", params=[(b, n) for b in CPU_BACKENDS for n in NETWORKS], ids="-".join)
 def compiled(request: pytest.FixtureRequest) -> Compiled:
     backend, network = request.param
     return Compiled(load_backend(backend), NETWORKS[network]())
@@ -154,7 +166,7 @@ class NotInOnnx(nn.Module):
         return torch.linalg.eigvalsh(images[..., :8] + images[..., :8].transpose(-1, -2))
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", CPU_BACKENDS)
 def test_a_network_for_one_batch_size_cannot_be_compiled(name):
     with pytest.raises(ModelError, match="any batch size"):
         load_backend(name).compile(FixedBatch(), EXAMPLE)
@@ -202,6 +214,55 @@ def test_an_absent_library_is_answered_with_what_to_install(tmp_path, monkeypatc
     monkeypatch.setitem(BACKENDS, "lacking", "lacking_backend:Backend")
     with pytest.raises(BackendUnavailable, match="'lacking' needs no_such_library.*: pip install no_such_library"):
         load_backend("lacking")
+
+
+class OnGpu:
+    """A backend of a GPU that is or is not fit for it."""
+
+    def __init__(self, name: str, refusal: str | None) -> None:
+        self.name, self._refusal = name, refusal
+
+    def check_device(self) -> None:
+        if self._refusal is not None:
+            raise BackendUnavailable(self._refusal)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch):
+    """Pretend that there is a GPU, for which each backend named has a refusal or none."""
+
+    def pretend(**refusals: str | None) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Orin")
+        monkeypatch.setattr(backends, "GPU_BACKENDS", tuple(refusals))
+        monkeypatch.setattr(backends, "load_backend", lambda name: OnGpu(name, refusals.get(name)))
+
+    return pretend
+
+
+def test_auto_takes_the_first_that_suits_the_gpu_and_says_so(gpu, caplog):
+    gpu(first="no engine for it", second=None, third=None)
+    with caplog.at_level("INFO"):
+        assert open_backend(AUTO).name == "second"
+    assert caplog.messages == ["backend auto: second, because there is Orin"]
+
+
+def test_auto_says_why_it_does_without_the_gpu(gpu, caplog):
+    gpu(first="no library", second="too old")
+    with caplog.at_level("INFO"):
+        assert open_backend(AUTO).name == "onnx"
+    assert caplog.messages == ["backend auto: onnx, because no library; too old"]
+
+
+def test_auto_needs_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert open_backend(AUTO).name == "onnx"
+
+
+def test_what_was_asked_for_is_not_replaced_by_something_else(gpu):
+    gpu(first="no library")
+    with pytest.raises(BackendUnavailable, match="no library"):
+        open_backend("first")
 
 
 class Answer:

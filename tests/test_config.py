@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.config import ConfigError, OutputConfig, load_config
-from deploy.backend import BACKENDS
+from deploy.backend import AUTO, BACKENDS
 from deploy.document import DocumentError
 
 MINIMAL = """\
@@ -71,7 +71,7 @@ def test_at_least_one_thread_computes_and_a_given_number_is_kept(load):
 
 
 def test_backends_are_those_of_the_table(load):
-    for backend in BACKENDS:
+    for backend in (*BACKENDS, AUTO):
         assert load(changed(model=f"{{path: m, backend: {backend}}}")).model.backend == backend
 
 

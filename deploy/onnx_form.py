@@ -1,0 +1,29 @@
+"""The one intermediate form: what ONNX Runtime and NVIDIA's parser read."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from onnx import ModelProto
+
+from deploy.program import ModelError, first_line, quiet
+
+
+def onnx_form(program: torch.export.ExportedProgram) -> bytes:
+    """The program as an ONNX model; always the same bytes for the same program. Raises ModelError."""
+    try:
+        model = _to_onnx(program)
+    except RuntimeError as error:
+        raise ModelError(f"it cannot be expressed in ONNX: {first_line(error)}") from error
+    return model.SerializeToString(deterministic=True)
+
+
+def _to_onnx(program: torch.export.ExportedProgram) -> ModelProto:
+    with warnings.catch_warnings(), quiet("torch.onnx._internal.exporter._registration"):
+        # torch 2.13 copies its own pytree specs in a way it deprecates itself; the logger above reports
+        # at each export that torchvision, which is not used, is absent.
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        exported = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
+    assert exported is not None
+    return exported.model_proto

@@ -1,0 +1,136 @@
+"""The TensorRT backends: Φ as one engine, ρ as an engine that takes its weights as inputs.
+
+All ρ for frames of one shape have the same engine, byte for byte: a recalibration hands it other weights, so that
+only the weights differ between what was proven before and what serves now, not the kernels that NVIDIA's builder
+happens to choose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from weakref import WeakValueDictionary
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from calibrate.homogenizer import Homogenizer
+from deploy.backend import BackendUnavailable
+from deploy.driver import nvidia_driver
+from deploy.onnx_form import onnx_form
+from deploy.program import FAULTS, ModelError, first_line
+from deploy.tensorrt_build import build_engine
+from deploy.tensorrt_library import Library, load_tensorrt, load_tensorrt_rtx
+from deploy.tensorrt_run import Engine, TensorRtRunner
+
+FRAMES, ENGINE = "frames", "engine"  # the name of the network's input, and of the engine among its weights
+
+
+class TensorRtBackend:
+    name = "tensorrt"
+    _load_library: Callable[[], Library] = staticmethod(load_tensorrt)
+
+    def __init__(self) -> None:
+        self._library = self._load_library()
+        self._engines: WeakValueDictionary[str, Engine] = WeakValueDictionary()  # of all open runners, by SHA-256
+
+    def check_device(self) -> None:
+        if not torch.cuda.is_available():
+            raise BackendUnavailable(f"backend {self.name!r} needs an NVIDIA GPU: {_why_no_gpu()}")
+
+    def compile(self, module: nn.Module, example: torch.Tensor) -> bytes:
+        weights = _weights(module)
+        program = _static_program(_ByWeights(module) if weights else _Named(module), example[:1], weights)
+        engine = build_engine(self._library, onnx_form(program))
+        packed = {ENGINE: torch.frombuffer(bytearray(engine), dtype=torch.uint8)} | weights
+        return safetensors.torch.save(packed)
+
+    def load(self, compiled: bytes, threads: int) -> TensorRtRunner:
+        """Needs the GPU; `threads` is for processors. Raises BackendUnavailable, ModelError."""
+        self.check_device()
+        packed = unpack(compiled)
+        serialized = packed.pop(ENGINE).numpy().tobytes()
+        digest = hashlib.sha256(serialized).hexdigest()
+        engine = self._engines.get(digest)
+        if engine is None:
+            engine = self._engines[digest] = Engine(self._library, serialized)
+        return TensorRtRunner(engine, FRAMES, packed)
+
+    def version(self) -> str:
+        return f"{self._library.name} {self._library.version}, torch {torch.__version__}, {_device()}"
+
+
+class TensorRtRtxBackend(TensorRtBackend):
+    name = "tensorrt-rtx"
+    _load_library = staticmethod(load_tensorrt_rtx)
+
+
+def unpack(compiled: bytes) -> dict[str, Tensor]:
+    """The engine's bytes, and the weights that it takes as inputs, by name. Raises ModelError."""
+    try:
+        packed = safetensors.torch.load(compiled)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ModelError(f"not an engine of recald's making: {first_line(error)}") from error
+    if ENGINE not in packed or packed[ENGINE].dtype != torch.uint8:
+        raise ModelError("not an engine of recald's making: there is none in it")
+    return packed
+
+
+class _Named(nn.Module):
+    """Gives the network's only input its name."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, frames: Tensor) -> Tensor:
+        output: Tensor = self.network(frames)
+        return output
+
+
+class _ByWeights(nn.Module):
+    """A homogenizer as a function of frames and of its weights."""
+
+    def __init__(self, homogenizer: nn.Module):
+        super().__init__()
+        self.homogenizer = homogenizer
+
+    def forward(self, frames: Tensor, curve: Tensor, offset: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+        weights = {"curve": curve, "offset": offset, "kernel": kernel, "bias": bias}
+        output: Tensor = functional_call(self.homogenizer, weights, (frames,))
+        return output
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    """Those that a recalibration changes: all of ρ's, none of Φ's."""
+    if not isinstance(module, Homogenizer):
+        return {}
+    return {name: value.detach().cpu().contiguous() for name, value in module.named_parameters()}
+
+
+def _static_program(module: nn.Module, example: Tensor, weights: dict[str, Tensor]) -> torch.export.ExportedProgram:
+    """For one frame at a time: a camera's frames have one size, and kernels are chosen for it."""
+    try:
+        with torch.no_grad():
+            return torch.export.export(module.eval(), (example, *weights.values()))
+    except FAULTS as error:
+        raise ModelError(f"torch.export cannot trace it: {first_line(error)}") from error
+
+
+def _why_no_gpu() -> str:
+    driver = nvidia_driver()
+    if driver is None:
+        return "there is none with NVIDIA's driver; choose onnx, or install the driver"
+    if torch.version.cuda is None:
+        return f"driver {driver} is here, but torch {torch.__version__} is not built for CUDA; install one that is"
+    return f"torch {torch.__version__} (CUDA {torch.version.cuda}) does not find one behind driver {driver}"
+
+
+def _device() -> str:
+    """The GPU and driver that an engine is built for."""
+    if not torch.cuda.is_available():
+        return "no GPU"
+    return f"{torch.cuda.get_device_name()}, driver {nvidia_driver()}, CUDA {torch.version.cuda}"

@@ -1,0 +1,222 @@
+"""NVIDIA's own parser and builder take ρ and Φ, without a GPU; running what they build needs one."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from calibrate.homogenizer import Homogenizer
+from daemon.demo.networks import ResNet
+from deploy import tensorrt_library
+from deploy.backend import BackendUnavailable, check_parity, load_backend
+from deploy.onnx_form import onnx_form
+from deploy.program import ModelError, export_program, load_program, save_program
+from deploy.tensorrt import ENGINE, unpack
+from deploy.tensorrt_build import build_engine, parse
+from deploy.tensorrt_library import listener, load_tensorrt_rtx
+
+SHAPE = (3, 32, 32)
+EXAMPLE = torch.zeros(1, *SHAPE)
+HAS_GPU = torch.cuda.is_available()
+
+if importlib.util.find_spec("tensorrt_rtx_bindings") is None:
+    pytest.skip("TensorRT-RTX is not installed: pip install 'recald[tensorrt-rtx]'", allow_module_level=True)
+
+
+class Depthwise(nn.Module):
+    """As in MobileNet: a pointwise, a depthwise and a pointwise convolution, and around them a shortcut."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.change = nn.Sequential(
+            nn.Conv2d(channels, width, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU6(),
+            nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU6(),
+            nn.Conv2d(width, channels, 1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return frames + self.change(frames)
+
+
+def mobile() -> nn.Module:
+    blocks = [nn.Conv2d(3, 8, 3, stride=2, padding=1), Depthwise(8, 32), nn.Hardswish(), Depthwise(8, 32)]
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
+class UNet(nn.Module):
+    """One step down and one up, for segmentation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.deep = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.up = nn.ConvTranspose2d(16, 8, 2, stride=2)
+        self.out = nn.Conv2d(16, 5, 1)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        wide = self.down(frames)
+        raised = F.interpolate(self.up(self.deep(wide)), size=frames.shape[2:], mode="bilinear")
+        return self.out(torch.cat([wide, raised], 1))
+
+
+NETWORKS = {"resnet": lambda: ResNet(3), "mobile": mobile, "u-net": UNet}
+OUTPUTS = {"resnet": (1, 10), "mobile": (1, 10), "u-net": (1, 5, 32, 32), "homogenizer": SHAPE}
+
+
+def frozen(name: str) -> nn.Module:
+    """Φ as it is loaded: the graph of an exported program."""
+    torch.manual_seed(0)
+    return load_program(save_program(export_program(NETWORKS[name]().eval(), EXAMPLE)))
+
+
+def homogenizer(seed: int) -> Homogenizer:
+    torch.manual_seed(seed)
+    module = Homogenizer(*SHAPE)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return module
+
+
+@pytest.fixture(scope="module")
+def backend():
+    return load_backend("tensorrt-rtx")
+
+
+@pytest.fixture(scope="module")
+def library():
+    return load_tensorrt_rtx()
+
+
+def definition(library, module: nn.Module, *inputs: torch.Tensor):
+    """NVIDIA's definition of the network, with what must live as long."""
+    heard = listener(library)
+    builder = library.api.Builder(heard)
+    return parse(library, builder, onnx_form(torch.export.export(module.eval(), inputs))), builder, heard
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_frozen_network_becomes_an_engine(backend, name):
+    packed = unpack(backend.compile(frozen(name), EXAMPLE))
+    assert set(packed) == {ENGINE} and packed[ENGINE].numel() > 10_000
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_inputs_outputs_and_precision_are_those_of_the_network(library, name):
+    network, *_ = definition(library, frozen(name), EXAMPLE)
+    assert [tuple(network.get_input(i).shape) for i in range(network.num_inputs)] == [(1, *SHAPE)]
+    assert [tuple(network.get_output(i).shape) for i in range(network.num_outputs)] == [OUTPUTS[name]]
+    outputs = [network.get_layer(i).get_output(0).dtype for i in range(network.num_layers)]
+    whole_numbers = {library.api.DataType.INT32, library.api.DataType.INT64, library.api.DataType.BOOL}
+    assert set(outputs) - whole_numbers == {library.api.DataType.FLOAT}
+
+
+def test_all_homogenizers_of_a_shape_are_one_engine_with_other_weights(backend):
+    one, other = (unpack(backend.compile(homogenizer(seed), EXAMPLE)) for seed in (1, 2))
+    assert torch.equal(one.pop(ENGINE), other.pop(ENGINE))
+    assert set(one) == {"curve", "offset", "kernel", "bias"}
+    for name, value in homogenizer(1).named_parameters():
+        assert torch.equal(one[name], value.detach()) and not torch.equal(one[name], other[name])
+
+
+def test_what_the_homogenizers_engine_is_built_of_computes_what_it_does(backend, monkeypatch):
+    """The engine cannot run here; the ONNX model that it is built of can."""
+    import onnxruntime
+
+    models: list[bytes] = []
+    monkeypatch.setattr("deploy.tensorrt.build_engine", lambda _, model: models.append(model) or b"engine")
+    module = homogenizer(1)
+    packed = unpack(backend.compile(module, EXAMPLE))
+    session = onnxruntime.InferenceSession(models[0], providers=["CPUExecutionProvider"])
+    assert {tensor.name for tensor in session.get_inputs()} == {"frames", *packed} - {ENGINE}
+    frames = torch.randn(1, *SHAPE)
+    given = {name: value.numpy() for name, value in packed.items() if name != ENGINE}
+    (found,) = session.run(None, {"frames": frames.numpy()} | given)
+    np.testing.assert_allclose(found, module(frames).detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_same_network_gives_the_same_bytes_and_nothing_is_printed(backend, capfd):
+    network = frozen("mobile")
+    assert backend.compile(network, EXAMPLE) == backend.compile(network, EXAMPLE)
+    assert capfd.readouterr() == ("", "")
+
+
+class Drawing(nn.Module):
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return torch.bernoulli(frames.sigmoid())
+
+
+def test_an_operator_that_it_does_not_know_is_named(backend, capfd):
+    with pytest.raises(
+        ModelError, match=r"TensorRT-RTX cannot read it: operator Bernoulli \(.+\), UNSUPPORTED_NODE"
+    ) as e:
+        backend.compile(Drawing(), EXAMPLE)
+    assert "\n" not in str(e.value) and capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("model", [b"", b"junk"])
+def test_what_is_no_onnx_model_is_refused(library, model, capfd):
+    with pytest.raises(ModelError, match="TensorRT-RTX cannot (read|build) it: ") as caught:
+        build_engine(library, model)
+    assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"junk", lambda data: data[: len(data) // 2]])
+def test_bytes_of_another_making_are_refused(backend, damage):
+    with pytest.raises(ModelError, match="not an engine of recald's making"):
+        unpack(damage(backend.compile(homogenizer(1), EXAMPLE)))
+
+
+def test_the_version_names_the_library(backend, library):
+    assert f"TensorRT-RTX {library.version}" in backend.version()
+
+
+@pytest.mark.skipif(HAS_GPU, reason="there is an NVIDIA GPU")
+@pytest.mark.parametrize("name", ["tensorrt-rtx"])
+def test_without_a_gpu_it_says_so_before_anything_is_built(name):
+    backend = load_backend(name)
+    with pytest.raises(BackendUnavailable, match=f"backend '{name}' needs an NVIDIA GPU"):
+        backend.check_device()
+    with pytest.raises(BackendUnavailable, match=f"backend '{name}' needs an NVIDIA GPU"):
+        backend.load(backend.compile(homogenizer(1), EXAMPLE), threads=1)
+
+
+@pytest.mark.parametrize(("name", "module"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt_rtx")])
+def test_a_library_that_breaks_when_it_is_imported_is_told_in_one_line(tmp_path, monkeypatch, name, module):
+    """What NVIDIA's packages raise without a driver is no ImportError."""
+    (tmp_path / f"{module}.py").write_text("raise Exception('Could not find libnvinfer.so')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(importlib.sys.modules, module, raising=False)
+    with pytest.raises(BackendUnavailable, match=rf"'{name}' needs NVIDIA's .*\(Could not find libnvinfer.so\): ") as e:
+        load_backend(name)
+    assert "\n" not in str(e.value)
+
+
+def test_bindings_without_their_library_say_what_to_install(monkeypatch):
+    monkeypatch.setattr(tensorrt_library, "RTX_CARRIER", "no_such_wheel")
+    with pytest.raises(BackendUnavailable, match=r"no_such_wheel.*pip install 'recald\[tensorrt-rtx\]'"):
+        load_tensorrt_rtx()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="there is no NVIDIA GPU")
+@pytest.mark.parametrize("backend_name", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("name", [*NETWORKS, "homogenizer"])
+def test_an_engine_computes_what_the_eager_network_does(backend_name, name):
+    try:
+        backend = load_backend(backend_name)
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    module = homogenizer(1) if name == "homogenizer" else frozen(name)
+    runner = backend.load(backend.compile(module, EXAMPLE), threads=1)
+    assert check_parity(runner, module, torch.randn(3, *SHAPE)) < 1e-4
