@@ -62,7 +62,7 @@ def run_daemon(args: argparse.Namespace) -> int:
 
 def check_config(args: argparse.Namespace) -> int:
     from daemon.config import load_config
-    from deploy.backend import load_backend
+    from deploy.backend import open_backend
     from deploy.card import card_path
     from deploy.frozen import ModelError
 
@@ -70,9 +70,15 @@ def check_config(args: argparse.Namespace) -> int:
     for path in (config.model.path, card_path(config.model.path)):
         if not path.is_file():
             raise ModelError(f"{path}: no such file; `recald export` writes the model and its card")
-    load_backend(config.model.backend)
-    print(f"{args.config}: ok, {len(config.sensors)} sensor(s), model {config.model.path}")
+    backend = open_backend(config.model.backend)
+    print(f"{args.config}: ok, {len(config.sensors)} sensor(s), model {config.model.path}, backend {backend.name}")
     return 0
+
+
+def examine(args: argparse.Namespace) -> int:
+    from daemon import doctor
+
+    return 0 if doctor.run(args) else EX_CONFIG
 
 
 def export(args: argparse.Namespace) -> int:
@@ -199,6 +205,11 @@ def _add_daemon(commands: Any) -> None:
     ):
         command = _add(commands, name, run, text, "--config /etc/recald/recald.yaml")
         command.add_argument("--config", type=Path, required=True, help="the configuration file")
+    look = _add(
+        commands, "doctor", examine, "show what is here, what is missing and what to do", "--config recald.yaml"
+    )
+    look.add_argument("--config", type=Path, help="look also at what this configuration asks for")
+    look.add_argument("--json", action="store_true", help="print JSON for programs")
 
 
 def _add_export(commands: Any) -> None:

@@ -16,7 +16,18 @@ from daemon.control import ControlServer
 from deploy.card import ModelCard, card_path
 from deploy.frozen import digest_file
 
-COMMANDS = ["run", "check-config", "export", "commission", "status", "recalibrate", "rollback", "simulate", "demo"]
+COMMANDS = [
+    "run",
+    "check-config",
+    "doctor",
+    "export",
+    "commission",
+    "status",
+    "recalibrate",
+    "rollback",
+    "simulate",
+    "demo",
+]
 TESTS = Path(__file__).parent
 STATUS = {"front": {"state": "fitting", "progress": 0.25, "homogenizer": "c0ffee" * 10, "drift_score": 3.456}}
 STATUS["front"] |= {"drift_alarm": True, "frames": 0, "last_fit": "none yet"}
@@ -58,7 +69,7 @@ def test_a_configuration_without_mistakes_is_ok(tmp_path: Path, tiny_model: Path
     config = write_config(tmp_path, tiny_model)
     done = recald("check-config", "--config", config)
     assert done.returncode == 0
-    assert done.stdout == f"{config}: ok, 2 sensor(s), model {tiny_model}\n"
+    assert done.stdout == f"{config}: ok, 2 sensor(s), model {tiny_model}, backend eager\n"
 
 
 def test_check_config_names_each_mistake_with_its_line(tmp_path: Path, tiny_model: Path):

@@ -20,6 +20,7 @@ from synthetic import images, normalised, trained_network
 
 from daemon.cli import EX_CONFIG, EX_TEMPFAIL
 from daemon.frame import build_frame
+from deploy.backend import GPU_BACKENDS
 from deploy.card import card_path
 from deploy.frozen import digest_file
 
@@ -221,6 +222,14 @@ def test_an_unknown_backend_is_a_mistake_in_the_configuration(tiny_model: Path, 
     code, message = _refusal(write_config(folder, tiny_model, model={"backend": "abacus"}))
     assert code == EX_CONFIG
     assert "model.backend" in message and "'onnx'" in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU")
+@pytest.mark.parametrize("backend", GPU_BACKENDS)
+def test_a_backend_that_cannot_run_here_is_not_replaced_by_another(tiny_model: Path, folder: Path, backend: str):
+    code, message = _refusal(write_config(folder, tiny_model, model={"backend": backend}))
+    assert code == EX_CONFIG
+    assert f"backend '{backend}' needs NVIDIA" in message or f"backend '{backend}' needs an NVIDIA GPU" in message
 
 
 def test_five_mistakes_are_five_lines(tiny_model: Path, folder: Path):

@@ -1,0 +1,111 @@
+"""`recald doctor`: a real process on this machine, and what it makes of what is missing or damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from running import Daemon, recald, write_config
+
+from daemon.cli import EX_CONFIG
+from deploy.backend import AUTO, BACKENDS, GPU_BACKENDS
+from deploy.card import card_path
+from deploy.driver import nvidia_driver
+from deploy.frozen import digest_file
+
+NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU")
+
+
+def doctor(*arguments: str | Path) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Exit code and findings by what was looked at."""
+    done = recald("doctor", "--json", *arguments)
+    return done.returncode, {found["what"]: found for found in json.loads(done.stdout)["findings"]}
+
+
+def needed(found: dict[str, dict[str, Any]]) -> set[str]:
+    return {what for what, finding in found.items() if finding["needed"]}
+
+
+def test_every_backend_is_looked_at_and_those_of_the_processor_prove_themselves():
+    code, found = doctor()
+    assert code == 0
+    assert list(found) == [f"backend {name}" for name in (*BACKENDS, AUTO)]
+    for name in BACKENDS.keys() - set(GPU_BACKENDS):
+        finding = found[f"backend {name}"]
+        assert finding["works"] and "built and ran a tiny network" in finding["said"]
+
+
+def test_people_read_a_table():
+    done = recald("doctor")
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 0
+    assert f"torch {torch.__version__}" in said and "works backend onnx" in said
+
+
+@NO_GPU
+def test_what_is_missing_is_told_with_what_to_do():
+    _, found = doctor()
+    for name in GPU_BACKENDS:
+        finding = found[f"backend {name}"]
+        assert not finding["works"] and "install" in finding["said"]
+
+
+@NO_GPU
+def test_a_backend_that_is_asked_for_and_does_not_work_is_a_mistake(folder: Path, tiny_model: Path):
+    code, found = doctor("--config", write_config(folder, tiny_model, model={"backend": "tensorrt-rtx"}))
+    assert code == EX_CONFIG
+    assert needed(found) == {"backend tensorrt-rtx", "model", "state"}
+
+
+@NO_GPU
+def test_what_auto_picks_is_needed(folder: Path, tiny_model: Path):
+    code, found = doctor("--config", write_config(folder, tiny_model, model={"backend": AUTO}))
+    assert (code, needed(found)) == (0, {"backend onnx", "model", "state"})
+    assert "is onnx, because" in found["backend auto"]["said"]
+
+
+def test_a_daemon_that_does_not_run_is_no_mistake(folder: Path, tiny_model: Path):
+    code, found = doctor("--config", write_config(folder, tiny_model))
+    assert code == 0
+    assert not found["daemon"]["works"] and "is it running?" in found["daemon"]["said"]
+    assert digest_file(tiny_model)[:12] in found["model"]["said"]
+    assert "GiB are free" in found["state"]["said"]
+    assert not (folder / "state").exists(), "looking must not create anything"
+
+
+def test_a_daemon_that_runs_is_found(folder: Path, tiny_model: Path):
+    config = write_config(folder, tiny_model)
+    with Daemon(config) as daemon:
+        daemon.wait_until_serving()
+        code, found = doctor("--config", config)
+    assert code == 0 and found["daemon"]["works"] and "with eager" in found["daemon"]["said"]
+
+
+def test_a_damaged_model_and_a_state_in_the_way_are_both_told(folder: Path, tiny_model: Path):
+    model = folder / "model.pt2"
+    shutil.copy(card_path(tiny_model), card_path(model))
+    model.write_bytes(tiny_model.read_bytes()[:-1])
+    (folder / "file").touch()
+    config = write_config(folder, model, state={"directory": str(folder / "file" / "state")})
+    code, found = doctor("--config", config)
+    assert code == EX_CONFIG
+    assert not found["model"]["works"] and "damaged" in found["model"]["said"]
+    assert not found["state"]["works"] and f"{folder}/file" in found["state"]["said"]
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n", "550.54.15"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build\n", "540.4.0"),
+        ("", "of unknown version"),
+    ],
+)
+def test_the_driver_is_named_by_its_version(tmp_path: Path, text: str, version: str):
+    (tmp_path / "version").write_text(text)
+    assert nvidia_driver(tmp_path / "version") == version
+    assert nvidia_driver(tmp_path / "absent") is None
