@@ -4,13 +4,16 @@ TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 READY  := .venv/.ready
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test test-gpu check format bench clean
 
 demo: $(READY)
 	$(BIN)/recald demo
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -23,6 +26,10 @@ format: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m bench latency --json bench/results/latency.json
+	$(BIN)/python -m bench swap --json bench/results/swap.json
+	$(BIN)/pip install -q --no-deps --target .bench/imagezmq imagezmq==1.2.0
+	$(BIN)/python -m bench intake --imagezmq .bench/imagezmq --json bench/results/intake.json
+	$(BIN)/python -m bench overhead --json bench/results/overhead.json
 	$(BIN)/python -m bench fit --json bench/results/fit.json
 	$(BIN)/python -m bench curve --json bench/results/curve.json
 	$(BIN)/python -m bench speed --json bench/results/speed.json

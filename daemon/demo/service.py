@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
@@ -78,7 +78,7 @@ def last_line(text: str) -> str:
     return next(reversed(text.strip().splitlines()), "it said nothing")
 
 
-def write_config(folder: Folder, sensors: Sequence[str], port: int, frames: int) -> None:
+def write_config(folder: Folder, sensors: Sequence[str], port: int, frames: int, **recalibrate: Any) -> None:
     """Write the configuration as a user would, but for a quicker alarm and fewer frames to fit to."""
     config = {
         "version": 1,
@@ -90,7 +90,7 @@ def write_config(folder: Folder, sensors: Sequence[str], port: int, frames: int)
         "control": {"endpoint": folder.endpoint("control")},
         "state": {"directory": str(folder.state)},
         "drift": {"hold": "2s"},
-        "recalibrate": {"every": "1h", "frames": frames, "backoff": "10s"},
+        "recalibrate": {"every": "1h", "frames": frames, "backoff": "10s"} | recalibrate,
     }
     folder.config.write_text(yaml.safe_dump(config, sort_keys=False))
 
@@ -122,13 +122,13 @@ class Metrics:
 
 
 class Daemon:
-    """`recald run` as a process of its own; leaving the context ends it in any case."""
+    """`recald run`, or what takes its place, as a process of its own; leaving the context ends it in any case."""
 
-    def __init__(self, config: Path, log: Path, port: int) -> None:
+    def __init__(self, config: Path, log: Path, port: int, command: Sequence[str] | None = None) -> None:
         self.log, self.url = log, f"http://127.0.0.1:{port}/metrics"
         with log.open("wb") as said:
-            command = [*recald("run"), "--config", str(config)]
-            self.process = subprocess.Popen(command, stdout=said, stderr=said)
+            arguments = [*(command or recald("run")), "--config", str(config)]
+            self.process = subprocess.Popen(arguments, stdout=said, stderr=said)
 
     def __enter__(self) -> Daemon:
         return self
