@@ -1,0 +1,142 @@
+"""The SQLite file under the audit log: opened, begun where there is none, set aside where it is damaged."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import logging
+import os
+import secrets
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import astuple
+from pathlib import Path
+
+from deploy.audit_chain import BEGUN, START, Record, canonical, chained
+from deploy.files import write_atomically
+
+FORMAT = 1
+BUSY_S = 5.0  # an append takes milliseconds, so who waits longer waits for something stuck
+PARTS = ("", "-wal", "-shm", "-journal")  # the files that SQLite keeps for one database
+TABLE = (
+    "CREATE TABLE record (number INTEGER PRIMARY KEY, at TEXT NOT NULL, sensor TEXT NOT NULL,"
+    " event TEXT NOT NULL, details TEXT NOT NULL, previous TEXT NOT NULL, digest TEXT NOT NULL)"
+)
+log = logging.getLogger(__name__)
+
+
+def open_database(path: Path, at: str) -> sqlite3.Connection:
+    """A connection to a usable log at `path`; the first record of one that had to be begun is of `at`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(path):
+        damage = _damage(path)
+        if damage:
+            log.error("%s: damaged, set aside as %s: %s", path, _set_aside(path), damage)
+        if not path.exists():
+            _begin(path, at)
+        return _connect(path)
+
+
+def insert(connection: sqlite3.Connection, record: Record) -> None:
+    connection.execute("INSERT INTO record VALUES (?, ?, ?, ?, ?, ?, ?)", astuple(record))
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = _sqlite(path, "rwc")
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
+    return connection
+
+
+def _sqlite(path: Path, mode: str) -> sqlite3.Connection:
+    address = f"{path.absolute().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(address, BUSY_S, isolation_level=None, check_same_thread=False, uri=True)
+    # Bytes that are no text must get as far as the check that tells of them.
+    connection.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+    return connection
+
+
+def _damage(path: Path) -> str | None:
+    if not path.exists():  # a write-ahead log alone: whoever set the file aside was killed on the way
+        return "its database is gone" if _part(path, "-wal").exists() else None
+    try:
+        with closing(_sqlite(path, "ro")) as connection:  # closing any other would write to the file
+            return _damage_inside(connection) or _damage_to_writing(path)
+    except sqlite3.OperationalError as error:
+        if str(error) == "unsupported file format":
+            return str(error)
+        raise  # full, locked, not allowed: says nothing about what the file holds
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the second: damage quoted in the first
+        return str(error)
+
+
+def _damage_inside(connection: sqlite3.Connection) -> str | None:
+    ((check,),) = connection.execute("PRAGMA quick_check(1)")
+    if check != "ok":
+        return str(check)
+    if connection.execute("SELECT sql FROM sqlite_master").fetchall() != [(TABLE,)]:
+        return "its table is not the one that was made"
+    row = connection.execute("SELECT * FROM record ORDER BY number DESC LIMIT 1").fetchone()
+    return None if row and Record(*row).holds() else "its newest record is not what was written"
+
+
+def _damage_to_writing(path: Path) -> str | None:
+    """Whether SQLite refuses to write to a file that may be written: its header can forbid that."""
+    try:
+        with closing(_connect(path)) as connection:
+            connection.execute("DELETE FROM record WHERE false")
+    except sqlite3.OperationalError as error:
+        if "readonly" in str(error) and os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+            return str(error)
+        raise
+    return None
+
+
+def _set_aside(path: Path) -> Path:
+    names = (_part(path, f".damaged-{number}") for number in itertools.count(1))
+    aside = next(name for name in names if not any(_part(name, part).exists() for part in PARTS))
+    for part in PARTS:
+        with suppress(FileNotFoundError):
+            _part(path, part).rename(_part(aside, part))
+    return aside
+
+
+def _part(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _begin(path: Path, at: str) -> None:
+    """Begin a chain; the random id makes it unlike any other from its first record on."""
+    details = {"format": FORMAT, "install": secrets.token_hex(16), "damaged": _damaged_files(path)}
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / "draft"
+        with closing(_sqlite(draft, "rwc")) as connection:
+            connection.execute("PRAGMA synchronous=OFF")  # of the draft; the file itself is synced below
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute(TABLE)
+            insert(connection, chained((0, START), at, "", BEGUN, canonical(details)))
+        write_atomically(path, draft.read_bytes())
+
+
+def _damaged_files(path: Path) -> dict[str, str]:
+    """Every file that was ever set aside, with its SHA-256: so a kill before this was written loses none."""
+    found = sorted(path.parent.glob(f"{path.name}.damaged-*"))
+    if not found:
+        return {}
+    from deploy.frozen import digest_file  # brings torch, for which no other use of the log has to wait
+
+    return {file.name: digest_file(file) for file in found}
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time, or two would set aside what each other began."""
+    # Not the folder, which a running daemon keeps locked; not the database, which is replaced.
+    descriptor = os.open(_part(path, ".lock"), os.O_RDONLY | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
