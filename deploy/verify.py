@@ -1,0 +1,50 @@
+"""Whether every byte of a state directory is as it was written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from deploy.files import unseal
+from deploy.store import FACTORY, ArtefactStore, StoreError
+
+NAMED_BY_CONTENT = (".safetensors", ".compiled")
+
+
+def problems(store: ArtefactStore) -> Iterator[str]:
+    """What is wrong with artefacts and pointers, a line each; nothing where all is as it was written."""
+    for path in sorted((store.root / "objects" / "sha256").glob("*/*")):
+        yield from _of_object(store, path)
+    for path in sorted((store.root / "sensors").glob("*/current.json")):
+        yield from _of_pointer(store, path.parent.name)
+
+
+def _of_object(store: ArtefactStore, path: Path) -> Iterator[str]:
+    try:
+        if path.suffix in NAMED_BY_CONTENT:
+            if hashlib.sha256(path.read_bytes()).hexdigest() != _version(path):
+                yield f"{path}: damaged: its SHA-256 is not the one it is named by"
+        elif path.suffix == ".json":
+            store.get(_version(path), str(unseal(path.read_bytes()).get("model")))
+        elif path.suffix != ".tmp":  # that of a writer that lives, or was killed
+            yield f"{path}: not of recald's making"
+    except OSError as error:
+        yield f"{path}: cannot be read: {error.strerror}"
+    except StoreError as error:
+        yield str(error)
+    except ValueError as error:
+        yield f"{path}: damaged: {error}"
+
+
+def _of_pointer(store: ArtefactStore, sensor: str) -> Iterator[str]:
+    try:
+        pointer = store.current(sensor)
+        if pointer is not None and pointer.homogenizer != FACTORY:
+            store.get(pointer.homogenizer, pointer.model)
+    except StoreError as error:
+        yield f"sensor {sensor}: {error}"
+
+
+def _version(path: Path) -> str:
+    return path.parent.name + path.stem

@@ -1,0 +1,74 @@
+"""Any changed byte of what is stored is found, and nothing else is called damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from calibrate.homogenizer import Homogenizer
+from deploy.store import ArtefactStore
+from deploy.verify import problems
+
+MODEL = "a" * 64
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtefactStore:
+    store, homogenizer = ArtefactStore(tmp_path), Homogenizer(3, 8, 8)
+    for gain in (1.0, 1.1):
+        with torch.no_grad():
+            homogenizer.kernel.mul_(gain)
+        version = store.put(homogenizer, {"model": MODEL}, b"compiled %f" % gain, "onnx")
+        store.point("front", version, MODEL, 0.0)
+    return store
+
+
+def files(store: ArtefactStore) -> list[Path]:
+    return sorted(path for path in store.root.rglob("*") if path.is_file())
+
+
+def test_what_was_written_has_no_problem(store):
+    assert list(problems(store)) == []
+    assert list(problems(ArtefactStore(store.root / "empty"))) == []
+
+
+def test_a_bit_that_flips_in_any_file_is_found(store):
+    assert len(files(store)) == 7
+    for path in files(store):
+        whole = path.read_bytes()
+        for place in range(0, len(whole), max(1, len(whole) // 50)):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            assert any(path.name.partition(".")[0][:20] in p or "sensor front" in p for p in problems(store)), (
+                path,
+                place,
+            )
+        path.write_bytes(whole)
+    assert list(problems(store)) == []
+
+
+def test_a_file_that_is_cut_short_is_found(store):
+    for path in files(store):
+        whole = path.read_bytes()
+        for length in (0, len(whole) // 2, len(whole) - 1):
+            path.write_bytes(whole[:length])
+            assert list(problems(store))
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors", ".compiled"])
+def test_a_lost_file_is_found_unless_it_can_be_built_again(store, suffix):
+    current = store.current("front")
+    for path in store.root.glob(f"objects/sha256/*/*{suffix}"):
+        path.unlink()
+    found = list(problems(store))
+    assert bool(found) is (suffix != ".compiled")
+    assert current is not None
+
+
+def test_a_foreign_file_is_told(store):
+    (stranger,) = [(store.root / "objects" / "sha256" / "ab" / "x.exe")]
+    stranger.parent.mkdir(exist_ok=True)
+    stranger.touch()
+    assert list(problems(store)) == [f"{stranger}: not of recald's making"]
