@@ -40,11 +40,13 @@ class Serving:
         with self._stage(name, "infer"):
             output, version = sensor.path.infer(batch)
         with self._stage(name, "publish"):
-            self._publisher.send(name, self._header(frame, sensor, output, version), output)
+            header = self._header(frame, sensor, output, version)
+            self._publisher.send(name, header, output)
         metrics.end_to_end_seconds.labels(name).observe(_age(frame))
         metrics.frames_processed.labels(name).inc()
         sensor.frames += 1
-        sensor.reservoir.add(image)
+        if reason := sensor.reservoir.add(image, frame.received, header.get("label")):
+            metrics.samples_rejected.labels(name, reason).inc()
 
     @contextmanager
     def _stage(self, sensor: str, stage: str) -> Iterator[None]:

@@ -1,88 +1,220 @@
-"""The reservoir holds the newest frames, bounded, whoever reads it meanwhile."""
+"""The reservoir is bounded; checks read its newest frames, fits a memory spread over classes and time."""
 
+from __future__ import annotations
+
+import itertools
 import threading
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.reservoir import Reservoir
+from daemon.reservoir import HORIZON_S, MAX_SHARE, OVER_SHARE_S, SEEN_SHARE, Reservoir
+
+FPS = 30
 
 
 def frame(number: int) -> np.ndarray:
-    return np.full((2, 3, 1), number % 256, np.uint8)
+    return np.full((2, 3, 1), number, np.int32)
 
 
 def numbers(images: np.ndarray) -> list[int]:
     return [int(image.flat[0]) for image in images]
 
 
-@given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 60), st.integers(0, 20))
-def test_it_holds_the_newest_of_one_in_every_so_many(capacity, every, offered, count):
-    reservoir = Reservoir(capacity, every)
-    for number in range(1, offered + 1):
-        reservoir.add(frame(number))
-    kept = [n for n in range(1, offered + 1) if n % every == 0]
-    assert reservoir.added == len(kept)
-    newest = kept[-capacity:]
-    assert numbers(reservoir.latest(count)) == newest[max(0, len(newest) - count) :]
-    assert reservoir.collected == len(newest)
+def fill(reservoir: Reservoir, labels, start: int = 0, fps: float = FPS) -> None:
+    """Frames `start`, `start` + 1, ... with these labels, at a steady rate."""
+    for number, label in enumerate(labels, start):
+        reservoir.add(frame(number), number / fps, label)
 
 
-@given(st.integers(1, 10), st.lists(st.one_of(st.just("mark"), st.integers(1, 8)), max_size=20))
-def test_collected_counts_frames_held_since_the_mark(capacity, happenings):
-    reservoir, since = Reservoir(capacity), 0
+def kept(reservoir: Reservoir) -> list[int]:
+    return numbers(reservoir.sample(10**6))
+
+
+def scenes(count: int, length: int, classes: int) -> list[int]:
+    """Labels of a stream of long scenes of one class each."""
+    return [scene % classes for scene in range(count) for _ in range(length)]
+
+
+labelled = st.lists(st.one_of(st.none(), st.integers(0, 5)), max_size=60)
+
+
+# ---- the newest
+
+
+@given(st.integers(1, 12), st.integers(0, 12), st.integers(1, 5), labelled, st.integers(0, 20))
+def test_checks_read_the_newest_of_one_in_every_so_many(memory, window, every, labels, count):
+    reservoir = Reservoir(memory + window, every, window=window)
+    fill(reservoir, labels, start=1)
+    taken = [n for n in range(1, len(labels) + 1) if n % every == 0]
+    assert reservoir.added == len(taken)
+    newest = taken[max(0, len(taken) - min(window, count)) :]
+    assert numbers(reservoir.latest(count)) == newest
+
+
+def test_checks_read_frames_from_before_the_mark_too():
+    reservoir = Reservoir(8, window=4)
+    fill(reservoir, [None] * 6)
+    reservoir.mark()
+    assert numbers(reservoir.latest(4)) == [2, 3, 4, 5]
+
+
+# ---- the memory for fits
+
+
+@given(st.integers(1, 12), st.integers(0, 4), st.lists(st.one_of(st.just("mark"), labelled), max_size=8))
+def test_fits_read_frames_after_the_mark_oldest_first_and_no_more_than_fit_in(memory, window, happenings):
+    reservoir, start, mark = Reservoir(memory + window, window=window), 0, 0
     for happening in happenings:
         if happening == "mark":
             reservoir.mark()
-            since = 0
+            mark = start
         else:
-            for _ in range(happening):
-                reservoir.add(frame(since))
-            since += happening
-        assert reservoir.collected == min(since, capacity)
+            fill(reservoir, happening, start)
+            start += len(happening)
+        found = kept(reservoir)
+        assert reservoir.collected == len(found) <= memory
+        assert found == sorted(set(found)) and all(number >= mark for number in found)
+        assert len({*found, *numbers(reservoir.latest(window))}) <= memory + window
 
 
-def test_what_is_collected_is_of_the_camera_after_the_mark():
-    reservoir = Reservoir(8)
-    for number in range(8):
-        reservoir.add(frame(number))
+@given(st.integers(1, 12), labelled)
+def test_each_class_that_was_offered_is_there_while_there_is_room(memory, labels):
+    reservoir = Reservoir(memory)
+    fill(reservoir, labels, fps=1)
+    if len(set(labels)) <= memory:
+        assert {labels[number] for number in kept(reservoir)} == set(labels)
+
+
+@given(st.integers(1, 30), labelled, st.integers(0, 40))
+def test_a_sample_is_chosen_from_the_memory_and_has_each_class_while_there_is_room(memory, labels, count):
+    reservoir = Reservoir(memory)
+    fill(reservoir, labels)
+    found, sample = kept(reservoir), numbers(reservoir.sample(count))
+    assert len(sample) == min(count, len(found))
+    assert set(sample) <= set(found) and sample == sorted(sample)
+    classes = {labels[number] for number in found}
+    if len(classes) <= count:
+        assert {labels[number] for number in sample} == classes
+
+
+def test_a_scene_of_one_class_takes_its_share_and_then_fills_up_slowly():
+    reservoir = Reservoir(100)
+    fill(reservoir, [3] * 10 * FPS)
+    assert reservoir.collected == pytest.approx(100 * MAX_SHARE + 10 / OVER_SHARE_S, abs=2)
+    fill(reservoir, [3] * 100 * FPS, start=10 * FPS)
+    assert reservoir.collected == 100
+
+
+def test_others_take_the_room_of_a_class_over_its_share():
+    reservoir = Reservoir(100)
+    labels = [3] * 200 + scenes(10, 35, 10)
+    fill(reservoir, labels, fps=1)
+    counts = Counter(labels[number] for number in kept(reservoir))
+    assert reservoir.collected == 100 and len(counts) == 10
+    assert max(counts.values()) <= 100 * MAX_SHARE
+
+
+def test_a_stream_without_scenes_is_kept_as_it_comes():
+    """Full balance would give each class the same, however rarely it is named."""
+    random = np.random.default_rng(0)
+    labels = random.choice(8, 4000, p=[0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.22, 0.23])
+    reservoir = Reservoir(200)
+    fill(reservoir, labels.tolist())
+    shares = np.bincount(labels[kept(reservoir)], minlength=8) / 200
+    assert shares == pytest.approx([0.02, 0.03, 0.05, 0.1, 0.15, 0.2, 0.22, 0.23], abs=0.07)
+
+
+@pytest.mark.parametrize("label", [None, 1])
+def test_old_frames_grow_sparse_and_stay_evenly_spread(label):
+    reservoir = Reservoir(64)
+    fill(reservoir, [label] * 3000)
+    gaps = np.diff([0, *kept(reservoir), 3000])
+    assert gaps.max() <= 4 * 3000 / 64
+
+
+def test_what_is_older_than_the_horizon_goes_first_but_not_for_nothing():
+    reservoir = Reservoir(10)
+    for number in range(10):
+        reservoir.add(frame(number), 0.0)
+    reservoir.add(frame(10), HORIZON_S - 1)
+    assert kept(reservoir)[0] == 0
+    for number in range(11, 14):
+        reservoir.add(frame(number), HORIZON_S + 1)
+    assert kept(reservoir)[-4:] == [10, 11, 12, 13] and kept(reservoir)[0] > 1
+
+
+def test_coverage_counts_classes_that_were_seen_and_weighs_the_largest():
+    reservoir = Reservoir(200)
+    assert reservoir.coverage() == (0, 0)
+    few = int(200 * SEEN_SHARE) - 1
+    fill(reservoir, [0] * few + [1] * 36 + [2] * (150 - few) + [None] * 14, fps=1)
+    assert reservoir.coverage() == (2, (150 - few) / 200)
     reservoir.mark()
-    for number in range(100, 105):
-        reservoir.add(frame(number))
-    assert numbers(reservoir.latest(reservoir.collected)) == [100, 101, 102, 103, 104]
+    assert reservoir.coverage() == (0, 0)
+
+
+def test_frames_that_no_class_is_named_for_have_no_coverage_and_no_share():
+    reservoir = Reservoir(20)
+    fill(reservoir, [None] * 20)
+    assert reservoir.collected == 20 and reservoir.coverage() == (0, 0)
+
+
+# ---- screened frames
+
+
+def test_what_the_screen_refuses_is_in_neither_memory_and_the_reason_is_told():
+    asked = []
+
+    def screen(image: np.ndarray, now: float) -> str | None:
+        asked.append((int(image.flat[0]), now))
+        return "odd" if image.flat[0] % 2 else None
+
+    reservoir = Reservoir(8, every=3, window=4, screen=screen)
+    reasons = [reservoir.add(frame(number), 0.5 * number) for number in range(1, 13)]
+    assert reasons == [None, None, "odd", None, None, None, None, None, "odd", None, None, None]
+    assert asked == [(3, 1.5), (6, 3.0), (9, 4.5), (12, 6.0)]  # frames that are left out anyway are not judged
+    assert numbers(reservoir.latest(4)) == kept(reservoir) == [6, 12]
+    assert reservoir.added == reservoir.collected == 2
+
+
+# ---- readers
 
 
 @pytest.mark.parametrize("count", [0, 5])
 def test_an_empty_one_gives_no_frames(count):
-    images = Reservoir(4).latest(count)
-    assert len(images) == 0 and images.dtype == np.uint8 and images.ndim == 4
+    reservoir = Reservoir(4, window=2)
+    for images in (reservoir.latest(count), reservoir.sample(count)):
+        assert len(images) == 0 and images.dtype == np.uint8 and images.ndim == 4
 
 
 def test_what_is_read_is_a_copy():
-    reservoir = Reservoir(4)
-    reservoir.add(frame(1))
-    reservoir.latest(1)[:] = 77
-    assert numbers(reservoir.latest(1)) == [1]
+    reservoir = Reservoir(4, window=2)
+    reservoir.add(frame(1), 0.0)
+    for read in (reservoir.latest, reservoir.sample):
+        read(1)[:] = 77
+        assert numbers(read(1)) == [1]
 
 
 def test_it_is_read_while_it_is_filled():
-    """Every reading is a run of consecutive frames."""
-    reservoir, done = Reservoir(50), threading.Event()
+    """Every reading of the newest is a run of consecutive frames, every sample is in order."""
+    reservoir, done = Reservoir(100, window=50), threading.Event()
 
-    def fill():
-        for number in range(5000):
-            reservoir.add(np.array([[[number]]], np.int64))
+    def keep_filling():
+        fill(reservoir, itertools.islice(itertools.cycle(range(7)), 5000))
         done.set()
 
-    filling = threading.Thread(target=fill)
+    filling = threading.Thread(target=keep_filling)
     filling.start()
     readings = 0
     while not done.is_set() or readings < 10:
-        values = reservoir.latest(50).ravel()
-        assert (np.diff(values.astype(np.int64)) == 1).all()
+        assert (np.diff(numbers(reservoir.latest(50))) == 1).all()
+        assert (np.diff(numbers(reservoir.sample(40))) > 0).all()
         assert 0 <= reservoir.collected <= 50
+        assert 0 <= reservoir.coverage().largest <= 1
         readings += 1
     filling.join()
     assert reservoir.added == 5000

@@ -1,0 +1,152 @@
+"""Frames that tell nothing are refused, by reason; those of a badly drifted camera are kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import synthetic
+
+from bench.cifar import lossless
+from daemon.demo.digits import load_digits, render_split
+from daemon.distort import parse_drift
+from daemon.screening import SAME_S, Screening, clipped_share
+
+FPS = 10
+STRONG = (
+    "",
+    "exposure=-2",
+    "exposure=1",
+    "haze=0.8",
+    "haze=0.9",
+    "fixed-pattern=40",
+    "fixed-pattern=40,exposure=-2",
+    "temporal-noise=40",
+    "blur=4",
+    "gamma=4",
+    "gamma=0.25",
+    "black-level=-60",
+    "black-level=100",
+    "vignetting=0.8",
+    "dead-pixels=0.3",
+    "cross-talk=0.6",
+    "gain=0.3:1:0.3",
+    "jpeg=5",
+    "fixed-pattern=16,cross-talk=0.25,blur=0.7,exposure=-0.5",
+)
+
+
+def screened(images: Sequence[np.ndarray], fps: float = FPS) -> list[str | None]:
+    screening = Screening()
+    return [screening(image, number / fps) for number, image in enumerate(images)]
+
+
+def kept_share(images: np.ndarray, drift: str) -> float:
+    drifted = parse_drift(drift, seed=1)
+    return screened([drifted(image, number) for number, image in enumerate(images)]).count(None) / len(images)
+
+
+def scene(size: int = 224, seed: int = 0) -> np.ndarray:
+    """A picture of blotches, without noise: (size, size, 3) uint8."""
+    blotches = np.random.default_rng(seed).integers(60, 180, (7, 7, 3), np.uint8)
+    return np.kron(blotches, np.ones((size // 7, size // 7, 1), np.uint8))
+
+
+def noisy(image: np.ndarray, sd: float, seed: int) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, sd, image.shape)
+    return np.rint((image + noise).clip(0, 255)).astype(np.uint8)
+
+
+# ---- what must pass
+
+
+@pytest.fixture(scope="module")
+def digits() -> np.ndarray:
+    return render_split(*load_digits(), np.arange(200), np.random.default_rng(0)).images
+
+
+@pytest.mark.parametrize("drift", STRONG)
+def test_frames_of_a_badly_drifted_camera_are_kept(digits: np.ndarray, drift: str):
+    assert kept_share(digits, drift) >= 0.99
+    assert kept_share(synthetic.images(100, 3), drift) >= 0.99
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("drift", [*STRONG, "exposure=-3", "haze=0.95"])
+def test_so_are_photographs(recald_data, drift: str):
+    assert kept_share(lossless(recald_data / "cifar10_test.npz").pictures[:300], drift) >= 0.99
+
+
+def test_a_clean_dark_ground_is_no_lack_of_light():
+    stroke = np.zeros((28, 28, 1), np.uint8)
+    stroke[4:24, 13] = 200  # one pixel in forty, as of a thin handwritten 1
+    assert screened([stroke]) == [None]
+
+
+# ---- blank and saturated
+
+
+@pytest.mark.parametrize("level", [0, 16, 128, 255])
+@pytest.mark.parametrize("sd", [0, 10])
+def test_a_covered_lens_is_blank_whatever_its_noise(level: int, sd: float):
+    frames = [noisy(np.full((224, 224, 3), level, np.uint8), sd, seed) for seed in range(5)]
+    assert set(screened(frames)) == {"blank"}
+
+
+def test_a_picture_that_is_clipped_but_for_a_spot_is_saturated_and_a_half_clipped_one_is_kept():
+    glare = np.full((224, 224, 3), 255, np.uint8)
+    glare[:20, :20] = 90
+    half = scene()
+    half[:112] = 255
+    assert screened([glare, half]) == ["saturated", None]
+
+
+def test_clipped_are_black_and_white_alone():
+    assert clipped_share(np.array([[[0, 1, 2, 128]], [[253, 254, 255, 255]]], np.uint8)) == 3 / 8
+
+
+# ---- frozen and duplicate
+
+
+def test_the_frame_before_is_frozen_for_as_long_as_it_comes():
+    assert screened([scene()] * 5, fps=1 / 3600) == [None, *["frozen"] * 4]
+
+
+def test_a_frame_that_was_refused_itself_is_frozen_too():
+    stuck = noisy(scene(), 1, 0)
+    assert screened([scene(), stuck, stuck, stuck], fps=1) == [None, None, "frozen", "frozen"]
+    assert screened([scene(), stuck, stuck, stuck], fps=2) == [None, "duplicate", "frozen", "frozen"]
+
+
+def test_a_frame_that_comes_back_is_frozen_after_what_was_refused():
+    glare = np.full((224, 224, 3), 255, np.uint8)
+    assert screened([scene(), glare, scene()], fps=0.1) == [None, "blank", "frozen"]
+
+
+@pytest.mark.parametrize("sd", [1, 5, 20])
+def test_a_scene_that_stands_still_is_kept_now_and_then_whatever_the_noise(sd: float):
+    seconds = 6
+    reasons = screened([noisy(scene(), sd, seed) for seed in range(seconds * FPS)])
+    assert Counter(reasons).keys() == {None, "duplicate"}
+    assert reasons.count(None) == pytest.approx(seconds / SAME_S, abs=1)
+
+
+def test_a_slow_change_is_seen_as_soon_as_it_has_added_up():
+    """Each frame is compared with the one that was kept, not with the one before."""
+    brighter = [noisy(scene() + 0.4 * step, 1, step) for step in range(30)]
+    assert screened(brighter, fps=1000) == [None, "duplicate", "duplicate"] * 10
+
+
+def test_another_scene_is_kept_at_once_also_in_thick_haze():
+    haze = parse_drift("haze=0.96")
+    one, other = haze(scene(seed=1)), haze(scene(seed=2))
+    assert screened([one, noisy(one, 1, 0), other]) == [None, "duplicate", None]
+
+
+def test_grey_and_tiny_frames_are_judged_too():
+    random = np.random.default_rng(0)
+    for shape in [(4, 5, 1), (8, 8, 1), (3, 300, 3)]:
+        image = random.integers(0, 256, shape, np.uint8)
+        assert screened([image, image, np.zeros(shape, np.uint8)]) == [None, "frozen", "blank"]

@@ -1,0 +1,69 @@
+"""What is answered, and what is kept of it for checks and fits."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from daemon.frame import build_frame, parse_frame
+from daemon.metrics import Metrics
+from daemon.reservoir import Reservoir
+from daemon.screening import Screening
+from daemon.serving import Serving
+
+
+class Scene:
+    """One sensor in front of a model that names the class `label`, or puts out a picture if that is None."""
+
+    def __init__(self, label: int | None) -> None:
+        self.registry = CollectorRegistry()
+        self.published: list[dict[str, Any]] = []
+        self.output = np.zeros((1, 4, 4), np.float32) if label is None else np.eye(4, dtype=np.float32)[[label]]
+        self.sensor: Any = SimpleNamespace(
+            name="front",
+            path=SimpleNamespace(infer=lambda batch: (self.output, "factory")),
+            reservoir=Reservoir(20, window=10, screen=Screening()),
+            recalibrator=SimpleNamespace(state=SimpleNamespace(value="factory")),
+            drift_score=1.0,
+            frames=0,
+        )
+        preprocessor = SimpleNamespace(to_input_image=lambda image: image, normalise=lambda images: images)
+        model: Any = SimpleNamespace(digest="d" * 64, preprocessor=preprocessor)
+        publisher: Any = SimpleNamespace(send=lambda name, header, output: self.published.append(header))
+        self.serving = Serving(model, publisher, Metrics(self.registry))
+
+    def serve(self, image: np.ndarray) -> None:
+        parts = build_frame("front", image, seq=len(self.published), timestamp=time.time_ns())
+        received = {"now_ns": time.time_ns(), "received": float(len(self.published)), "max_age": 5.0}
+        self.serving.serve(parse_frame(parts, sensors={"front"}, **received), self.sensor)
+
+    def rejected(self, reason: str) -> float | None:
+        return self.registry.get_sample_value("recald_samples_rejected_total", {"sensor": "front", "reason": reason})
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
+
+
+@pytest.mark.parametrize(("label", "coverage"), [(2, (1, 1.0)), (None, (0, 0.0))])
+def test_a_frame_is_kept_with_the_class_it_was_answered_with_if_it_was(label: int | None, coverage: tuple[int, float]):
+    scene = Scene(label)
+    for seed in range(3):
+        scene.serve(picture(seed))
+    assert scene.sensor.reservoir.collected == 3
+    assert scene.sensor.reservoir.coverage() == coverage
+    assert [header.get("label") for header in scene.published] == [label] * 3
+
+
+def test_what_is_not_kept_is_answered_all_the_same_and_counted_by_its_reason():
+    scene = Scene(2)
+    for image in [picture(0), picture(0), np.zeros((16, 16, 3), np.uint8)]:
+        scene.serve(image)
+    assert len(scene.published) == scene.sensor.frames == 3
+    assert scene.sensor.reservoir.added == 1
+    assert scene.rejected("frozen") == scene.rejected("blank") == 1
