@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from calibrate.proxy import AccuracyProxy, Answers
-from calibrate.yardstick import Yardstick
+from calibrate.yardstick import Measured, Yardstick
 
 MARGIN = 0.2  # the score must fall by this share: well above its spread between windows of clean frames (0.1)
 LESS_SURE = 1.75  # standard errors; 18 of 24 looks at harmful candidates were below it, none of 176 at helpful ones
@@ -25,6 +25,10 @@ class Evidence:
     score: float
     proxy: AccuracyProxy | None
     answers: Answers | None = None
+
+    @classmethod
+    def of(cls, seen: Measured) -> Evidence:
+        return cls(seen.drift.score, seen.proxy, seen.answers)
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,7 @@ class Verdict:
 
 def examine(yardstick: Yardstick, homogenizer: nn.Module | None, frames: Tensor) -> Evidence:
     """Score and proxy of Φ on homogenizer(frames); None is the factory homogenizer."""
-    seen = yardstick.measure(frames, homogenizer)
-    return Evidence(seen.drift.score, seen.proxy, seen.answers)
+    return Evidence.of(yardstick.measure(frames, homogenizer))
 
 
 def incumbents(yardstick: Yardstick, active: nn.Module | None, frames: Tensor) -> dict[str, Evidence]:
@@ -74,10 +77,15 @@ def judge(
 
     band: the highest drift score that counts as clean.
     """
-    evidence = dict(against) | {"candidate": examine(yardstick, candidate, frames)}
-    problems = [p for name in against for p in _objections(evidence["candidate"], evidence[name], name)]
-    if not evidence["candidate"].score <= band:
-        problems.append(f"score {evidence['candidate'].score:.2f} stays outside the clean band of {band:.2f}")
+    return weigh(examine(yardstick, candidate, frames), against, band)
+
+
+def weigh(candidate: Evidence, against: Mapping[str, Evidence], band: float) -> Verdict:
+    """The verdict on a candidate: better than every incumbent by a margin, and within the clean band."""
+    problems = [p for name, incumbent in against.items() for p in objections(candidate, incumbent, name)]
+    if not candidate.score <= band:
+        problems.append(f"score {candidate.score:.2f} stays outside the clean band of {band:.2f}")
+    evidence = dict(against) | {"candidate": candidate}
     return Verdict(not problems, "; ".join(problems) or "better than every incumbent", evidence)
 
 
@@ -87,7 +95,8 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _objections(candidate: Evidence, incumbent: Evidence, name: str) -> Iterator[str]:
+def objections(candidate: Evidence, incumbent: Evidence, name: str) -> Iterator[str]:
+    """What speaks against calling the candidate better than the incumbent of this name."""
     if candidate.score > (1 - MARGIN) * incumbent.score:  # a candidate's NaN is outside any band
         yield f"score {candidate.score:.2f} is no better than {name}'s {incumbent.score:.2f}"
     if candidate.proxy and incumbent.proxy:

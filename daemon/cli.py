@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import getpass
 import json
 import logging
 import sys
@@ -81,6 +82,19 @@ def examine(args: argparse.Namespace) -> int:
     return 0 if doctor.run(args) else EX_CONFIG
 
 
+def history(args: argparse.Namespace) -> int:
+    from daemon import past
+
+    past.history(args)
+    return 0
+
+
+def verify(args: argparse.Namespace) -> int:
+    from daemon import past
+
+    return 0 if past.verify(args) else EX_CONFIG
+
+
 def export(args: argparse.Namespace) -> int:
     from deploy.frozen import export_model
 
@@ -120,7 +134,7 @@ def status(args: argparse.Namespace) -> int:
     table = Table(
         title=f"recald {answer['version']}, model {answer['model'][:12]}, {answer['backend']}", box=box.SIMPLE
     )
-    columns = ("homogenizer", "drift_score", "drift_alarm", "frames", "last_fit")
+    columns = ("homogenizer", "candidate", "drift_score", "drift_alarm", "frames", "reason", "last_fit")
     for column in ("sensor", "state", *columns):
         table.add_column(column.removeprefix("drift_").replace("_", " "))
     for name, sensor in answer["sensors"].items():
@@ -131,7 +145,7 @@ def status(args: argparse.Namespace) -> int:
 
 
 def _cell(column: str, value: Any) -> str:
-    if column == "homogenizer":
+    if column in ("homogenizer", "candidate") and value is not None:
         return str(value)[:8]
     if isinstance(value, bool):  # before numbers: 0 is no "no"
         return "yes" if value else "no"
@@ -140,10 +154,11 @@ def _cell(column: str, value: Any) -> str:
     return "-" if value is None else str(value)
 
 
-def command(args: argparse.Namespace) -> int:
-    """recalibrate and rollback: one request, one line about what happens next."""
-    _ask(args, {"command": args.command, "sensor": args.sensor})
-    print(f"{args.sensor}: {args.command} queued; `recald status` shows how it goes")
+def order(args: argparse.Namespace) -> int:
+    """One order to a running daemon, one line about what happened and what comes next."""
+    name = "release" if getattr(args, "release", False) else args.command
+    answer = _ask(args, {"command": name, "sensor": args.sensor, "by": getpass.getuser()})
+    print(json.dumps(answer) if args.json else f"{args.sensor}: {answer['said']}")
     return 0
 
 
@@ -183,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_commission(commands)
     _add_operator(commands)
+    _add_past(commands)
     _add_camera(commands)
     return parser
 
@@ -236,22 +252,38 @@ def _add_commission(commands: Any) -> None:
     command.add_argument("--count", type=int, default=2048, help="pictures at most, evenly from all (%(default)s)")
 
 
+ORDERS = {
+    "recalibrate": "fit a sensor's homogenizer now",
+    "approve": "let a candidate serve, where recalibrate.mode is supervised",
+    "reject": "drop a candidate",
+    "rollback": "let the homogenizer before the active one serve again",
+    "hold": "let nothing be swapped for now",
+}
+
+
 def _add_operator(commands: Any) -> None:
     show = _add(commands, "status", status, "show what a running daemon does", "--config recald.yaml")
-    show.add_argument("--json", action="store_true", help="print JSON for programs")
-    fit = _add(commands, "recalibrate", command, "fit a sensor's homogenizer now", "--sensor front")
-    back = _add(
-        commands,
-        "rollback",
-        command,
-        "let the homogenizer before the active one serve again",
-        "--sensor front",
-    )
-    for parser in (fit, back):
+    orders = {name: _add(commands, name, order, text, "--sensor front") for name, text in ORDERS.items()}
+    orders["hold"].add_argument("--release", action="store_true", help="undo: swaps are allowed again")
+    for parser in orders.values():
         parser.add_argument("--sensor", required=True)
-    for parser in (show, fit, back):
+    for parser in (show, *orders.values()):
+        parser.add_argument("--json", action="store_true", help="print JSON for programs")
         parser.add_argument("--config", type=Path, help="the daemon's, where control.endpoint is not the default")
         parser.add_argument("--timeout", type=float, default=5.0, help="seconds to wait for an answer (%(default)s)")
+
+
+def _add_past(commands: Any) -> None:
+    example = "--config /etc/recald/recald.yaml"
+    told = _add(commands, "history", history, "show what was done and why, from the audit log", example)
+    told.add_argument("--sensor", help="of this sensor alone")
+    told.add_argument("--limit", type=int, default=50, metavar="N", help="the newest N records (%(default)s)")
+    told.add_argument("--all", action="store_true", help="show every change of state too")
+    check = _add(commands, "verify", verify, "check every byte of model, state and audit log", example)
+    check.add_argument("--anchor", metavar="NUMBER:DIGEST", help="of a record that was noted elsewhere")
+    for parser in (told, check):
+        parser.add_argument("--config", type=Path, required=True, help="the configuration file")
+        parser.add_argument("--json", action="store_true", help="print JSON for programs")
 
 
 def _add_camera(commands: Any) -> None:

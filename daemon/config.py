@@ -192,12 +192,22 @@ class DriftConfig(Section):
 
 
 class RecalibrateConfig(Section):
-    """When to fit: each `every`, on `frames` frames, for `timeout` at most, `backoff` after a failure."""
+    """When to fit: each `every`, on `frames` frames of at least `collect`, for `timeout`, `backoff` after a failure.
 
+    And what may serve: nothing is fitted when locked, nothing serves in the shadow mode, nothing without approval when
+    supervised. A candidate runs beside what serves for `shadow`, and is on `probation` after it.
+    """
+
+    mode: Literal["locked", "shadow", "supervised", "autonomous"] = "autonomous"
     every: Duration = Field(default=HOUR, ge=1, le=365 * DAY)
     frames: int = Field(default=512, ge=64, le=1_000_000)
+    collect: Duration = Field(default=2 * MINUTE, ge=0, le=DAY)
     timeout: Duration = Field(default=15 * MINUTE, ge=1, le=DAY)
     backoff: Duration = Field(default=MINUTE, ge=0, le=DAY)
+    shadow: Duration = Field(default=5.0, ge=0, le=DAY)
+    probation: Duration = Field(default=MINUTE, ge=0, le=DAY)
+    fits_a_day: int = Field(default=48, ge=1, le=86_400)
+    swaps_a_day: int = Field(default=24, ge=1, le=86_400)
 
 
 class Config(Section):

@@ -9,8 +9,10 @@ import queue
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -26,22 +28,27 @@ from daemon.frame import Frame, FrameError
 from daemon.intake import Intake
 from daemon.metrics import Metrics, serve_metrics
 from daemon.notify import Notifier
+from daemon.orders import Orders
 from daemon.process import WorkerProcess
 from daemon.recalibration import Recalibration
 from daemon.recalibrator import Recalibrator
+from daemon.recorder import Recorder, audit_path
 from daemon.reservoir import Reservoir
 from daemon.results import Publisher
+from daemon.screening import Screening
 from daemon.sensor import Sensor
 from daemon.serving import Serving
 from daemon.startup import claim, open_model, restore
 from daemon.upkeep import Event, Upkeep
 from daemon.watch import DriftWatch
+from deploy.audit import AuditLog
 from deploy.backend import Runner
 from deploy.path import InferencePath
 from deploy.store import FACTORY, ArtefactStore
 
 TICK_S = 0.05  # how often what is due is looked at, and the longest a signal waits
 STATUS_S = 1.0  # between two status lines for systemd
+ORDER_TIMEOUT_S = 3.0  # an order waits for the frame under way
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +71,7 @@ class Daemon:
         self._notifier = notifier
         self._clock = clock
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._commands: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[tuple[str, str, str, Future[dict[str, Any]]]] = queue.SimpleQueue()
         self._closing = ExitStack()
         self._due = self._status_due = -math.inf
 
@@ -95,6 +102,9 @@ class Daemon:
         self._store = ArtefactStore(self.config.state.directory)
         self._store.sweep()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="background")
+        audit = partial(AuditLog, audit_path(self.config.state.directory))
+        self._record = Recorder(audit, self._background, self.metrics)
+        self._closing.callback(self._record.close)
         self._closing.callback(self._background.shutdown, wait=True)
         for name in self.config.sensors:
             self.sensors[name] = self._new_sensor(name)
@@ -109,11 +119,16 @@ class Daemon:
         path = InferencePath(self._model.runner, closer=self._close_later)
         self._closing.callback(path.close)
         restore(name, path, self._store, self._model)
-        capacity = max(config.recalibrate.frames, config.drift.window)
+        window = config.drift.window
         return Sensor(
             name,
             path,
-            Reservoir(capacity, config.sensors[name].sample_every),
+            Reservoir(
+                config.recalibrate.frames + window,
+                config.sensors[name].sample_every,
+                window=window,
+                screen=Screening(),
+            ),
             DriftDetector(config.drift.threshold, config.drift.hold),
             Recalibrator(config.recalibrate, self._clock(), serving=path.version != FACTORY),
         )
@@ -135,8 +150,16 @@ class Daemon:
         self._closing.callback(recalibration.close)
         frames = self.config.recalibrate.frames
         self._upkeep = Upkeep(
-            recalibration, self._store, self._model.digest, frames, self.metrics, self._background, self._clock
+            recalibration,
+            self._store,
+            self._model.digest,
+            frames,
+            self.metrics,
+            self._background,
+            self._record,
+            self._clock,
         )
+        self._orders = Orders(self._upkeep, self._record)
         watch = DriftWatch(self.config.drift, self.sensors, WorkerProcess(*common, threads=1), self._events.put)
         self._closing.callback(watch.close)
         watch.start()
@@ -145,9 +168,21 @@ class Daemon:
         backend = self._model.backend.name
         self.metrics.build_info.labels(__version__, torch.__version__, backend).set(1)
         self.metrics.model_info.labels(self._model.digest, backend).set(1)
+        self._record("", "start", self._facts())
         for sensor in self.sensors.values():
             self._upkeep.show_homogenizer(sensor, "restored")
             self._upkeep.show_state(sensor)
+
+    def _facts(self) -> dict[str, Any]:
+        """What runs, for the audit log."""
+        return {
+            "recald": __version__,
+            "torch": str(torch.__version__),
+            "backend": self._model.backend.version(),
+            "model": self._model.digest,
+            "mode": self.config.recalibrate.mode,
+            "homogenizers": {name: sensor.path.version for name, sensor in self.sensors.items()},
+        }
 
     def _open_sockets(self) -> None:
         config = self.config
@@ -184,14 +219,16 @@ class Daemon:
         except FrameError as error:
             self.metrics.frames_dropped.labels(sensor.name, error.reason).inc()
         except RuntimeError as error:
-            self._survive(sensor, error)
+            self._survive(frame, sensor, error)
 
-    def _survive(self, sensor: Sensor, error: RuntimeError) -> None:
-        """A runner failed on a frame: count it, and go back one step if a fitted homogenizer was serving."""
+    def _survive(self, frame: Frame, sensor: Sensor, error: RuntimeError) -> None:
+        """A runner failed on a frame: go back one step where that helps and serve the frame again, else count it."""
         log.error("%s: inference failed: %s", sensor.name, error)
-        self.metrics.frames_dropped.labels(sensor.name, "inference").inc()
-        if sensor.path.version != FACTORY:
-            self._upkeep.roll_back(sensor, "error")
+        if sensor.path.version == FACTORY:
+            self.metrics.frames_dropped.labels(sensor.name, "inference").inc()
+            return
+        self._upkeep.roll_back(sensor, "error")
+        self._serve(frame, sensor)
 
     # ---- what is due
 
@@ -206,6 +243,7 @@ class Daemon:
         if now >= self._status_due:
             self._status_due = now + STATUS_S
             self._notifier.status(self._status_line())
+            self._record.retry()
 
     def _status_line(self) -> str:
         return "; ".join(
@@ -225,28 +263,32 @@ class Daemon:
                 "backend": self._model.backend.name,
                 "sensors": {n: s.status() for n, s in self.sensors.items()},
             }
-        if command not in ("recalibrate", "rollback"):
-            raise ValueError(f"unknown command {command!r}: status, recalibrate or rollback")
+        if command not in self._orders.names():
+            raise ValueError(f"unknown command {command!r}: status, {', '.join(self._orders.names())}")
         if name not in self.sensors:
             raise ValueError(f"unknown sensor {name!r}: configured are {', '.join(self.sensors)}")
-        if command == "rollback" and self.sensors[name].path.version == FACTORY:
-            raise ValueError(f"{name}: the factory homogenizer serves, there is nothing to go back to")
-        self._commands.put((command, name))
-        return {"sensor": name, "queued": command}
+        answer: Future[dict[str, Any]] = Future()
+        self._commands.put((command, name, str(request.get("by", "unknown")), answer))
+        try:
+            return answer.result(ORDER_TIMEOUT_S)
+        except FutureTimeout:
+            raise ValueError("the daemon is busy; `recald status` shows whether the order was carried out") from None
 
     def _obey(self) -> None:
         while not self._commands.empty():
-            command, name = self._commands.get()
-            if command == "recalibrate":
-                self.sensors[name].recalibrator.request()
-            else:
-                self._upkeep.roll_back(self.sensors[name], "operator")
+            command, name, by, answer = self._commands.get()
+            try:
+                answer.set_result(self._orders.carry_out(command, self.sensors[name], by))
+            except ValueError as error:
+                answer.set_exception(ValueError(f"{name}: {error}"))
 
     # ---- the end
 
     def shutdown(self) -> None:
         """Close whatever was opened, in reverse order; safe after a half-finished startup."""
         self._notifier.stopping()
+        if self.sensors:
+            self._record("", "stop", {name: sensor.frames for name, sensor in self.sensors.items()})
         self._closing.close()
         log.info("stopped")
 

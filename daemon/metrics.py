@@ -11,11 +11,12 @@ from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram
 from prometheus_client import Metric as Family
 from prometheus_client.registry import Collector
 
+from daemon.recalibrator import State
+
 LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.033, 0.05, 0.1, 0.2, 0.5, 1.0)
 PAUSE_BUCKETS = (1e-6, 1e-5, 1e-4, 0.001, 0.005, 0.01, 0.033, 0.1)  # a swap exchanges one reference
 FIT_BUCKETS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 COMPILE_BUCKETS = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0)
-CALIBRATION_STATES = ("factory", "collecting", "fitting", "judging", "compiling", "active", "failed")
 
 
 class _Maker:
@@ -65,6 +66,9 @@ class Metrics:
         self.frames_missed = make.counter(
             "frames_missed_total", "Sequence numbers skipped: frames lost before they arrived.", "sensor"
         )
+        self.samples_rejected = make.counter(
+            "samples_rejected_total", "Frames kept for no drift check and no fit.", "sensor", "reason"
+        )
         self.input_disconnects = make.counter(
             "input_disconnects_total", "Connections of frame senders lost, also for an oversize message."
         )
@@ -99,7 +103,7 @@ class Metrics:
 
     def _recalibration(self, make: _Maker) -> None:
         self.calibration_state = make.state(
-            "calibration_state", "What recalibration is doing.", CALIBRATION_STATES, "sensor"
+            "calibration_state", "What recalibration is doing.", tuple(state.value for state in State), "sensor"
         )
         self.calibration_progress_ratio = make.gauge(
             "calibration_progress_ratio", "Share of the running recalibration that is done.", "sensor"
@@ -114,6 +118,9 @@ class Metrics:
             "swap_pause_seconds", "Time a swap kept frames waiting.", PAUSE_BUCKETS, "sensor"
         )
         self.rollbacks = make.counter("rollbacks_total", "Returns to the homogenizer before.", "sensor", "reason")
+
+        self.audit_records = make.counter("audit_records_total", "Records written to the audit log.")
+        self.audit_failures = make.counter("audit_failures_total", "Records that could not be written to it.")
 
     def set_homogenizer(self, sensor: str, version: str, source: str) -> None:
         """State what serves `sensor`; what served it before is no longer exported."""

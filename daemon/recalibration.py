@@ -79,6 +79,7 @@ class Recalibration:
             "job": "recalibrate",
             "sensor": sensor.name,
             "active": sensor.path.version,
+            "shunned": sorted(sensor.shunned),
             "trigger": trigger,
             "band": self._band,
             "until": time.time(),
@@ -100,7 +101,7 @@ class Recalibration:
             self._busy = False
 
     def _recalibrate(self, sensor: Sensor, job: dict[str, Any], frames: int) -> Finished:
-        images = sensor.reservoir.latest(frames)
+        images = sensor.reservoir.sample(frames)
 
         def report(message: dict[str, Any]) -> None:
             durations = {k[: -len("_seconds")]: v for k, v in message.items() if k.endswith("_seconds")}

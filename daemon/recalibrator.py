@@ -1,13 +1,19 @@
-"""When to collect, to fit and to wait, for one sensor: plain values and the time in, decisions out."""
+"""When to collect, fit, wait, serve and go back, for one sensor: plain values and the time in, decisions out."""
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 
-from daemon.config import RecalibrateConfig
+from daemon.config import DAY, RecalibrateConfig
 
 MAX_BACKOFF_DOUBLINGS = 6
+LOOKS = 3  # at the candidate in the shadow, and at what serves on probation, at least
+MOST_LOOKS = 30  # that count: a candidate may wait for days
+IN_DOUBT = 1 / 3  # the share of looks in the shadow that may speak against a candidate: frames of a window are few
+REGRESSIONS = 2  # looks in a row that find the one before better: one may be chance
+HOPELESS = 3  # tries in a row that led to nothing while the drift lasts
 
 
 class State(str, Enum):
@@ -18,12 +24,28 @@ class State(str, Enum):
     FITTING = "fitting"
     JUDGING = "judging"
     COMPILING = "compiling"
+    SHADOW = "shadow"  # a proven candidate runs beside what serves
+    AWAITING_APPROVAL = "awaiting_approval"
+    PROBATION = "probation"  # it serves, and the one before is a step away
     ACTIVE = "active"  # at rest, a fitted homogenizer serves
+    ROLLED_BACK = "rolled_back"  # at rest, until the back-off is over
     FAILED = "failed"  # at rest after a fit that broke, until the back-off is over
+    INVALID = "invalid"  # at rest, and what is served can not be relied on
 
 
-AT_REST = (State.FACTORY, State.ACTIVE, State.FAILED)
+AT_REST = (State.FACTORY, State.ACTIVE, State.ROLLED_BACK, State.FAILED, State.INVALID)
 IN_WORK = (State.FITTING, State.JUDGING, State.COMPILING)
+WITH_CANDIDATE = (State.SHADOW, State.AWAITING_APPROVAL)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a decision depends on: the alarm, frames collected, whether a fit may begin, and why no swap may be made."""
+
+    alarm: bool = False
+    collected: int = 0
+    fitter_free: bool = True
+    held: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,7 +62,31 @@ class Fit:
     trigger: str  # "drift", "timer" or "operator"
 
 
-Decision = Collect | Fit
+@dataclass(frozen=True)
+class Commit:
+    """Let the candidate serve from the next frame on."""
+
+
+@dataclass(frozen=True)
+class Discard:
+    """Drop the candidate."""
+
+    result: str  # "shadowed", "rejected" or "refused"
+    reason: str
+
+
+@dataclass(frozen=True)
+class RollBack:
+    """Let the homogenizer before the active one serve again."""
+
+    reason: str
+
+
+Decision = Collect | Fit | Commit | Discard | RollBack
+
+
+class Refused(ValueError):
+    """An operator's order that makes no sense now; the message says why, and what would."""
 
 
 class Recalibrator:
@@ -50,68 +96,181 @@ class Recalibrator:
         self._config = config
         self.state = State.ACTIVE if serving else State.FACTORY
         self.progress = 0.0
+        self.reason = ""  # why it is in this state, and what an operator can do
         self.trigger = ""
         self._serving = serving
+        self._since = now
         self._next_timer = now + config.every
         self._not_before = now
         self._failures = 0
         self._requested = False
+        self._approval: bool | None = None
+        self._looks: deque[bool] = deque()  # whether each spoke for the candidate, or on probation for the one before
+        self._fits: deque[float] = deque()
+        self._swaps: deque[float] = deque()
+
+    # ---- what an operator orders
 
     def request(self) -> None:
-        """The operator wants a fit; back-off does not hold it up."""
+        """A fit, as soon as there is rest; neither back-off nor budget holds it up."""
+        if self._config.mode == "locked":
+            raise Refused("recalibrate.mode is locked: nothing is fitted")
+        if self.state in (*IN_WORK, *WITH_CANDIDATE):
+            raise Refused(f"a recalibration is under way: {self.state.value}")
         self._requested = True
 
-    def step(self, now: float, *, alarm: bool, collected: int, fitter_free: bool) -> Decision | None:
-        """What to do now, if anything. `collected`: frames held since collecting began."""
-        if self.state in AT_REST:
-            return self._begin(now, alarm)
-        if self.state is State.COLLECTING:
-            self.progress = min(1.0, collected / self._config.frames)
-            if self.progress == 1.0 and fitter_free:
-                self._enter(State.FITTING)
-                return Fit(self.trigger)
-        return None
+    def approve(self) -> None:
+        """The candidate may serve."""
+        self._answer(True)
+
+    def reject(self) -> None:
+        """The candidate shall be dropped; in the shadow too."""
+        self._answer(False)
+
+    # ---- what has happened
 
     def progressed(self, stage: State, ratio: float) -> None:
         """The worker reports where it is."""
         if self.state in IN_WORK and stage in IN_WORK:
             self.state, self.progress = stage, ratio
 
-    def finished(self, result: str, now: float) -> None:
-        """A fit ended: accepted (its homogenizer serves now), factory (none serves any more), rejected, unneeded,
-        failed or timeout."""
+    def proven(self, now: float) -> None:
+        """A candidate is ready to serve."""
+        self._enter(State.SHADOW, now, "a candidate runs beside what serves")
+
+    def finished(self, result: str, now: float, reason: str = "") -> None:
+        """A recalibration ended without a swap: unneeded, shadowed, rejected, outdated, failed or timeout."""
         self._next_timer = now + self._config.every
-        if result in ("accepted", "factory", "unneeded"):
+        if result in ("unneeded", "shadowed"):
             self._failures = 0
             self._not_before = now
         else:
             self._not_before = now + self._backoff()
             self._failures += 1
-        self._serving = {"accepted": True, "factory": False}.get(result, self._serving)
-        self._enter(State.FAILED if result in ("failed", "timeout") else self._rest())
+        self._enter(State.FAILED if result in ("failed", "timeout") else self._rest(), now, reason)
 
-    def rolled_back(self, serving: bool, now: float) -> None:
-        """The homogenizer was taken back; whether a fitted one still serves."""
+    def looked(self, for_rival: bool) -> None:
+        """The watch compared: in the shadow, whether all speaks for the candidate; on probation, for the one before."""
+        if self.state in (State.SHADOW, State.AWAITING_APPROVAL, State.PROBATION):
+            self._looks.append(for_rival)
+
+    def committed(self, serving: bool, now: float) -> None:
+        """The candidate serves; `serving`: it is a fitted homogenizer."""
+        self._serving, self._failures = serving, 0
+        self._next_timer, self._not_before = now + self._config.every, now
+        self._swaps.append(now)
+        self._enter(State.PROBATION, now, "it serves on probation")
+
+    def rolled_back(self, serving: bool, now: float, reason: str) -> None:
+        """The homogenizer was taken back; whether a fitted one still serves. A fit under way goes on."""
         self._serving = serving
-        self._not_before = max(self._not_before, now + self._config.backoff)
+        self._not_before = max(self._not_before, now + self._backoff())
+        self._failures += 1
+        if self.state not in (*IN_WORK, State.COLLECTING):
+            self._enter(State.ROLLED_BACK, now, reason)
+
+    # ---- what to do
+
+    def step(self, now: float, facts: Facts) -> Decision | None:
+        """What to do now, if anything."""
         if self.state in AT_REST:
-            self._enter(self._rest())
+            return self._begin(now, facts.alarm)
+        if self.state is State.COLLECTING:
+            return self._collect(now, facts)
+        if self.state in WITH_CANDIDATE:
+            return self._weigh(now, facts.held)
+        if self.state is State.PROBATION:
+            return self._watch_over(now)
+        return None
 
     def _begin(self, now: float, alarm: bool) -> Decision | None:
-        waiting = now < self._not_before
-        if self._requested:
-            self.trigger = "operator"
-        elif alarm and not waiting:
-            self.trigger = "drift"
-        elif now >= self._next_timer and not waiting:
-            self.trigger = "timer"
-        else:
-            if self.state is State.FAILED and not waiting:
-                self._enter(self._rest())
+        trigger = self._trigger(now, alarm)
+        if trigger is None:
+            self._settle(now, alarm)
             return None
-        self._requested = False
-        self._enter(State.COLLECTING)
+        self.trigger, self._requested = trigger, False
+        self._enter(State.COLLECTING, now)
         return Collect(afresh=alarm)
+
+    def _trigger(self, now: float, alarm: bool) -> str | None:
+        if self._requested:
+            return "operator"
+        if self._config.mode == "locked" or now < self._not_before or self._spent(now):
+            return None
+        if alarm:
+            return "drift"
+        return "timer" if now >= self._next_timer else None
+
+    def _spent(self, now: float) -> bool:
+        """Whether the day's budget is used up."""
+        for times in (self._fits, self._swaps):
+            while times and times[0] <= now - DAY:
+                times.popleft()
+        return len(self._fits) >= self._config.fits_a_day or len(self._swaps) >= self._config.swaps_a_day
+
+    def _settle(self, now: float, alarm: bool) -> None:
+        """Leave a state that is over; tell one in which nothing helps."""
+        if alarm and self._failures >= HOPELESS:
+            if self.state is not State.INVALID:
+                self._enter(State.INVALID, now, self._advice())
+        elif self.state not in (State.ACTIVE, State.FACTORY) and now >= self._not_before:
+            self._enter(self._rest(), now)
+
+    def _advice(self) -> str:
+        return (
+            f"{self._failures} tries in a row led to nothing and the frames look drifted ({self.reason}): look at the "
+            "lens, the exposure and the scene; `recald recalibrate` tries at once"
+        )
+
+    def _collect(self, now: float, facts: Facts) -> Decision | None:
+        seen = now - self._since  # the first frames that come may all show one scene, which is no sample of the world
+        self.progress = min(1.0, facts.collected / self._config.frames, _share(seen, self._config.collect))
+        self.reason = f"{facts.collected} of {self._config.frames} frames, {seen:.0f} of {self._config.collect:.0f} s"
+        if self.progress < 1.0 or not facts.fitter_free:
+            return None
+        self._fits.append(now)
+        self._enter(State.FITTING, now)
+        return Fit(self.trigger)
+
+    def _weigh(self, now: float, held: str) -> Decision | None:
+        """A candidate in the shadow, or one that waits for approval."""
+        if self._approval is False:
+            return Discard("refused", "refused by the operator")
+        self.progress = _share(now - self._since, self._config.shadow)
+        if self._against() > IN_DOUBT * max(len(self._looks), LOOKS):
+            return Discard("rejected", f"no better in {self._against()} of {len(self._looks)} looks at new frames")
+        if self.state is State.SHADOW and (self.progress < 1.0 or len(self._looks) < LOOKS):
+            return None
+        return self._let_serve(now, held)
+
+    def _let_serve(self, now: float, held: str) -> Decision | None:
+        if self._config.mode == "shadow":
+            return Discard("shadowed", "better than what serves, and recalibrate.mode is shadow")
+        if self._config.mode == "supervised" and self._approval is None:
+            if self.state is not State.AWAITING_APPROVAL:
+                self.state, self.progress = State.AWAITING_APPROVAL, 0.0
+                self.reason = "`recald approve` lets the candidate serve, `recald reject` drops it"
+            return None
+        if held:
+            self.reason = f"the candidate waits: {held}"
+            return None
+        return Commit()
+
+    def _watch_over(self, now: float) -> Decision | None:
+        self.progress = _share(now - self._since, self._config.probation)
+        if len(self._looks) >= REGRESSIONS and all(list(self._looks)[-REGRESSIONS:]):
+            return RollBack("regress")
+        if self.progress == 1.0 and len(self._looks) >= LOOKS:
+            self._enter(self._rest(), now)
+        return None
+
+    def _against(self) -> int:
+        return self._looks.count(False)
+
+    def _answer(self, approval: bool) -> None:
+        if self.state is not State.AWAITING_APPROVAL and (approval or self.state is not State.SHADOW):
+            raise Refused(f"no candidate waits for approval: {self.state.value}")
+        self._approval = approval
 
     def _backoff(self) -> float:
         return min(
@@ -122,5 +281,11 @@ class Recalibrator:
     def _rest(self) -> State:
         return State.ACTIVE if self._serving else State.FACTORY
 
-    def _enter(self, state: State) -> None:
-        self.state, self.progress = state, 0.0
+    def _enter(self, state: State, now: float, reason: str = "") -> None:
+        self.state, self.progress, self.reason, self._since = state, 0.0, reason, now
+        self._looks, self._approval = deque(maxlen=MOST_LOOKS), None
+
+
+def _share(passed: float, whole: float) -> float:
+    """How much of a duration is over, 0 to 1."""
+    return min(1.0, passed / whole) if whole else 1.0

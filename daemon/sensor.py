@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from calibrate.drift import DriftDetector
-from daemon.recalibrator import Recalibrator
+from daemon.recalibrator import WITH_CANDIDATE, Recalibrator, State
 from daemon.reservoir import Reservoir
 from deploy.path import InferencePath, Prepared
 
@@ -18,6 +18,13 @@ class Candidate:
 
     prepared: Prepared
     incumbent: str
+
+
+class Rival(NamedTuple):
+    """A version that does not serve: the candidate for it, or the one before."""
+
+    role: Literal["candidate", "previous"]
+    version: str
 
 
 @dataclass
@@ -31,20 +38,32 @@ class Sensor:
     recalibrator: Recalibrator
     drift_score: float = math.nan  # of the frames as served; NaN until first observed
     hold: bool = False  # the newest frame's request: no swap now
-    waiting: Candidate | None = None  # to be committed between two frames
+    operator_hold: bool = False  # the operator's
+    waiting: Candidate | None = None  # in the shadow; committed between two frames, or dropped
+    shunned: set[str] = field(default_factory=set)  # versions that were taken back or dropped: not tried again
     frames: int = 0
     last_result: str = field(default="none yet")  # of the last fit, for the operator
+
+    @property
+    def rival(self) -> Rival | None:
+        """What the drift watch shall compare with the one that serves."""
+        state, waiting = self.recalibrator.state, self.waiting
+        if state in WITH_CANDIDATE and waiting is not None:
+            return Rival("candidate", waiting.prepared.version)
+        return Rival("previous", self.path.fallback) if state is State.PROBATION else None
 
     def status(self) -> dict[str, Any]:
         """Plain values for `recald status`."""
         return {
             "state": self.recalibrator.state.value,
             "progress": round(self.recalibrator.progress, 3),
+            "reason": self.recalibrator.reason,
             "homogenizer": self.path.version,
             "drift_score": None if math.isnan(self.drift_score) else round(self.drift_score, 3),
             "drift_alarm": self.detector.alarm,
             "frames": self.frames,
             "collected": self.reservoir.collected,
-            "hold": self.hold,
+            "hold": self.hold or self.operator_hold,
+            "candidate": None if (waiting := self.waiting) is None else waiting.prepared.version,
             "last_fit": self.last_result,
         }

@@ -11,8 +11,9 @@ from typing import Any
 
 from daemon.metrics import Metrics
 from daemon.recalibration import Finished, Progressed, Recalibration
-from daemon.recalibrator import Collect, Fit, State
-from daemon.sensor import Candidate, Sensor
+from daemon.recalibrator import Collect, Commit, Decision, Discard, Facts, Fit, RollBack, State
+from daemon.recorder import Recorder
+from daemon.sensor import Sensor
 from daemon.watch import Observed
 from deploy.store import FACTORY, ArtefactStore, StoreError
 
@@ -33,6 +34,7 @@ class Upkeep:
         frames: int,
         metrics: Metrics,
         background: Executor,
+        record: Recorder,
         clock: Callable[[], float],
     ):
         self._recalibration = recalibration
@@ -41,6 +43,7 @@ class Upkeep:
         self._frames = frames
         self._metrics = metrics
         self._background = background
+        self._record = record
         self._clock = clock
 
     def take_in(self, event: Event, sensor: Sensor, now: float) -> None:
@@ -56,17 +59,31 @@ class Upkeep:
 
     def step(self, sensor: Sensor, now: float) -> None:
         """Do what has become due for a sensor."""
-        self._commit_waiting(sensor)
-        self._decide(sensor, now)
+        recalibrator = sensor.recalibrator
+        facts = Facts(
+            alarm=sensor.detector.alarm,
+            collected=sensor.reservoir.collected,
+            fitter_free=self._recalibration.free,
+            held=self._held(sensor),
+        )
+        before = recalibrator.state
+        decision = recalibrator.step(now, facts)
+        if decision is not None:
+            self._carry_out(sensor, decision, now)
+        if recalibrator.state is not before:
+            self._told_state(sensor)
         self.show_state(sensor)
 
     def roll_back(self, sensor: Sensor, reason: str) -> None:
         """Let the homogenizer before the active one serve again, or the factory one."""
-        version = sensor.path.rollback()
+        self._drop_candidate(sensor, "outdated")
+        before, version = sensor.path.version, sensor.path.rollback()
+        sensor.shunned.add(before)
         log.warning("%s: rolled back to %s: %s", sensor.name, version[:12], reason)
         self._metrics.rollbacks.labels(sensor.name, reason).inc()
+        self._record(sensor.name, "rollback", {"from": before, "to": version, "reason": reason})
         self._now_serving(sensor, "rollback")
-        sensor.recalibrator.rolled_back(version != FACTORY, self._clock())
+        sensor.recalibrator.rolled_back(version != FACTORY, self._clock(), f"rolled back: {reason}")
 
     def show_homogenizer(self, sensor: Sensor, source: str) -> None:
         version = sensor.path.version
@@ -76,16 +93,38 @@ class Upkeep:
         self._metrics.calibration_state.labels(sensor.name).state(sensor.recalibrator.state.value)
         self._metrics.calibration_progress_ratio.labels(sensor.name).set(sensor.recalibrator.progress)
 
+    def _held(self, sensor: Sensor) -> str:
+        """Why nothing may be swapped now."""
+        if sensor.operator_hold:
+            return "the operator holds swaps; `recald hold --release` ends it"
+        if sensor.hold:
+            return "the camera's side holds swaps"
+        return "the audit log cannot be written, see the daemon's log" if self._record.failing else ""
+
     def _observed(self, sensor: Sensor, scores: dict[str, Any], now: float) -> None:
         metrics, name = self._metrics, sensor.name
         sensor.drift_score = scores["homogenized"]
+        alarm = sensor.detector.alarm
         sensor.detector.observe(sensor.drift_score, now)
+        if sensor.detector.alarm is not alarm:
+            said = "drift alarm" if sensor.detector.alarm else "drift alarm over"
+            self._record(sensor.name, said, {"score": sensor.drift_score, "homogenizer": sensor.path.version})
         self._show_drift(sensor)
+        self._compared(sensor, scores.get("rival"))
         metrics.drift_score.labels(name, "raw").set(scores["raw"])
         for layer, score in list(scores["layers"].items())[:LAYERS_EXPORTED]:
             metrics.layer_drift_score.labels(name, layer).set(score)
         for proxy, value in scores["proxy"].items():
             metrics.accuracy_proxy_ratio.labels(name, proxy).set(value)
+
+    def _compared(self, sensor: Sensor, compared: dict[str, Any] | None) -> None:
+        """A look at the rival counts unless it is another by now."""
+        rival = sensor.rival
+        if compared is None or rival is None or (rival.role, rival.version) != (compared["role"], compared["version"]):
+            return
+        sensor.recalibrator.looked(not compared["objections"])
+        if compared["objections"] and rival.role == "candidate":
+            log.info("%s: the candidate in the shadow: %s", sensor.name, compared["objections"])
 
     def _show_drift(self, sensor: Sensor) -> None:
         self._metrics.drift_score.labels(sensor.name, "homogenized").set(sensor.drift_score)
@@ -97,10 +136,18 @@ class Upkeep:
         self._metrics.fits.labels(sensor.name, event.result).inc()
         self._observe_durations(sensor, event.durations or {})
         sensor.last_result = f"{event.result}: {event.reason}"
-        if event.candidate is not None:
-            sensor.waiting = event.candidate
-        else:
-            sensor.recalibrator.finished(event.result, now)
+        details = {"result": event.result, "reason": event.reason, "trigger": sensor.recalibrator.trigger}
+        if event.candidate is None:
+            self._record(sensor.name, "fit", details)
+            sensor.recalibrator.finished(event.result, now, event.reason)
+            return
+        self._record(sensor.name, "fit", details | {"candidate": event.candidate.prepared.version})
+        sensor.waiting = event.candidate
+        if event.candidate.incumbent == sensor.path.version:
+            sensor.recalibrator.proven(now)
+        else:  # a rollback came between: nobody has compared the candidate with what serves now
+            self._drop_candidate(sensor, "outdated")
+            sensor.recalibrator.finished("outdated", now, "the candidate was judged against one that is gone")
 
     def _observe_durations(self, sensor: Sensor, durations: dict[str, float]) -> None:
         histograms = {
@@ -110,41 +157,56 @@ class Upkeep:
         for stage, seconds in durations.items():
             histograms[stage].labels(sensor.name).observe(seconds)
 
-    def _commit_waiting(self, sensor: Sensor) -> None:
-        """The swap: between two frames, and not while the camera's side says hold."""
-        if sensor.waiting is None or sensor.hold:
-            return
+    def _carry_out(self, sensor: Sensor, decision: Decision, now: float) -> None:
+        if isinstance(decision, Collect):
+            self._collect(sensor, decision)
+        elif isinstance(decision, Fit):
+            self._recalibration.start(sensor, decision.trigger, self._frames)
+        elif isinstance(decision, Commit):
+            self._commit(sensor)
+        elif isinstance(decision, Discard):
+            self._drop_candidate(sensor, decision.result, decision.reason)
+            sensor.last_result = f"{decision.result}: {decision.reason}"
+            sensor.recalibrator.finished(decision.result, now, decision.reason)
+        elif isinstance(decision, RollBack):
+            self.roll_back(sensor, decision.reason)
+
+    def _collect(self, sensor: Sensor, decision: Collect) -> None:
+        log.info("%s: collecting frames, because of %s", sensor.name, sensor.recalibrator.trigger)
+        if decision.afresh:
+            sensor.reservoir.mark()
+
+    def _commit(self, sensor: Sensor) -> None:
+        """The swap, between two frames."""
+        assert sensor.waiting is not None
         candidate, sensor.waiting = sensor.waiting, None
-        if candidate.incumbent != sensor.path.version:
-            self._refuse_outdated(sensor, candidate)
-            return
+        before = sensor.path.version
         pause = sensor.path.commit(candidate.prepared)
         self._metrics.swap_pause_seconds.labels(sensor.name).observe(pause)
         self._metrics.swaps.labels(sensor.name, "committed").inc()
+        details = {"from": before, "to": sensor.path.version, "pause": pause, "frames_served": sensor.frames}
+        self._record(sensor.name, "swap", details)
         self._now_serving(sensor, "fit")
-        sensor.recalibrator.finished("factory" if sensor.path.version == FACTORY else "accepted", self._clock())
+        sensor.recalibrator.committed(sensor.path.version != FACTORY, self._clock())
         log.info("%s: homogenizer %s serves, pause %.0f us", sensor.name, sensor.path.version[:12], 1e6 * pause)
 
-    def _refuse_outdated(self, sensor: Sensor, candidate: Candidate) -> None:
-        """A rollback came between: nobody has compared the candidate with what serves now."""
+    def _drop_candidate(self, sensor: Sensor, result: str, reason: str = "another serves by now") -> None:
+        if sensor.waiting is None:
+            return
+        candidate, sensor.waiting = sensor.waiting, None
         sensor.path.discard(candidate.prepared)
-        self._metrics.swaps.labels(sensor.name, "outdated").inc()
-        sensor.recalibrator.finished("rejected", self._clock())
-        log.info("%s: homogenizer %s was judged against one that is gone", sensor.name, candidate.prepared.version[:12])
+        self._metrics.swaps.labels(sensor.name, result).inc()
+        version = candidate.prepared.version
+        if result in ("rejected", "refused"):
+            sensor.shunned.add(version)
+        self._record(sensor.name, "candidate dropped", {"candidate": version, "result": result, "reason": reason})
+        log.info("%s: candidate %s dropped, %s: %s", sensor.name, version[:12], result, reason)
 
-    def _decide(self, sensor: Sensor, now: float) -> None:
-        decision = sensor.recalibrator.step(
-            now,
-            alarm=sensor.detector.alarm,
-            collected=sensor.reservoir.collected,
-            fitter_free=self._recalibration.free,
-        )
-        if isinstance(decision, Collect):
-            log.info("%s: collecting frames, because of %s", sensor.name, sensor.recalibrator.trigger)
-            if decision.afresh:
-                sensor.reservoir.mark()
-        elif isinstance(decision, Fit):
-            self._recalibration.start(sensor, decision.trigger, self._frames)
+    def _told_state(self, sensor: Sensor) -> None:
+        state, reason = sensor.recalibrator.state, sensor.recalibrator.reason
+        if state is State.INVALID:
+            log.error("%s: %s", sensor.name, reason)
+        self._record(sensor.name, "state", {"state": state.value, "reason": reason})
 
     def _now_serving(self, sensor: Sensor, source: str) -> None:
         """What follows from another homogenizer: a drift check that starts anew, the metrics, the pointer on disk."""

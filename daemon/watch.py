@@ -78,7 +78,9 @@ class DriftWatch:
             return
         self._seen[sensor.name] = added
         active = sensor.path.version
-        job = {"job": "observe", "sensor": sensor.name, "active": active}
+        job = {"job": "observe", "active": active, "band": self._config.threshold}
+        if (rival := sensor.rival) is not None:
+            job |= {"rival": rival.version, "role": rival.role}
         scores = self._worker.call(job, images, CHECK_TIMEOUT)
         if "raw" in scores:
             self._post(Observed(sensor.name, active, scores))

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,32 @@ import torch
 from torch import Tensor, nn
 
 from calibrate import FitError, Limits, fit, tap
-from calibrate.judge import incumbents, judge, needs_no_fit, needs_no_homogenizer
-from calibrate.yardstick import Yardstick
+from calibrate.judge import (
+    Evidence,
+    incumbents,
+    judge,
+    needs_no_fit,
+    needs_no_homogenizer,
+    objections,
+    weigh,
+)
+from calibrate.yardstick import Measured, Yardstick
 from daemon import __version__
 from daemon.commission import commissioned
 from daemon.preprocess import Preprocessor
 from daemon.wire import pack, unpack
 from deploy.backend import ParityError, check_parity, load_backend
 from deploy.frozen import FrozenModel, ModelError, load_frozen
+from deploy.retention import past, retain
 from deploy.store import FACTORY, ArtefactStore, StoreError
 
 NICENESS = 10  # a serving thread gets about nine times this process's share of a contended core
 OUT_OF_MEMORY_SCORE = 500  # where memory runs out, the kernel shall take the worker and leave the daemon
 HELD_OUT_EVERY = 4  # every fourth frame judges and is not fitted to
 GOLDEN_FRAMES = 8
+MOST_TRIED = 4  # of a sensor's earlier homogenizers, the newest first
+KEPT_OF_A_SENSOR = 50  # homogenizers on the disk, each about 1 MB at 224x224
+MOST_LOADED = 64  # homogenizers kept in memory, each some hundred kB
 
 log = logging.getLogger(__name__)
 Send = Callable[[dict[str, Any]], None]
@@ -53,7 +65,7 @@ class Worker:
         taps = tap(frozen.module)
         self._clean = commissioned(frozen, taps)
         self._yardstick = Yardstick.of(taps, frozen.card.input.shape, self._limits, self._clean)
-        self._loaded: dict[str, tuple[str, nn.Module]] = {}  # by sensor: version and homogenizer
+        self._loaded: dict[str, nn.Module] = {}  # homogenizers by version
 
     def answer(self, job: dict[str, Any], images: np.ndarray, send: Send) -> None:
         """Do one job; the last message it sends has "done": true."""
@@ -65,27 +77,47 @@ class Worker:
     def observe(self, job: dict[str, Any], images: np.ndarray) -> dict[str, Any]:
         """Drift scores of frames (n, h, w, C) as they come and as they are served, and accuracy proxies."""
         frames = torch.from_numpy(self._normalise(images))
-        homogenizer = self._active(job)
+        homogenizer = self._homogenizer(job["active"])
         raw = self._yardstick.measure(frames)
         served = self._yardstick.measure(frames, homogenizer) if homogenizer else raw
         proxy = served.proxy
-        return {
+        compared = {"rival": self._compare(job, frames, raw, served)} if "rival" in job else {}
+        return compared | {
             "raw": raw.drift.score,
             "homogenized": served.drift.score,
             "layers": dict(zip(self._yardstick.names, served.drift.layers, strict=True)),
             "proxy": {"confidence": proxy.confidence, "certainty": proxy.certainty} if proxy else {},
         }
 
+    def _compare(self, job: dict[str, Any], frames: Tensor, raw: Measured, served: Measured) -> dict[str, Any]:
+        """A candidate against all that it has to beat, or the one before against the one that serves."""
+        version, factory, active = job["rival"], Evidence.of(raw), Evidence.of(served)
+        homogenizer = self._homogenizer(version)
+        rival = Evidence.of(self._yardstick.measure(frames, homogenizer)) if homogenizer else factory
+        if job["role"] == "previous":
+            clean_before = rival.score <= job["band"] < active.score  # then more confident answers are no excuse
+            reason = "" if clean_before else "; ".join(objections(rival, active, "active"))
+        elif version == FACTORY:
+            reason = "" if needs_no_homogenizer({"factory": factory}, job["band"]) else "the frames look drifted again"
+        else:
+            against = {"factory": factory} if job["active"] == FACTORY else {"factory": factory, "active": active}
+            verdict = weigh(rival, against, job["band"])
+            reason = "" if verdict.accepted else verdict.reason
+        return {"version": version, "role": job["role"], "score": rival.score, "objections": reason}
+
     def recalibrate(self, job: dict[str, Any], images: np.ndarray, send: Send) -> dict[str, Any]:
         """Fit, judge, compile, check and store; {"result": ..., "reason": ..., "version": ...}."""
         frames = torch.from_numpy(self._normalise(images))
         held_out = frames[::HELD_OUT_EVERY]
-        active = self._active(job)
+        active = self._homogenizer(job["active"])
         against = incumbents(self._yardstick, active, held_out)
         if needs_no_fit(against, job["band"]):
             return {"result": "unneeded", "reason": "the frames as served are within the clean band"}
         if needs_no_homogenizer(against, job["band"]):
             return {"result": "factory", "version": FACTORY, "reason": "the frames are clean again without one"}
+        known = self._known(job, held_out, against)
+        if known is not None:
+            return known
         kept = torch.arange(len(frames)) % HELD_OUT_EVERY != 0
         began = time.perf_counter()
         fitted = fit(
@@ -109,12 +141,30 @@ class Worker:
         manifest = self._manifest(job, len(frames), fitted.start, fitted.steps, fit_seconds)
         version = self._store.put(candidate, manifest | {"verdict": verdict.as_dict()}, compiled, self._backend.name)
         compile_seconds = time.perf_counter() - began
+        retain(self._store, KEPT_OF_A_SENSOR, spare=(job["active"], version))
         return {
             "result": "accepted",
             "reason": verdict.reason,
             "version": version,
             "compile_seconds": compile_seconds,
         }
+
+    def _known(self, job: dict[str, Any], held_out: Tensor, against: Mapping[str, Evidence]) -> dict[str, Any] | None:
+        """A homogenizer of this sensor's past that is right again, which costs no fit: night comes every day."""
+        for version in past(self._store, job["sensor"], self._frozen.digest, MOST_TRIED):
+            if version in (job["active"], *job["shunned"]):
+                continue
+            try:
+                artefact = self._store.get(version, self._frozen.digest)
+            except StoreError as error:
+                log.warning("an earlier homogenizer is not tried: %s", error)
+                continue
+            if artefact.manifest.get("versions", {}).get("backend") != self._backend.version():
+                continue  # its compiled form may not run any more
+            verdict = judge(self._yardstick, artefact.homogenizer, held_out, against, job["band"])
+            if verdict.accepted:
+                return {"result": "accepted", "reason": f"an earlier one is {verdict.reason}", "version": version}
+        return None
 
     def _compile(self, candidate: nn.Module, golden: Tensor) -> bytes:
         """The backend's form of the candidate, proven equal to the eager one on golden frames."""
@@ -142,14 +192,15 @@ class Worker:
             },
         }
 
-    def _active(self, job: dict[str, Any]) -> nn.Module | None:
-        """The homogenizer that serves the job's sensor, read from the disk once."""
-        sensor, version = job["sensor"], job["active"]
+    def _homogenizer(self, version: str) -> nn.Module | None:
+        """The stored one of this version, read from the disk once; None for the factory homogenizer."""
         if version == FACTORY:
             return None
-        if self._loaded.get(sensor, ("", None))[0] != version:
-            self._loaded[sensor] = version, self._store.get(version, self._frozen.digest).homogenizer
-        return self._loaded[sensor][1]
+        if version not in self._loaded:
+            while len(self._loaded) >= MOST_LOADED:
+                del self._loaded[next(iter(self._loaded))]  # the one loaded first
+            self._loaded[version] = self._store.get(version, self._frozen.digest).homogenizer
+        return self._loaded[version]
 
 
 def serve(worker: Worker, connection: Connection) -> None:

@@ -65,12 +65,21 @@ class InferencePath:
     def version(self) -> str:
         return self._active.version
 
+    @property
+    def fallback(self) -> str:
+        """The version that a rollback lets serve."""
+        older = self._older
+        return FACTORY if older is None else older.version
+
     def infer(self, batch: np.ndarray) -> Served:
-        """Φ(ρ(batch)) for (N, C, H, W) float32; RuntimeError when a runner fails."""
+        """Φ(ρ(batch)) for (N, C, H, W) float32; RuntimeError when a runner fails or ρ leads to NaN or infinity."""
         active = self._active  # the only read: version and runner are of one exchange
         if active.runner is not None:
             batch = active.runner.run(batch)
-        return Served(self._model.run(batch), active.version)
+        output = self._model.run(batch)
+        if active.runner is not None and not np.isfinite(output).all():
+            raise RuntimeError(f"homogenizer {active.version[:12]} made the model's output not finite")
+        return Served(output, active.version)
 
     def prepare(self, version: str, runner: Runner | None, golden: np.ndarray) -> Prepared:
         """Warm up and prove a new ρ on golden frames (N, C, H, W), else close it and raise SwapRejected.

@@ -128,6 +128,10 @@ class ArtefactStore:
                 problems.append(str(error))
         return FACTORY, None, problems
 
+    def compiled_path(self, digest: str) -> Path:
+        """Where the compiled form with this SHA-256 lies."""
+        return self._object(digest, ".compiled")
+
     def sweep(self) -> int:
         """Remove what killed writers left half-written; returns how many files."""
         return sweep(self.root)

@@ -160,7 +160,7 @@ def test_a_restart_serves_the_same_homogenizer_and_a_rollback_leaves_it_for_good
         assert state(daemon) == "active"
         assert recald("rollback", "--sensor", "front", "--config", restart).returncode == 0
         eventually(lambda: camera.ask(DARK[0])[0]["homogenizer"] == "factory", "the factory homogenizer serves")
-        assert state(daemon) == "factory"
+        assert state(daemon) in ("rolled_back", "factory")
         assert daemon.metric("recald_rollbacks_total", sensor="front", reason="operator") == 1
         assert daemon.stop()[0] == 0
     with serving(restart) as (daemon, camera):
@@ -178,6 +178,18 @@ def test_a_camera_that_is_itself_again_needs_no_homogenizer(restart: Path):
         assert daemon.stop()[0] == 0
     pointer = ArtefactStore(restart.parent / "state").current("front")
     assert pointer is not None and pointer.homogenizer == "factory"
+
+
+def test_a_drift_that_comes_again_needs_no_second_fit(story: Story, restart: Path):
+    with serving(restart) as (daemon, camera):
+        camera.stream({"front": CLEAN}, lambda: state(daemon) == "factory", "the factory homogenizer serves")
+        camera.stream({"front": DARK}, lambda: state(daemon) == "active", "the earlier homogenizer serves again")
+        camera.settle()
+        assert versions(camera) == [story.version, "factory", story.version]
+        assert "an earlier one is better" in daemon.status()["last_fit"]
+        assert daemon.metric("recald_fit_duration_seconds_count") == 0
+        assert recald("rollback", "--sensor", "front", "--config", restart).returncode == 0
+        camera.stream({"front": DARK}, lambda: state(daemon) == "fitting", "what was taken back is not tried again")
 
 
 def test_a_truncated_artefact_is_not_served_and_the_log_says_why(story: Story, restart: Path):
@@ -219,7 +231,7 @@ def test_hold_keeps_a_proven_homogenizer_waiting(tiny_model: Path, folder: Path)
         camera.stream(dark, lambda: len(camera.sent["front"]) > last, "half a second passes", hold=True)
         camera.settle()
         assert versions(camera) == ["factory"]
-        assert state(daemon) == "compiling" and daemon.status()["hold"]
+        assert state(daemon) == "shadow" and daemon.status()["hold"]
         held = camera.sent["front"][-1]
         camera.stream(dark, lambda: state(daemon) == "active", "the homogenizer serves")
         camera.settle()

@@ -6,7 +6,8 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from daemon.metrics import CALIBRATION_STATES, Metrics, serve_metrics
+from daemon.metrics import Metrics, serve_metrics
+from daemon.recalibrator import State
 
 LABELS = {  # every metric of the daemon, which later code must feed and dashboards may ask for
     "build_info": ("version", "torch", "backend"),
@@ -16,6 +17,7 @@ LABELS = {  # every metric of the daemon, which later code must feed and dashboa
     "frames_processed_total": ("sensor",),
     "frames_dropped_total": ("sensor", "reason"),
     "frames_missed_total": ("sensor",),
+    "samples_rejected_total": ("sensor", "reason"),
     "input_disconnects_total": (),
     "last_frame_timestamp_seconds": ("sensor",),
     "frame_age_seconds": ("sensor",),
@@ -34,6 +36,8 @@ LABELS = {  # every metric of the daemon, which later code must feed and dashboa
     "swaps_total": ("sensor", "result"),
     "swap_pause_seconds": ("sensor",),
     "rollbacks_total": ("sensor", "reason"),
+    "audit_records_total": (),
+    "audit_failures_total": (),
 }
 
 
@@ -82,16 +86,16 @@ def test_counters_count_under_their_names(metrics, registry):
     assert registry.get_sample_value("recald_frames_dropped_total", {"sensor": "front", "reason": "stale"}) == 1
 
 
-def test_calibration_state_is_one_of_seven(metrics, registry):
+def test_calibration_state_is_one_of_all(metrics, registry):
+    states = [state.value for state in State]
     metrics.calibration_state.labels("front").state("judging")
     values = {
         state: registry.get_sample_value(
             "recald_calibration_state", {"sensor": "front", "recald_calibration_state": state}
         )
-        for state in CALIBRATION_STATES
+        for state in states
     }
-    assert values == dict.fromkeys(CALIBRATION_STATES, 0) | {"judging": 1}
-    assert len(values) == 7
+    assert values == dict.fromkeys(states, 0) | {"judging": 1}
 
 
 def test_only_the_serving_homogenizer_is_exported(metrics, registry):

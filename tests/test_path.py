@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from calibrate.homogenizer import Homogenizer
 from deploy.backend import Runner, load_backend
-from deploy.path import REACH, InferencePath, Prepared, SwapRejected
+from deploy.path import REACH, WARM_UPS, InferencePath, Prepared, SwapRejected
 from deploy.store import FACTORY
 
 SHAPE = (3, 4, 5)
@@ -41,11 +42,12 @@ class Instrumented:
             self.runs += 1
             if self.closed:
                 self.misused.append("run after close")
-        time.sleep(self.delay())
-        output = self.function(batch)
-        with self._lock:
-            self._inside -= 1
-        return output
+        try:
+            time.sleep(self.delay())
+            return self.function(batch)
+        finally:
+            with self._lock:
+                self._inside -= 1
 
     def close(self) -> None:
         with self._lock:
@@ -233,17 +235,74 @@ def test_closing_leaves_only_the_shared_model_open():
     assert model.closed == 0
 
 
+def fail_at(runner: Instrumented, step: int, fault: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Let the run number `step` from now on go wrong."""
+    sound, first = runner.function, runner.runs
+    runner.function = lambda batch: (fault if runner.runs == first + step else sound)(batch)
+
+
+def not_finite(batch: np.ndarray) -> np.ndarray:
+    return batch * np.float32("nan")
+
+
+WARMING = range(1, WARM_UPS + 1)
+PROVING = range(WARM_UPS + 1, WARM_UPS + len(GOLDEN) + 1)
+
+
+@pytest.mark.parametrize("whose", ["homogenizer", "model"])
+@pytest.mark.parametrize(
+    ("step", "fault"), [*((s, failing) for s in (*WARMING, *PROVING)), *((s, not_finite) for s in PROVING)]
+)
+def test_a_failure_at_any_step_of_the_proof_keeps_the_active_and_the_older_one(whose, step, fault):
+    model, bad = mean(), adding(0.25)
+    path = InferencePath(model)
+    swap(path, "older", adding(0.1))
+    swap(path, "active", adding(0.5))
+    fail_at({"homogenizer": bad, "model": model}[whose], step, fault)
+    with pytest.raises(SwapRejected):
+        path.prepare("bad", bad, GOLDEN)
+    assert bad.closed == 1
+    assert path.infer(FRAME).output == pytest.approx(0.5)
+    assert path.rollback() == "older" and path.infer(FRAME).output == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("where", ["homogenizer", "model"])
+def test_an_exchange_in_the_middle_of_a_frame_is_for_the_next_one(where):
+    model, first = mean(), adding(0.5)
+    path = InferencePath(model)
+    swap(path, "first", first)
+    prepared = path.prepare("second", adding(0.25), GOLDEN)
+    slow = {"homogenizer": first, "model": model}[where]
+    slow.delay = lambda: path.commit(prepared)
+    during = path.infer(FRAME)
+    slow.delay = float
+    after = path.infer(FRAME)
+    assert (float(during.output[0]), during.homogenizer) == (0.5, "first")
+    assert (float(after.output[0]), after.homogenizer) == (0.25, "second")
+    assert first.misused == []
+
+
 class Exchange:
     """A frame thread that serves and exchanges, and two that prepare, all with random delays."""
 
-    def __init__(self, seed: int) -> None:
+    FAULTS = (  # one for each step of the proof
+        failing,  # warming up
+        not_finite,  # the golden frames of ρ alone
+        lambda batch: batch - np.float32(99),  # the same, not bounded
+        lambda batch: batch + np.float32(30),  # the golden frames of Φ∘ρ: see `upset_by_30`
+    )
+
+    def __init__(self, seed: int, closes_later: bool) -> None:
         self.seed = seed
-        self.model = mean()
-        self.model.delay = self.delays(0)
-        self.path = InferencePath(self.model)
+        self.background = ThreadPoolExecutor(1)
+        self.model = Instrumented(upset_by_30, self.delays(0))
+        self.path = InferencePath(self.model, closer=self.close_later if closes_later else Instrumented.close)
         self.ready: queue.Queue[Prepared] = queue.Queue()
         self.runners: list[Instrumented] = []
-        self.served: list[tuple[float, str]] = []
+        self.served: list[tuple[float, str]] = []  # in the order of the frames 0, 1, 2, ...
+
+    def close_later(self, runner: Runner) -> None:
+        self.background.submit(runner.close)
 
     def delays(self, salt: int) -> Callable[[], float]:
         generator = random.Random(self.seed * 1000 + salt)
@@ -257,23 +316,25 @@ class Exchange:
         for worker in workers:
             worker.join()
         self.path.close()
+        self.background.shutdown(wait=True)
 
     def prepare(self, worker: int) -> None:
         choose = random.Random(self.seed * 100 + worker)
         for index in range(6):
-            value = float("nan") if choose.random() < 0.2 else worker + index / 8  # exact in float32
-            runner = adding(value)
+            value = worker + index / 8  # exact in float32
+            bad = choose.random() < 0.3
+            runner = Instrumented(choose.choice(self.FAULTS)) if bad else adding(value)
             runner.delay = self.delays(10 * worker + index)
             self.runners.append(runner)
             try:
-                self.ready.put(self.path.prepare(str(value), runner, GOLDEN))
+                self.ready.put(self.path.prepare("bad" if bad else str(value), runner, GOLDEN))
             except SwapRejected:
-                assert value != value
+                assert bad
 
     def serve(self, while_true: Callable[[], bool]) -> None:
         choose = random.Random(self.seed)
         while while_true():
-            output, version = self.path.infer(FRAME)
+            output, version = self.path.infer(frame(len(self.served)))
             self.served.append((float(output[0]), version))
             if choose.random() < 0.1:
                 self.path.rollback()
@@ -282,14 +343,26 @@ class Exchange:
                 (self.path.discard if choose.random() < 0.2 else self.path.commit)(prepared)
 
 
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10**6))
-def test_under_exchange_every_output_is_of_the_named_homogenizer_and_no_runner_is_lost(seed):
-    exchange = Exchange(seed)
+def upset_by_30(batch: np.ndarray) -> np.ndarray:
+    """Φ: the mean of each image, but not a number for images that no sound ρ of these tests makes."""
+    means = batch.mean(axis=(1, 2, 3))
+    return np.where(means > 20, np.float32("nan"), means)
+
+
+def frame(number: int) -> np.ndarray:
+    """Frames in a row differ, so that no output can pass for that of another frame."""
+    return FRAME + np.float32(number % 8)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), closes_later=st.booleans())
+def test_under_exchange_every_output_is_of_the_named_homogenizer_and_no_runner_is_lost(seed, closes_later):
+    exchange = Exchange(seed, closes_later)
     exchange.run()
-    assert len({version for _, version in exchange.served}) > 1
-    for output, version in exchange.served:
-        assert output == (0.0 if version == FACTORY else float(version))
+    versions = {version for _, version in exchange.served}
+    assert len(versions) > 1 and "bad" not in versions
+    for number, (output, version) in enumerate(exchange.served):
+        assert output == number % 8 + (0.0 if version == FACTORY else float(version))
     assert [runner.misused for runner in (*exchange.runners, exchange.model)] == [[]] * 13
     assert [runner.closed for runner in exchange.runners] == [1] * 12
 

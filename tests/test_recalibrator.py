@@ -1,28 +1,72 @@
-"""When a sensor collects, fits and waits: decisions from plain values and a clock that the test turns."""
+"""When a sensor collects, fits, waits, serves and goes back: decisions from plain values and a clock the test turns."""
+
+from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from daemon.config import RecalibrateConfig
-from daemon.recalibrator import AT_REST, IN_WORK, Collect, Fit, Recalibrator, State
+from daemon.config import DAY, RecalibrateConfig
+from daemon.recalibrator import (
+    AT_REST,
+    HOPELESS,
+    IN_WORK,
+    LOOKS,
+    WITH_CANDIDATE,
+    Collect,
+    Commit,
+    Discard,
+    Facts,
+    Fit,
+    Recalibrator,
+    Refused,
+    RollBack,
+    State,
+)
 
-CONFIG = RecalibrateConfig(every=1000.0, frames=64, backoff=10.0)
-RESULTS = ("accepted", "factory", "rejected", "unneeded", "failed", "timeout")
+TIMES = {"every": 1000.0, "frames": 64, "collect": 0.0, "backoff": 10.0, "shadow": 5.0, "probation": 60.0}
+ENDS = ("rejected", "unneeded", "failed", "timeout", "outdated")  # of a recalibration without a candidate
+
+
+def machine_in(mode: str = "autonomous", **settings: float) -> Recalibrator:
+    return Recalibrator(RecalibrateConfig(mode=mode, **{**TIMES, **settings}), now=0.0)
 
 
 @pytest.fixture
-def machine():
-    return Recalibrator(CONFIG, now=0.0)
+def machine() -> Recalibrator:
+    return machine_in()
 
 
-def step(machine, now, alarm=False, collected=0, fitter_free=True):
-    return machine.step(now, alarm=alarm, collected=collected, fitter_free=fitter_free)
+def step(machine: Recalibrator, now: float, **facts):
+    return machine.step(now, Facts(**facts))
 
 
-def begin_fit(machine, now):
+def begin_fit(machine: Recalibrator, now: float) -> None:
     assert step(machine, now, alarm=True) == Collect(afresh=True)
     assert step(machine, now, alarm=True, collected=64) == Fit("drift")
+
+
+def look(machine: Recalibrator, *spoke: bool) -> None:
+    for for_rival in spoke:
+        machine.looked(for_rival)
+
+
+def shadowed(machine: Recalibrator, now: float) -> None:
+    """A candidate was fitted and has stood the shadow at `now`."""
+    begin_fit(machine, now - 5)
+    machine.proven(now - 5)
+    look(machine, True, True, True)
+
+
+def on_probation(machine: Recalibrator, now: float) -> None:
+    shadowed(machine, now)
+    assert step(machine, now) == Commit()
+    machine.committed(True, now)
+    assert machine.state is State.PROBATION
+
+
+# ---- from a reason to a fit
 
 
 def test_nothing_happens_without_a_reason(machine):
@@ -33,11 +77,19 @@ def test_nothing_happens_without_a_reason(machine):
 def test_a_fit_waits_for_frames_and_for_the_fitter(machine):
     assert step(machine, 1.0, alarm=True) == Collect(afresh=True)
     assert step(machine, 2.0, collected=32) is None
-    assert machine.progress == 0.5
+    assert (machine.progress, machine.reason) == (0.5, "32 of 64 frames, 1 of 0 s")
     assert step(machine, 3.0, collected=64, fitter_free=False) is None
     assert machine.state is State.COLLECTING
     assert step(machine, 4.0, collected=64) == Fit("drift")
     assert machine.state is State.FITTING
+
+
+def test_frames_must_come_from_more_than_a_moment():
+    machine = machine_in(collect=120.0)
+    step(machine, 10.0, alarm=True)
+    assert step(machine, 40.0, collected=64) is None
+    assert (machine.progress, machine.reason) == (0.25, "64 of 64 frames, 30 of 120 s")
+    assert step(machine, 130.0, collected=64) == Fit("drift")
 
 
 def test_the_timer_fires_once_in_its_period(machine):
@@ -52,24 +104,17 @@ def test_the_timer_fires_once_in_its_period(machine):
 @pytest.mark.parametrize(
     ("result", "state"),
     [
-        ("accepted", State.ACTIVE),
-        ("factory", State.FACTORY),
         ("unneeded", State.FACTORY),
         ("rejected", State.FACTORY),
+        ("outdated", State.FACTORY),
         ("failed", State.FAILED),
         ("timeout", State.FAILED),
     ],
 )
-def test_how_a_fit_ends(machine, result, state):
+def test_how_a_fit_without_a_candidate_ends(machine, result, state):
     begin_fit(machine, 1.0)
-    machine.finished(result, 2.0)
-    assert machine.state is state
-
-
-def test_the_factory_homogenizer_is_at_rest_again(machine):
-    machine.finished("accepted", 1.0)
-    machine.finished("factory", 2.0)
-    assert machine.state is State.FACTORY
+    machine.finished(result, 2.0, "because")
+    assert (machine.state, machine.reason) == (state, "because")
 
 
 def test_back_off_doubles_and_the_operator_passes_it(machine):
@@ -86,47 +131,261 @@ def test_back_off_doubles_and_the_operator_passes_it(machine):
 
 
 def test_back_off_stops_growing_after_six_doublings(machine):
-    now = 0.0
     for _ in range(40):
-        machine.finished("failed", now)
-    assert step(machine, now + 639.0, alarm=True) is None
-    assert step(machine, now + 640.0, alarm=True) == Collect(afresh=True)
+        machine.finished("failed", 0.0)
+    assert step(machine, 639.0, alarm=True) is None
+    assert step(machine, 640.0, alarm=True) == Collect(afresh=True)
 
 
-@given(
-    st.lists(
-        st.one_of(
-            st.tuples(st.just("step"), st.booleans(), st.integers(0, 80), st.booleans()),
-            st.tuples(st.just("finished"), st.sampled_from(RESULTS)),
-            st.tuples(st.just("request")),
-            st.tuples(st.just("rolled_back"), st.booleans()),
-            st.tuples(st.just("progressed"), st.sampled_from(State)),
-        )
-    )
-)
-def test_no_state_is_without_an_exit(events):
-    machine, now = Recalibrator(CONFIG, now=0.0), 0.0
-    for name, *values in events:
-        now += 1.0
-        if name == "step":
-            alarm, collected, free = values
-            decision = step(machine, now, alarm, collected, free)
-            assert not isinstance(decision, Fit) or (free and collected >= CONFIG.frames)
-        elif name == "finished":
-            if machine.state in IN_WORK:
-                machine.finished(values[0], now)
-        elif name == "request":
-            machine.request()
-        elif name == "rolled_back":
-            machine.rolled_back(values[0], now)
-        else:
-            before = machine.state
-            machine.progressed(values[0], 0.5)
-            assert before in IN_WORK or machine.state is before
-        assert 0 <= machine.progress <= 1
-    if machine.state in IN_WORK:
-        machine.finished("rejected", now)
-    if machine.state in AT_REST:
+def test_a_drift_that_nothing_helps_against_is_invalid_and_says_what_to_do(machine):
+    now = 0.0
+    for _ in range(HOPELESS):
+        begin_fit(machine, now)
+        machine.finished("rejected", now, "score 9 stays outside the clean band")
+        assert step(machine, now + 1, alarm=True) is None
+        now += 1000.0
+    assert machine.state is State.INVALID
+    assert "3 tries in a row" in machine.reason and "score 9" in machine.reason and "look at the lens" in machine.reason
+    assert step(machine, now, alarm=True) == Collect(afresh=True), "it goes on trying"
+
+
+def test_what_was_invalid_is_at_rest_when_the_drift_is_over(machine):
+    for _ in range(HOPELESS):
+        machine.finished("rejected", 0.0)
+    step(machine, 1.0, alarm=True)
+    assert machine.state is State.INVALID
+    assert step(machine, 500.0) is None
+    assert machine.state is State.FACTORY
+
+
+@pytest.mark.parametrize("budget", ["fits_a_day", "swaps_a_day"])
+def test_a_days_budget_is_not_overdrawn_but_by_the_operator(budget):
+    machine = machine_in(**{budget: 1}, every=DAY)
+    on_probation(machine, 10.0)
+    look(machine, False, False, False)
+    assert step(machine, 70.0) is None
+    assert machine.state is State.ACTIVE
+    assert step(machine, DAY - 1, alarm=True) is None
+    machine.request()
+    assert step(machine, DAY - 1) == Collect(afresh=False)
+    machine.finished("unneeded", DAY - 1)
+    assert step(machine, DAY + 11, alarm=True) == Collect(afresh=True)
+
+
+# ---- from a candidate to what serves
+
+
+def test_a_candidate_serves_after_it_has_stood_the_shadow(machine):
+    begin_fit(machine, 0.0)
+    machine.proven(1.0)
+    assert machine.state is State.SHADOW
+    look(machine, True, True)
+    assert step(machine, 6.0) is None, "two looks are too few"
+    look(machine, True)
+    assert step(machine, 5.9) is None, "the shadow is not over"
+    assert step(machine, 6.0) == Commit()
+
+
+def test_one_look_against_a_candidate_may_be_chance_and_two_are_not(machine):
+    begin_fit(machine, 0.0)
+    machine.proven(0.0)
+    look(machine, False, True, True)
+    assert step(machine, 5.0) == Commit()
+    machine.proven(10.0)
+    look(machine, False, False)
+    decision = step(machine, 10.1)
+    assert decision == Discard("rejected", "no better in 2 of 2 looks at new frames")
+
+
+def test_a_hold_keeps_a_candidate_waiting(machine):
+    shadowed(machine, 10.0)
+    assert step(machine, 10.0, held="why") is None
+    assert machine.state is State.SHADOW and machine.reason == "the candidate waits: why"
+    assert step(machine, 11.0) == Commit()
+
+
+def test_the_shadow_mode_lets_nothing_serve():
+    machine = machine_in("shadow")
+    shadowed(machine, 10.0)
+    assert isinstance(decision := step(machine, 10.0), Discard) and decision.result == "shadowed"
+    machine.finished(decision.result, 10.0, decision.reason)
+    assert machine.state is State.FACTORY
+
+
+def test_supervised_waits_for_approval():
+    machine = machine_in("supervised")
+    shadowed(machine, 10.0)
+    assert step(machine, 10.0) is None
+    assert machine.state is State.AWAITING_APPROVAL and "recald approve" in machine.reason
+    assert step(machine, 5000.0) is None
+    machine.approve()
+    assert step(machine, 5000.0) == Commit()
+
+
+def test_a_refused_candidate_is_dropped():
+    machine = machine_in("supervised")
+    shadowed(machine, 10.0)
+    step(machine, 10.0)
+    machine.reject()
+    assert step(machine, 11.0) == Discard("refused", "refused by the operator")
+
+
+def test_a_candidate_that_is_no_longer_better_does_not_wait_for_approval():
+    machine = machine_in("supervised")
+    shadowed(machine, 10.0)
+    step(machine, 10.0)
+    look(machine, *[False] * 12)
+    assert isinstance(step(machine, 11.0), Discard)
+
+
+def test_locked_fits_nothing():
+    machine = machine_in("locked")
+    assert step(machine, 5000.0, alarm=True) is None
+    with pytest.raises(Refused, match="locked"):
         machine.request()
-        assert isinstance(step(machine, now), Collect)
-    assert isinstance(step(machine, now, collected=CONFIG.frames), Fit)
+    assert step(machine, 5001.0, alarm=True) is None
+
+
+@pytest.mark.parametrize("order", ["approve", "reject"])
+def test_there_must_be_a_candidate_to_answer_for(machine, order):
+    with pytest.raises(Refused, match="no candidate waits for approval: factory"):
+        getattr(machine, order)()
+
+
+# ---- on probation
+
+
+def test_what_serves_well_is_active_after_its_probation(machine):
+    on_probation(machine, 10.0)
+    look(machine, False, True, False)
+    assert step(machine, 69.0) is None
+    assert machine.state is State.PROBATION
+    assert step(machine, 70.0) is None
+    assert machine.state is State.ACTIVE
+
+
+def test_what_makes_it_worse_is_taken_back(machine):
+    on_probation(machine, 10.0)
+    look(machine, True, False, True)
+    assert step(machine, 20.0) is None, "not twice in a row"
+    look(machine, True)
+    assert step(machine, 21.0) == RollBack("regress")
+    machine.rolled_back(False, 21.0, "rolled back: regress")
+    assert (machine.state, machine.reason) == (State.ROLLED_BACK, "rolled back: regress")
+    assert step(machine, 30.0, alarm=True) is None, "not before the back-off is over"
+    assert step(machine, 31.0, alarm=True) == Collect(afresh=True)
+
+
+def test_probation_does_not_end_unseen(machine):
+    on_probation(machine, 10.0)
+    assert step(machine, 500.0) is None
+    assert machine.state is State.PROBATION
+
+
+def test_the_factory_homogenizer_is_at_rest_after_its_probation(machine):
+    on_probation(machine, 10.0)
+    machine.committed(False, 20.0)
+    look(machine, False, False, False)
+    step(machine, 80.0)
+    assert machine.state is State.FACTORY
+
+
+def test_a_rollback_does_not_stop_a_fit(machine):
+    begin_fit(machine, 1.0)
+    machine.rolled_back(False, 2.0, "rolled back: operator")
+    assert machine.state is State.FITTING
+
+
+# ---- whatever happens
+
+
+class Life(RuleBasedStateMachine):
+    """A sensor's life in any order of events that a daemon can produce."""
+
+    @initialize(mode=st.sampled_from(["locked", "shadow", "supervised", "autonomous"]))
+    def begin(self, mode):
+        self.mode, self.now = mode, 0.0
+        self.machine = machine_in(mode)
+        self.approved = False
+
+    @rule(alarm=st.booleans(), collected=st.integers(0, 80), free=st.booleans(), held=st.sampled_from(["", "why"]))
+    def step(self, alarm, collected, free, held):
+        self.now += 3.0
+        before = self.machine.state
+        decision = step(self.machine, self.now, alarm=alarm, collected=collected, fitter_free=free, held=held)
+        if isinstance(decision, Fit):
+            assert free and collected >= 64 and before is State.COLLECTING and self.mode != "locked"
+        elif isinstance(decision, Commit):
+            assert not held and before in WITH_CANDIDATE
+            assert self.mode == "autonomous" or (self.mode == "supervised" and self.approved)
+            self.machine.committed(True, self.now)
+        elif isinstance(decision, Discard):
+            assert before in WITH_CANDIDATE
+            self.machine.finished(decision.result, self.now, decision.reason)
+        elif isinstance(decision, RollBack):
+            assert before is State.PROBATION
+            self.machine.rolled_back(False, self.now, "regress")
+        if self.machine.state not in WITH_CANDIDATE:
+            self.approved = False
+
+    @precondition(lambda self: self.machine.state in IN_WORK)
+    @rule(stage=st.sampled_from(IN_WORK))
+    def progress(self, stage):
+        self.machine.progressed(stage, 0.5)
+
+    @precondition(lambda self: self.machine.state in IN_WORK)
+    @rule(end=st.sampled_from((*ENDS, "proven")))
+    def end(self, end):
+        if end == "proven":
+            self.machine.proven(self.now)
+        else:
+            self.machine.finished(end, self.now)
+
+    @rule(for_rival=st.booleans())
+    def look(self, for_rival):
+        self.machine.looked(for_rival)
+
+    @rule(order=st.sampled_from(["request", "approve", "reject"]))
+    def order(self, order):
+        try:
+            getattr(self.machine, order)()
+        except Refused as refused:
+            assert "\n" not in str(refused)
+        else:
+            self.approved = order == "approve"
+
+    @rule()
+    def roll_back(self):
+        self.machine.rolled_back(False, self.now, "operator")
+
+    @invariant()
+    def is_sound(self):
+        assert 0 <= self.machine.progress <= 1
+        assert self.mode != "locked" or self.machine.state in AT_REST
+
+    def teardown(self):
+        """From any state it finds its way to rest, by itself but for what an operator must answer."""
+        if not hasattr(self, "machine"):
+            return
+        if self.machine.state is State.COLLECTING:
+            step(self.machine, self.now, collected=64)
+        if self.machine.state in IN_WORK:
+            self.machine.finished("rejected", self.now)
+        if self.machine.state in WITH_CANDIDATE:
+            self.machine.reject()
+            self.now += 1000
+            decision = step(self.machine, self.now)
+            self.machine.finished(decision.result, self.now)
+        if self.machine.state is State.PROBATION:
+            look(self.machine, *[False] * LOOKS)
+            step(self.machine, self.now + 1000)
+        assert self.machine.state in AT_REST
+
+
+Life.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestLife = Life.TestCase
+
+
+@given(st.sampled_from(State))
+def test_every_state_has_a_name_for_the_metric(state):
+    assert state.value == state.value.lower() and " " not in state.value

@@ -20,7 +20,9 @@ STATES = {
     "fitting": "fitting a homogenizer, in a process of its own",
     "judging": "judging it on frames it has not seen",
     "compiling": "compiling it",
-    "active": "a fitted homogenizer serves",
+    "shadow": "the fitted homogenizer runs beside, on new frames",
+    "probation": "the fitted homogenizer serves, on probation",
+    "active": "the probation is over",
     "failed": "the recalibration failed",
 }
 

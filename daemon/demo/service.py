@@ -90,7 +90,7 @@ def write_config(folder: Folder, sensors: Sequence[str], port: int, frames: int,
         "control": {"endpoint": folder.endpoint("control")},
         "state": {"directory": str(folder.state)},
         "drift": {"hold": "2s"},
-        "recalibrate": {"every": "1h", "frames": frames, "backoff": "10s"} | recalibrate,
+        "recalibrate": {"every": "1h", "frames": frames, "collect": 0, "backoff": "10s"} | recalibrate,
     }
     folder.config.write_text(yaml.safe_dump(config, sort_keys=False))
 

@@ -1,0 +1,102 @@
+"""`recald history` and `recald verify`: what a state directory tells, with or without a running daemon."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+from daemon.config import Config, load_config
+from daemon.recorder import audit_path
+from deploy.audit import AuditLog
+from deploy.audit_chain import Record
+
+UNIMPORTANT = ("state",)  # events that a person is shown with --all only
+
+
+def history(args: argparse.Namespace) -> None:
+    """Print the audit log, the newest record last."""
+    with closing(_audit(load_config(args.config))) as audit:
+        if args.json:
+            audit.export(sys.stdout)
+            return
+        records = [r for r in audit.records(args.sensor) if args.all or r.event not in UNIMPORTANT][-args.limit :]
+    _show(records)
+
+
+def verify(args: argparse.Namespace) -> bool:
+    """Print what is wrong with model, artefacts, pointers and audit log; whether nothing is."""
+    from deploy.store import ArtefactStore
+    from deploy.verify import problems
+
+    config = load_config(args.config)
+    found = [*_of_model(config), *problems(ArtefactStore(config.state.directory)), *_of_audit(config, args.anchor)]
+    if args.json:
+        print(json.dumps({"problems": found}))
+    else:
+        print("\n".join(found) or f"{config.state.directory}: every byte is as it was written")
+    return not found
+
+
+def _audit(config: Config) -> AuditLog:
+    path = audit_path(config.state.directory)
+    if not path.exists():
+        raise ValueError(f"{path}: there is no audit log yet; `recald run` begins it")
+    return AuditLog(path)
+
+
+def _of_model(config: Config) -> Iterator[str]:
+    from deploy.frozen import ModelError, load_frozen
+
+    try:
+        frozen = load_frozen(config.model.path)
+    except ModelError as error:
+        yield str(error)
+        return
+    if config.model.sha256 not in (None, frozen.digest):
+        yield f"{frozen.path}: its SHA-256 is {frozen.digest}, the configuration pins {config.model.sha256}"
+
+
+def _of_audit(config: Config, anchor: str | None) -> Iterator[str]:
+    path = audit_path(config.state.directory)
+    if not path.exists():
+        if anchor:
+            yield f"{path}: missing, though the anchor names a record of it"
+        return
+    with closing(AuditLog(path)) as audit:
+        yield from (f"{path}: {problem}" for problem in audit.verify(parse_anchor(anchor) if anchor else None))
+        for name, digest in audit.first().content()["damaged"].items():
+            yield f"{path.with_name(name)}: a damaged log, set aside as it was (SHA-256 {digest})"
+
+
+def parse_anchor(text: str) -> tuple[int, str]:
+    """NUMBER:DIGEST, as `recald history` shows a record. Raises ValueError."""
+    number, _, digest = text.partition(":")
+    if not number.isascii() or not number.isdigit() or not digest:
+        raise ValueError(f"{text[:80]!r} is not NUMBER:DIGEST, such as 17:3fa9...")
+    return int(number), digest
+
+
+def _show(records: list[Record]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE)
+    for column in ("number", "at (UTC)", "sensor", "event", "details"):
+        table.add_column(column)
+    for record in records:
+        details = ", ".join(f"{name} {_short(value)}" for name, value in json.loads(record.details).items())
+        table.add_row(str(record.number), record.at[:19].replace("T", " "), record.sensor, record.event, details)
+    console = Console(highlight=False)
+    console.print(table)
+    if records:
+        console.print(f"anchor of the last record: {records[-1].number}:{records[-1].digest}", soft_wrap=True)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:12] if len(text) == 64 else text  # a digest by its first digits

@@ -1,0 +1,160 @@
+"""Who decides what serves: modes, approval, hold and probation of a running daemon, and what its audit log tells."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from running import Camera, Daemon, eventually, recald, serving, write_config
+from synthetic import drifted, images
+
+CLEAN = images(256, 1)
+DARK = drifted(CLEAN)
+DRIFT = {"front": DARK}
+
+
+def order(daemon: Daemon, *command: str) -> str:
+    done = recald(*command, "--sensor", "front", "--config", daemon.config)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def refusal(daemon: Daemon, *command: str) -> str:
+    done = recald(*command, "--sensor", "front", "--config", daemon.config)
+    assert done.returncode == 78 and done.stdout == ""
+    return done.stderr
+
+
+def state(daemon: Daemon) -> str:
+    return daemon.status()["state"]
+
+
+def served(camera: Camera) -> list[str]:
+    """The homogenizers that answered, in order of their first answer."""
+    return list(dict.fromkeys(header["homogenizer"] for header in camera.answers["front"]))
+
+
+def audit(config: Path) -> list[dict]:
+    told = recald("history", "--config", config, "--json")
+    assert told.returncode == 0, told.stderr
+    return [json.loads(line) for line in told.stdout.splitlines()]
+
+
+@pytest.fixture
+def in_mode(tiny_model: Path, folder: Path):
+    def configure(mode: str, **settings: object) -> Path:
+        return write_config(folder, tiny_model, recalibrate={"mode": mode, **settings})
+
+    return configure
+
+
+def test_locked_watches_and_changes_nothing(in_mode):
+    with serving(in_mode("locked")) as (daemon, camera):
+        camera.stream(DRIFT, lambda: daemon.status()["drift_alarm"], "the alarm")
+        sent = len(camera.sent["front"])
+        camera.stream(DRIFT, lambda: len(camera.sent["front"]) > sent + 100, "two seconds pass")
+        assert state(daemon) == "factory" and daemon.metric("recald_fits_total") == 0
+        assert "front: recalibrate.mode is locked" in refusal(daemon, "recalibrate")
+
+
+def test_the_shadow_mode_judges_and_lets_nothing_serve(in_mode):
+    with serving(in_mode("shadow", every="10m")) as (daemon, camera):
+        shadowed = lambda: daemon.metric("recald_swaps_total", result="shadowed") == 1  # noqa: E731
+        camera.stream(DRIFT, shadowed, "a candidate has stood the shadow")
+        camera.settle()
+        assert served(camera) == ["factory"]
+        assert daemon.metric("recald_swaps_total", result="committed") == 0
+        assert "recalibrate.mode is shadow" in daemon.status()["last_fit"]
+
+
+@pytest.fixture
+def awaiting(in_mode) -> Iterator[tuple[Daemon, Camera]]:
+    """A supervised daemon whose candidate waits for approval."""
+    with serving(in_mode("supervised")) as (daemon, camera):
+        camera.stream(DRIFT, lambda: state(daemon) == "awaiting_approval", "a candidate waits")
+        yield daemon, camera
+
+
+def test_a_candidate_serves_once_it_is_approved(awaiting):
+    daemon, camera = awaiting
+    status = daemon.status()
+    assert "recald approve" in status["reason"]
+    assert served(camera) == ["factory"]
+    said = order(daemon, "approve")
+    assert said == f"front: candidate {status['candidate'][:12]} serves from the next frame on, on probation\n"
+    camera.stream(DRIFT, lambda: state(daemon) == "active", "it serves and its probation is over")
+    camera.settle()
+    assert served(camera) == ["factory", status["candidate"]]
+    events = [(record["event"], record["details"]) for record in audit(daemon.config) if record["sensor"] == "front"]
+    assert [name for name, _ in events if name != "state"] == ["drift alarm", "fit", "order", "swap"]
+    (swap,) = (details for name, details in events if name == "swap")
+    assert (swap["from"], swap["to"]) == ("factory", status["candidate"])
+    assert recald("verify", "--config", daemon.config).returncode == 0
+
+
+def test_a_refused_candidate_does_not_serve(awaiting):
+    daemon, camera = awaiting
+    assert "goes on serving" in order(daemon, "reject")
+    refused = lambda: daemon.metric("recald_swaps_total", result="refused") == 1  # noqa: E731
+    eventually(refused, "the candidate is dropped")
+    assert daemon.status()["candidate"] is None
+    assert served(camera) == ["factory"]
+    assert "front: no candidate waits for approval: " in refusal(daemon, "approve")
+
+
+def test_nothing_is_swapped_during_a_hold_of_the_operator(in_mode):
+    with serving(in_mode("autonomous")) as (daemon, camera):
+        assert "recald hold --release" in order(daemon, "hold")
+        waits = lambda: "the operator holds swaps" in daemon.status()["reason"]  # noqa: E731
+        camera.stream(DRIFT, waits, "a candidate waits for the hold to end")
+        assert state(daemon) == "shadow" and served(camera) == ["factory"]
+        order(daemon, "hold", "--release")
+        camera.stream(DRIFT, lambda: state(daemon) == "active", "it serves")
+
+
+def test_nothing_is_swapped_that_the_audit_log_could_not_tell_of(in_mode, folder: Path):
+    config = in_mode("autonomous")
+    (folder / "state" / "audit.sqlite").mkdir(parents=True)  # where the log should be
+    with serving(config) as (daemon, camera):
+        waits = lambda: "audit log cannot be written" in daemon.status()["reason"]  # noqa: E731
+        camera.stream(DRIFT, waits, "a candidate waits for the audit log")
+        assert served(camera) == ["factory"]
+        assert daemon.metric("recald_audit_failures_total") > 0
+        (folder / "state" / "audit.sqlite").rmdir()
+        camera.stream(DRIFT, lambda: state(daemon) == "active", "it serves")
+    events = [record["event"] for record in audit(config)]
+    assert events[:2] == ["log begun", "start"] and "swap" in events, "what had to wait is written"
+
+
+def test_what_turns_out_worse_on_probation_is_taken_back(in_mode):
+    with serving(in_mode("autonomous", probation="1h")) as (daemon, camera):
+        camera.stream(DRIFT, lambda: state(daemon) == "probation", "a homogenizer serves")
+        regressed = lambda: daemon.metric("recald_rollbacks_total", reason="regress") == 1  # noqa: E731
+        camera.stream({"front": CLEAN}, regressed, "the camera is clean again, and it is rolled back")
+        camera.settle()
+        assert camera.ask(CLEAN[0])[0]["homogenizer"] == "factory"
+        lost = len(camera.sent["front"]) - len(camera.answers["front"])
+        assert lost == daemon.metric("recald_frames_dropped_total", reason="superseded")
+
+
+def test_verify_finds_a_changed_byte_and_a_changed_record(in_mode, tiny_model: Path):
+    config = in_mode("autonomous")
+    with serving(config) as (daemon, camera):
+        camera.stream(DRIFT, lambda: state(daemon) == "active", "a homogenizer serves")
+        stored = daemon.state
+        assert daemon.stop()[0] == 0
+    assert recald("verify", "--config", config).stdout == f"{stored}: every byte is as it was written\n"
+    newest = audit(config)[-1]
+    anchor = f"{newest['number']}:{newest['digest']}"
+    (weights,) = stored.glob("objects/sha256/*/*.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with sqlite3.connect(stored / "audit.sqlite") as connection:
+        connection.execute("DELETE FROM record WHERE number = ?", (newest["number"],))
+    done = recald("verify", "--config", config, "--anchor", anchor)
+    assert done.returncode == 78
+    assert f"{weights}: damaged" in done.stdout and str(newest["number"]) in done.stdout

@@ -1,0 +1,129 @@
+"""Whatever fails between a worker's answer and the exchange, the active homogenizer keeps serving."""
+
+from __future__ import annotations
+
+import queue
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from calibrate.homogenizer import Homogenizer
+from daemon.process import WorkerError, WorkerTimeout
+from daemon.recalibration import Finished, Recalibration
+from deploy.eager import EagerBackend
+from deploy.path import InferencePath
+from deploy.program import ModelError
+from deploy.store import ArtefactStore
+
+SHAPE = (3, 4, 5)
+MODEL = "d" * 64
+FRAMES = 8
+
+
+class Scene:
+    """One sensor that a homogenizer serves, and a recalibration whose worker has stored the next one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.backend = EagerBackend()
+        self.store = ArtefactStore(folder)
+        self.version = self.put(0.25)
+        self.worker = SimpleNamespace(call=self.answer, finish=lambda: None, close=lambda: None)
+        self.path = InferencePath(self.load(torch.nn.Identity()))
+        self.path.commit(self.path.prepare("active", self.load(homogenizer(0.5)), golden()))
+        self.posted: queue.Queue[Any] = queue.Queue()
+
+    def put(self, bias: float) -> str:
+        compiled = self.backend.compile(homogenizer(bias), torch.zeros(1, *SHAPE))
+        return self.store.put(homogenizer(bias), {"model": MODEL}, compiled, self.backend.name)
+
+    def load(self, module: torch.nn.Module) -> Any:
+        return self.backend.load(self.backend.compile(module, torch.zeros(1, *SHAPE)), threads=1)
+
+    def answer(self, *_: Any) -> dict[str, Any]:
+        return {"result": "accepted", "reason": "better", "version": self.version}
+
+    def stored(self, suffix: str) -> Path:
+        (path,) = self.store.root.glob(f"objects/sha256/*/*{suffix}")
+        return path
+
+    def recalibrate(self) -> Finished:
+        preprocessor = SimpleNamespace(normalise=lambda images: golden())
+        model: Any = SimpleNamespace(digest=MODEL, backend=self.backend, preprocessor=preprocessor)
+        worker: Any = self.worker
+        recalibration = Recalibration(worker, self.store, model, 1.0, 1.2, self.posted.put)
+        recalibration.start(self.sensor(), "operator", FRAMES)
+        finished: Finished = self.posted.get(timeout=10)
+        recalibration.close()
+        assert recalibration.free and self.posted.empty()
+        return finished
+
+    def sensor(self) -> Any:
+        reservoir = SimpleNamespace(sample=lambda count: np.zeros((count, 4, 5, 3), np.uint8))
+        return SimpleNamespace(name="front", path=self.path, reservoir=reservoir)
+
+
+def homogenizer(bias: float) -> Homogenizer:
+    made = Homogenizer(*SHAPE, kernel_size=3).eval()
+    with torch.no_grad():
+        made.bias += bias
+    return made
+
+
+def golden() -> np.ndarray:
+    return np.linspace(-2, 2, 120, dtype=np.float32).reshape(2, *SHAPE)
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def call(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return call
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def test_what_the_worker_stored_is_loaded_and_proven_and_does_not_serve_before_the_exchange(scene: Scene):
+    finished = scene.recalibrate()
+    assert finished.result == "accepted" and finished.candidate is not None
+    assert finished.candidate.prepared.version == scene.version
+    assert scene.path.version == "active"
+
+
+def unprovable(scene: Scene) -> None:
+    scene.version = scene.put(41.0)  # ten times what the golden frames span, and more
+
+
+FAULTS: dict[str, tuple[Callable[[Scene], Any], str]] = {
+    "worker": (lambda s: setattr(s.worker, "call", raising(WorkerError("it died"))), "it died"),
+    "missing": (lambda s: s.stored(".json").unlink(), "missing"),
+    "damaged": (lambda s: s.stored(".safetensors").write_bytes(b"half"), "damaged"),
+    "compiled form": (lambda s: s.stored(".compiled").unlink(), "the compiled form .* is gone"),
+    "loading": (lambda s: setattr(s.backend, "load", raising(ModelError("no such kernel"))), "no such kernel"),
+    "proof": (unprovable, "leaves the range of the golden frames"),
+    "unforeseen": (lambda s: setattr(s.store, "get", raising(KeyError("what"))), "what"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_failure_before_the_exchange_is_told_and_keeps_the_active_one(scene: Scene, fault: str):
+    spoil, reason = FAULTS[fault]
+    spoil(scene)
+    finished = scene.recalibrate()
+    assert (finished.result, finished.candidate) == ("failed", None)
+    assert re.search(reason, finished.reason)
+    served = scene.path.infer(golden()[:1])
+    assert served.homogenizer == "active" and served.output == pytest.approx(golden()[:1] + 0.5, abs=1e-6)
+
+
+def test_a_worker_that_took_too_long_is_told_apart(scene: Scene):
+    scene.worker.call = raising(WorkerTimeout("killed after 1 s"))
+    assert scene.recalibrate().result == "timeout"

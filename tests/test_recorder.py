@@ -1,0 +1,91 @@
+"""Records that cannot be written wait, in order, and the daemon knows."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from daemon.metrics import Metrics
+from daemon.recorder import Recorder
+from deploy.audit import AuditError, AuditLog
+
+
+class Disk:
+    """Opens the log only while it is not full."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.full = path, False
+
+    def open(self) -> AuditLog:
+        if self.full:
+            raise AuditError(f"{self.path}: full: free some space")
+        return AuditLog(self.path)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Disk:
+    return Disk(tmp_path / "audit.sqlite")
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def background():
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+@pytest.fixture
+def record(disk: Disk, registry: CollectorRegistry, background: ThreadPoolExecutor):
+    recorder = Recorder(disk.open, background, Metrics(registry))
+    yield recorder
+    recorder.close()
+
+
+def events(disk: Disk) -> list[str]:
+    audit = AuditLog(disk.path)
+    told = [record.event for record in audit.records()][1:]
+    audit.close()
+    return told
+
+
+def test_records_are_written_in_order(record, disk, registry, background):
+    for event in ("start", "fit", "swap"):
+        record("front", event, {})
+    background.shutdown()
+    assert events(disk) == ["start", "fit", "swap"]
+    assert registry.get_sample_value("recald_audit_records_total") == 3
+    assert not record.failing
+
+
+def test_what_finds_no_room_waits_and_comes_first_when_there_is_some(record, disk, registry, background, caplog):
+    disk.full = True
+    for event in ("start", "fit"):
+        record("front", event, {})
+    background.submit(lambda: None).result()
+    assert record.failing and registry.get_sample_value("recald_audit_failures_total") == 2
+    assert len([m for m in caplog.messages if "nothing is swapped until" in m]) == 1
+    disk.full = False
+    record.retry()
+    record("front", "swap", {})
+    background.shutdown()
+    assert events(disk) == ["start", "fit", "swap"]
+    assert not record.failing
+
+
+def test_the_journal_gets_the_anchors_that_a_later_check_needs(record, disk, background, caplog):
+    with caplog.at_level("INFO"):
+        record("front", "swap", {"to": "a"})
+        record("front", "state", {})
+        background.shutdown()
+    audit = AuditLog(disk.path)
+    number, digest = audit.records()[1].anchor
+    assert caplog.messages == [f"audit record {number}:{digest}, front swap"]
+    assert audit.verify((number, digest)) == []
+    audit.close()
