@@ -7,6 +7,7 @@ import errno
 import getpass
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -157,9 +158,16 @@ def _cell(column: str, value: Any) -> str:
 def order(args: argparse.Namespace) -> int:
     """One order to a running daemon, one line about what happened and what comes next."""
     name = "release" if getattr(args, "release", False) else args.command
-    answer = _ask(args, {"command": name, "sensor": args.sensor, "by": getpass.getuser()})
+    answer = _ask(args, {"command": name, "sensor": args.sensor, "by": _user()})
     print(json.dumps(answer) if args.json else f"{args.sensor}: {answer['said']}")
     return 0
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return str(os.getuid())
 
 
 def _ask(args: argparse.Namespace, message: dict[str, Any]) -> dict[str, Any]:

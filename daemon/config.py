@@ -200,7 +200,7 @@ class RecalibrateConfig(Section):
 
     mode: Literal["locked", "shadow", "supervised", "autonomous"] = "autonomous"
     every: Duration = Field(default=HOUR, ge=1, le=365 * DAY)
-    frames: int = Field(default=512, ge=64, le=1_000_000)
+    frames: int = Field(default=512, ge=64, le=10_000)  # thinning more of them would keep a frame waiting
     collect: Duration = Field(default=2 * MINUTE, ge=0, le=DAY)
     timeout: Duration = Field(default=15 * MINUTE, ge=1, le=DAY)
     backoff: Duration = Field(default=MINUTE, ge=0, le=DAY)

@@ -29,6 +29,7 @@ from daemon.intake import Intake
 from daemon.metrics import Metrics, serve_metrics
 from daemon.notify import Notifier
 from daemon.orders import Orders
+from daemon.persistence import Persistence
 from daemon.process import WorkerProcess
 from daemon.recalibration import Recalibration
 from daemon.recalibrator import Recalibrator
@@ -38,7 +39,7 @@ from daemon.results import Publisher
 from daemon.screening import Screening
 from daemon.sensor import Sensor
 from daemon.serving import Serving
-from daemon.startup import claim, open_model, restore
+from daemon.startup import claim, open_model, restore, served_since, withdrawn
 from daemon.upkeep import Event, Upkeep
 from daemon.watch import DriftWatch
 from deploy.audit import AuditLog
@@ -103,11 +104,13 @@ class Daemon:
         self._store.sweep()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="background")
         audit = partial(AuditLog, audit_path(self.config.state.directory))
+        self._persistence = Persistence(self._store, self._model.digest, self._background)
         self._record = Recorder(audit, self._background, self.metrics)
         self._closing.callback(self._record.close)
         self._closing.callback(self._background.shutdown, wait=True)
         for name in self.config.sensors:
             self.sensors[name] = self._new_sensor(name)
+        self._closing.callback(self._drop_candidates)
         self._open_workers()
         self._publish_facts()
         self._open_sockets()
@@ -130,8 +133,20 @@ class Daemon:
                 screen=Screening(),
             ),
             DriftDetector(config.drift.threshold, config.drift.hold),
-            Recalibrator(config.recalibrate, self._clock(), serving=path.version != FACTORY),
+            self._new_recalibrator(name, path.version),
+            withdrawn=withdrawn(name, self._store),
         )
+
+    def _new_recalibrator(self, sensor: str, version: str) -> Recalibrator:
+        """A homogenizer that had not served its probation before the restart begins it anew."""
+        config, since = self.config.recalibrate, served_since(sensor, version, self._store)
+        on_probation = version != FACTORY and since is not None and time.time() - since < config.probation
+        return Recalibrator(config, self._clock(), serving=version != FACTORY, on_probation=on_probation)
+
+    def _drop_candidates(self) -> None:
+        for sensor in self.sensors.values():
+            if sensor.waiting is not None:
+                sensor.path.discard(sensor.waiting.prepared)
 
     def _close_later(self, runner: Runner) -> None:
         self._background.submit(runner.close)
@@ -151,8 +166,7 @@ class Daemon:
         frames = self.config.recalibrate.frames
         self._upkeep = Upkeep(
             recalibration,
-            self._store,
-            self._model.digest,
+            self._persistence,
             frames,
             self.metrics,
             self._background,
@@ -244,6 +258,7 @@ class Daemon:
             self._status_due = now + STATUS_S
             self._notifier.status(self._status_line())
             self._record.retry()
+            self._persistence.retry()
 
     def _status_line(self) -> str:
         return "; ".join(
@@ -272,11 +287,14 @@ class Daemon:
         try:
             return answer.result(ORDER_TIMEOUT_S)
         except FutureTimeout:
-            raise ValueError("the daemon is busy; `recald status` shows whether the order was carried out") from None
+            answer.cancel()
+            raise ValueError("the daemon is busy, and the order was dropped: try again") from None
 
     def _obey(self) -> None:
         while not self._commands.empty():
             command, name, by, answer = self._commands.get()
+            if not answer.set_running_or_notify_cancel():
+                continue
             try:
                 answer.set_result(self._orders.carry_out(command, self.sensors[name], by))
             except ValueError as error:

@@ -42,21 +42,21 @@ class Orders:
 
     def _approve(self, sensor: Sensor) -> str:
         sensor.recalibrator.approve()
-        return f"candidate {_candidate(sensor)} serves from the next frame on, on probation"
+        return f"candidate {_candidate(sensor)} serves as soon as nothing holds it, on probation"
 
     def _reject(self, sensor: Sensor) -> str:
         sensor.recalibrator.reject()
         return f"candidate {_candidate(sensor)} is dropped; {sensor.path.version[:12]} goes on serving"
 
     def _roll_back(self, sensor: Sensor) -> str:
-        if sensor.path.version == FACTORY:
+        if sensor.path.version == sensor.path.fallback == FACTORY:
             raise Refused("the factory homogenizer serves, there is nothing to go back to")
         self._upkeep.roll_back(sensor, "operator")
-        return f"{sensor.path.version[:12]} serves again; it is not fitted anew before the back-off is over"
+        return f"{sensor.path.version[:12]} serves again; what was taken back is not tried again"
 
     def _hold(self, sensor: Sensor) -> str:
         sensor.operator_hold = True
-        return "nothing is swapped until `recald hold --release`, or a restart"
+        return "nothing is swapped until `recald hold --release`, or a restart; what fails on a frame still goes back"
 
     def _release(self, sensor: Sensor) -> str:
         sensor.operator_hold = False

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
 from daemon.config import Config, load_config
 from daemon.recorder import audit_path
-from deploy.audit import AuditLog
+from deploy.audit import AuditError, AuditLog
 from deploy.audit_chain import Record
 
 UNIMPORTANT = ("state",)  # events that a person is shown with --all only
@@ -20,11 +19,12 @@ UNIMPORTANT = ("state",)  # events that a person is shown with --all only
 def history(args: argparse.Namespace) -> None:
     """Print the audit log, the newest record last."""
     with closing(_audit(load_config(args.config))) as audit:
-        if args.json:
-            audit.export(sys.stdout)
-            return
-        records = [r for r in audit.records(args.sensor) if args.all or r.event not in UNIMPORTANT][-args.limit :]
-    _show(records)
+        records = [r for r in audit.records(args.sensor) if args.all or r.event not in UNIMPORTANT]
+    records = records[max(0, len(records) - args.limit) :]
+    if args.json:
+        print("\n".join(record.line() for record in records))
+    else:
+        _show(records)
 
 
 def verify(args: argparse.Namespace) -> bool:
@@ -45,14 +45,17 @@ def _audit(config: Config) -> AuditLog:
     path = audit_path(config.state.directory)
     if not path.exists():
         raise ValueError(f"{path}: there is no audit log yet; `recald run` begins it")
-    return AuditLog(path)
+    return AuditLog(path, look_only=True)
 
 
 def _of_model(config: Config) -> Iterator[str]:
+    from calibrate.features import tap
+    from daemon.commission import commissioned
     from deploy.frozen import ModelError, load_frozen
 
     try:
         frozen = load_frozen(config.model.path)
+        commissioned(frozen, tap(frozen.module))
     except ModelError as error:
         yield str(error)
         return
@@ -63,13 +66,17 @@ def _of_model(config: Config) -> Iterator[str]:
 def _of_audit(config: Config, anchor: str | None) -> Iterator[str]:
     path = audit_path(config.state.directory)
     if not path.exists():
-        if anchor:
-            yield f"{path}: missing, though the anchor names a record of it"
+        if anchor or (config.state.directory / "sensors").exists():
+            yield f"{path}: missing, though what it tells of is there"
         return
-    with closing(AuditLog(path)) as audit:
-        yield from (f"{path}: {problem}" for problem in audit.verify(parse_anchor(anchor) if anchor else None))
-        for name, digest in audit.first().content()["damaged"].items():
-            yield f"{path.with_name(name)}: a damaged log, set aside as it was (SHA-256 {digest})"
+    known = parse_anchor(anchor) if anchor else None
+    try:
+        with closing(AuditLog(path, look_only=True)) as audit:
+            yield from (f"{path}: {problem}" for problem in audit.verify(known))
+            for name, digest in audit.damaged_before().items():
+                yield f"{path.with_name(name)}: a damaged log, set aside as it was (SHA-256 {digest})"
+    except AuditError as error:
+        yield str(error)
 
 
 def parse_anchor(text: str) -> tuple[int, str]:
@@ -84,17 +91,25 @@ def _show(records: list[Record]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE)
     for column in ("number", "at (UTC)", "sensor", "event", "details"):
         table.add_column(column)
     for record in records:
-        details = ", ".join(f"{name} {_short(value)}" for name, value in json.loads(record.details).items())
-        table.add_row(str(record.number), record.at[:19].replace("T", " "), record.sensor, record.event, details)
+        cells = (record.number, str(record.at)[:19].replace("T", " "), record.sensor, record.event, _told(record))
+        table.add_row(*(Text(str(cell)) for cell in cells))  # as text: brackets are no markup
     console = Console(highlight=False)
     console.print(table)
     if records:
         console.print(f"anchor of the last record: {records[-1].number}:{records[-1].digest}", soft_wrap=True)
+
+
+def _told(record: Record) -> str:
+    content = record.content()
+    if not isinstance(content, dict):  # somebody changed it; `recald verify` says so
+        return str(content)
+    return ", ".join(f"{name} {_short(value)}" for name, value in content.items())
 
 
 def _short(value: Any) -> str:

@@ -42,6 +42,7 @@ class Finished:
     reason: str
     candidate: Candidate | None = None
     durations: dict[str, float] | None = None
+    unfit: str | None = None  # a version that was stored and cannot serve
 
 
 Post = Callable[[Progressed | Finished], None]
@@ -79,7 +80,7 @@ class Recalibration:
             "job": "recalibrate",
             "sensor": sensor.name,
             "active": sensor.path.version,
-            "shunned": sorted(sensor.shunned),
+            "withdrawn": sorted(sensor.withdrawn),
             "trigger": trigger,
             "band": self._band,
             "until": time.time(),
@@ -102,6 +103,7 @@ class Recalibration:
 
     def _recalibrate(self, sensor: Sensor, job: dict[str, Any], frames: int) -> Finished:
         images = sensor.reservoir.sample(frames)
+        version = None
 
         def report(message: dict[str, Any]) -> None:
             durations = {k[: -len("_seconds")]: v for k, v in message.items() if k.endswith("_seconds")}
@@ -111,12 +113,13 @@ class Recalibration:
             answer = self._worker.call(job, images, self._timeout, report)
             if answer["result"] not in ("accepted", "factory"):
                 return Finished(sensor.name, answer["result"], answer["reason"])
+            version = answer["version"]
             golden = self._model.preprocessor.normalise(images[:: max(1, len(images) // GOLDEN_FRAMES)][:GOLDEN_FRAMES])
-            candidate = Candidate(self._prepare(sensor.path, answer["version"], golden), incumbent=job["active"])
+            candidate = Candidate(self._prepare(sensor.path, version, golden), incumbent=job["active"])
         except WorkerTimeout as error:
             return Finished(sensor.name, "timeout", str(error))
         except (WorkerError, StoreError, ModelError, SwapRejected) as error:
-            return Finished(sensor.name, "failed", str(error))
+            return Finished(sensor.name, "failed", str(error), unfit=version)
         finally:
             self._worker.finish()  # gives a fit's memory back to the device
         durations = {"compile": answer["compile_seconds"]} if "compile_seconds" in answer else {}

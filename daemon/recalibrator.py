@@ -92,9 +92,9 @@ class Refused(ValueError):
 class Recalibrator:
     """The state machine of one sensor. Every method takes or gives plain values; nothing is done in here."""
 
-    def __init__(self, config: RecalibrateConfig, now: float, serving: bool = False):
+    def __init__(self, config: RecalibrateConfig, now: float, serving: bool = False, on_probation: bool = False):
         self._config = config
-        self.state = State.ACTIVE if serving else State.FACTORY
+        self.state = State.PROBATION if on_probation else State.ACTIVE if serving else State.FACTORY
         self.progress = 0.0
         self.reason = ""  # why it is in this state, and what an operator can do
         self.trigger = ""
@@ -102,10 +102,13 @@ class Recalibrator:
         self._since = now
         self._next_timer = now + config.every
         self._not_before = now
-        self._failures = 0
+        self._failures = 0  # in a row; a swap is none once its probation is over
+        self._tries = 0  # in a row that changed nothing for good, by which the back-off grows
         self._requested = False
         self._approval: bool | None = None
-        self._looks: deque[bool] = deque()  # whether each spoke for the candidate, or on probation for the one before
+        self._looks: deque[bool] = deque(
+            maxlen=MOST_LOOKS
+        )  # whether each spoke for the candidate, or on probation for the one before
         self._fits: deque[float] = deque()
         self._swaps: deque[float] = deque()
 
@@ -117,7 +120,10 @@ class Recalibrator:
             raise Refused("recalibrate.mode is locked: nothing is fitted")
         if self.state in (*IN_WORK, *WITH_CANDIDATE):
             raise Refused(f"a recalibration is under way: {self.state.value}")
-        self._requested = True
+        if self.state is State.COLLECTING:
+            self.trigger = "operator"
+        else:
+            self._requested = True
 
     def approve(self) -> None:
         """The candidate may serve."""
@@ -143,10 +149,10 @@ class Recalibrator:
         self._next_timer = now + self._config.every
         if result in ("unneeded", "shadowed"):
             self._failures = 0
-            self._not_before = now
         else:
-            self._not_before = now + self._backoff()
             self._failures += 1
+        if self.trigger == "drift" or self._failures:  # else a lasting alarm would ask for the same again at once
+            self._hold_off(now)
         self._enter(State.FAILED if result in ("failed", "timeout") else self._rest(), now, reason)
 
     def looked(self, for_rival: bool) -> None:
@@ -156,16 +162,16 @@ class Recalibrator:
 
     def committed(self, serving: bool, now: float) -> None:
         """The candidate serves; `serving`: it is a fitted homogenizer."""
-        self._serving, self._failures = serving, 0
-        self._next_timer, self._not_before = now + self._config.every, now
+        self._serving = serving
+        self._next_timer = now + self._config.every
         self._swaps.append(now)
         self._enter(State.PROBATION, now, "it serves on probation")
 
     def rolled_back(self, serving: bool, now: float, reason: str) -> None:
         """The homogenizer was taken back; whether a fitted one still serves. A fit under way goes on."""
         self._serving = serving
-        self._not_before = max(self._not_before, now + self._backoff())
         self._failures += 1
+        self._hold_off(now)
         if self.state not in (*IN_WORK, State.COLLECTING):
             self._enter(State.ROLLED_BACK, now, reason)
 
@@ -180,13 +186,15 @@ class Recalibrator:
         if self.state in WITH_CANDIDATE:
             return self._weigh(now, facts.held)
         if self.state is State.PROBATION:
-            return self._watch_over(now)
+            return self._watch_over(now, facts.held)
         return None
 
     def _begin(self, now: float, alarm: bool) -> Decision | None:
         trigger = self._trigger(now, alarm)
         if trigger is None:
             self._settle(now, alarm)
+            if alarm and self._spent(now):
+                self.reason = "the day's budget of fits or swaps is spent; `recald recalibrate` exceeds it"
             return None
         self.trigger, self._requested = trigger, False
         self._enter(State.COLLECTING, now)
@@ -213,8 +221,10 @@ class Recalibrator:
         if alarm and self._failures >= HOPELESS:
             if self.state is not State.INVALID:
                 self._enter(State.INVALID, now, self._advice())
-        elif self.state not in (State.ACTIVE, State.FACTORY) and now >= self._not_before:
-            self._enter(self._rest(), now)
+        elif now >= self._not_before:
+            self._tries = self._tries if alarm else 0
+            if self.state not in (State.ACTIVE, State.FACTORY):
+                self._enter(self._rest(), now)
 
     def _advice(self) -> str:
         return (
@@ -236,7 +246,8 @@ class Recalibrator:
         """A candidate in the shadow, or one that waits for approval."""
         if self._approval is False:
             return Discard("refused", "refused by the operator")
-        self.progress = _share(now - self._since, self._config.shadow)
+        if self.state is State.SHADOW:
+            self.progress = _share(now - self._since, self._config.shadow)
         if self._against() > IN_DOUBT * max(len(self._looks), LOOKS):
             return Discard("rejected", f"no better in {self._against()} of {len(self._looks)} looks at new frames")
         if self.state is State.SHADOW and (self.progress < 1.0 or len(self._looks) < LOOKS):
@@ -256,11 +267,13 @@ class Recalibrator:
             return None
         return Commit()
 
-    def _watch_over(self, now: float) -> Decision | None:
+    def _watch_over(self, now: float, held: str) -> Decision | None:
         self.progress = _share(now - self._since, self._config.probation)
-        if len(self._looks) >= REGRESSIONS and all(list(self._looks)[-REGRESSIONS:]):
+        if len(self._looks) >= REGRESSIONS and all(list(self._looks)[-REGRESSIONS:]) and not held:
             return RollBack("regress")
         if self.progress == 1.0 and len(self._looks) >= LOOKS:
+            self._failures = self._tries = 0
+            self._not_before = now
             self._enter(self._rest(), now)
         return None
 
@@ -272,11 +285,11 @@ class Recalibrator:
             raise Refused(f"no candidate waits for approval: {self.state.value}")
         self._approval = approval
 
-    def _backoff(self) -> float:
-        return min(
-            self._config.backoff * 2 ** min(self._failures, MAX_BACKOFF_DOUBLINGS),
-            max(self._config.every, self._config.backoff),
-        )
+    def _hold_off(self, now: float) -> None:
+        """Nothing by itself for a while, doubled each time until something lasts or the alarm is over."""
+        wait = self._config.backoff * 2 ** min(self._tries, MAX_BACKOFF_DOUBLINGS)
+        self._not_before = max(self._not_before, now + min(wait, max(self._config.every, self._config.backoff)))
+        self._tries += 1
 
     def _rest(self) -> State:
         return State.ACTIVE if self._serving else State.FACTORY

@@ -20,6 +20,7 @@ MAX_SHARE = 0.25
 FAIR_SHARES = 2  # a class may always have so many times its fair share: of two classes, each may have it all
 OVER_SHARE_S = 1.0  # between two frames of a class that has its share: it may be all there is to see
 HORIZON_S = 3600.0  # older frames are the first to go: light and dirt were others then
+ALARMING = ("blank", "saturated")  # nothing to fit to, but a covered lens must not look as well as before
 SEEN_SHARE = 0.02  # of the memory; a class with less was hardly seen
 
 Screen = Callable[[np.ndarray, float], str | None]
@@ -116,19 +117,21 @@ class Reservoir:
         self._seen += 1
         if self._seen % self._every:
             return None
-        if self._screen and (reason := self._screen(image, now)):
+        reason = self._screen(image, now) if self._screen else None
+        if reason is not None and reason not in ALARMING:
             return reason
         with self._lock:
             self.added += 1
             self._newest.append(image)
-            if self._room and self._memory.wants(label, now):
+            if reason is None and self._room and self._memory.wants(label, now):
                 self._memory.add(Kept(self.added, now, label, image))
-        return None
+        return reason
 
-    def mark(self) -> None:
-        """Forget what is no use for fits any more: the frames before show another camera."""
+    def mark(self) -> list[Kept]:
+        """Forget what is no use for fits any more, as the frames before show another camera; returns it."""
         with self._lock:
-            self._memory = Memory(self._room)
+            before, self._memory = self._memory, Memory(self._room)
+        return before.frames
 
     @property
     def collected(self) -> int:

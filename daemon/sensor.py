@@ -40,7 +40,9 @@ class Sensor:
     hold: bool = False  # the newest frame's request: no swap now
     operator_hold: bool = False  # the operator's
     waiting: Candidate | None = None  # in the shadow; committed between two frames, or dropped
-    shunned: set[str] = field(default_factory=set)  # versions that were taken back or dropped: not tried again
+    withdrawn: set[str] = field(default_factory=set)  # versions that were taken back or dropped: not tried again
+    looked_at: int = 0  # reservoir.added when the rival was last compared, or came up
+    told_state: State | None = None  # the last in the audit log
     frames: int = 0
     last_result: str = field(default="none yet")  # of the last fit, for the operator
 

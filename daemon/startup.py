@@ -19,11 +19,11 @@ from daemon.commission import commissioned
 from daemon.config import Config
 from daemon.notify import Notifier
 from daemon.preprocess import Preprocessor
-from deploy.backend import Backend, Runner, open_backend
+from deploy.backend import Backend, Runner, made_by, open_backend
 from deploy.cache import compile_cached
 from deploy.frozen import FrozenModel, ModelError, load_frozen
 from deploy.path import InferencePath, SwapRejected
-from deploy.store import ArtefactStore
+from deploy.store import Artefact, ArtefactStore, StoreError
 
 PATIENCE_S = 30.0  # asked of systemd, again and again, while a compile goes on
 GOLDEN_FRAMES = 2  # of noise: at a start there are no frames yet to prove a homogenizer on
@@ -83,20 +83,46 @@ def open_model(config: Config, notifier: Notifier) -> ServedModel:
 
 
 def restore(sensor: str, path: InferencePath, store: ArtefactStore, model: ServedModel) -> None:
-    """Let the last good homogenizer serve again, or the factory one if there is none that can be believed."""
+    """Let the last good homogenizer serve again, the one before it a step away; or the factory one if there is none
+    that can be believed."""
     version, artefact, problems = store.load_current(sensor, model.digest)
     for problem in problems:
         log.error("%s: %s", sensor, problem)
     if artefact is None:
         return
+    before = store.load_before(sensor, version, model.digest)
+    if before is not None:
+        _serve_again(sensor, before, path, model)
+    _serve_again(sensor, artefact, path, model)
+
+
+def served_since(sensor: str, version: str, store: ArtefactStore) -> float | None:
+    """Since when, s since the epoch, the pointer says that `version` serves; None where it says nothing of it."""
+    try:
+        pointer = store.current(sensor)
+    except StoreError:  # restore() has told
+        return None
+    return pointer.since if pointer is not None and pointer.homogenizer == version else None
+
+
+def withdrawn(sensor: str, store: ArtefactStore) -> set[str]:
+    """The versions that were taken back, none where that cannot be read."""
+    try:
+        return store.withdrawn(sensor)
+    except StoreError as error:
+        log.warning("%s: what was taken back before is forgotten: %s", sensor, error)
+        return set()
+
+
+def _serve_again(sensor: str, artefact: Artefact, path: InferencePath, model: ServedModel) -> None:
     try:
         compiled = artefact.compiled
-        if compiled is None or artefact.manifest["compiled"]["backend"] != model.backend.name:
+        if compiled is None or not made_by(model.backend, artefact.manifest):
             compiled = model.backend.compile(artefact.homogenizer, torch.zeros(1, *model.input_shape))
         golden = np.random.default_rng(0).standard_normal((GOLDEN_FRAMES, *model.input_shape), np.float32)
-        path.commit(path.prepare(version, model.backend.load(compiled, threads=1), golden))
+        path.commit(path.prepare(artefact.version, model.backend.load(compiled, threads=1), golden))
     except (ModelError, SwapRejected) as error:
-        log.warning("%s: homogenizer %s cannot serve: %s", sensor, version[:12], error)
+        log.warning("%s: homogenizer %s cannot serve: %s", sensor, artefact.version[:12], error)
 
 
 @contextmanager

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
 from daemon.metrics import Metrics
+from daemon.persistence import Persistence
 from daemon.recalibration import Finished, Progressed, Recalibration
 from daemon.recalibrator import Collect, Commit, Decision, Discard, Facts, Fit, RollBack, State
 from daemon.recorder import Recorder
 from daemon.sensor import Sensor
 from daemon.watch import Observed
-from deploy.store import FACTORY, ArtefactStore, StoreError
+from deploy.store import FACTORY
 
 LAYERS_EXPORTED = 64  # layer drift scores, so that a deep network cannot flood the scrape
 
@@ -29,8 +29,7 @@ class Upkeep:
     def __init__(
         self,
         recalibration: Recalibration,
-        store: ArtefactStore,
-        model: str,
+        persistence: Persistence,
         frames: int,
         metrics: Metrics,
         background: Executor,
@@ -38,8 +37,7 @@ class Upkeep:
         clock: Callable[[], float],
     ):
         self._recalibration = recalibration
-        self._store = store
-        self._model = model
+        self._persistence = persistence
         self._frames = frames
         self._metrics = metrics
         self._background = background
@@ -51,6 +49,7 @@ class Upkeep:
         if isinstance(event, Observed):
             if event.homogenizer == sensor.path.version:  # else a swap came between
                 self._observed(sensor, event.scores, now)
+                self._compared(sensor, event)
         elif isinstance(event, Progressed):
             self._observe_durations(sensor, event.durations)
             sensor.recalibrator.progressed(State(event.stage), event.ratio)
@@ -66,19 +65,17 @@ class Upkeep:
             fitter_free=self._recalibration.free,
             held=self._held(sensor),
         )
-        before = recalibrator.state
         decision = recalibrator.step(now, facts)
         if decision is not None:
             self._carry_out(sensor, decision, now)
-        if recalibrator.state is not before:
-            self._told_state(sensor)
+        self._tell_state(sensor)
         self.show_state(sensor)
 
     def roll_back(self, sensor: Sensor, reason: str) -> None:
         """Let the homogenizer before the active one serve again, or the factory one."""
         self._drop_candidate(sensor, "outdated")
         before, version = sensor.path.version, sensor.path.rollback()
-        sensor.shunned.add(before)
+        self._withdraw(sensor, before)
         log.warning("%s: rolled back to %s: %s", sensor.name, version[:12], reason)
         self._metrics.rollbacks.labels(sensor.name, reason).inc()
         self._record(sensor.name, "rollback", {"from": before, "to": version, "reason": reason})
@@ -108,20 +105,23 @@ class Upkeep:
         sensor.detector.observe(sensor.drift_score, now)
         if sensor.detector.alarm is not alarm:
             said = "drift alarm" if sensor.detector.alarm else "drift alarm over"
-            self._record(sensor.name, said, {"score": sensor.drift_score, "homogenizer": sensor.path.version})
+            score = sensor.drift_score if math.isfinite(sensor.drift_score) else None
+            self._record(sensor.name, said, {"score": score, "homogenizer": sensor.path.version})
         self._show_drift(sensor)
-        self._compared(sensor, scores.get("rival"))
         metrics.drift_score.labels(name, "raw").set(scores["raw"])
         for layer, score in list(scores["layers"].items())[:LAYERS_EXPORTED]:
             metrics.layer_drift_score.labels(name, layer).set(score)
         for proxy, value in scores["proxy"].items():
             metrics.accuracy_proxy_ratio.labels(name, proxy).set(value)
 
-    def _compared(self, sensor: Sensor, compared: dict[str, Any] | None) -> None:
-        """A look at the rival counts unless it is another by now."""
-        rival = sensor.rival
+    def _compared(self, sensor: Sensor, event: Observed) -> None:
+        """A look counts where the rival is still the same, and all frames are new since the look before."""
+        compared, rival = event.scores.get("rival"), sensor.rival
         if compared is None or rival is None or (rival.role, rival.version) != (compared["role"], compared["version"]):
             return
+        if event.added - sensor.looked_at < event.frames:
+            return
+        sensor.looked_at = event.added
         sensor.recalibrator.looked(not compared["objections"])
         if compared["objections"] and rival.role == "candidate":
             log.info("%s: the candidate in the shadow: %s", sensor.name, compared["objections"])
@@ -137,6 +137,8 @@ class Upkeep:
         self._observe_durations(sensor, event.durations or {})
         sensor.last_result = f"{event.result}: {event.reason}"
         details = {"result": event.result, "reason": event.reason, "trigger": sensor.recalibrator.trigger}
+        if event.unfit is not None:
+            self._withdraw(sensor, event.unfit)
         if event.candidate is None:
             self._record(sensor.name, "fit", details)
             sensor.recalibrator.finished(event.result, now, event.reason)
@@ -144,6 +146,7 @@ class Upkeep:
         self._record(sensor.name, "fit", details | {"candidate": event.candidate.prepared.version})
         sensor.waiting = event.candidate
         if event.candidate.incumbent == sensor.path.version:
+            sensor.looked_at = sensor.reservoir.added
             sensor.recalibrator.proven(now)
         else:  # a rollback came between: nobody has compared the candidate with what serves now
             self._drop_candidate(sensor, "outdated")
@@ -174,7 +177,8 @@ class Upkeep:
     def _collect(self, sensor: Sensor, decision: Collect) -> None:
         log.info("%s: collecting frames, because of %s", sensor.name, sensor.recalibrator.trigger)
         if decision.afresh:
-            sensor.reservoir.mark()
+            forgotten = sensor.reservoir.mark()
+            self._background.submit(forgotten.clear)  # freeing hundreds of frames takes longer than one may wait
 
     def _commit(self, sensor: Sensor) -> None:
         """The swap, between two frames."""
@@ -187,6 +191,7 @@ class Upkeep:
         details = {"from": before, "to": sensor.path.version, "pause": pause, "frames_served": sensor.frames}
         self._record(sensor.name, "swap", details)
         self._now_serving(sensor, "fit")
+        sensor.looked_at = sensor.reservoir.added
         sensor.recalibrator.committed(sensor.path.version != FACTORY, self._clock())
         log.info("%s: homogenizer %s serves, pause %.0f us", sensor.name, sensor.path.version[:12], 1e6 * pause)
 
@@ -198,12 +203,20 @@ class Upkeep:
         self._metrics.swaps.labels(sensor.name, result).inc()
         version = candidate.prepared.version
         if result in ("rejected", "refused"):
-            sensor.shunned.add(version)
+            self._withdraw(sensor, version)
         self._record(sensor.name, "candidate dropped", {"candidate": version, "result": result, "reason": reason})
         log.info("%s: candidate %s dropped, %s: %s", sensor.name, version[:12], result, reason)
 
-    def _told_state(self, sensor: Sensor) -> None:
+    def _withdraw(self, sensor: Sensor, version: str) -> None:
+        if version != FACTORY:
+            sensor.withdrawn.add(version)
+            self._persistence.withdrawn(sensor.name, set(sensor.withdrawn))
+
+    def _tell_state(self, sensor: Sensor) -> None:
         state, reason = sensor.recalibrator.state, sensor.recalibrator.reason
+        if state is sensor.told_state:
+            return
+        sensor.told_state = state
         if state is State.INVALID:
             log.error("%s: %s", sensor.name, reason)
         self._record(sensor.name, "state", {"state": state.value, "reason": reason})
@@ -214,10 +227,4 @@ class Upkeep:
         sensor.detector.reset()
         self._show_drift(sensor)
         self.show_homogenizer(sensor, source)
-        self._background.submit(self._write_pointer, sensor.name, sensor.path.version)
-
-    def _write_pointer(self, name: str, version: str) -> None:
-        try:
-            self._store.point(name, version, self._model, time.time())
-        except (OSError, StoreError) as error:
-            log.warning("%s: %s serves, but a restart will not know it: %s", name, version[:12], error)
+        self._persistence.serves(sensor.name, sensor.path.version)

@@ -27,6 +27,8 @@ class Observed:
     sensor: str
     homogenizer: str
     scores: dict[str, Any]
+    frames: int = 0  # how many were scored
+    added: int = 0  # the newest of them among all that were kept
 
 
 class DriftWatch:
@@ -83,6 +85,6 @@ class DriftWatch:
             job |= {"rival": rival.version, "role": rival.role}
         scores = self._worker.call(job, images, CHECK_TIMEOUT)
         if "raw" in scores:
-            self._post(Observed(sensor.name, active, scores))
+            self._post(Observed(sensor.name, active, scores, len(images), added))
         else:
             log.warning("drift check of %s failed: %s", sensor.name, scores.get("reason"))

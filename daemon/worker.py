@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calibrate import FitError, Limits, fit, tap
+from calibrate import FitError, FitResult, Limits, fit, tap
+from calibrate.homogenizer import Homogenizer
 from calibrate.judge import (
     Evidence,
     incumbents,
@@ -36,7 +37,7 @@ from daemon import __version__
 from daemon.commission import commissioned
 from daemon.preprocess import Preprocessor
 from daemon.wire import pack, unpack
-from deploy.backend import ParityError, check_parity, load_backend
+from deploy.backend import ParityError, check_parity, load_backend, made_by
 from deploy.frozen import FrozenModel, ModelError, load_frozen
 from deploy.retention import past, retain
 from deploy.store import FACTORY, ArtefactStore, StoreError
@@ -118,49 +119,52 @@ class Worker:
         known = self._known(job, held_out, against)
         if known is not None:
             return known
-        kept = torch.arange(len(frames)) % HELD_OUT_EVERY != 0
-        began = time.perf_counter()
-        fitted = fit(
-            self._frozen.module,
-            frames[kept],
-            self._clean and self._clean.statistics,
-            source=self._clean and self._clean.source,
-            limits=self._limits,
-            seed=job["seed"],
-            progress=lambda done, of, _: send({"stage": "fitting", "ratio": done / of}),
-        )
-        fit_seconds = time.perf_counter() - began
-        send({"stage": "judging", "ratio": 0.0, "fit_seconds": fit_seconds})
+        fitted, seconds = self._fit(job, frames, send)
+        send({"stage": "judging", "ratio": 0.0, "fit_seconds": seconds})
         candidate = fitted.homogenizer.eval()
         verdict = judge(self._yardstick, candidate, held_out, against, job["band"])
         if not verdict.accepted:
             return {"result": "rejected", "reason": verdict.reason}
         send({"stage": "compiling", "ratio": 0.0})
         began = time.perf_counter()
-        compiled = self._compile(candidate, held_out[:GOLDEN_FRAMES])
-        manifest = self._manifest(job, len(frames), fitted.start, fitted.steps, fit_seconds)
-        version = self._store.put(candidate, manifest | {"verdict": verdict.as_dict()}, compiled, self._backend.name)
-        compile_seconds = time.perf_counter() - began
-        retain(self._store, KEPT_OF_A_SENSOR, spare=(job["active"], version))
-        return {
-            "result": "accepted",
-            "reason": verdict.reason,
-            "version": version,
-            "compile_seconds": compile_seconds,
-        }
+        manifest = self._manifest(job, len(frames), fitted.start, fitted.steps, seconds)
+        version = self._keep(job, candidate, held_out[:GOLDEN_FRAMES], manifest | {"verdict": verdict.as_dict()})
+        taken = time.perf_counter() - began
+        return {"result": "accepted", "reason": verdict.reason, "version": version, "compile_seconds": taken}
+
+    def _fit(self, job: dict[str, Any], frames: Tensor, send: Send) -> tuple[FitResult, float]:
+        """Fit to the frames that do not judge; also how long it took (s)."""
+        began = time.perf_counter()
+        fitted = fit(
+            self._frozen.module,
+            frames[torch.arange(len(frames)) % HELD_OUT_EVERY != 0],
+            self._clean and self._clean.statistics,
+            source=self._clean and self._clean.source,
+            limits=self._limits,
+            seed=job["seed"],
+            progress=lambda done, of, _: send({"stage": "fitting", "ratio": done / of}),
+        )
+        return fitted, time.perf_counter() - began
+
+    def _keep(self, job: dict[str, Any], candidate: Homogenizer, golden: Tensor, manifest: dict[str, Any]) -> str:
+        """Compile, prove and store the candidate, and remove the oldest of its sensor; returns its version."""
+        compiled = self._compile(candidate, golden)
+        version = self._store.put(candidate, manifest, compiled, self._backend.name)
+        retain(self._store, job["sensor"], KEPT_OF_A_SENSOR, spare=(job["active"], version))
+        return version
 
     def _known(self, job: dict[str, Any], held_out: Tensor, against: Mapping[str, Evidence]) -> dict[str, Any] | None:
         """A homogenizer of this sensor's past that is right again, which costs no fit: night comes every day."""
         for version in past(self._store, job["sensor"], self._frozen.digest, MOST_TRIED):
-            if version in (job["active"], *job["shunned"]):
+            if version in (job["active"], *job["withdrawn"]):
                 continue
             try:
                 artefact = self._store.get(version, self._frozen.digest)
             except StoreError as error:
                 log.warning("an earlier homogenizer is not tried: %s", error)
                 continue
-            if artefact.manifest.get("versions", {}).get("backend") != self._backend.version():
-                continue  # its compiled form may not run any more
+            if artefact.compiled is None or not made_by(self._backend, artefact.manifest):
+                continue  # a fit is surer than a compiled form that may not run
             verdict = judge(self._yardstick, artefact.homogenizer, held_out, against, job["band"])
             if verdict.accepted:
                 return {"result": "accepted", "reason": f"an earlier one is {verdict.reason}", "version": version}

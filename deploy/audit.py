@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from deploy.audit_chain import BEGUN, PRUNED, Anchor, Record, canonical, chained, problems
-from deploy.audit_file import BUSY_S, insert, open_database
+from deploy.audit_file import BUSY_S, insert, look_into, open_database
 
 CLOCK_SET = "2020"  # an earlier time comes from a device that had not yet learnt the date
 PROBLEMS_KEPT = 10  # in the record of what was pruned; the first few show what happened
@@ -42,15 +42,18 @@ class AuditLog:
     `path`.damaged-N. Any other change is left where it is, for verify() to tell.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time, *, look_only: bool = False) -> None:
+        """look_only: for another process than the one that writes; nothing is begun or set aside."""
         self.path = path
         self._clock = clock
         self._lock = threading.Lock()
         with _told(path):
-            self._connection = open_database(path, _utc(clock()))
+            self._connection = look_into(path) if look_only else open_database(path, _utc(clock()))
 
-    def append(self, sensor: str, event: str, details: dict[str, Any]) -> Record:
-        """Add a record; once this returns, no crash and no power cut takes it back.
+    def append(self, sensor: str, event: str, details: dict[str, Any], at: float | None = None) -> Record:
+        """Add a record of now, or of `at`, s since the epoch.
+
+        Once this returns, no crash and no power cut takes it back.
 
         AuditError where it could not be written; ValueError for details that JSON cannot hold.
         """
@@ -58,7 +61,7 @@ class AuditLog:
             raise ValueError(f"{event!r} is said by the log itself alone")
         text = canonical(details)
         with self._transaction() as connection:
-            return self._follow(connection, sensor, event, text)
+            return self._follow(connection, sensor, event, text, at)
 
     def records(self, sensor: str | None = None, limit: int | None = None) -> list[Record]:
         """The newest `limit` records, of one sensor or of all, the newest last."""
@@ -66,11 +69,6 @@ class AuditLog:
         with self._reading() as connection:
             rows = connection.execute(query, (sensor, -1 if limit is None else limit)).fetchall()
         return [Record(*row) for row in reversed(rows)]
-
-    def first(self) -> Record:
-        """The record that begins the log: its content names the installation and the damaged logs before it."""
-        with self._reading() as connection:
-            return Record(*connection.execute("SELECT * FROM record ORDER BY number LIMIT 1").fetchone())
 
     def verify(self, anchor: Anchor | None = None) -> list[str]:
         """What is wrong with the log; empty where it is intact, AuditError where it cannot be read.
@@ -99,6 +97,14 @@ class AuditLog:
             connection.execute("DELETE FROM record WHERE number BETWEEN 2 AND ?", (number,))
             return record
 
+    def damaged_before(self) -> dict[str, str]:
+        """Name and SHA-256 of each damaged log that was set aside before this one was begun."""
+        with self._reading() as connection:
+            row = connection.execute("SELECT * FROM record ORDER BY number LIMIT 1").fetchone()
+        content = Record(*row).content() if row else None
+        damaged = content.get("damaged") if isinstance(content, dict) else None
+        return damaged if isinstance(damaged, dict) else {}
+
     def export(self, stream: TextIO) -> None:
         """Write all records as lines of JSON, the oldest first."""
         number = -(2**63)
@@ -115,12 +121,14 @@ class AuditLog:
         with self._reading() as connection:
             return [Record(*row) for row in connection.execute(query, (after, PAGE))]
 
-    def _follow(self, connection: sqlite3.Connection, sensor: str, event: str, details: str) -> Record:
+    def _follow(
+        self, connection: sqlite3.Connection, sensor: str, event: str, details: str, at: float | None = None
+    ) -> Record:
         newest = "SELECT number, digest FROM record ORDER BY number DESC LIMIT 1"
         number, digest = connection.execute(newest).fetchone()
         # Whatever was made of that digest, it can be followed, and verify() tells of it.
         last = number, str(digest).encode("ascii", "replace").decode()
-        record = chained(last, _utc(self._clock()), sensor, event, details)
+        record = chained(last, _utc(self._clock() if at is None else at), sensor, event, details)
         insert(connection, record)
         return record
 

@@ -9,6 +9,7 @@ import os
 import secrets
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple
@@ -19,6 +20,7 @@ from deploy.files import write_atomically
 
 FORMAT = 1
 BUSY_S = 5.0  # an append takes milliseconds, so who waits longer waits for something stuck
+LOCK_PAUSE_S = 0.02  # between two tries
 PARTS = ("", "-wal", "-shm", "-journal")  # the files that SQLite keeps for one database
 TABLE = (
     "CREATE TABLE record (number INTEGER PRIMARY KEY, at TEXT NOT NULL, sensor TEXT NOT NULL,"
@@ -37,6 +39,11 @@ def open_database(path: Path, at: str) -> sqlite3.Connection:
         if not path.exists():
             _begin(path, at)
         return _connect(path)
+
+
+def look_into(path: Path) -> sqlite3.Connection:
+    """A connection that cannot write."""
+    return _sqlite(path, "ro")
 
 
 def insert(connection: sqlite3.Connection, record: Record) -> None:
@@ -130,13 +137,25 @@ def _damaged_files(path: Path) -> dict[str, str]:
     return {file.name: digest_file(file) for file in found}
 
 
+def _lock(descriptor: int) -> None:
+    """Wait for it as long as SQLite waits for its own. Raises BlockingIOError."""
+    end = time.monotonic() + BUSY_S
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(LOCK_PAUSE_S)
+
+
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """One process at a time, or two would set aside what each other began."""
     # Not the folder, which a running daemon keeps locked; not the database, which is replaced.
     descriptor = os.open(_part(path, ".lock"), os.O_RDONLY | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        _lock(descriptor)
         yield
     finally:
         os.close(descriptor)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -101,6 +102,12 @@ def load_backend(name: str) -> Backend:
         ) from error
     backend: Backend = getattr(module, class_name)()
     return backend
+
+
+def made_by(backend: Backend, manifest: Mapping[str, Any]) -> bool:
+    """Whether the compiled form that this manifest belongs to was made by the same versions of everything."""
+    versions = manifest.get("versions")
+    return isinstance(versions, Mapping) and versions.get("backend") == backend.version()
 
 
 def check_parity(runner: Runner, module: nn.Module, golden: torch.Tensor, tolerance: float = PARITY_TOLERANCE) -> float:

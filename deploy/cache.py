@@ -45,8 +45,12 @@ def _read(path: Path) -> bytes | None:
     except OSError as error:
         log.warning("%s: cannot be read, building again: %s", path, error.strerror)
         return None
-    digest, compiled = data[:DIGEST_SIZE], data[DIGEST_SIZE:]
-    if hashlib.sha256(compiled).digest() != digest:
+    if not is_whole(data):
         log.warning("%s: damaged, building again", path)
         return None
-    return compiled
+    return data[DIGEST_SIZE:]
+
+
+def is_whole(data: bytes) -> bool:
+    """Whether a file of the cache is as it was written: the compiled bytes behind their own SHA-256."""
+    return hashlib.sha256(data[DIGEST_SIZE:]).digest() == data[:DIGEST_SIZE]

@@ -1,8 +1,7 @@
-"""Which stored homogenizers are kept: the newest of each sensor, and whatever a pointer names."""
+"""Which stored homogenizers of a sensor are kept: the newest, and whatever a pointer names."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -35,19 +34,15 @@ def past(store: ArtefactStore, sensor: str, model: str, most: int) -> list[str]:
     return [one.version for one in stored(store) if (one.sensor, one.model) == (sensor, model)][:most]
 
 
-def retain(store: ArtefactStore, keep: int, spare: Collection[str] = ()) -> list[str]:
-    """Remove all but the newest `keep` of each sensor, those that pointers name and those to `spare`.
+def retain(store: ArtefactStore, sensor: str, keep: int, spare: Collection[str] = ()) -> list[str]:
+    """Remove all of a sensor but the newest `keep`, those that pointers name and those to `spare`.
 
     Returns the versions removed. A manifest goes first: without it the rest is not believed.
     """
-    everything, counts = stored(store), defaultdict[str, int](int)
-    kept: list[Stored] = []
-    removed: list[Stored] = []
-    named = {*spare, *_pointed(store)}
-    for one in everything:
-        counts[one.sensor] += 1
-        (kept if one.version in named or counts[one.sensor] <= keep else removed).append(one)
-    still_used = {one.compiled for one in kept}
+    everything, named = stored(store), {*spare, *_pointed(store)}
+    older = [one for one in everything if one.sensor == sensor][keep:]
+    removed = [one for one in older if one.version not in named]
+    still_used = {one.compiled for one in everything if one not in removed}
     for one in removed:
         one.path.unlink(missing_ok=True)
         one.path.with_suffix(".safetensors").unlink(missing_ok=True)

@@ -109,6 +109,16 @@ class ArtefactStore:
         pointer = Pointer(version, self._fallback(sensor, version, model), model, now)
         write_atomically(self._pointer(sensor), _seal(asdict(pointer)))
 
+    def withdraw(self, sensor: str, versions: list[str]) -> None:
+        """Remember the versions that shall not be tried again for `sensor`."""
+        write_atomically(self._pointer(sensor).with_name("withdrawn.json"), _seal({"versions": versions}))
+
+    def withdrawn(self, sensor: str) -> set[str]:
+        """The versions that were taken back; StoreError where the file cannot be read."""
+        path = self._pointer(sensor).with_name("withdrawn.json")
+        data = _read(path)
+        return set() if data is None else set(_field(path, _unseal(path, data), "versions", list))
+
     def load_current(self, sensor: str, model: str) -> tuple[str, Artefact | None, list[str]]:
         """The last good ρ of `sensor`: the current one, else the one before, else FACTORY with no artefact.
 
@@ -131,6 +141,16 @@ class ArtefactStore:
     def compiled_path(self, digest: str) -> Path:
         """Where the compiled form with this SHA-256 lies."""
         return self._object(digest, ".compiled")
+
+    def load_before(self, sensor: str, version: str, model: str) -> Artefact | None:
+        """The one that the pointer names before `version`, None where there is none that can be believed."""
+        try:
+            pointer = self.current(sensor)
+            if pointer is None or pointer.homogenizer != version or pointer.previous in (None, FACTORY):
+                return None
+            return self.get(str(pointer.previous), model)
+        except StoreError:
+            return None
 
     def sweep(self) -> int:
         """Remove what killed writers left half-written; returns how many files."""

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from deploy.cache import is_whole
 from deploy.files import unseal
 from deploy.store import FACTORY, ArtefactStore, StoreError
 
@@ -16,6 +17,8 @@ def problems(store: ArtefactStore) -> Iterator[str]:
     """What is wrong with artefacts and pointers, a line each; nothing where all is as it was written."""
     for path in sorted((store.root / "objects" / "sha256").glob("*/*")):
         yield from _of_object(store, path)
+    for path in sorted((store.root / "compiled").glob("*.compiled")):
+        yield from _of_cached(path)
     for path in sorted((store.root / "sensors").glob("*/current.json")):
         yield from _of_pointer(store, path.parent.name)
 
@@ -40,10 +43,20 @@ def _of_object(store: ArtefactStore, path: Path) -> Iterator[str]:
 def _of_pointer(store: ArtefactStore, sensor: str) -> Iterator[str]:
     try:
         pointer = store.current(sensor)
-        if pointer is not None and pointer.homogenizer != FACTORY:
-            store.get(pointer.homogenizer, pointer.model)
+        if pointer is not None:
+            for version in {pointer.homogenizer, pointer.previous} - {None, FACTORY}:
+                store.get(str(version), pointer.model)
+        store.withdrawn(sensor)
     except StoreError as error:
         yield f"sensor {sensor}: {error}"
+
+
+def _of_cached(path: Path) -> Iterator[str]:
+    try:
+        if not is_whole(path.read_bytes()):
+            yield f"{path}: damaged; the frozen model is compiled again at the next start"
+    except OSError as error:
+        yield f"{path}: cannot be read: {error.strerror}"
 
 
 def _version(path: Path) -> str:

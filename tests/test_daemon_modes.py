@@ -84,7 +84,7 @@ def test_a_candidate_serves_once_it_is_approved(awaiting):
     assert "recald approve" in status["reason"]
     assert served(camera) == ["factory"]
     said = order(daemon, "approve")
-    assert said == f"front: candidate {status['candidate'][:12]} serves from the next frame on, on probation\n"
+    assert said == f"front: candidate {status['candidate'][:12]} serves as soon as nothing holds it, on probation\n"
     camera.stream(DRIFT, lambda: state(daemon) == "active", "it serves and its probation is over")
     camera.settle()
     assert served(camera) == ["factory", status["candidate"]]

@@ -226,7 +226,8 @@ def test_hold_keeps_a_proven_homogenizer_waiting(tiny_model: Path, folder: Path)
     with serving(write_config(folder, tiny_model)) as (daemon, camera):
         order_fit(daemon)
         dark = {"front": DARK}
-        camera.stream(dark, lambda: fits(daemon, "accepted") == 1, "a homogenizer is proven", hold=True)
+        waits = lambda: "the camera's side holds swaps" in daemon.status()["reason"]  # noqa: E731
+        camera.stream(dark, waits, "a homogenizer has stood the shadow", hold=True)
         last = len(camera.sent["front"]) + 25
         camera.stream(dark, lambda: len(camera.sent["front"]) > last, "half a second passes", hold=True)
         camera.settle()
@@ -246,7 +247,7 @@ def test_hold_keeps_a_proven_homogenizer_waiting(tiny_model: Path, folder: Path)
 @pytest.fixture
 def fitting(tiny_model: Path, folder: Path) -> Iterator[tuple[Daemon, Camera, psutil.Process]]:
     """A daemon in the middle of a fit, and the worker that does it."""
-    config = write_config(folder, tiny_model, recalibrate={"timeout": "6s"})
+    config = write_config(folder, tiny_model, recalibrate={"timeout": "15s"})
     with serving(config) as (daemon, camera):
         order_fit(daemon)
         for image in itertools.islice(itertools.cycle(DARK), 10_000):  # asks after each: the steps are soon over

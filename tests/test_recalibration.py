@@ -65,7 +65,7 @@ class Scene:
 
     def sensor(self) -> Any:
         reservoir = SimpleNamespace(sample=lambda count: np.zeros((count, 4, 5, 3), np.uint8))
-        return SimpleNamespace(name="front", path=self.path, reservoir=reservoir)
+        return SimpleNamespace(name="front", path=self.path, reservoir=reservoir, withdrawn=set())
 
 
 def homogenizer(bias: float) -> Homogenizer:

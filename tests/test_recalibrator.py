@@ -172,6 +172,59 @@ def test_a_days_budget_is_not_overdrawn_but_by_the_operator(budget):
     assert step(machine, DAY + 11, alarm=True) == Collect(afresh=True)
 
 
+def test_a_lasting_alarm_that_needs_no_fit_is_asked_ever_more_seldom(machine):
+    """A long scene of one class looks like drift, and is none."""
+    fits, now = 0, 0.0
+    while now < 3600.0:
+        now += 1.0
+        decision = step(machine, now, alarm=True, collected=64)
+        if isinstance(decision, Fit):
+            fits += 1
+            machine.finished("unneeded", now)
+    assert 5 <= fits <= 12
+
+
+def test_a_fit_by_the_clock_that_was_not_needed_does_not_hold_up_a_drift(machine):
+    step(machine, 1000.0)
+    step(machine, 1000.0, collected=64)
+    machine.finished("unneeded", 1000.0)
+    assert step(machine, 1001.0, alarm=True) == Collect(afresh=True)
+
+
+def test_what_is_swapped_and_taken_back_again_and_again_backs_off_and_is_invalid(machine):
+    swaps, now = 0, 0.0
+    while now < 3600.0:
+        now += 5.0
+        decision = step(machine, now, alarm=True, collected=64)
+        if isinstance(decision, Fit):
+            machine.proven(now)
+            look(machine, True, True, True)
+        elif isinstance(decision, Commit):
+            swaps += 1
+            machine.committed(True, now)
+            look(machine, True, True)
+        elif isinstance(decision, RollBack):
+            machine.rolled_back(False, now, "rolled back: regress")
+    assert swaps <= 12
+    assert machine.state is State.INVALID
+
+
+def test_a_spent_budget_is_told():
+    machine = machine_in(fits_a_day=1)
+    begin_fit(machine, 0.0)
+    machine.finished("rejected", 0.0)
+    assert step(machine, 500.0, alarm=True) is None
+    assert "budget" in machine.reason
+
+
+def test_an_order_while_frames_are_collected_is_that_fit(machine):
+    step(machine, 1.0, alarm=True)
+    machine.request()
+    assert step(machine, 2.0, collected=64) == Fit("operator")
+    machine.finished("unneeded", 3.0)
+    assert step(machine, 4.0) is None
+
+
 # ---- from a candidate to what serves
 
 
@@ -274,6 +327,19 @@ def test_what_makes_it_worse_is_taken_back(machine):
     assert (machine.state, machine.reason) == (State.ROLLED_BACK, "rolled back: regress")
     assert step(machine, 30.0, alarm=True) is None, "not before the back-off is over"
     assert step(machine, 31.0, alarm=True) == Collect(afresh=True)
+
+
+def test_a_hold_keeps_even_what_is_worse_from_being_exchanged(machine):
+    on_probation(machine, 10.0)
+    look(machine, True, True)
+    assert step(machine, 20.0, held="why") is None
+    assert step(machine, 21.0) == RollBack("regress")
+
+
+def test_a_probation_that_a_restart_cut_short_begins_anew():
+    machine = Recalibrator(RecalibrateConfig(**TIMES), now=0.0, serving=True, on_probation=True)
+    look(machine, True, True)
+    assert step(machine, 1.0) == RollBack("regress")
 
 
 def test_probation_does_not_end_unseen(machine):

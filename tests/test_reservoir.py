@@ -181,6 +181,13 @@ def test_what_the_screen_refuses_is_in_neither_memory_and_the_reason_is_told():
     assert reservoir.added == reservoir.collected == 2
 
 
+@pytest.mark.parametrize("reason", ["blank", "saturated"])
+def test_a_covered_or_blinded_camera_is_seen_by_checks_and_not_by_fits(reason):
+    reservoir = Reservoir(8, window=4, screen=lambda image, now: reason)
+    assert reservoir.add(frame(1), 0.0) == reason
+    assert numbers(reservoir.latest(4)) == [1] and reservoir.added == 1 and reservoir.collected == 0
+
+
 # ---- readers
 
 

@@ -31,10 +31,10 @@ def put(store: ArtefactStore, number: int, sensor: str = "front", compiled: byte
     return version
 
 
-def test_the_newest_of_each_sensor_are_kept(store):
+def test_the_newest_are_kept_and_another_sensors_are_left_alone(store):
     front = [put(store, number) for number in range(5)]
-    rear = [put(store, 10 + number, "rear") for number in range(2)]
-    assert set(retain(store, keep=2)) == set(front[:3])
+    rear = [put(store, -number, "rear") for number in range(1, 3)]
+    assert set(retain(store, "front", keep=2)) == set(front[:3])
     assert {one.version for one in stored(store)} == {*front[3:], *rear}
     assert list(problems(store)) == []
     assert len(list(store.root.rglob("*.compiled"))) == len(list(store.root.rglob("*.safetensors"))) == 4
@@ -44,7 +44,7 @@ def test_what_serves_what_it_falls_back_to_and_what_is_spared_stay(store):
     versions = [put(store, number) for number in range(6)]
     store.point("front", versions[0], MODEL, 1.0)
     store.point("front", versions[1], MODEL, 2.0)
-    assert set(retain(store, keep=1, spare=(versions[2],))) == set(versions[3:5])
+    assert set(retain(store, "front", keep=1, spare=(versions[2],))) == set(versions[3:5])
     assert store.load_current("front", MODEL)[0] == versions[1]
     for version in (*versions[:3], versions[5]):
         assert store.get(version, MODEL).compiled is not None
@@ -52,13 +52,13 @@ def test_what_serves_what_it_falls_back_to_and_what_is_spared_stay(store):
 
 def test_a_compiled_form_that_another_uses_stays(store):
     old, new = put(store, 0, compiled=b"engine"), put(store, 1, compiled=b"engine")
-    assert retain(store, keep=1) == [old]
+    assert retain(store, "front", keep=1) == [old]
     assert store.get(new, MODEL).compiled == b"engine"
 
 
 def test_what_is_removed_can_no_longer_be_loaded(store):
     old, _ = put(store, 0), put(store, 1)
-    retain(store, keep=1)
+    retain(store, "front", keep=1)
     with pytest.raises(StoreError, match="missing"):
         store.get(old, MODEL)
 
@@ -74,6 +74,6 @@ def test_a_damaged_manifest_is_left_alone(store):
     version = put(store, 0)
     (manifest,) = store.root.glob("objects/sha256/*/*.json")
     manifest.write_bytes(b"{")
-    assert stored(store) == [] and retain(store, keep=0) == [] and manifest.exists()
+    assert stored(store) == [] and retain(store, "front", keep=0) == [] and manifest.exists()
     assert past(store, "front", MODEL, 3) == []
     assert version

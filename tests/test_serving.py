@@ -65,5 +65,5 @@ def test_what_is_not_kept_is_answered_all_the_same_and_counted_by_its_reason():
     for image in [picture(0), picture(0), np.zeros((16, 16, 3), np.uint8)]:
         scene.serve(image)
     assert len(scene.published) == scene.sensor.frames == 3
-    assert scene.sensor.reservoir.added == 1
+    assert scene.sensor.reservoir.collected == 1
     assert scene.rejected("frozen") == scene.rejected("blank") == 1

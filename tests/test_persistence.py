@@ -1,0 +1,86 @@
+"""What a restart must know is written as soon as it can be, and the newest of it."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from calibrate.homogenizer import Homogenizer
+from daemon.persistence import Persistence
+from deploy.store import ArtefactStore, StoreError
+
+MODEL = "a" * 64
+
+
+class Disk(ArtefactStore):
+    """One that can be full."""
+
+    full = False
+
+    def point(self, *given) -> None:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        super().point(*given)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Disk:
+    return Disk(tmp_path)
+
+
+@pytest.fixture
+def background():
+    with ThreadPoolExecutor(1) as executor:
+        yield executor
+
+
+@pytest.fixture
+def persistence(store, background) -> Persistence:
+    return Persistence(store, MODEL, background)
+
+
+def put(store: ArtefactStore, number: int) -> str:
+    homogenizer = Homogenizer(1, 4, 4)
+    with torch.no_grad():
+        homogenizer.bias.fill_(number)
+    return store.put(homogenizer, {"model": MODEL}, b"compiled", "onnx")
+
+
+def written(background: ThreadPoolExecutor) -> None:
+    background.submit(lambda: None).result()
+
+
+def test_what_serves_and_what_was_taken_back_is_there_after_a_restart(persistence, store, background):
+    version = put(store, 1)
+    persistence.serves("front", version)
+    persistence.withdrawn("front", {"b", "a"})
+    written(background)
+    again = ArtefactStore(store.root)
+    assert again.current("front").homogenizer == version
+    assert again.withdrawn("front") == {"a", "b"} and again.withdrawn("rear") == set()
+
+
+def test_a_full_disk_delays_it_and_the_newest_is_written(persistence, store, background, caplog):
+    first, second = put(store, 1), put(store, 2)
+    store.full = True
+    persistence.serves("front", first)
+    persistence.serves("front", second)
+    written(background)
+    assert store.current("front") is None and "a restart will not know" in caplog.text
+    store.full = False
+    persistence.retry()
+    written(background)
+    assert store.current("front").homogenizer == second
+    persistence.retry()  # nothing is left
+    written(background)
+
+
+def test_a_damaged_list_of_what_was_taken_back_is_told(store):
+    store.withdraw("front", ["a"])
+    (path,) = store.root.glob("sensors/front/withdrawn.json")
+    path.write_bytes(path.read_bytes().replace(b'"a"', b'"b"'))
+    with pytest.raises(StoreError, match="damaged"):
+        store.withdrawn("front")

@@ -1,0 +1,99 @@
+"""What serves after a restart, and what is a step away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from calibrate.homogenizer import Homogenizer
+from daemon.startup import restore, served_since, withdrawn
+from deploy.eager import EagerBackend
+from deploy.path import InferencePath
+from deploy.store import FACTORY, ArtefactStore
+
+MODEL, SHAPE = "a" * 64, (3, 8, 8)
+BACKEND = EagerBackend()
+EXAMPLE = torch.zeros(1, *SHAPE)
+
+
+class Restart:
+    """A state directory in which two homogenizers have served, one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = ArtefactStore(folder)
+        self.versions = [self._put(0.25), self._put(0.5)]
+        for at, version in enumerate(self.versions):
+            self.store.point("front", version, MODEL, float(at))
+        self.model: Any = SimpleNamespace(digest=MODEL, backend=BACKEND, input_shape=SHAPE)
+
+    def _put(self, bias: float) -> str:
+        homogenizer = Homogenizer(*SHAPE).eval()
+        with torch.no_grad():
+            homogenizer.bias += bias
+        manifest = {"model": MODEL, "versions": {"backend": BACKEND.version()}}
+        return self.store.put(homogenizer, manifest, BACKEND.compile(homogenizer, EXAMPLE), "eager")
+
+    def stored(self, version: str, suffix: str) -> Path:
+        return self.store.root / "objects" / "sha256" / version[:2] / (version[2:] + suffix)
+
+    def restore(self) -> InferencePath:
+        path = InferencePath(BACKEND.load(BACKEND.compile(torch.nn.Identity(), EXAMPLE), threads=1))
+        restore("front", path, self.store, self.model)
+        return path
+
+
+@pytest.fixture
+def restart(tmp_path: Path) -> Restart:
+    return Restart(tmp_path)
+
+
+def test_the_newest_serves_and_the_one_before_is_a_step_away(restart):
+    path = restart.restore()
+    assert (path.version, path.fallback) == (restart.versions[1], restart.versions[0])
+    assert path.rollback() == restart.versions[0]
+    assert path.rollback() == FACTORY
+
+
+def test_where_the_one_before_is_gone_the_factory_one_is_a_step_away(restart):
+    restart.stored(restart.versions[0], ".safetensors").unlink()
+    path = restart.restore()
+    assert (path.version, path.fallback) == (restart.versions[1], FACTORY)
+
+
+def test_after_a_rollback_to_the_factory_one_nothing_fitted_serves(restart):
+    restart.store.point("front", FACTORY, MODEL, 3.0)
+    path = restart.restore()
+    assert path.version == path.fallback == FACTORY
+
+
+def test_where_the_newest_is_damaged_the_one_before_serves(restart):
+    restart.stored(restart.versions[1], ".safetensors").write_bytes(b"")
+    path = restart.restore()
+    assert (path.version, path.fallback) == (restart.versions[0], FACTORY)
+
+
+def test_what_other_versions_compiled_is_compiled_again(restart, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(EagerBackend, "version", lambda self: "a newer torch")
+    compile_ = EagerBackend.compile
+    monkeypatch.setattr(EagerBackend, "compile", lambda self, *given: compiled.append(1) or compile_(self, *given))
+    assert restart.restore().version == restart.versions[1]
+    assert len(compiled) == 3  # the stand-in for the model, and both
+
+
+def test_since_when_it_serves_is_known_of_what_serves_alone(restart):
+    assert served_since("front", restart.versions[1], restart.store) == 1.0
+    assert served_since("front", restart.versions[0], restart.store) is None
+    assert served_since("rear", FACTORY, restart.store) is None
+
+
+def test_what_was_taken_back_is_known_unless_it_cannot_be_read(restart, caplog):
+    restart.store.withdraw("front", ["x"])
+    assert withdrawn("front", restart.store) == {"x"}
+    (path,) = restart.store.root.glob("sensors/front/withdrawn.json")
+    path.write_bytes(b"")
+    assert withdrawn("front", restart.store) == set() and "forgotten" in caplog.text
