@@ -247,10 +247,10 @@ def test_hold_keeps_a_proven_homogenizer_waiting(tiny_model: Path, folder: Path)
 @pytest.fixture
 def fitting(tiny_model: Path, folder: Path) -> Iterator[tuple[Daemon, Camera, psutil.Process]]:
     """A daemon in the middle of a fit, and the worker that does it."""
-    config = write_config(folder, tiny_model, recalibrate={"timeout": "15s"})
+    config = write_config(folder, tiny_model, recalibrate={"timeout": "15s", "frames": 512})
     with serving(config) as (daemon, camera):
         order_fit(daemon)
-        for image in itertools.islice(itertools.cycle(DARK), 10_000):  # asks after each: the steps are soon over
+        for image in itertools.islice(itertools.cycle(DARK), 4_000):  # asks after each: the steps are soon over
             camera.send(image)
             while camera.receive(0):
                 pass
