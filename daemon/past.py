@@ -19,8 +19,7 @@ UNIMPORTANT = ("state",)  # events that a person is shown with --all only
 def history(args: argparse.Namespace) -> None:
     """Print the audit log, the newest record last."""
     with closing(_audit(load_config(args.config))) as audit:
-        records = [r for r in audit.records(args.sensor) if args.all or r.event not in UNIMPORTANT]
-    records = records[max(0, len(records) - args.limit) :]
+        records = audit.records(args.sensor, args.limit, () if args.all else UNIMPORTANT)
     if args.json:
         print("\n".join(record.line() for record in records))
     else:

@@ -106,9 +106,8 @@ class Recalibrator:
         self._tries = 0  # in a row that changed nothing for good, by which the back-off grows
         self._requested = False
         self._approval: bool | None = None
-        self._looks: deque[bool] = deque(
-            maxlen=MOST_LOOKS
-        )  # whether each spoke for the candidate, or on probation for the one before
+        # Whether each look spoke for the candidate, or on probation for the one before.
+        self._looks: deque[bool] = deque(maxlen=MOST_LOOKS)
         self._fits: deque[float] = deque()
         self._swaps: deque[float] = deque()
 
@@ -157,7 +156,7 @@ class Recalibrator:
 
     def looked(self, for_rival: bool) -> None:
         """The watch compared: in the shadow, whether all speaks for the candidate; on probation, for the one before."""
-        if self.state in (State.SHADOW, State.AWAITING_APPROVAL, State.PROBATION):
+        if self.state in (*WITH_CANDIDATE, State.PROBATION):
             self._looks.append(for_rival)
 
     def committed(self, serving: bool, now: float) -> None:

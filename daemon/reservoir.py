@@ -21,16 +21,8 @@ FAIR_SHARES = 2  # a class may always have so many times its fair share: of two 
 OVER_SHARE_S = 1.0  # between two frames of a class that has its share: it may be all there is to see
 HORIZON_S = 3600.0  # older frames are the first to go: light and dirt were others then
 ALARMING = ("blank", "saturated")  # nothing to fit to, but a covered lens must not look as well as before
-SEEN_SHARE = 0.02  # of the memory; a class with less was hardly seen
 
 Screen = Callable[[np.ndarray, float], str | None]
-
-
-class Coverage(NamedTuple):
-    """How many classes hold SEEN_SHARE of the memory, and the share of the largest; zeros where none is named."""
-
-    classes: int
-    largest: float
 
 
 class Kept(NamedTuple):
@@ -64,11 +56,6 @@ class Memory:
         if len(self.frames) > self._capacity:
             dropped = self.frames.pop(self._least_missed(frame.time))
             self._counts[dropped.label] -= 1
-
-    def coverage(self) -> Coverage:
-        counts = [count for label, count in self._counts.items() if label is not None and count]
-        total = len(self.frames)
-        return Coverage(sum(c >= SEEN_SHARE * total for c in counts), max(counts) / total if counts else 0.0)
 
     def _least_missed(self, now: float) -> int:
         """Index of the frame to drop: one too old, else one where frames are dense, of a class over its share if any
@@ -138,11 +125,6 @@ class Reservoir:
         """Frames usable for a fit: those in the memory, all of them after the last mark."""
         with self._lock:
             return len(self._memory.frames)
-
-    def coverage(self) -> Coverage:
-        """What the frames for a fit show, as the model names it."""
-        with self._lock:
-            return self._memory.coverage()
 
     def latest(self, count: int) -> np.ndarray:
         """A copy of the newest frames, at most `count` and `window` of them: (n, h, w, C), oldest first; n may be 0."""

@@ -6,18 +6,17 @@ import itertools
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from deploy.audit_chain import BEGUN, PRUNED, Anchor, Record, canonical, chained, problems
 from deploy.audit_file import BUSY_S, insert, look_into, open_database
 
 CLOCK_SET = "2020"  # an earlier time comes from a device that had not yet learnt the date
 PROBLEMS_KEPT = 10  # in the record of what was pruned; the first few show what happened
-PAGE = 1000  # records an export holds in memory
 ADVICE = {  # by words in the message: before Python 3.11 nothing else tells one error from another
     "full": "free some space on its disk",
     "no space": "free some space on its disk",
@@ -63,11 +62,16 @@ class AuditLog:
         with self._transaction() as connection:
             return self._follow(connection, sensor, event, text, at)
 
-    def records(self, sensor: str | None = None, limit: int | None = None) -> list[Record]:
-        """The newest `limit` records, of one sensor or of all, the newest last."""
-        query = "SELECT * FROM record WHERE ?1 IS NULL OR sensor = ?1 ORDER BY number DESC LIMIT ?2"
+    def records(self, sensor: str | None = None, limit: int | None = None, without: Sequence[str] = ()) -> list[Record]:
+        """The newest `limit` records, of one sensor or of all, but for the events in `without`; the newest last."""
+        marks = ", ".join("?" * len(without))
+        query = (
+            f"SELECT * FROM record WHERE (? IS NULL OR sensor = ?) AND event NOT IN ({marks})"
+            " ORDER BY number DESC LIMIT ?"
+        )
         with self._reading() as connection:
-            rows = connection.execute(query, (sensor, -1 if limit is None else limit)).fetchall()
+            given = (sensor, sensor, *without, -1 if limit is None else limit)
+            rows = connection.execute(query, given).fetchall()
         return [Record(*row) for row in reversed(rows)]
 
     def verify(self, anchor: Anchor | None = None) -> list[str]:
@@ -105,21 +109,9 @@ class AuditLog:
         damaged = content.get("damaged") if isinstance(content, dict) else None
         return damaged if isinstance(damaged, dict) else {}
 
-    def export(self, stream: TextIO) -> None:
-        """Write all records as lines of JSON, the oldest first."""
-        number = -(2**63)
-        while page := self._page(number):
-            stream.writelines(f"{record.line()}\n" for record in page)
-            number = page[-1].number
-
     def close(self) -> None:
         with self._lock:
             self._connection.close()
-
-    def _page(self, after: int) -> list[Record]:
-        query = "SELECT * FROM record WHERE number > ? ORDER BY number LIMIT ?"
-        with self._reading() as connection:
-            return [Record(*row) for row in connection.execute(query, (after, PAGE))]
 
     def _follow(
         self, connection: sqlite3.Connection, sensor: str, event: str, details: str, at: float | None = None

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import numpy as np
 import onnxruntime
 import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import nn
 
-from calibrate.homogenizer import Homogenizer
 from deploy.onnx_form import onnx_form
 from deploy.program import FAULTS, ModelError, export_program, first_line
 
@@ -20,7 +17,6 @@ ORT_FAULTS: tuple[type[Exception], ...] = (
     *FAULTS,
 )
 ERRORS_ONLY = 3  # ONNX Runtime's log severity
-BLOCK = 4  # of a homogenizer: 3 channels become 48, which fill its vector registers
 
 
 class OnnxBackend:
@@ -30,7 +26,7 @@ class OnnxBackend:
         """Every machine has a processor."""
 
     def compile(self, module: nn.Module, example: torch.Tensor) -> bytes:
-        return onnx_form(export_program(_suited(module), example))
+        return onnx_form(export_program(module, example))
 
     def load(self, compiled: bytes, threads: int) -> OnnxRunner:
         options = onnxruntime.SessionOptions()
@@ -48,15 +44,6 @@ class OnnxBackend:
 
     def version(self) -> str:
         return f"onnxruntime {onnxruntime.__version__}, torch {torch.__version__}"
-
-
-def _suited(module: nn.Module) -> nn.Module:
-    """The same network, a homogenizer in the blocks that ONNX Runtime is fastest with."""
-    if not isinstance(module, Homogenizer):
-        return module
-    suited = copy.copy(module)
-    suited.block = BLOCK
-    return suited
 
 
 class OnnxRunner:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,16 @@ def refusal(daemon: Daemon, *command: str) -> str:
 
 def state(daemon: Daemon) -> str:
     return daemon.status()["state"]
+
+
+def waits_for(daemon: Daemon, what: str) -> Callable[[], bool]:
+    """Whether a candidate waits, and for this."""
+    return lambda: what in daemon.status()["reason"]
+
+
+def counted(daemon: Daemon, name: str, **labels: str) -> Callable[[], bool]:
+    """Whether this has happened once."""
+    return lambda: daemon.metric(name, **labels) == 1
 
 
 def served(camera: Camera) -> list[str]:
@@ -62,8 +72,11 @@ def test_locked_watches_and_changes_nothing(in_mode):
 
 def test_the_shadow_mode_judges_and_lets_nothing_serve(in_mode):
     with serving(in_mode("shadow", every="10m")) as (daemon, camera):
-        shadowed = lambda: daemon.metric("recald_swaps_total", result="shadowed") == 1  # noqa: E731
-        camera.stream(DRIFT, shadowed, "a candidate has stood the shadow")
+        camera.stream(
+            DRIFT,
+            counted(daemon, "recald_swaps_total", result="shadowed"),
+            "a candidate has stood the shadow",
+        )
         camera.settle()
         assert served(camera) == ["factory"]
         assert daemon.metric("recald_swaps_total", result="committed") == 0
@@ -98,8 +111,7 @@ def test_a_candidate_serves_once_it_is_approved(awaiting):
 def test_a_refused_candidate_does_not_serve(awaiting):
     daemon, camera = awaiting
     assert "goes on serving" in order(daemon, "reject")
-    refused = lambda: daemon.metric("recald_swaps_total", result="refused") == 1  # noqa: E731
-    eventually(refused, "the candidate is dropped")
+    eventually(counted(daemon, "recald_swaps_total", result="refused"), "the candidate is dropped")
     assert daemon.status()["candidate"] is None
     assert served(camera) == ["factory"]
     assert "front: no candidate waits for approval: " in refusal(daemon, "approve")
@@ -108,8 +120,11 @@ def test_a_refused_candidate_does_not_serve(awaiting):
 def test_nothing_is_swapped_during_a_hold_of_the_operator(in_mode):
     with serving(in_mode("autonomous")) as (daemon, camera):
         assert "recald hold --release" in order(daemon, "hold")
-        waits = lambda: "the operator holds swaps" in daemon.status()["reason"]  # noqa: E731
-        camera.stream(DRIFT, waits, "a candidate waits for the hold to end")
+        camera.stream(
+            DRIFT,
+            lambda: "the operator holds swaps" in daemon.status()["reason"],
+            "a candidate waits for the hold to end",
+        )
         assert state(daemon) == "shadow" and served(camera) == ["factory"]
         order(daemon, "hold", "--release")
         camera.stream(DRIFT, lambda: state(daemon) == "active", "it serves")
@@ -119,8 +134,11 @@ def test_nothing_is_swapped_that_the_audit_log_could_not_tell_of(in_mode, folder
     config = in_mode("autonomous")
     (folder / "state" / "audit.sqlite").mkdir(parents=True)  # where the log should be
     with serving(config) as (daemon, camera):
-        waits = lambda: "audit log cannot be written" in daemon.status()["reason"]  # noqa: E731
-        camera.stream(DRIFT, waits, "a candidate waits for the audit log")
+        camera.stream(
+            DRIFT,
+            lambda: "audit log cannot be written" in daemon.status()["reason"],
+            "a candidate waits for the audit log",
+        )
         assert served(camera) == ["factory"]
         assert daemon.metric("recald_audit_failures_total") > 0
         (folder / "state" / "audit.sqlite").rmdir()
@@ -132,8 +150,11 @@ def test_nothing_is_swapped_that_the_audit_log_could_not_tell_of(in_mode, folder
 def test_what_turns_out_worse_on_probation_is_taken_back(in_mode):
     with serving(in_mode("autonomous", probation="1h")) as (daemon, camera):
         camera.stream(DRIFT, lambda: state(daemon) == "probation", "a homogenizer serves")
-        regressed = lambda: daemon.metric("recald_rollbacks_total", reason="regress") == 1  # noqa: E731
-        camera.stream({"front": CLEAN}, regressed, "the camera is clean again, and it is rolled back")
+        camera.stream(
+            {"front": CLEAN},
+            lambda: daemon.metric("recald_rollbacks_total", reason="regress") == 1,
+            "the camera is clean again, and it is rolled back",
+        )
         camera.settle()
         assert camera.ask(CLEAN[0])[0]["homogenizer"] == "factory"
         lost = len(camera.sent["front"]) - len(camera.answers["front"])

@@ -226,8 +226,12 @@ def test_hold_keeps_a_proven_homogenizer_waiting(tiny_model: Path, folder: Path)
     with serving(write_config(folder, tiny_model)) as (daemon, camera):
         order_fit(daemon)
         dark = {"front": DARK}
-        waits = lambda: "the camera's side holds swaps" in daemon.status()["reason"]  # noqa: E731
-        camera.stream(dark, waits, "a homogenizer has stood the shadow", hold=True)
+        camera.stream(
+            dark,
+            lambda: "the camera's side holds swaps" in daemon.status()["reason"],
+            "a homogenizer has stood the shadow",
+            hold=True,
+        )
         last = len(camera.sent["front"]) + 25
         camera.stream(dark, lambda: len(camera.sent["front"]) > last, "half a second passes", hold=True)
         camera.settle()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.reservoir import HORIZON_S, MAX_SHARE, OVER_SHARE_S, SEEN_SHARE, Reservoir
+from daemon.reservoir import HORIZON_S, MAX_SHARE, OVER_SHARE_S, Reservoir
 
 FPS = 30
 
@@ -147,20 +147,10 @@ def test_what_is_older_than_the_horizon_goes_first_but_not_for_nothing():
     assert kept(reservoir)[-4:] == [10, 11, 12, 13] and kept(reservoir)[0] > 1
 
 
-def test_coverage_counts_classes_that_were_seen_and_weighs_the_largest():
-    reservoir = Reservoir(200)
-    assert reservoir.coverage() == (0, 0)
-    few = int(200 * SEEN_SHARE) - 1
-    fill(reservoir, [0] * few + [1] * 36 + [2] * (150 - few) + [None] * 14, fps=1)
-    assert reservoir.coverage() == (2, (150 - few) / 200)
-    reservoir.mark()
-    assert reservoir.coverage() == (0, 0)
-
-
-def test_frames_that_no_class_is_named_for_have_no_coverage_and_no_share():
+def test_frames_that_no_class_is_named_for_have_no_share():
     reservoir = Reservoir(20)
     fill(reservoir, [None] * 20)
-    assert reservoir.collected == 20 and reservoir.coverage() == (0, 0)
+    assert reservoir.collected == 20
 
 
 # ---- screened frames
@@ -221,7 +211,6 @@ def test_it_is_read_while_it_is_filled():
         assert (np.diff(numbers(reservoir.latest(50))) == 1).all()
         assert (np.diff(numbers(reservoir.sample(40))) > 0).all()
         assert 0 <= reservoir.collected <= 50
-        assert 0 <= reservoir.coverage().largest <= 1
         readings += 1
     filling.join()
     assert reservoir.added == 5000
