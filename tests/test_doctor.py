@@ -85,6 +85,12 @@ def test_a_daemon_that_runs_is_found(folder: Path, tiny_model: Path):
     assert code == 0 and found["daemon"]["works"] and "with eager" in found["daemon"]["said"]
 
 
+def test_another_model_than_the_pinned_one_is_told(folder: Path, tiny_model: Path):
+    code, found = doctor("--config", write_config(folder, tiny_model, model={"sha256": "0" * 64}))
+    assert code == EX_CONFIG
+    assert not found["model"]["works"] and "pins 000" in found["model"]["said"]
+
+
 def test_a_damaged_model_and_a_state_in_the_way_are_both_told(folder: Path, tiny_model: Path):
     model = folder / "model.pt2"
     shutil.copy(card_path(tiny_model), card_path(model))

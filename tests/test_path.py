@@ -123,6 +123,17 @@ def test_the_factory_homogenizer_can_be_committed_and_rolled_back():
     assert path.rollback() == "first" and path.infer(FRAME).output == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_homogenizer_that_leads_to_what_is_not_finite_fails_and_the_model_alone_does_not(value):
+    path = InferencePath(Instrumented(lambda batch: batch))
+    swap(path, "a", adding(1.0))
+    path.infer(FRAME)
+    with pytest.raises(RuntimeError, match="homogenizer a made the model's output not finite"):
+        path.infer(FRAME + np.float32(value))
+    path.rollback()
+    assert not np.isfinite(path.infer(FRAME + np.float32(value)).output).any(), "as it would be without recald"
+
+
 def test_the_pause_is_measured_and_includes_closing_the_oldest():
     now = [0.0]
 

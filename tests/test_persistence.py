@@ -74,8 +74,22 @@ def test_a_full_disk_delays_it_and_the_newest_is_written(persistence, store, bac
     persistence.retry()
     written(background)
     assert store.current("front").homogenizer == second
-    persistence.retry()  # nothing is left
+
+
+def test_only_what_could_not_be_written_is_written_again(persistence, store, background):
+    version = put(store, 1)
+    persistence.serves("front", version)
     written(background)
+    before = store.current("front").since
+    store.full = True
+    persistence.serves("rear", version)
+    written(background)
+    store.full = False
+    store.point("front", "factory", MODEL, before + 1)  # by somebody else: writing again would undo it
+    persistence.retry()
+    written(background)
+    assert store.current("rear").homogenizer == version
+    assert store.current("front").homogenizer == "factory"
 
 
 def test_a_damaged_list_of_what_was_taken_back_is_told(store):

@@ -73,10 +73,26 @@ def test_what_finds_no_room_waits_and_comes_first_when_there_is_some(record, dis
     assert len([m for m in caplog.messages if "nothing is swapped until" in m]) == 1
     disk.full = False
     record.retry()
+    background.submit(lambda: None).result()
+    assert not record.failing
+    assert events(disk) == ["start", "fit"]
+
+
+def test_what_json_cannot_hold_stands_in_nobodys_way(record, disk, background, caplog):
+    record("front", "drift alarm", {"score": float("nan")})
     record("front", "swap", {})
     background.shutdown()
-    assert events(disk) == ["start", "fit", "swap"]
-    assert not record.failing
+    assert events(disk) == ["drift alarm", "swap"] and not record.failing
+    assert "a record of drift alarm cannot be written as it is" in caplog.text
+
+
+def test_a_record_tells_when_it_happened_not_when_there_was_room(record, disk, background, monkeypatch):
+    monkeypatch.setattr("daemon.recorder.time.time", lambda: 86_400.0)
+    record("front", "swap", {})
+    background.shutdown()
+    audit = AuditLog(disk.path)
+    assert audit.records()[-1].at == "1970-01-02T00:00:00.000Z"
+    audit.close()
 
 
 def test_the_journal_gets_the_anchors_that_a_later_check_needs(record, disk, background, caplog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,16 @@ def test_a_lost_file_is_found_unless_it_can_be_built_again(store, suffix):
     found = list(problems(store))
     assert bool(found) is (suffix != ".compiled")
     assert current is not None
+
+
+def test_a_changed_byte_of_the_compiled_model_is_found(store):
+    folder = store.root / "compiled"
+    folder.mkdir()
+    cached = folder / f"{'c' * 64}.compiled"
+    cached.write_bytes(hashlib.sha256(b"engine").digest() + b"engine")
+    assert list(problems(store)) == []
+    cached.write_bytes(hashlib.sha256(b"engine").digest() + b"engina")
+    assert list(problems(store)) == [f"{cached}: damaged; the frozen model is compiled again at the next start"]
 
 
 def test_a_foreign_file_is_told(store):

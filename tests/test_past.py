@@ -1,0 +1,113 @@
+"""`recald history` and `recald verify` on logs that somebody changed; the daemon's own file is left as it is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from running import write_config
+
+from daemon.past import history, parse_anchor, verify
+from daemon.recorder import audit_path
+from deploy.audit import AuditLog
+
+
+class Place:
+    """A configuration, and a state directory with an audit log of three records."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.config = write_config(folder, model)
+        self.path = audit_path(folder / "state")
+        self.path.parent.mkdir()
+        self.append("start", {"by": "[/b] a [bold] name"})
+        self.append("state", {"state": "collecting"})
+        self.append("swap", {"to": "a" * 64})
+
+    def append(self, event: str, details: dict) -> None:
+        with closing(AuditLog(self.path)) as audit:
+            audit.append("front", event, details)
+
+    def tamper(self, statement: str) -> None:
+        with closing(sqlite3.connect(self.path)) as connection, connection:
+            connection.execute(statement)
+
+    def history(self, **options) -> None:
+        history(
+            argparse.Namespace(
+                **{"config": self.config, "sensor": None, "limit": 50, "all": False, "json": False} | options
+            )
+        )
+
+    def verify(self, anchor: str | None = None) -> bool:
+        return verify(argparse.Namespace(config=self.config, anchor=anchor, json=False))
+
+
+@pytest.fixture
+def place(folder: Path, tiny_model: Path) -> Place:
+    return Place(folder, tiny_model)
+
+
+def test_people_read_what_was_done_and_brackets_are_no_markup(place, capsys):
+    place.history()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "[/b] a [bold] name" in said and "to aaaaaaaaaaaa" in said and "collecting" not in said
+    place.history(all=True)
+    assert "collecting" in capsys.readouterr().out
+
+
+def test_programs_read_lines_of_json_chosen_alike(place, capsys):
+    place.history(json=True, limit=2)
+    assert [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()] == ["start", "swap"]
+    place.history(json=True, sensor="rear")
+    assert capsys.readouterr().out.strip() == ""
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM record WHERE number = 1",
+        "UPDATE record SET details = '[]' WHERE number = 1",
+        "UPDATE record SET details = '[1]' WHERE number = 2",
+        "UPDATE record SET event = x'ff' WHERE number = 2",
+    ],
+)
+def test_a_changed_record_breaks_neither_and_is_told(place, statement, capsys):
+    place.tamper(statement)
+    place.history(all=True)
+    assert not place.verify()
+    assert "record" in capsys.readouterr().out
+
+
+def test_looking_changes_nothing_even_where_the_newest_record_is_damaged(place, capsys):
+    place.tamper("UPDATE record SET sensor = 'x' WHERE number = 4")
+    before = place.path.read_bytes()
+    place.history()
+    assert not place.verify()
+    assert place.path.read_bytes() == before
+    assert not list(place.path.parent.glob("*.damaged*"))
+    assert "record 4 is not what was written" in capsys.readouterr().out
+
+
+def test_a_log_that_was_set_aside_is_told(place, capsys):
+    place.path.write_bytes(b"no database")
+    place.append("start", {})
+    assert not place.verify()
+    assert "audit.sqlite.damaged-1: a damaged log, set aside as it was (SHA-256 " in capsys.readouterr().out
+
+
+def test_a_log_that_is_gone_is_told_where_something_was_served(place, capsys):
+    place.path.unlink()
+    assert place.verify()
+    (place.path.parent / "sensors").mkdir()
+    assert not place.verify()
+    assert "missing, though what it tells of is there" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["", "17", "x:ab", ":ab", "17:"])
+def test_what_is_no_anchor_is_refused(text):
+    with pytest.raises(ValueError, match="is not NUMBER:DIGEST"):
+        parse_anchor(text)
