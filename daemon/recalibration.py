@@ -19,6 +19,7 @@ from deploy.path import InferencePath, Prepared, SwapRejected
 from deploy.store import FACTORY, ArtefactStore, StoreError
 
 GOLDEN_FRAMES = 4
+SERVES = ("accepted", "recalled", "factory")  # results with a version that may serve
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +74,8 @@ class Recalibration:
     def free(self) -> bool:
         return not self._busy
 
-    def start(self, sensor: Sensor, trigger: str, frames: int) -> None:
-        """Begin; what comes of it is posted. Only while `free`."""
+    def start(self, sensor: Sensor, trigger: str, frames: int, recall: bool = False) -> None:
+        """Begin; what comes of it is posted. Only while `free`. recall: look at what there is, fit nothing."""
         self._busy = True
         job = {
             "job": "recalibrate",
@@ -82,6 +83,7 @@ class Recalibration:
             "active": sensor.path.version,
             "withdrawn": sorted(sensor.withdrawn),
             "trigger": trigger,
+            "recall": recall,
             "band": self._band,
             "until": time.time(),
             "seed": int(time.time()),
@@ -111,7 +113,7 @@ class Recalibration:
 
         try:
             answer = self._worker.call(job, images, self._timeout, report)
-            if answer["result"] not in ("accepted", "factory"):
+            if answer["result"] not in SERVES:
                 return Finished(sensor.name, answer["result"], answer["reason"])
             version = answer["version"]
             golden = self._model.preprocessor.normalise(images[:: max(1, len(images) // GOLDEN_FRAMES)][:GOLDEN_FRAMES])

@@ -13,6 +13,8 @@ LOOKS = 3  # at the candidate in the shadow, and at what serves on probation, at
 MOST_LOOKS = 30  # that count: a candidate may wait for days
 IN_DOUBT = 1 / 3  # the share of looks in the shadow that may speak against a candidate: frames of a window are few
 REGRESSIONS = 2  # looks in a row that find the one before better: one may be chance
+RECALL_FRAMES = 128  # tell whether what helped before helps again; a fit needs more, and more time
+NARROW = "few classes are in view, and the model is sure of them: that is no drift"
 HOPELESS = 3  # tries in a row that led to nothing while the drift lasts
 
 
@@ -40,9 +42,15 @@ WITH_CANDIDATE = (State.SHADOW, State.AWAITING_APPROVAL)
 
 @dataclass(frozen=True)
 class Facts:
-    """What a decision depends on: the alarm, frames collected, whether a fit may begin, and why no swap may be made."""
+    """What a decision depends on: the alarm, frames collected, whether a fit may begin, and why no swap may be made.
+
+    narrow: few classes are in view, and the model is sure of them. clean_without: frames look clean with no
+    homogenizer at all.
+    """
 
     alarm: bool = False
+    narrow: bool = False
+    clean_without: bool = False
     collected: int = 0
     fitter_free: bool = True
     held: str = ""
@@ -53,6 +61,11 @@ class Collect:
     """Begin to collect; `afresh`: the frames held so far show another camera."""
 
     afresh: bool
+
+
+@dataclass(frozen=True)
+class Recall:
+    """See whether a homogenizer of the past, or none, is right for the first frames collected."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +89,18 @@ class Discard:
 
 
 @dataclass(frozen=True)
+class ServeFactory:
+    """Let the factory homogenizer serve: the camera is what it was, and what serves spoils its frames."""
+
+
+@dataclass(frozen=True)
 class RollBack:
     """Let the homogenizer before the active one serve again."""
 
     reason: str
 
 
-Decision = Collect | Fit | Commit | Discard | RollBack
+Decision = Collect | Recall | Fit | Commit | Discard | ServeFactory | RollBack
 
 
 class Refused(ValueError):
@@ -105,6 +123,7 @@ class Recalibrator:
         self._failures = 0  # in a row; a swap is none once its probation is over
         self._tries = 0  # in a row that changed nothing for good, by which the back-off grows
         self._requested = False
+        self._recalled = False
         self._approval: bool | None = None
         # Whether each look spoke for the candidate, or on probation for the one before.
         self._looks: deque[bool] = deque(maxlen=MOST_LOOKS)
@@ -178,8 +197,10 @@ class Recalibrator:
 
     def step(self, now: float, facts: Facts) -> Decision | None:
         """What to do now, if anything."""
+        if self._spoils(facts):
+            return ServeFactory()
         if self.state in AT_REST:
-            return self._begin(now, facts.alarm)
+            return self._begin(now, facts)
         if self.state is State.COLLECTING:
             return self._collect(now, facts)
         if self.state in WITH_CANDIDATE:
@@ -188,23 +209,34 @@ class Recalibrator:
             return self._watch_over(now, facts.held)
         return None
 
-    def _begin(self, now: float, alarm: bool) -> Decision | None:
-        trigger = self._trigger(now, alarm)
-        if trigger is None:
-            self._settle(now, alarm)
-            if alarm and self._spent(now):
-                self.reason = "the day's budget of fits or swaps is spent; `recald recalibrate` exceeds it"
-            return None
-        self.trigger, self._requested = trigger, False
-        self._enter(State.COLLECTING, now)
-        return Collect(afresh=alarm)
+    def _spoils(self, facts: Facts) -> bool:
+        """Whether what serves is what makes the frames look drifted; the way to the factory one needs no proof."""
+        busy = self.state in IN_WORK or bool(facts.held) or self._config.mode == "locked"
+        return facts.alarm and facts.clean_without and self._serving and not busy
 
-    def _trigger(self, now: float, alarm: bool) -> str | None:
+    def _begin(self, now: float, facts: Facts) -> Decision | None:
+        trigger = self._trigger(now, facts)
+        if trigger is None:
+            self._settle(now, facts.alarm)
+            self._explain(now, facts)
+            return None
+        self.trigger, self._requested, self._recalled = trigger, False, False
+        self._enter(State.COLLECTING, now)
+        return Collect(afresh=facts.alarm and not self._tries)  # later frames of one drift add to those before
+
+    def _explain(self, now: float, facts: Facts) -> None:
+        """Tell why an alarm leads to nothing."""
+        if facts.alarm and self._spent(now):
+            self.reason = "the day's budget of fits or swaps is spent; `recald recalibrate` exceeds it"
+        elif facts.alarm and facts.narrow and self.state is not State.INVALID:
+            self.reason = NARROW
+
+    def _trigger(self, now: float, facts: Facts) -> str | None:
         if self._requested:
             return "operator"
-        if self._config.mode == "locked" or now < self._not_before or self._spent(now):
+        if self._config.mode == "locked" or facts.narrow or now < self._not_before or self._spent(now):
             return None
-        if alarm:
+        if facts.alarm:
             return "drift"
         return "timer" if now >= self._next_timer else None
 
@@ -232,9 +264,18 @@ class Recalibrator:
         )
 
     def _collect(self, now: float, facts: Facts) -> Decision | None:
+        if self.trigger == "drift" and not facts.alarm:
+            self._enter(self._rest(), now, "the drift was over before there were frames enough")
+            return None
         seen = now - self._since  # the first frames that come may all show one scene, which is no sample of the world
         self.progress = min(1.0, facts.collected / self._config.frames, _share(seen, self._config.collect))
         self.reason = f"{facts.collected} of {self._config.frames} frames, {seen:.0f} of {self._config.collect:.0f} s"
+        if self.trigger == "drift" and not self._recalled and facts.collected >= RECALL_FRAMES and facts.fitter_free:
+            self._recalled = True
+            return Recall()
+        if facts.narrow and self.trigger != "operator":
+            self.reason = NARROW
+            return None
         if self.progress < 1.0 or not facts.fitter_free:
             return None
         self._fits.append(now)

@@ -37,6 +37,8 @@ class Sensor:
     detector: DriftDetector
     recalibrator: Recalibrator
     drift_score: float = math.nan  # of the frames as served; NaN until first observed
+    narrow: bool = False  # few classes are in view, and the model is sure of them
+    clean_without: bool = False  # the frames look clean with no homogenizer at all
     hold: bool = False  # the newest frame's request: no swap now
     operator_hold: bool = False  # the operator's
     waiting: Candidate | None = None  # in the shadow; committed between two frames, or dropped

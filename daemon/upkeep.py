@@ -11,12 +11,26 @@ from typing import Any
 from daemon.metrics import Metrics
 from daemon.persistence import Persistence
 from daemon.recalibration import Finished, Progressed, Recalibration
-from daemon.recalibrator import Collect, Commit, Decision, Discard, Facts, Fit, RollBack, State
+from daemon.recalibrator import (
+    IN_WORK,
+    Collect,
+    Commit,
+    Decision,
+    Discard,
+    Facts,
+    Fit,
+    Recall,
+    RollBack,
+    ServeFactory,
+    State,
+)
 from daemon.recorder import Recorder
 from daemon.sensor import Sensor
 from daemon.watch import Observed
+from deploy.path import Prepared
 from deploy.store import FACTORY
 
+AWAITED = (State.COLLECTING, *IN_WORK)  # in which a recalibration's result means something
 LAYERS_EXPORTED = 64  # layer drift scores, so that a deep network cannot flood the scrape
 
 log = logging.getLogger(__name__)
@@ -61,6 +75,8 @@ class Upkeep:
         recalibrator = sensor.recalibrator
         facts = Facts(
             alarm=sensor.detector.alarm,
+            narrow=sensor.narrow,
+            clean_without=sensor.clean_without,
             collected=sensor.reservoir.collected,
             fitter_free=self._recalibration.free,
             held=self._held(sensor),
@@ -101,6 +117,7 @@ class Upkeep:
     def _observed(self, sensor: Sensor, scores: dict[str, Any], now: float) -> None:
         metrics, name = self._metrics, sensor.name
         sensor.drift_score = scores["homogenized"]
+        sensor.narrow, sensor.clean_without = scores["narrow"], scores["clean_without"]
         alarm = sensor.detector.alarm
         sensor.detector.observe(sensor.drift_score, now)
         if sensor.detector.alarm is not alarm:
@@ -132,13 +149,18 @@ class Upkeep:
         self._metrics.drift_alarm.labels(sensor.name).set(sensor.detector.alarm)
 
     def _finished(self, sensor: Sensor, event: Finished, now: float) -> None:
+        if event.unfit is not None:
+            self._withdraw(sensor, event.unfit)
+        if event.result == "unknown" or sensor.recalibrator.state not in AWAITED:
+            log.info("%s: %s", sensor.name, event.reason)
+            if event.candidate is not None:
+                sensor.path.discard(event.candidate.prepared)
+            return
         log.info("%s: recalibration %s: %s", sensor.name, event.result, event.reason)
         self._metrics.fits.labels(sensor.name, event.result).inc()
         self._observe_durations(sensor, event.durations or {})
         sensor.last_result = f"{event.result}: {event.reason}"
         details = {"result": event.result, "reason": event.reason, "trigger": sensor.recalibrator.trigger}
-        if event.unfit is not None:
-            self._withdraw(sensor, event.unfit)
         if event.candidate is None:
             self._record(sensor.name, "fit", details)
             sensor.recalibrator.finished(event.result, now, event.reason)
@@ -165,12 +187,16 @@ class Upkeep:
             self._collect(sensor, decision)
         elif isinstance(decision, Fit):
             self._recalibration.start(sensor, decision.trigger, self._frames)
+        elif isinstance(decision, Recall):
+            self._recalibration.start(sensor, sensor.recalibrator.trigger, self._frames, recall=True)
         elif isinstance(decision, Commit):
             self._commit(sensor)
         elif isinstance(decision, Discard):
             self._drop_candidate(sensor, decision.result, decision.reason)
             sensor.last_result = f"{decision.result}: {decision.reason}"
             sensor.recalibrator.finished(decision.result, now, decision.reason)
+        elif isinstance(decision, ServeFactory):
+            self._serve_factory(sensor)
         elif isinstance(decision, RollBack):
             self.roll_back(sensor, decision.reason)
 
@@ -180,12 +206,20 @@ class Upkeep:
             forgotten = sensor.reservoir.mark()
             self._background.submit(forgotten.clear)  # freeing hundreds of frames takes longer than one may wait
 
+    def _serve_factory(self, sensor: Sensor) -> None:
+        log.info("%s: the frames are clean without a homogenizer", sensor.name)
+        self._drop_candidate(sensor, "outdated")
+        self._swap(sensor, Prepared(FACTORY, None))
+
     def _commit(self, sensor: Sensor) -> None:
-        """The swap, between two frames."""
         assert sensor.waiting is not None
         candidate, sensor.waiting = sensor.waiting, None
+        self._swap(sensor, candidate.prepared)
+
+    def _swap(self, sensor: Sensor, prepared: Prepared) -> None:
+        """The swap, between two frames."""
         before = sensor.path.version
-        pause = sensor.path.commit(candidate.prepared)
+        pause = sensor.path.commit(prepared)
         self._metrics.swap_pause_seconds.labels(sensor.name).observe(pause)
         self._metrics.swaps.labels(sensor.name, "committed").inc()
         details = {"from": before, "to": sensor.path.version, "pause": pause, "frames_served": sensor.frames}
@@ -223,7 +257,7 @@ class Upkeep:
 
     def _now_serving(self, sensor: Sensor, source: str) -> None:
         """What follows from another homogenizer: a drift check that starts anew, the metrics, the pointer on disk."""
-        sensor.drift_score = math.nan
+        sensor.drift_score, sensor.narrow, sensor.clean_without = math.nan, False, False
         sensor.detector.reset()
         self._show_drift(sensor)
         self.show_homogenizer(sensor, source)

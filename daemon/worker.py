@@ -85,6 +85,8 @@ class Worker:
         compared = {"rival": self._compare(job, frames, raw, served)} if "rival" in job else {}
         return compared | {
             "raw": raw.drift.score,
+            "clean_without": raw.drift.score <= job["band"],
+            "narrow": proxy.narrow if proxy else False,
             "homogenized": served.drift.score,
             "layers": dict(zip(self._yardstick.names, served.drift.layers, strict=True)),
             "proxy": {"confidence": proxy.confidence, "certainty": proxy.certainty} if proxy else {},
@@ -109,7 +111,7 @@ class Worker:
     def recalibrate(self, job: dict[str, Any], images: np.ndarray, send: Send) -> dict[str, Any]:
         """Fit, judge, compile, check and store; {"result": ..., "reason": ..., "version": ...}."""
         frames = torch.from_numpy(self._normalise(images))
-        held_out = frames[::HELD_OUT_EVERY]
+        held_out = frames if job["recall"] else frames[::HELD_OUT_EVERY]
         active = self._homogenizer(job["active"])
         against = incumbents(self._yardstick, active, held_out)
         if needs_no_fit(against, job["band"]):
@@ -119,6 +121,8 @@ class Worker:
         known = self._known(job, held_out, against)
         if known is not None:
             return known
+        if job["recall"]:
+            return {"result": "unknown", "reason": "nothing that served before is right for these frames"}
         fitted, seconds = self._fit(job, frames, send)
         send({"stage": "judging", "ratio": 0.0, "fit_seconds": seconds})
         candidate = fitted.homogenizer.eval()
@@ -167,7 +171,7 @@ class Worker:
                 continue  # a fit is surer than a compiled form that may not run
             verdict = judge(self._yardstick, artefact.homogenizer, held_out, against, job["band"])
             if verdict.accepted:
-                return {"result": "accepted", "reason": f"an earlier one is {verdict.reason}", "version": version}
+                return {"result": "recalled", "reason": f"an earlier one is {verdict.reason}", "version": version}
         return None
 
     def _compile(self, candidate: nn.Module, golden: Tensor) -> bytes:

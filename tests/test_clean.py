@@ -208,12 +208,12 @@ def test_the_worker_measures_and_fits_by_it(model, tmp_path, monkeypatch):
     """Commissioned on what would otherwise be a drift, that is what is clean, and the rest is fitted to it."""
     frozen = commissioned(model, drifted(images(512, seed=3)))
     worker = Worker(frozen, "eager", ArtefactStore(tmp_path / "state"))
-    job = {"job": "observe", "sensor": "front", "active": FACTORY}
+    job = {"job": "observe", "sensor": "front", "active": FACTORY, "band": 1.6}
     assert worker.observe(job, drifted(images(64, seed=5)))["raw"] < 1
     assert worker.observe(job, images(64, seed=5))["raw"] > 2
     results = []
     monkeypatch.setattr("daemon.worker.fit", lambda *a, **k: results.append(fit(*a, **k)) or results[-1])
-    job |= {"job": "recalibrate", "band": 1.6, "seed": 0, "trigger": "operator", "until": 0, "withdrawn": []}
+    job |= {"job": "recalibrate", "recall": False, "seed": 0, "trigger": "operator", "until": 0, "withdrawn": []}
     worker.recalibrate(job, images(256, seed=6), lambda message: None)
     restored = results[0].homogenizer(normalised(images(64, seed=5)))
     true = normalised(drifted(images(64, seed=5)))

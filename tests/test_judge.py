@@ -169,7 +169,7 @@ def test_outputs_that_are_not_finite_are_refused(yardstick, frames):
 
 
 def test_every_objection_is_named(yardstick, frames):
-    best = Evidence(0.01, AccuracyProxy(confidence=1.0, certainty=1.0, top_share=0.0, confidence_error=0.0))
+    best = Evidence(0.01, AccuracyProxy(1.0, 1.0, top_share=0.0, confidence_error=0.0, classes=10.0, known=10))
     verdict = judge(yardstick, HALF_REPAIR, frames, {"factory": best, "active": best}, band=0.01)
     assert refused(
         verdict,
@@ -202,4 +202,5 @@ def test_the_verdict_is_json(yardstick, frames):
     assert told["evidence"]["active"]["score"] is None
     assert told["accepted"] is True
     assert told["evidence"]["factory"]["score"] == verdict.evidence["factory"].score
-    assert set(told["evidence"]["candidate"]["proxy"]) == {"confidence", "certainty", "top_share", "confidence_error"}
+    names = {"confidence", "certainty", "top_share", "confidence_error", "classes", "known"}
+    assert set(told["evidence"]["candidate"]["proxy"]) == names

@@ -20,8 +20,10 @@ from daemon.recalibrator import (
     Facts,
     Fit,
     Recalibrator,
+    Recall,
     Refused,
     RollBack,
+    ServeFactory,
     State,
 )
 
@@ -43,7 +45,7 @@ def step(machine: Recalibrator, now: float, **facts):
 
 
 def begin_fit(machine: Recalibrator, now: float) -> None:
-    assert step(machine, now, alarm=True) == Collect(afresh=True)
+    assert isinstance(step(machine, now, alarm=True), Collect)
     assert step(machine, now, alarm=True, collected=64) == Fit("drift")
 
 
@@ -76,20 +78,83 @@ def test_nothing_happens_without_a_reason(machine):
 
 def test_a_fit_waits_for_frames_and_for_the_fitter(machine):
     assert step(machine, 1.0, alarm=True) == Collect(afresh=True)
-    assert step(machine, 2.0, collected=32) is None
+    assert step(machine, 2.0, alarm=True, collected=32) is None
     assert (machine.progress, machine.reason) == (0.5, "32 of 64 frames, 1 of 0 s")
-    assert step(machine, 3.0, collected=64, fitter_free=False) is None
+    assert step(machine, 3.0, alarm=True, collected=64, fitter_free=False) is None
     assert machine.state is State.COLLECTING
-    assert step(machine, 4.0, collected=64) == Fit("drift")
+    assert step(machine, 4.0, alarm=True, collected=64) == Fit("drift")
     assert machine.state is State.FITTING
 
 
 def test_frames_must_come_from_more_than_a_moment():
     machine = machine_in(collect=120.0)
     step(machine, 10.0, alarm=True)
-    assert step(machine, 40.0, collected=64) is None
+    assert step(machine, 40.0, alarm=True, collected=64) is None
     assert (machine.progress, machine.reason) == (0.25, "64 of 64 frames, 30 of 120 s")
-    assert step(machine, 130.0, collected=64) == Fit("drift")
+    assert step(machine, 130.0, alarm=True, collected=64) == Fit("drift")
+
+
+def test_a_drift_that_is_over_needs_no_fit(machine):
+    step(machine, 1.0, alarm=True)
+    assert step(machine, 2.0, collected=64) is None
+    assert machine.state is State.FACTORY and "over" in machine.reason
+    assert step(machine, 3.0, alarm=True) == Collect(afresh=True), "and nothing holds up the next"
+
+
+def test_few_classes_in_view_are_no_drift(machine):
+    assert step(machine, 1.0, alarm=True, narrow=True) is None
+    assert step(machine, 1000.0, alarm=True, narrow=True) is None, "nor is the clock a reason"
+    assert machine.state is State.FACTORY and "few classes" in machine.reason
+    assert step(machine, 1001.0, alarm=True) == Collect(afresh=True)
+
+
+def test_a_fit_waits_until_more_classes_are_in_view_but_for_an_operators(machine):
+    step(machine, 1.0, alarm=True)
+    assert step(machine, 2.0, alarm=True, narrow=True, collected=64) is None
+    assert machine.state is State.COLLECTING and "few classes" in machine.reason
+    machine.request()
+    assert step(machine, 3.0, alarm=True, narrow=True, collected=64) == Fit("operator")
+
+
+def test_the_past_is_tried_once_before_the_frames_of_a_fit_are_there():
+    machine = machine_in(frames=512)
+    step(machine, 1.0, alarm=True)
+    assert step(machine, 2.0, alarm=True, collected=127) is None
+    assert step(machine, 3.0, alarm=True, collected=128, fitter_free=False) is None
+    assert step(machine, 4.0, alarm=True, collected=128) == Recall()
+    assert step(machine, 5.0, alarm=True, collected=200) is None
+    assert step(machine, 6.0, alarm=True, collected=512) == Fit("drift")
+    machine.finished("rejected", 7.0)
+    step(machine, 17.0, alarm=True)
+    assert step(machine, 18.0, alarm=True, collected=512) == Recall(), "it is another alarm's turn"
+
+
+def test_frames_of_one_lasting_drift_add_up_over_tries(machine):
+    begin_fit(machine, 0.0)
+    machine.finished("rejected", 0.0)
+    assert step(machine, 10.0, alarm=True) == Collect(afresh=False)
+    machine.finished("rejected", 10.0)
+    assert step(machine, 100.0) is None, "the alarm is over"
+    assert step(machine, 101.0, alarm=True) == Collect(afresh=True)
+
+
+@pytest.mark.parametrize("state", ["at rest", "collecting", "on probation"])
+def test_what_spoils_clean_frames_makes_way_for_the_factory_homogenizer(machine, state):
+    on_probation(machine, 10.0)
+    if state != "on probation":
+        look(machine, False, False, False)
+        step(machine, 70.0)
+    if state == "collecting":
+        step(machine, 71.0, alarm=True)
+    assert step(machine, 72.0, alarm=True, clean_without=True, held="why") != ServeFactory()
+    assert step(machine, 73.0, alarm=True, clean_without=True) == ServeFactory()
+    machine.committed(False, 73.0)
+    assert step(machine, 74.0, alarm=True, clean_without=True) is None, "it serves"
+
+
+def test_locked_changes_nothing_even_where_frames_are_clean_without():
+    machine = Recalibrator(RecalibrateConfig(mode="locked", **TIMES), now=0.0, serving=True)
+    assert step(machine, 5000.0, alarm=True, clean_without=True) is None
 
 
 def test_the_timer_fires_once_in_its_period(machine):
@@ -134,7 +199,7 @@ def test_back_off_stops_growing_after_six_doublings(machine):
     for _ in range(40):
         machine.finished("failed", 0.0)
     assert step(machine, 639.0, alarm=True) is None
-    assert step(machine, 640.0, alarm=True) == Collect(afresh=True)
+    assert step(machine, 640.0, alarm=True) == Collect(afresh=False)
 
 
 def test_a_drift_that_nothing_helps_against_is_invalid_and_says_what_to_do(machine):
@@ -146,7 +211,7 @@ def test_a_drift_that_nothing_helps_against_is_invalid_and_says_what_to_do(machi
         now += 1000.0
     assert machine.state is State.INVALID
     assert "3 tries in a row" in machine.reason and "score 9" in machine.reason and "look at the lens" in machine.reason
-    assert step(machine, now, alarm=True) == Collect(afresh=True), "it goes on trying"
+    assert step(machine, now, alarm=True) == Collect(afresh=False), "it goes on trying"
 
 
 def test_what_was_invalid_is_at_rest_when_the_drift_is_over(machine):
@@ -326,7 +391,7 @@ def test_what_makes_it_worse_is_taken_back(machine):
     machine.rolled_back(False, 21.0, "rolled back: regress")
     assert (machine.state, machine.reason) == (State.ROLLED_BACK, "rolled back: regress")
     assert step(machine, 30.0, alarm=True) is None, "not before the back-off is over"
-    assert step(machine, 31.0, alarm=True) == Collect(afresh=True)
+    assert step(machine, 31.0, alarm=True) == Collect(afresh=False)
 
 
 def test_a_hold_keeps_even_what_is_worse_from_being_exchanged(machine):
@@ -372,24 +437,40 @@ class Life(RuleBasedStateMachine):
     def begin(self, mode):
         self.mode, self.now = mode, 0.0
         self.machine = machine_in(mode)
-        self.approved = False
+        self.approved = self.serving = False
 
-    @rule(alarm=st.booleans(), collected=st.integers(0, 80), free=st.booleans(), held=st.sampled_from(["", "why"]))
-    def step(self, alarm, collected, free, held):
+    @rule(
+        alarm=st.booleans(),
+        narrow=st.booleans(),
+        clean=st.booleans(),
+        collected=st.integers(0, 200),
+        free=st.booleans(),
+        held=st.sampled_from(["", "why"]),
+    )
+    def step(self, alarm, narrow, clean, collected, free, held):
         self.now += 3.0
         before = self.machine.state
-        decision = step(self.machine, self.now, alarm=alarm, collected=collected, fitter_free=free, held=held)
+        facts = Facts(alarm, narrow, clean, collected, free, held)
+        decision = self.machine.step(self.now, facts)
         if isinstance(decision, Fit):
             assert free and collected >= 64 and before is State.COLLECTING and self.mode != "locked"
+        elif isinstance(decision, Recall):
+            assert free and before is self.machine.state is State.COLLECTING
+        elif isinstance(decision, ServeFactory):
+            assert alarm and clean and not held and before not in IN_WORK and self.serving and self.mode != "locked"
+            self.serving = False
+            self.machine.committed(False, self.now)
         elif isinstance(decision, Commit):
             assert not held and before in WITH_CANDIDATE
             assert self.mode == "autonomous" or (self.mode == "supervised" and self.approved)
+            self.serving = True
             self.machine.committed(True, self.now)
         elif isinstance(decision, Discard):
             assert before in WITH_CANDIDATE
             self.machine.finished(decision.result, self.now, decision.reason)
         elif isinstance(decision, RollBack):
             assert before is State.PROBATION
+            self.serving = False
             self.machine.rolled_back(False, self.now, "regress")
         if self.machine.state not in WITH_CANDIDATE:
             self.approved = False
@@ -422,6 +503,7 @@ class Life(RuleBasedStateMachine):
 
     @rule()
     def roll_back(self):
+        self.serving = False
         self.machine.rolled_back(False, self.now, "operator")
 
     @invariant()
@@ -434,6 +516,7 @@ class Life(RuleBasedStateMachine):
         if not hasattr(self, "machine"):
             return
         if self.machine.state is State.COLLECTING:
+            self.machine.request()
             step(self.machine, self.now, collected=64)
         if self.machine.state in IN_WORK:
             self.machine.finished("rejected", self.now)

@@ -87,6 +87,7 @@ class Scene:
         assert rival is not None
         compared = {"role": rival.role, "version": rival.version, "score": 1.0, "objections": objections}
         scores = {"raw": 9.0, "homogenized": 9.0, "layers": {}, "proxy": {}, "rival": compared}
+        scores |= {"narrow": False, "clean_without": False}
         reservoir = self.sensor.reservoir
         event = Observed("front", self.sensor.path.version, scores, WINDOW, reservoir.added)
         self.upkeep.take_in(event, self.sensor, self.now)
@@ -182,6 +183,36 @@ def test_nothing_is_swapped_while_the_audit_log_cannot_be_written(scene):
     scene.record.failing = False
     scene.step()
     assert scene.sensor.path.version == "a"
+
+
+def test_clean_frames_that_are_spoilt_are_served_without_a_homogenizer(scene):
+    runner = scene.fit("a")
+    for _ in range(3):
+        scene.look_at_new_frames()
+    scene.step()
+    assert scene.sensor.path.version == "a"
+    scene.sensor.detector.alarm, scene.sensor.clean_without = True, True
+    scene.step()
+    assert scene.sensor.path.version == FACTORY and scene.sensor.path.fallback == "a" and not runner.closed
+    assert scene.written[-1] == ("serves", FACTORY) and scene.events[-2:] != ["rollback"]
+    assert scene.sensor.withdrawn == set(), "it is right again when the drift comes back"
+    assert not scene.sensor.clean_without, "said of the frames as they were served"
+
+
+def test_nothing_of_the_past_being_right_does_not_end_the_collecting(scene):
+    scene.sensor.recalibrator.request()
+    scene.step()
+    scene.upkeep.take_in(Finished("front", "unknown", "nothing that served before is right"), scene.sensor, scene.now)
+    assert scene.sensor.recalibrator.state is State.COLLECTING
+    assert "fit" not in scene.events
+
+
+def test_a_candidate_that_nobody_waits_for_any_more_is_closed(scene):
+    runner = Runner()
+    late = Finished("front", "recalled", "an earlier one is better", Candidate(Prepared("a", runner), FACTORY))
+    scene.upkeep.take_in(late, scene.sensor, scene.now)
+    assert runner.closed and scene.sensor.waiting is None
+    assert scene.sensor.recalibrator.state is State.FACTORY
 
 
 def test_every_state_that_was_passed_is_told_once(scene):

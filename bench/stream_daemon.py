@@ -1,0 +1,161 @@
+"""The daemon in simulated time: its own state machine, watch, worker and swap, with no sockets and no waiting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from prometheus_client import CollectorRegistry
+
+from calibrate.drift import DriftDetector
+from daemon.config import DriftConfig, RecalibrateConfig
+from daemon.metrics import Metrics
+from daemon.persistence import Persistence
+from daemon.preprocess import Preprocessor
+from daemon.recalibration import Finished, Progressed, Recalibration
+from daemon.recalibrator import Recalibrator
+from daemon.reservoir import Reservoir
+from daemon.screening import Screening
+from daemon.sensor import Sensor
+from daemon.startup import ServedModel
+from daemon.upkeep import Upkeep
+from daemon.watch import Observed
+from daemon.worker import Worker
+from deploy.backend import load_backend
+from deploy.frozen import load_frozen
+from deploy.path import InferencePath
+from deploy.store import ArtefactStore
+
+NAME = "front"
+WORK_S = 20.0  # that a recalibration takes in simulated time, whatever it takes here
+BACKEND = "eager"
+
+
+class Immediately(Executor):
+    """Does at once what the daemon does in the background."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+class Records(list[tuple[float, str, dict[str, Any]]]):
+    """Stands in for the audit log: (time, event, details)."""
+
+    failing = False
+
+    def __init__(self, clock: Callable[[], float]):
+        super().__init__()
+        self._clock = clock
+
+    def __call__(self, sensor: str, event: str, details: dict[str, Any]) -> None:
+        self.append((self._clock(), event, details))
+
+
+class InProcess:
+    """Stands in for the worker's process; `seed` makes the fits the same in each run."""
+
+    def __init__(self, worker: Worker, seed: int):
+        self._worker = worker
+        self._seed = seed
+
+    def call(
+        self, job: dict[str, Any], images: np.ndarray, timeout: float, on_message: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
+        said: list[dict[str, Any]] = []
+        self._worker.answer(job | {"seed": self._seed}, images, said.append)
+        for message in said[:-1]:
+            on_message(message)
+        return said[-1]
+
+    def finish(self) -> None:
+        """Nothing to end."""
+
+    close = finish
+
+
+class SimulatedDaemon:
+    """One sensor. `tick` serves frames and does what has become due by then."""
+
+    def __init__(self, model: Path, state: Path, drift: DriftConfig, recalibrate: RecalibrateConfig, seed: int):
+        self.now = 0.0
+        self._due: list[tuple[float, Finished | Progressed]] = []
+        self._drift = drift
+        frozen, store, backend = load_frozen(model), ArtefactStore(state), load_backend(BACKEND)
+        runner = backend.load(backend.compile(frozen.module, torch.zeros(1, *frozen.card.input.shape)), threads=1)
+        self._model = ServedModel(frozen, backend, runner, Preprocessor(frozen.card))
+        self._worker = Worker(frozen, BACKEND, store)
+        self.records = Records(lambda: self.now)
+        self.sensor = self._new_sensor(recalibrate)
+        in_process: Any = InProcess(self._worker, seed)
+        self._recalibration = Recalibration(
+            in_process, store, self._model, recalibrate.timeout, drift.threshold, self._post
+        )
+        record: Any = self.records
+        at_once = Immediately()
+        self._upkeep = Upkeep(
+            self._recalibration,
+            Persistence(store, frozen.digest, at_once),
+            recalibrate.frames,
+            Metrics(CollectorRegistry()),
+            at_once,
+            record,
+            lambda: self.now,
+        )
+
+    def tick(self, now: float, images: np.ndarray) -> np.ndarray:
+        """Serve images (N, h, w, C) uint8 that came in up to `now`; returns the labels (N,)."""
+        apart = (now - self.now) / len(images)
+        labels = self._serve(images)
+        for image, label in zip(images, labels, strict=True):
+            self.now += apart
+            self.sensor.reservoir.add(image, self.now, int(label))
+        self._observe()
+        for due, event in [part for part in self._due if part[0] <= self.now]:
+            self._due.remove((due, event))
+            self._upkeep.take_in(event, self.sensor, self.now)
+        self._upkeep.step(self.sensor, self.now)
+        while not self._recalibration.free:  # simulated time stands still meanwhile
+            time.sleep(0.01)
+        return labels
+
+    def close(self) -> None:
+        self._recalibration.close()
+        self.sensor.path.close()
+        self._model.runner.close()
+
+    def _new_sensor(self, config: RecalibrateConfig) -> Sensor:
+        window = self._drift.window
+        return Sensor(
+            NAME,
+            InferencePath(self._model.runner),
+            Reservoir(config.frames + window, window=window, screen=Screening()),
+            DriftDetector(self._drift.threshold, self._drift.hold),
+            Recalibrator(config, self.now),
+        )
+
+    def _serve(self, images: np.ndarray) -> np.ndarray:
+        batch = self._model.preprocessor.normalise(images)
+        return self.sensor.path.infer(batch).output.argmax(1)
+
+    def _observe(self) -> None:
+        """As the drift watch does."""
+        sensor, window = self.sensor, self._drift.window
+        images = sensor.reservoir.latest(window)
+        if len(images) < window:
+            return
+        job = {"job": "observe", "active": sensor.path.version, "band": self._drift.threshold}
+        if (rival := sensor.rival) is not None:
+            job |= {"rival": rival.version, "role": rival.role}
+        scores = self._worker.observe(job, images)
+        seen = Observed(NAME, sensor.path.version, scores, len(images), sensor.reservoir.added)
+        self._upkeep.take_in(seen, sensor, self.now)
+
+    def _post(self, event: Finished | Progressed) -> None:
+        self._due.append((self.now + (WORK_S if isinstance(event, Finished) else 0.0), event))
