@@ -121,6 +121,7 @@ class Recalibrator:
         self._next_timer = now + config.every
         self._not_before = now
         self._failures = 0  # in a row; a swap is none once its probation is over
+        self._failure = ""  # why the last one was
         self._tries = 0  # in a row that changed nothing for good, by which the back-off grows
         self._requested = False
         self._recalled = False
@@ -168,7 +169,7 @@ class Recalibrator:
         if result in ("unneeded", "shadowed"):
             self._failures = 0
         else:
-            self._failures += 1
+            self._fail(reason)
         if self.trigger == "drift" or self._failures:  # else a lasting alarm would ask for the same again at once
             self._hold_off(now)
         self._enter(State.FAILED if result in ("failed", "timeout") else self._rest(), now, reason)
@@ -188,7 +189,7 @@ class Recalibrator:
     def rolled_back(self, serving: bool, now: float, reason: str) -> None:
         """The homogenizer was taken back; whether a fitted one still serves. A fit under way goes on."""
         self._serving = serving
-        self._failures += 1
+        self._fail(reason)
         self._hold_off(now)
         if self.state not in (*IN_WORK, State.COLLECTING):
             self._enter(State.ROLLED_BACK, now, reason)
@@ -259,7 +260,7 @@ class Recalibrator:
 
     def _advice(self) -> str:
         return (
-            f"{self._failures} tries in a row led to nothing and the frames look drifted ({self.reason}): look at the "
+            f"{self._failures} tries in a row led to nothing and the frames look drifted ({self._failure}): look at the "
             "lens, the exposure and the scene; `recald recalibrate` tries at once"
         )
 
@@ -324,6 +325,9 @@ class Recalibrator:
         if self.state is not State.AWAITING_APPROVAL and (approval or self.state is not State.SHADOW):
             raise Refused(f"no candidate waits for approval: {self.state.value}")
         self._approval = approval
+
+    def _fail(self, reason: str) -> None:
+        self._failures, self._failure = self._failures + 1, reason
 
     def _hold_off(self, now: float) -> None:
         """Nothing by itself for a while, doubled each time until something lasts or the alarm is over."""
