@@ -20,15 +20,16 @@ ERRORS = 2.0  # standard errors by which confidence may lie below the incumbent'
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is held for or against one homogenizer on the held-out frames."""
+    """What is held for or against one homogenizer on the held-out frames. narrow: these show few classes."""
 
     score: float
     proxy: AccuracyProxy | None
     answers: Answers | None = None
+    narrow: bool = False
 
     @classmethod
     def of(cls, seen: Measured) -> Evidence:
-        return cls(seen.drift.score, seen.proxy, seen.answers)
+        return cls(seen.drift.score, seen.proxy, seen.answers, seen.narrow)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,6 @@ import torch
 from torch import Tensor
 
 MIN_ALIKE = 8  # frames; fewer give no usable spread
-# Clean scenes of one class: confidence 0.95 and more, 2 classes at most; of three: 0.99. No drift of 16 kinds and 10
-# perturbations, on two networks, left fewer than 7 classes at a confidence of 0.9 and more.
-SURE = 0.93
-FEW = 4.0  # effective classes
-FEW_SHARE = 0.4  # of all that the network knows: a network of two is never refused for showing one
 CERTAIN = math.log(99)  # log odds of 99 %: above it they follow the contrast of a frame, and no answer changes
 
 
@@ -29,11 +24,6 @@ class AccuracyProxy:
     confidence_error: float
     classes: float
     known: int
-
-    @property
-    def narrow(self) -> bool:
-        """Few classes fill the view, and the network is sure of them: statistics of all classes say nothing of that."""
-        return self.confidence >= SURE and self.classes <= min(FEW, FEW_SHARE * self.known)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from calibrate.objective import Limits
 from calibrate.proxy import AccuracyProxy, Answers, accuracy_proxy, answers
 from calibrate.source import Shape, read_crop
 from calibrate.statistics import ImageMoments
+from calibrate.view import is_narrow
 
 CHUNK = 64  # frames the network sees at once
 
@@ -31,6 +32,10 @@ class Measured(NamedTuple):
     drift: DriftScore
     proxy: AccuracyProxy | None
     answers: Answers | None
+
+    @property
+    def narrow(self) -> bool:
+        return is_narrow(self.drift, self.proxy)
 
 
 @dataclass(frozen=True)

@@ -260,8 +260,8 @@ class Recalibrator:
 
     def _advice(self) -> str:
         return (
-            f"{self._failures} tries in a row led to nothing and the frames look drifted ({self._failure}): look at the "
-            "lens, the exposure and the scene; `recald recalibrate` tries at once"
+            f"{self._failures} tries in a row led to nothing and the frames look drifted ({self._failure}): look at "
+            "the lens, the exposure and the scene; `recald recalibrate` tries at once"
         )
 
     def _collect(self, now: float, facts: Facts) -> Decision | None:

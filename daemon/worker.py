@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
 import time
@@ -25,6 +26,7 @@ from calibrate import FitError, FitResult, Limits, fit, tap
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import (
     Evidence,
+    examine,
     incumbents,
     judge,
     needs_no_fit,
@@ -85,8 +87,8 @@ class Worker:
         compared = {"rival": self._compare(job, frames, raw, served)} if "rival" in job else {}
         return compared | {
             "raw": raw.drift.score,
-            "clean_without": raw.drift.score <= job["band"],
-            "narrow": proxy.narrow if proxy else False,
+            "clean_without": _clean_without(Evidence.of(raw), Evidence.of(served), job["band"]),
+            "narrow": served.narrow,
             "homogenized": served.drift.score,
             "layers": dict(zip(self._yardstick.names, served.drift.layers, strict=True)),
             "proxy": {"confidence": proxy.confidence, "certainty": proxy.certainty} if proxy else {},
@@ -101,10 +103,10 @@ class Worker:
             clean_before = rival.score <= job["band"] < active.score  # then more confident answers are no excuse
             reason = "" if clean_before else "; ".join(objections(rival, active, "active"))
         elif version == FACTORY:
-            reason = "" if needs_no_homogenizer({"factory": factory}, job["band"]) else "the frames look drifted again"
+            reason = "" if _clean_without(factory, active, job["band"]) else "the frames look drifted again"
         else:
             against = {"factory": factory} if job["active"] == FACTORY else {"factory": factory, "active": active}
-            verdict = weigh(rival, against, job["band"])
+            verdict = weigh(rival, against, _band(rival, job["band"]))
             reason = "" if verdict.accepted else verdict.reason
         return {"version": version, "role": job["role"], "score": rival.score, "objections": reason}
 
@@ -169,7 +171,8 @@ class Worker:
                 continue
             if artefact.compiled is None or not made_by(self._backend, artefact.manifest):
                 continue  # a fit is surer than a compiled form that may not run
-            verdict = judge(self._yardstick, artefact.homogenizer, held_out, against, job["band"])
+            seen = examine(self._yardstick, artefact.homogenizer, held_out)
+            verdict = weigh(seen, against, _band(seen, job["band"]))
             if verdict.accepted:
                 return {"result": "recalled", "reason": f"an earlier one is {verdict.reason}", "version": version}
         return None
@@ -209,6 +212,19 @@ class Worker:
                 del self._loaded[next(iter(self._loaded))]  # the one loaded first
             self._loaded[version] = self._store.get(version, self._frozen.digest).homogenizer
         return self._loaded[version]
+
+
+def _band(evidence: Evidence, band: float) -> float:
+    """The highest score that counts as clean. A narrow view has no such: clean frames of one class score up to 4.
+
+    Such frames cannot prove a fit to them. What was judged on others is compared with what serves on these.
+    """
+    return math.inf if evidence.narrow else band
+
+
+def _clean_without(raw: Evidence, served: Evidence, band: float) -> bool:
+    """Whether frames are clean as they come: within the band, or in a narrow view better than as they are served."""
+    return raw.score <= band or (raw.narrow and not any(objections(raw, served, "active")))
 
 
 def serve(worker: Worker, connection: Connection) -> None:

@@ -54,6 +54,14 @@ def test_a_drift_that_costs_a_few_points_is_outside_the_clean_band(yardstick, im
         assert yardstick.measure(window).drift.score > BAND
 
 
+def test_a_scene_of_one_class_is_a_narrow_view_and_a_drifted_camera_shows_none(yardstick, images, drifted):
+    for name in range(10):
+        scene = yardstick.measure(normalise(images.pictures[images.labels.numpy() == name][:128]))
+        assert scene.drift.score > BAND and scene.narrow
+    for window in (*drifted[:640].split(64), normalise(images.pictures[:64])):
+        assert not yardstick.measure(window).narrow
+
+
 @pytest.mark.slow
 def test_a_fit_brings_accuracy_back_and_the_judge_sees_it(model, yardstick, images, drifted):
     labels = images.labels

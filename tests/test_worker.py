@@ -1,0 +1,119 @@
+"""What the worker says of frames, of the past of a sensor and of a rival, in this process."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from synthetic import SHAPE, drifted, images, labelled, normalised
+
+from calibrate import fit
+from calibrate.homogenizer import Homogenizer
+from calibrate.judge import Evidence
+from calibrate.proxy import AccuracyProxy
+from daemon.worker import Worker, _band, _clean_without
+from deploy.frozen import load_frozen
+from deploy.store import FACTORY, ArtefactStore
+
+BAND = 1.6
+JOB = {"sensor": "front", "active": FACTORY, "withdrawn": [], "trigger": "drift", "recall": True, "band": BAND}
+JOB |= {"until": 0.0, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def worker(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Worker:
+    return Worker(load_frozen(tiny_model), "eager", ArtefactStore(tmp_path_factory.mktemp("state")))
+
+
+@pytest.fixture(scope="module")
+def right(worker: Worker) -> str:
+    """The version of a homogenizer for drifted frames."""
+    model = worker._frozen.module
+    return keep(worker, fit(model, normalised(drifted(images(256, seed=1))), limits=worker._limits).homogenizer)
+
+
+@pytest.fixture(scope="module")
+def wrong(worker: Worker) -> str:
+    """That of one which darkens."""
+    homogenizer = Homogenizer(*SHAPE)
+    with torch.no_grad():
+        homogenizer.bias -= 1.0
+    return keep(worker, homogenizer.eval())
+
+
+def keep(worker: Worker, homogenizer: Homogenizer) -> str:
+    return worker._keep(JOB, homogenizer, torch.zeros(2, *SHAPE), {"sensor": "front", "model": worker._frozen.digest})
+
+
+def of_one_class(count: int) -> np.ndarray:
+    taken, labels = labelled(8 * count, seed=7)
+    return taken[labels == 2][:count]
+
+
+def observe(worker: Worker, taken: np.ndarray, **job) -> dict:
+    return worker.observe(JOB | {"job": "observe"} | job, taken)
+
+
+def recalled(worker: Worker, taken: np.ndarray, **job) -> dict:
+    return worker.recalibrate(JOB | job, taken, pytest.fail)
+
+
+@pytest.mark.parametrize("view", [lambda: images(64, seed=5), lambda: of_one_class(64)], ids=["all", "one class"])
+def test_clean_frames_are_spoilt_by_what_was_right_for_drifted_ones(worker, right, view):
+    assert observe(worker, view(), active=right)["clean_without"]
+    assert not observe(worker, drifted(view()), active=right)["clean_without"]
+
+
+def test_what_helped_before_is_recalled(worker, right, wrong):
+    answer = recalled(worker, drifted(images(128, seed=6)))
+    assert (answer["result"], answer["version"]) == ("recalled", right)
+
+
+def test_what_was_taken_back_is_not(worker, right, wrong):
+    answer = recalled(worker, drifted(images(128, seed=6)), withdrawn=[right])
+    assert answer["result"] == "unknown"
+
+
+def test_clean_frames_need_nothing_and_no_homogenizer_where_one_serves(worker, right):
+    assert recalled(worker, images(128, seed=6))["result"] == "unneeded"
+    assert recalled(worker, images(128, seed=6), active=right)["result"] == "factory"
+
+
+@pytest.mark.parametrize("view", [lambda: images(64, seed=5), lambda: of_one_class(64)], ids=["all", "one class"])
+def test_a_candidate_is_compared_on_any_view(worker, right, wrong, view):
+    for version, better in ((right, True), (wrong, False)):
+        seen = observe(worker, drifted(view()), rival=version, role="candidate")["rival"]
+        assert (not seen["objections"]) is better
+    assert observe(worker, view(), rival=right, role="candidate")["rival"]["objections"], "where nothing has drifted"
+    assert not observe(worker, view(), active=right, rival=FACTORY, role="candidate")["rival"]["objections"]
+    assert observe(worker, drifted(view()), active=right, rival=FACTORY, role="candidate")["rival"]["objections"]
+
+
+# ---- a narrow view: few classes, of which the network is sure
+
+
+def evidence(score: float, confidence: float, narrow: bool = False) -> Evidence:
+    return Evidence(score, AccuracyProxy(confidence, confidence, 0.2, 0.01, 9.0, 10), narrow=narrow)
+
+
+@pytest.mark.parametrize(
+    ("raw", "served", "clean"),
+    [
+        (evidence(1.0, 0.8), evidence(9.0, 0.95), True),  # more confident answers are no excuse
+        (evidence(3.0, 0.98), evidence(9.0, 0.9), False),
+        (evidence(3.0, 0.98, narrow=True), evidence(9.0, 0.9), True),
+        (evidence(3.0, 0.98, narrow=True), evidence(3.1, 0.9), False),
+        (evidence(3.0, 0.94, narrow=True), evidence(9.0, 0.99), False),
+        (evidence(9.0, 0.95, narrow=True), evidence(3.0, 0.98), False),
+    ],
+)
+def test_when_frames_count_as_clean_without_a_homogenizer(raw, served, clean):
+    assert _clean_without(raw, served, BAND) is clean
+
+
+def test_only_a_narrow_view_has_no_clean_band():
+    assert _band(evidence(3.0, 0.98, narrow=True), BAND) == math.inf
+    assert _band(evidence(3.0, 0.98), BAND) == _band(Evidence(3.0, None), BAND) == BAND
