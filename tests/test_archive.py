@@ -158,6 +158,7 @@ def test_a_purge_deletes_frames_alone_and_what_killed_writers_left_of_any(archiv
 
 @given(named=st.lists(st.booleans(), max_size=9), lost=st.integers(0, 3))
 @example(named=[True] * 6, lost=0)
+@example(named=[True, True, True, False, False], lost=1)
 @settings(max_examples=15)
 def test_only_what_was_not_removed_as_one_of_the_oldest_is_missing(named: list[bool], lost: int):
     """named: whether the daemon lived long enough to name it; lost: which of those somebody deletes."""

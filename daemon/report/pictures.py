@@ -16,8 +16,9 @@ from deploy.card import Normalisation
 from deploy.dossier import Number
 from deploy.store import FACTORY, ArtefactStore, StoreError
 
-SHOWN_SIDE = 160  # pixels at least: a frame of 32x32 is enlarged, pixel by pixel
-KERNEL_SIDE = 135
+SHOWN_SIDE = 128  # pixels, about: a frame of 32x32 is enlarged, pixel by pixel
+LARGEST_SIDE = 640  # of a picture on the page; the kept file is whole
+KERNEL_SIDE = 105
 
 
 class Pair(NamedTuple):
@@ -87,10 +88,13 @@ def kernel_picture(kernel: Sequence[Sequence[Number]]) -> str:
 
 
 def url(image: np.ndarray, side: int = SHOWN_SIDE) -> str:
-    """An image (h, w, C) uint8 as a data: URL of a PNG file, small ones enlarged."""
-    times = max(1, round(side / min(image.shape[:2])))
-    large = np.ascontiguousarray(np.kron(image, np.ones((times, times, 1), np.uint8))[:, :, ::-1])
-    done, data = cv2.imencode(".png", large)
+    """An image (h, w, C) uint8 as a data: URL of a PNG file, small ones enlarged and large ones reduced."""
+    height, width = image.shape[:2]
+    scale = min(max(1, round(side / min(height, width))), LARGEST_SIDE / max(height, width))
+    size = round(scale * width), round(scale * height)
+    method = cv2.INTER_NEAREST if scale >= 1 else cv2.INTER_AREA
+    shown = cv2.resize(np.ascontiguousarray(image[:, :, ::-1]), size, interpolation=method)
+    done, data = cv2.imencode(".png", shown)
     assert done
     return f"data:image/png;base64,{base64.b64encode(data.tobytes()).decode()}"
 
