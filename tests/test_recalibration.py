@@ -121,7 +121,7 @@ def test_a_failure_before_the_exchange_is_told_and_keeps_the_active_one(scene: S
     spoil(scene)
     finished = scene.recalibrate()
     assert (finished.result, finished.candidate) == ("failed", None)
-    assert finished.dossier == (None if fault == "worker" else DOSSIER) or fault == "unforeseen"
+    assert finished.dossier == (None if fault in ("worker", "unforeseen") else DOSSIER)
     assert re.search(reason, finished.reason)
     served = scene.path.infer(golden()[:1])
     assert served.homogenizer == "active" and served.output == pytest.approx(golden()[:1] + 0.5, abs=1e-6)

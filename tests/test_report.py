@@ -207,7 +207,7 @@ def test_a_log_that_does_not_hold_is_told(place):
     place.fit(dossier())
     with closing(sqlite3.connect(audit_path(place.state))) as connection, connection:
         connection.execute("UPDATE record SET at = '2020-01-01' WHERE number = 1")
-    assert "The audit log does not hold: record 1 is not what was written" in place.page().text
+    assert "The audit log cannot be relied on: record 1 is not what was written" in place.page().text
 
 
 # ---- what comes from outside

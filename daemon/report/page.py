@@ -22,7 +22,7 @@ from deploy.store import ArtefactStore
 COLOURS = {1: [("grey", "grey")], 3: [(name, name) for name in ("red", "green", "blue")]}  # name and class
 MEASURED = {
     "factory": ("without ρ", "before"),
-    "active": ("with the active ρ", "served"),
+    "active": ("with the ρ that served", "served"),
     "candidate": ("with the candidate", "after"),
 }
 MOST_NAMED = 12  # layers whose names fit below a chart
