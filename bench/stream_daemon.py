@@ -95,7 +95,13 @@ class SimulatedDaemon:
         self.sensor = self._new_sensor(recalibrate)
         in_process: Any = InProcess(self._worker, seed)
         self._recalibration = Recalibration(
-            in_process, store, self._model, recalibrate.timeout, drift.threshold, self._post
+            in_process,
+            store,
+            self._model,
+            recalibrate.timeout,
+            drift.threshold,
+            self._post,
+            {"frames": 0, "mib": 1},
         )
         record: Any = self.records
         at_once = Immediately()

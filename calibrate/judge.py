@@ -20,32 +20,67 @@ ERRORS = 2.0  # standard errors by which confidence may lie below the incumbent'
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is held for or against one homogenizer on the held-out frames. narrow: these show few classes."""
+    """What is held for or against one homogenizer on the held-out frames.
+
+    layers: (L,) the score by layer. narrow: the frames show few classes (calibrate.view).
+    """
 
     score: float
     proxy: AccuracyProxy | None
     answers: Answers | None = None
+    layers: tuple[float, ...] = ()
     narrow: bool = False
 
     @classmethod
     def of(cls, seen: Measured) -> Evidence:
-        return cls(seen.drift.score, seen.proxy, seen.answers, seen.narrow)
+        return cls(seen.drift.score, seen.proxy, seen.answers, seen.drift.layers, seen.narrow)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fit for JSON: None for what is not finite."""
+        plain: dict[str, Any] = finite(
+            {"score": self.score, "proxy": self.proxy and asdict(self.proxy), "layers": self.layers}
+        )
+        return plain
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One thing that is asked of a candidate: that `value` lies on the right side of `limit`.
+
+    against: the incumbent that sets the limit, or "band". objection: what speaks against the candidate if it is not
+    met.
+    """
+
+    name: str
+    against: str
+    value: float
+    limit: float
+    met: bool
+    objection: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Fit for JSON: None for what is not finite."""
+        plain: dict[str, Any] = finite(asdict(self))
+        return plain
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """accepted, or why not; evidence by name: factory, active (where one serves), candidate."""
+    """accepted, or why not; evidence by name: factory, active (where one serves), candidate; all that was asked."""
 
     accepted: bool
     reason: str
     evidence: dict[str, Evidence]
+    criteria: tuple[Criterion, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Fit for JSON: None for what is not finite."""
-        evidence = {
-            name: _plain({"score": e.score, "proxy": e.proxy and asdict(e.proxy)}) for name, e in self.evidence.items()
+        return {
+            "accepted": self.accepted,
+            "reason": self.reason,
+            "evidence": {name: evidence.as_dict() for name, evidence in self.evidence.items()},
+            "criteria": [criterion.as_dict() for criterion in self.criteria],
         }
-        return {"accepted": self.accepted, "reason": self.reason, "evidence": evidence}
 
 
 def examine(yardstick: Yardstick, homogenizer: nn.Module | None, frames: Tensor) -> Evidence:
@@ -83,37 +118,63 @@ def judge(
 
 def weigh(candidate: Evidence, against: Mapping[str, Evidence], band: float) -> Verdict:
     """The verdict on a candidate: better than every incumbent by a margin, and within the clean band."""
-    problems = [p for name, incumbent in against.items() for p in objections(candidate, incumbent, name)]
-    if not candidate.score <= band:
-        problems.append(f"score {candidate.score:.2f} stays outside the clean band of {band:.2f}")
+    asked = [c for name, incumbent in against.items() for c in criteria(candidate, incumbent, name)]
+    asked.append(_within_band(candidate, band))
+    problems = [criterion.objection for criterion in asked if not criterion.met]
     evidence = dict(against) | {"candidate": candidate}
-    return Verdict(not problems, "; ".join(problems) or "better than every incumbent", evidence)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return Verdict(not problems, "; ".join(problems) or "better than every incumbent", evidence, tuple(asked))
 
 
 def objections(candidate: Evidence, incumbent: Evidence, name: str) -> Iterator[str]:
     """What speaks against calling the candidate better than the incumbent of this name."""
-    if candidate.score > (1 - MARGIN) * incumbent.score:  # a candidate's NaN is outside any band
-        yield f"score {candidate.score:.2f} is no better than {name}'s {incumbent.score:.2f}"
+    return (criterion.objection for criterion in criteria(candidate, incumbent, name) if not criterion.met)
+
+
+def criteria(candidate: Evidence, incumbent: Evidence, name: str) -> Iterator[Criterion]:
+    """What is asked of a candidate beside the incumbent of this name; of the proxies where both have any."""
+    yield _lower_score(candidate, incumbent, name)
     if candidate.proxy and incumbent.proxy:
-        yield from _less_confident(candidate.proxy, incumbent.proxy, name)
+        yield _as_confident(candidate.proxy, incumbent.proxy, name)
+        yield _as_spread(candidate.proxy, incumbent.proxy, name)
     if candidate.answers and incumbent.answers:
-        yield from _less_sure(candidate.answers, incumbent.answers, name)
+        yield _as_sure(candidate.answers, incumbent.answers, name)
 
 
-def _less_confident(candidate: AccuracyProxy, incumbent: AccuracyProxy, name: str) -> Iterator[str]:
-    if candidate.confidence < incumbent.confidence - ERRORS * (candidate.confidence_error + incumbent.confidence_error):
-        yield f"confidence {candidate.confidence:.2f} is below {name}'s {incumbent.confidence:.2f}"
-    if candidate.top_share > incumbent.top_share + CONCENTRATION:
-        yield f"one class takes {candidate.top_share:.0%} of the predictions, {name}: {incumbent.top_share:.0%}"
+def finite(value: Any) -> Any:
+    """The same, of dicts, lists and plain values, with None for every number that is not finite: JSON has no other."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _less_sure(candidate: Answers, incumbent: Answers, name: str) -> Iterator[str]:
+def _within_band(candidate: Evidence, band: float) -> Criterion:
+    said = f"score {candidate.score:.2f} stays outside the clean band of {band:.2f}"
+    return Criterion("band", "band", candidate.score, band, candidate.score <= band, said)
+
+
+def _lower_score(candidate: Evidence, incumbent: Evidence, name: str) -> Criterion:
+    limit = (1 - MARGIN) * incumbent.score
+    said = f"score {candidate.score:.2f} is no better than {name}'s {incumbent.score:.2f}"
+    met = not candidate.score > limit  # a candidate's NaN is outside any band
+    return Criterion("score", name, candidate.score, limit, met, said)
+
+
+def _as_confident(candidate: AccuracyProxy, incumbent: AccuracyProxy, name: str) -> Criterion:
+    limit = incumbent.confidence - ERRORS * (candidate.confidence_error + incumbent.confidence_error)
+    said = f"confidence {candidate.confidence:.2f} is below {name}'s {incumbent.confidence:.2f}"
+    return Criterion("confidence", name, candidate.confidence, limit, not candidate.confidence < limit, said)
+
+
+def _as_spread(candidate: AccuracyProxy, incumbent: AccuracyProxy, name: str) -> Criterion:
+    limit = incumbent.top_share + CONCENTRATION
+    said = f"one class takes {candidate.top_share:.0%} of the predictions, {name}: {incumbent.top_share:.0%}"
+    return Criterion("concentration", name, candidate.top_share, limit, not candidate.top_share > limit, said)
+
+
+def _as_sure(candidate: Answers, incumbent: Answers, name: str) -> Criterion:
     errors = candidate.surer_than(incumbent)
-    if not errors >= -LESS_SURE:  # also where the candidate's outputs are not finite
-        yield f"it is {-errors:.1f} standard errors less sure than {name} of the frames that both name alike"
+    said = f"it is {-errors:.1f} standard errors less sure than {name} of the frames that both name alike"
+    met = errors >= -LESS_SURE  # not where the candidate's outputs are not finite
+    return Criterion("sureness", name, errors, -LESS_SURE, met, said)

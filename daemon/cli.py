@@ -96,6 +96,20 @@ def verify(args: argparse.Namespace) -> int:
     return 0 if past.verify(args) else EX_CONFIG
 
 
+def report(args: argparse.Namespace) -> int:
+    from daemon.report import command
+
+    command.report(args)
+    return 0
+
+
+def purge(args: argparse.Namespace) -> int:
+    from daemon import purge
+
+    purge.purge(args, _user())
+    return 0
+
+
 def export(args: argparse.Namespace) -> int:
     from deploy.frozen import export_model
 
@@ -289,9 +303,25 @@ def _add_past(commands: Any) -> None:
     told.add_argument("--all", action="store_true", help="show every change of state too")
     check = _add(commands, "verify", verify, "check every byte of model, state and audit log", example)
     check.add_argument("--anchor", metavar="NUMBER:DIGEST", help="of a record that was noted elsewhere")
-    for parser in (told, check):
+    page = _add_report(commands)
+    for parser in (told, check, page):
         parser.add_argument("--config", type=Path, required=True, help="the configuration file")
         parser.add_argument("--json", action="store_true", help="print JSON for programs")
+    gone = _add(commands, "purge", purge, "delete all frames that were kept for reports", example)
+    gone.add_argument("--config", type=Path, required=True, help="the configuration file")
+    gone.add_argument("--sensor", help="those of this sensor alone")
+
+
+def _add_report(commands: Any) -> Any:
+    text = "write a page about a recalibration: the evidence, the verdict, what followed"
+    page = _add(commands, "report", report, text, "--config /etc/recald/recald.yaml -o report.html")
+    page.add_argument("--sensor", help="of this sensor alone")
+    which = page.add_mutually_exclusive_group()
+    which.add_argument("--number", type=int, help="of its record in the audit log; the newest by default")
+    which.add_argument("--version", dest="version_prefix", metavar="V", help="the homogenizer's, or how it begins")
+    which.add_argument("--list", action="store_true", help="show all that are on record instead")
+    page.add_argument("-o", "--output", type=Path, metavar="FILE", help="report.html by default; - is standard output")
+    return page
 
 
 def _add_camera(commands: Any) -> None:

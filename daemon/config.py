@@ -195,7 +195,8 @@ class RecalibrateConfig(Section):
     """When to fit: each `every`, on `frames` frames of at least `collect`, for `timeout`, `backoff` after a failure.
 
     And what may serve: nothing is fitted when locked, nothing serves in the shadow mode, nothing without approval when
-    supervised. A candidate runs beside what serves for `shadow`, and is on `probation` after it.
+    supervised. A candidate runs beside what serves for `shadow`, and is on `probation` after it. Of the frames that
+    judge, `keep_frames` are kept on the disk for `recald report`, `keep_frames_mib` of them in all.
     """
 
     mode: Literal["locked", "shadow", "supervised", "autonomous"] = "autonomous"
@@ -208,6 +209,8 @@ class RecalibrateConfig(Section):
     probation: Duration = Field(default=MINUTE, ge=0, le=DAY)
     fits_a_day: int = Field(default=48, ge=1, le=86_400)
     swaps_a_day: int = Field(default=24, ge=1, le=86_400)
+    keep_frames: int = Field(default=0, ge=0, le=64)
+    keep_frames_mib: int = Field(default=64, ge=1, le=65_536)
 
 
 class Config(Section):

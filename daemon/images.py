@@ -34,7 +34,7 @@ def load_images(
         raise SimulationError(f"{path}: {len(images)} images, but labels of shape {labels.shape}")
     if at_most is None:
         return images, labels
-    kept = _spread(len(images), at_most)
+    kept = spread(len(images), at_most)
     return np.stack([convert(images[i]) for i in kept]), None if labels is None else labels[kept]
 
 
@@ -50,7 +50,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     return {key: array for key, array in arrays.items() if isinstance(array, np.ndarray)}
 
 
-def _spread(count: int, at_most: int) -> np.ndarray:
+def spread(count: int, at_most: int) -> np.ndarray:
     """Indices of at most so many of `count` things, evenly spread."""
     wanted = min(count, at_most)
     return np.arange(wanted) * count // wanted
@@ -61,7 +61,7 @@ def _load_folder(path: Path, at_most: int | None, convert: Convert) -> np.ndarra
     if not files:
         raise SimulationError(f"{path}: holds no png or jpg file")
     if at_most is not None:
-        files = [files[i] for i in _spread(len(files), at_most)]
+        files = [files[i] for i in spread(len(files), at_most)]
     images, (height, width) = [], _load_file(files[0]).shape[:2]
     for file in files:
         image = _load_file(file)

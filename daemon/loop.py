@@ -161,6 +161,7 @@ class Daemon:
             self.config.recalibrate.timeout,
             self.config.drift.threshold,
             self._events.put,
+            {"frames": self.config.recalibrate.keep_frames, "mib": self.config.recalibrate.keep_frames_mib},
         )
         self._closing.callback(recalibration.close)
         frames = self.config.recalibrate.frames

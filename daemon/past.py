@@ -72,10 +72,28 @@ def _of_audit(config: Config, anchor: str | None) -> Iterator[str]:
     try:
         with closing(AuditLog(path, look_only=True)) as audit:
             yield from (f"{path}: {problem}" for problem in audit.verify(known))
+            yield from _of_dossiers(config, audit.records(without=UNIMPORTANT))
             for name, digest in audit.damaged_before().items():
                 yield f"{path.with_name(name)}: a damaged log, set aside as it was (SHA-256 {digest})"
     except AuditError as error:
         yield str(error)
+
+
+def _of_dossiers(config: Config, records: list[Record]) -> Iterator[str]:
+    """What the log names and is gone, though nothing of recald's removed it yet."""
+    from deploy.archive import Archive
+
+    archive, named = Archive(config.state.directory), dossiers_named(records)
+    for sensor in sorted({record.sensor for record in named.values()}):
+        of_sensor = [digest for digest, record in named.items() if record.sensor == sensor]
+        for digest in archive.missing(sensor, of_sensor[::-1]):
+            yield f"{archive.path(sensor, digest)}: missing, though record {named[digest].number} of the log names it"
+
+
+def dossiers_named(records: list[Record]) -> dict[str, Record]:
+    """The records of recalibrations by the digest of the dossier that each names; the newest last."""
+    fits = [(record.content(), record) for record in records if record.event == "fit" and record.holds()]
+    return {c["dossier"]: r for c, r in fits if isinstance(c, dict) and isinstance(c.get("dossier"), str)}
 
 
 def parse_anchor(text: str) -> tuple[int, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +44,7 @@ class Finished:
     candidate: Candidate | None = None
     durations: dict[str, float] | None = None
     unfit: str | None = None  # a version that was stored and cannot serve
+    dossier: str | None = None  # the digest of what the worker wrote down; None where it could not
 
 
 Post = Callable[[Progressed | Finished], None]
@@ -60,13 +61,16 @@ class Recalibration:
         timeout: float,
         band: float,
         post: Post,
+        keep: Mapping[str, int],
     ):
+        """keep: `frames` of each recalibration on the disk, `mib` of them in all."""
         self._worker = worker
         self._store = store
         self._model = model
         self._timeout = timeout
         self._band = band
         self._post = post
+        self._keep = dict(keep)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="recalibration")
         self._busy = False
 
@@ -85,6 +89,8 @@ class Recalibration:
             "trigger": trigger,
             "recall": recall,
             "band": self._band,
+            "refused": dict(sensor.reservoir.refused),
+            "keep": self._keep,
             "until": time.time(),
             "seed": int(time.time()),
         }
@@ -105,7 +111,7 @@ class Recalibration:
 
     def _recalibrate(self, sensor: Sensor, job: dict[str, Any], frames: int) -> Finished:
         images = sensor.reservoir.sample(frames)
-        version = None
+        version = dossier = None
 
         def report(message: dict[str, Any]) -> None:
             durations = {k[: -len("_seconds")]: v for k, v in message.items() if k.endswith("_seconds")}
@@ -113,19 +119,20 @@ class Recalibration:
 
         try:
             answer = self._worker.call(job, images, self._timeout, report)
+            dossier = answer["dossier"]
             if answer["result"] not in SERVES:
-                return Finished(sensor.name, answer["result"], answer["reason"])
+                return Finished(sensor.name, answer["result"], answer["reason"], dossier=dossier)
             version = answer["version"]
             golden = self._model.preprocessor.normalise(images[:: max(1, len(images) // GOLDEN_FRAMES)][:GOLDEN_FRAMES])
             candidate = Candidate(self._prepare(sensor.path, version, golden), incumbent=job["active"])
         except WorkerTimeout as error:
             return Finished(sensor.name, "timeout", str(error))
         except (WorkerError, StoreError, ModelError, SwapRejected) as error:
-            return Finished(sensor.name, "failed", str(error), unfit=version)
+            return Finished(sensor.name, "failed", str(error), unfit=version, dossier=dossier)
         finally:
             self._worker.finish()  # gives a fit's memory back to the device
         durations = {"compile": answer["compile_seconds"]} if "compile_seconds" in answer else {}
-        return Finished(sensor.name, answer["result"], answer["reason"], candidate, durations)
+        return Finished(sensor.name, answer["result"], answer["reason"], candidate, durations, dossier=dossier)
 
     def _prepare(self, path: InferencePath, version: str, golden: np.ndarray) -> Prepared:
         """Load what the worker stored, from the disk and checked, and prove it where it will run."""

@@ -95,6 +95,7 @@ class Reservoir:
         self._lock = threading.Lock()
         self._seen = 0
         self.added = 0  # frames taken since the start, never reset
+        self.refused: Counter[str] = Counter()  # by reason, frames that are in no memory, since the last mark
 
     def add(self, image: np.ndarray, now: float, label: int | None = None) -> str | None:
         """Offer a preprocessed frame (h, w, C) uint8, and its class if the model names one; why it is refused, if so.
@@ -105,6 +106,8 @@ class Reservoir:
         if self._seen % self._every:
             return None
         reason = self._screen(image, now) if self._screen else None
+        if reason is not None:
+            self.refused[reason] += 1
         if reason is not None and reason not in ALARMING:
             return reason
         with self._lock:
@@ -116,6 +119,7 @@ class Reservoir:
 
     def mark(self) -> list[Kept]:
         """Forget what is no use for fits any more, as the frames before show another camera; returns it."""
+        self.refused = Counter()
         with self._lock:
             before, self._memory = self._memory, Memory(self._room)
         return before.frames

@@ -160,7 +160,8 @@ class Upkeep:
         self._metrics.fits.labels(sensor.name, event.result).inc()
         self._observe_durations(sensor, event.durations or {})
         sensor.last_result = f"{event.result}: {event.reason}"
-        details = {"result": event.result, "reason": event.reason, "trigger": sensor.recalibrator.trigger}
+        details: dict[str, Any] = {"result": event.result, "reason": event.reason}
+        details |= {"trigger": sensor.recalibrator.trigger, "dossier": event.dossier}
         if event.candidate is None:
             self._record(sensor.name, "fit", details)
             sensor.recalibrator.finished(event.result, now, event.reason)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from calibrate import FitError, FitResult, Limits, fit, tap
+from calibrate.features import Taps
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import (
     Evidence,
@@ -36,9 +37,11 @@ from calibrate.judge import (
 )
 from calibrate.yardstick import Measured, Yardstick
 from daemon import __version__
+from daemon.account import Account, digest_of, examples
 from daemon.commission import commissioned
 from daemon.preprocess import Preprocessor
 from daemon.wire import pack, unpack
+from deploy.archive import Archive
 from deploy.backend import ParityError, check_parity, load_backend, made_by
 from deploy.frozen import FrozenModel, ModelError, load_frozen
 from deploy.retention import past, retain
@@ -51,6 +54,8 @@ GOLDEN_FRAMES = 8
 MOST_TRIED = 4  # of a sensor's earlier homogenizers, the newest first
 KEPT_OF_A_SENSOR = 50  # homogenizers on the disk, each about 1 MB at 224x224
 MOST_LOADED = 64  # homogenizers kept in memory, each some hundred kB
+FAULTS = (FitError, ParityError, ModelError, StoreError, ValueError, RuntimeError, OSError)  # what a job may end with
+MIB = 1 << 20
 
 log = logging.getLogger(__name__)
 Send = Callable[[dict[str, Any]], None]
@@ -63,12 +68,14 @@ class Worker:
         self._frozen = frozen
         self._backend = load_backend(backend)
         self._store = store
+        self._archive = Archive(store.root)
         self._normalise = Preprocessor(frozen.card).normalise
         self._limits = Limits.of(frozen.card.normalisation.mean, frozen.card.normalisation.std)
         taps = tap(frozen.module)
         self._clean = commissioned(frozen, taps)
         self._yardstick = Yardstick.of(taps, frozen.card.input.shape, self._limits, self._clean)
         self._loaded: dict[str, nn.Module] = {}  # homogenizers by version
+        self._facts = self._told(taps)
 
     def answer(self, job: dict[str, Any], images: np.ndarray, send: Send) -> None:
         """Do one job; the last message it sends has "done": true."""
@@ -111,24 +118,42 @@ class Worker:
         return {"version": version, "role": job["role"], "score": rival.score, "objections": reason}
 
     def recalibrate(self, job: dict[str, Any], images: np.ndarray, send: Send) -> dict[str, Any]:
-        """Fit, judge, compile, check and store; {"result": ..., "reason": ..., "version": ...}."""
+        """Do it, and write down on what evidence; {"result": ..., "reason": ..., "version": ..., "dossier": digest}."""
+        account = Account(job, self._facts)
+        judging = images if job["recall"] else images[::HELD_OUT_EVERY]
+        account.frames(len(judging), images.shape[1:])
+        try:
+            answer = self._recalibrate(job, images, send, account)
+        except ConnectionError:  # an OSError, but nobody is left to hear of it
+            raise
+        except FAULTS as error:
+            answer = _failed(job, error)
+        if answer["result"] == "unknown":  # nothing came of it: the fit that follows has its own
+            return answer | {"dossier": None}
+        return answer | {"dossier": self._write_down(account, answer, job["keep"], judging)}
+
+    def _recalibrate(self, job: dict[str, Any], images: np.ndarray, send: Send, account: Account) -> dict[str, Any]:
+        """Fit, judge, compile, check and store."""
         frames = torch.from_numpy(self._normalise(images))
         held_out = frames if job["recall"] else frames[::HELD_OUT_EVERY]
         active = self._homogenizer(job["active"])
         against = incumbents(self._yardstick, active, held_out)
+        account.incumbents(against)
         if needs_no_fit(against, job["band"]):
             return {"result": "unneeded", "reason": "the frames as served are within the clean band"}
         if needs_no_homogenizer(against, job["band"]):
             return {"result": "factory", "version": FACTORY, "reason": "the frames are clean again without one"}
-        known = self._known(job, held_out, against)
+        known = self._known(job, held_out, against, account)
         if known is not None:
             return known
         if job["recall"]:
             return {"result": "unknown", "reason": "nothing that served before is right for these frames"}
         fitted, seconds = self._fit(job, frames, send)
+        account.fitted(fitted, len(frames) - len(held_out))
         send({"stage": "judging", "ratio": 0.0, "fit_seconds": seconds})
         candidate = fitted.homogenizer.eval()
         verdict = judge(self._yardstick, candidate, held_out, against, job["band"])
+        account.judged(candidate, verdict)
         if not verdict.accepted:
             return {"result": "rejected", "reason": verdict.reason}
         send({"stage": "compiling", "ratio": 0.0})
@@ -136,6 +161,7 @@ class Worker:
         manifest = self._manifest(job, len(frames), fitted.start, fitted.steps, seconds)
         version = self._keep(job, candidate, held_out[:GOLDEN_FRAMES], manifest | {"verdict": verdict.as_dict()})
         taken = time.perf_counter() - began
+        account.lap("compiling")
         return {"result": "accepted", "reason": verdict.reason, "version": version, "compile_seconds": taken}
 
     def _fit(self, job: dict[str, Any], frames: Tensor, send: Send) -> tuple[FitResult, float]:
@@ -159,7 +185,9 @@ class Worker:
         retain(self._store, job["sensor"], KEPT_OF_A_SENSOR, spare=(job["active"], version))
         return version
 
-    def _known(self, job: dict[str, Any], held_out: Tensor, against: Mapping[str, Evidence]) -> dict[str, Any] | None:
+    def _known(
+        self, job: dict[str, Any], held_out: Tensor, against: Mapping[str, Evidence], account: Account
+    ) -> dict[str, Any] | None:
         """A homogenizer of this sensor's past that is right again, which costs no fit: night comes every day."""
         for version in past(self._store, job["sensor"], self._frozen.digest, MOST_TRIED):
             if version in (job["active"], *job["withdrawn"]):
@@ -173,7 +201,9 @@ class Worker:
                 continue  # a fit is surer than a compiled form that may not run
             seen = examine(self._yardstick, artefact.homogenizer, held_out)
             verdict = weigh(seen, against, _band(seen, job["band"]))
+            account.earlier(version, verdict)
             if verdict.accepted:
+                account.judged(artefact.homogenizer, verdict)
                 return {"result": "recalled", "reason": f"an earlier one is {verdict.reason}", "version": version}
         return None
 
@@ -196,12 +226,34 @@ class Worker:
             "seed": job["seed"],
             "frames": {"count": frames, "until": job["until"]},
             "fit": {"start": start, "steps": steps, "seconds": seconds},
+            "versions": self._facts["versions"],
+        }
+
+    def _told(self, taps: Taps) -> dict[str, Any]:
+        """What every dossier says of model, reference and software."""
+        source, statistics = ("commissioned", self._clean.statistics) if self._clean else ("shipped", taps.reference)
+        return {
+            "model": self._frozen.digest,
+            "reference": {"source": source, "digest": digest_of(statistics)},
+            "normalisation": self._frozen.card.normalisation,
+            "layers": list(taps.names),
             "versions": {
                 "recald": __version__,
-                "torch": torch.__version__,
+                "torch": str(torch.__version__),
                 "backend": self._backend.version(),
             },
         }
+
+    def _write_down(
+        self, account: Account, answer: dict[str, Any], keep: dict[str, int], held_out: np.ndarray
+    ) -> str | None:
+        """The digest of the dossier. A disk that refuses it does not cost the answer: then the audit log names none."""
+        try:
+            frames = examples(held_out, keep["frames"])
+            return self._archive.put(account.dossier(answer), frames, keep["mib"] * MIB)
+        except (OSError, ValueError) as error:
+            log.warning("this recalibration has no dossier: %s", error)
+            return None
 
     def _homogenizer(self, version: str) -> nn.Module | None:
         """The stored one of this version, read from the disk once; None for the factory homogenizer."""
@@ -243,9 +295,13 @@ def serve(worker: Worker, connection: Connection) -> None:
             worker.answer(job, images, send)
         except ConnectionError:  # an OSError, but nobody is left to hear of it
             raise
-        except (FitError, ParityError, ModelError, StoreError, ValueError, RuntimeError, OSError) as error:
-            log.exception("%s failed", job["job"])
-            send({"done": True, "result": "failed", "reason": f"{type(error).__name__}: {error}"})
+        except FAULTS as error:
+            send({"done": True, **_failed(job, error)})
+
+
+def _failed(job: dict[str, Any], error: Exception) -> dict[str, Any]:
+    log.exception("%s failed", job["job"], exc_info=error)
+    return {"result": "failed", "reason": f"{type(error).__name__}: {error}"}
 
 
 def step_back() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.audit_chain import BEGUN, PRUNED, Anchor, Record, canonical, chained, problems
-from deploy.audit_file import BUSY_S, insert, look_into, open_database
+from deploy.audit_file import BUSY_S, insert, join, look_into, open_database
 
 CLOCK_SET = "2020"  # an earlier time comes from a device that had not yet learnt the date
 PROBLEMS_KEPT = 10  # in the record of what was pruned; the first few show what happened
@@ -41,13 +41,26 @@ class AuditLog:
     `path`.damaged-N. Any other change is left where it is, for verify() to tell.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time, *, look_only: bool = False) -> None:
-        """look_only: for another process than the one that writes; nothing is begun or set aside."""
+    def __init__(
+        self,
+        path: Path,
+        clock: Callable[[], float] = time.time,
+        *,
+        look_only: bool = False,
+        guest: bool = False,
+    ) -> None:
+        """look_only: for another process than the one that writes; nothing is begun or set aside.
+
+        guest: the same, but it may append: a daemon may be writing to the log at the same time.
+        """
         self.path = path
         self._clock = clock
         self._lock = threading.Lock()
         with _told(path):
-            self._connection = look_into(path) if look_only else open_database(path, _utc(clock()))
+            if look_only or guest:
+                self._connection = join(path) if guest else look_into(path)
+            else:
+                self._connection = open_database(path, _utc(clock()))
 
     def append(self, sensor: str, event: str, details: dict[str, Any], at: float | None = None) -> Record:
         """Add a record of now, or of `at`, s since the epoch.

@@ -46,12 +46,20 @@ def look_into(path: Path) -> sqlite3.Connection:
     return _sqlite(path, "ro")
 
 
+def join(path: Path) -> sqlite3.Connection:
+    """A connection that adds to the log of another process: nothing is begun, looked through or set aside."""
+    return _durable(_sqlite(path, "rw"))
+
+
 def insert(connection: sqlite3.Connection, record: Record) -> None:
     connection.execute("INSERT INTO record VALUES (?, ?, ?, ?, ?, ?, ?)", astuple(record))
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = _sqlite(path, "rwc")
+    return _durable(_sqlite(path, "rwc"))
+
+
+def _durable(connection: sqlite3.Connection) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
     return connection

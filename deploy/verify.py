@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from deploy.archive import Archive, frame_path
 from deploy.cache import is_whole
 from deploy.files import unseal
 from deploy.store import FACTORY, ArtefactStore, StoreError
@@ -14,13 +15,14 @@ NAMED_BY_CONTENT = (".safetensors", ".compiled")
 
 
 def problems(store: ArtefactStore) -> Iterator[str]:
-    """What is wrong with artefacts and pointers, a line each; nothing where all is as it was written."""
+    """What is wrong with artefacts, pointers and dossiers, a line each; nothing where all is as it was written."""
     for path in sorted((store.root / "objects" / "sha256").glob("*/*")):
         yield from _of_object(store, path)
     for path in sorted((store.root / "compiled").glob("*.compiled")):
         yield from _of_cached(path)
     for path in sorted((store.root / "sensors").glob("*/current.json")):
         yield from _of_pointer(store, path.parent.name)
+    yield from _of_dossiers(Archive(store.root))
 
 
 def _of_object(store: ArtefactStore, path: Path) -> Iterator[str]:
@@ -49,6 +51,24 @@ def _of_pointer(store: ArtefactStore, sensor: str) -> Iterator[str]:
         store.withdrawn(sensor)
     except StoreError as error:
         yield f"sensor {sensor}: {error}"
+
+
+def _of_dossiers(archive: Archive) -> Iterator[str]:
+    known = set()  # every file that a dossier vouches for
+    for path in archive.paths():
+        known.add(path)
+        try:
+            filed = archive.read(path)
+            known.update(frame_path(path, number) for number in range(len(filed.dossier.frames.kept)))
+            archive.frames(filed)
+        except OSError as error:
+            yield f"{path}: its frames cannot be read: {error.strerror}"
+        except StoreError as error:
+            yield str(error)
+            known.update(path.parent.glob(f"{path.stem}-*.png"))  # nobody can tell what they were
+    for path in sorted(archive.folder.glob("*/*")):
+        if path not in known and path.suffix != ".tmp":
+            yield f"{path}: not of recald's making, or what it belongs to is gone"
 
 
 def _of_cached(path: Path) -> Iterator[str]:

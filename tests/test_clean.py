@@ -214,6 +214,7 @@ def test_the_worker_measures_and_fits_by_it(model, tmp_path, monkeypatch):
     results = []
     monkeypatch.setattr("daemon.worker.fit", lambda *a, **k: results.append(fit(*a, **k)) or results[-1])
     job |= {"job": "recalibrate", "recall": False, "seed": 0, "trigger": "operator", "until": 0, "withdrawn": []}
+    job |= {"refused": {}, "keep": {"frames": 0, "mib": 1}}
     worker.recalibrate(job, images(256, seed=6), lambda message: None)
     restored = results[0].homogenizer(normalised(images(64, seed=5)))
     true = normalised(drifted(images(64, seed=5)))

@@ -17,7 +17,7 @@ from deploy.card import ModelCard, card_path
 from deploy.frozen import digest_file
 
 COMMANDS = ["run", "check-config", "doctor", "export", "commission", "status", "recalibrate", "approve", "reject"]
-COMMANDS += ["rollback", "hold", "history", "verify", "simulate", "demo"]
+COMMANDS += ["rollback", "hold", "history", "verify", "report", "purge", "simulate", "demo"]
 TESTS = Path(__file__).parent
 STATUS = {"front": {"state": "fitting", "progress": 0.25, "homogenizer": "c0ffee" * 10, "drift_score": 3.456}}
 STATUS["front"] |= {"drift_alarm": True, "frames": 0, "last_fit": "none yet", "candidate": None, "reason": "hot"}

@@ -140,6 +140,8 @@ NUMBERS = {
         "every": (1, 31_536_000),
         "timeout": (1, 86400),
         "backoff": (0, 86400),
+        "keep_frames": (0, 64),
+        "keep_frames_mib": (1, 65_536),
     },
 }
 BASE = {"model": "path: m, ", "input": "bind: ['ipc://f'], "}

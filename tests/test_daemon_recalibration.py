@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,9 @@ import pytest
 from running import Camera, Daemon, eventually, recald, serving, write_config
 from synthetic import drifted, images
 
+from daemon.recorder import audit_path
+from deploy.archive import Archive
+from deploy.audit import AuditLog
 from deploy.store import ArtefactStore
 
 CLEAN, OTHER = images(256, 1), images(256, 2)
@@ -131,6 +135,15 @@ def test_headers_and_metrics_and_status_say_the_same(story: Story):
     assert front["state"] == story.camera.answers["front"][-1]["state"] == "active"
     assert front["last_fit"].startswith("accepted: ")
     assert front["drift_score"] == pytest.approx(story.scores["homogenized"], abs=1.0)
+
+
+def test_the_audit_log_names_the_dossier_of_the_fit_and_no_frame_is_on_the_disk(story: Story):
+    (filed,) = Archive(story.state).filed("front")
+    assert (filed.dossier.result, filed.dossier.candidate) == ("accepted", story.version)
+    with closing(AuditLog(audit_path(story.state), look_only=True)) as audit:
+        (fit,) = (record.content() for record in audit.records("front") if record.event == "fit")
+    assert fit["dossier"] == filed.digest
+    assert not list(story.state.rglob("*.png"))
 
 
 def test_the_manifest_says_where_the_homogenizer_comes_from(story: Story):

@@ -13,7 +13,7 @@ from calibrate.judge import (
     LESS_SURE,
     MARGIN,
     Evidence,
-    _less_sure,
+    criteria,
     examine,
     incumbents,
     judge,
@@ -68,6 +68,10 @@ def refused(verdict, *said):
 
 def with_proxy(evidence: Evidence, **changes: float) -> Evidence:
     return Evidence(evidence.score, AccuracyProxy(**(vars(evidence.proxy) | changes)))
+
+
+def met(candidate: Evidence, incumbent: Evidence) -> dict[str, bool]:
+    return {criterion.name: criterion.met for criterion in criteria(candidate, incumbent, "factory")}
 
 
 def test_an_honest_improvement_is_accepted(yardstick, frames):
@@ -164,8 +168,9 @@ def test_outputs_that_are_not_finite_are_refused(yardstick, frames):
     broken = Answers(found.answers.labels, found.answers.log_odds.clone())
     broken.log_odds[5] = torch.nan
     assert torch.isnan(torch.tensor(broken.surer_than(found.answers)))
-    assert any(_less_sure(broken, found.answers, "factory"))
-    assert not any(_less_sure(found.answers, broken, "factory"))  # a broken incumbent does not stand in the way
+    spoilt = Evidence(found.score, found.proxy, broken)
+    assert not met(spoilt, found)["sureness"]
+    assert met(found, spoilt)["sureness"]  # a broken incumbent does not stand in the way
 
 
 def test_every_objection_is_named(yardstick, frames):
@@ -204,3 +209,16 @@ def test_the_verdict_is_json(yardstick, frames):
     assert told["evidence"]["factory"]["score"] == verdict.evidence["factory"].score
     names = {"confidence", "certainty", "top_share", "confidence_error", "classes", "known"}
     assert set(told["evidence"]["candidate"]["proxy"]) == names
+    assert told["evidence"]["candidate"]["layers"] == list(verdict.evidence["candidate"].layers)
+    assert len(told["evidence"]["candidate"]["layers"]) == len(yardstick.names)
+
+
+def test_the_verdict_tells_all_that_was_asked_and_what_was_not_met(yardstick, frames):
+    verdict = decide(yardstick, frames, HALF_REPAIR)
+    told = json.loads(json.dumps(verdict.as_dict(), allow_nan=False))["criteria"]
+    names = [(criterion["name"], criterion["against"]) for criterion in told]
+    asked = ("score", "confidence", "concentration", "sureness")
+    assert names == [*((name, "factory") for name in asked), ("band", "band")]
+    assert "; ".join(c["objection"] for c in told if not c["met"]) == verdict.reason
+    (band,) = (c for c in told if c["name"] == "band")
+    assert (band["value"], band["limit"], band["met"]) == (verdict.evidence["candidate"].score, BAND, False)

@@ -22,6 +22,7 @@ LIBRARIES = {
     "cv2": {"daemon/", "bench/"},
     "zmq": {"daemon/", "bench/"},
     "rich": {"daemon/", "bench/"},
+    "jinja2": {"daemon/report/"},
     "prometheus_client": {"daemon/", "bench/intake_readers.py"},
 }
 PRIVATE_TO_DAEMON = ("zmq", "prometheus_client", "cv2", "rich")

@@ -9,10 +9,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from dossiers import AT, dossier
 from running import write_config
 
+import deploy.archive
 from daemon.past import history, parse_anchor, verify
 from daemon.recorder import audit_path
+from deploy.archive import Archive
 from deploy.audit import AuditLog
 
 
@@ -105,6 +108,19 @@ def test_a_log_that_is_gone_is_told_where_something_was_served(place, capsys):
     (place.path.parent / "sensors").mkdir()
     assert not place.verify()
     assert "missing, though what it tells of is there" in capsys.readouterr().out
+
+
+def test_a_dossier_that_the_log_names_and_that_is_gone_is_told(place, capsys, monkeypatch):
+    monkeypatch.setattr(deploy.archive, "KEPT", 2)
+    archive = Archive(place.path.parent)
+    for number in range(3):  # the oldest is removed as such
+        place.append("fit", {"dossier": archive.put(dossier(at=AT + number))})
+    place.append("fit", {"dossier": None})
+    assert place.verify(), capsys.readouterr().out
+    newest = archive.filed()[0].path
+    newest.unlink()
+    assert not place.verify()
+    assert f"{newest}: missing, though record 7 of the log names it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["", "17", "x:ab", ":ab", "17:"])

@@ -23,6 +23,7 @@ from deploy.store import ArtefactStore
 
 SHAPE = (3, 4, 5)
 MODEL = "d" * 64
+DOSSIER = "e" * 64
 FRAMES = 8
 
 
@@ -46,7 +47,7 @@ class Scene:
         return self.backend.load(self.backend.compile(module, torch.zeros(1, *SHAPE)), threads=1)
 
     def answer(self, *_: Any) -> dict[str, Any]:
-        return {"result": "accepted", "reason": "better", "version": self.version}
+        return {"result": "accepted", "reason": "better", "version": self.version, "dossier": DOSSIER}
 
     def stored(self, suffix: str) -> Path:
         (path,) = self.store.root.glob(f"objects/sha256/*/*{suffix}")
@@ -56,7 +57,7 @@ class Scene:
         preprocessor = SimpleNamespace(normalise=lambda images: golden())
         model: Any = SimpleNamespace(digest=MODEL, backend=self.backend, preprocessor=preprocessor)
         worker: Any = self.worker
-        recalibration = Recalibration(worker, self.store, model, 1.0, 1.2, self.posted.put)
+        recalibration = Recalibration(worker, self.store, model, 1.0, 1.2, self.posted.put, {"frames": 0, "mib": 1})
         recalibration.start(self.sensor(), "operator", FRAMES)
         finished: Finished = self.posted.get(timeout=10)
         recalibration.close()
@@ -64,7 +65,7 @@ class Scene:
         return finished
 
     def sensor(self) -> Any:
-        reservoir = SimpleNamespace(sample=lambda count: np.zeros((count, 4, 5, 3), np.uint8))
+        reservoir = SimpleNamespace(sample=lambda count: np.zeros((count, 4, 5, 3), np.uint8), refused={})
         return SimpleNamespace(name="front", path=self.path, reservoir=reservoir, withdrawn=set())
 
 
@@ -95,6 +96,7 @@ def test_what_the_worker_stored_is_loaded_and_proven_and_does_not_serve_before_t
     finished = scene.recalibrate()
     assert finished.result == "accepted" and finished.candidate is not None
     assert finished.candidate.prepared.version == scene.version
+    assert finished.dossier == DOSSIER
     assert scene.path.version == "active"
 
 
@@ -119,6 +121,7 @@ def test_a_failure_before_the_exchange_is_told_and_keeps_the_active_one(scene: S
     spoil(scene)
     finished = scene.recalibrate()
     assert (finished.result, finished.candidate) == ("failed", None)
+    assert finished.dossier == (None if fault in ("worker", "unforeseen") else DOSSIER)
     assert re.search(reason, finished.reason)
     served = scene.path.infer(golden()[:1])
     assert served.homogenizer == "active" and served.output == pytest.approx(golden()[:1] + 0.5, abs=1e-6)

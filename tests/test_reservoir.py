@@ -169,6 +169,9 @@ def test_what_the_screen_refuses_is_in_neither_memory_and_the_reason_is_told():
     assert asked == [(3, 1.5), (6, 3.0), (9, 4.5), (12, 6.0)]  # frames that are left out anyway are not judged
     assert numbers(reservoir.latest(4)) == kept(reservoir) == [6, 12]
     assert reservoir.added == reservoir.collected == 2
+    assert reservoir.refused == {"odd": 2}
+    reservoir.mark()
+    assert reservoir.refused == {}
 
 
 @pytest.mark.parametrize("reason", ["blank", "saturated"])

@@ -222,6 +222,17 @@ def test_every_state_that_was_passed_is_told_once(scene):
     assert states == ["collecting", "fitting", "shadow"]
 
 
+def test_the_record_of_a_fit_names_its_dossier(scene):
+    for dossier in ("d" * 64, None):
+        scene.sensor.recalibrator.request()
+        scene.step()
+        scene.upkeep.take_in(Finished("front", "rejected", "worse", dossier=dossier), scene.sensor, 0.0)
+        assert scene.records[-1] == (
+            "fit",
+            {"result": "rejected", "reason": "worse", "trigger": "operator", "dossier": dossier},
+        )
+
+
 def test_a_stored_version_that_cannot_serve_is_not_tried_again(scene):
     scene.upkeep.take_in(Finished("front", "failed", "does not load", unfit="a"), scene.sensor, 0.0)
     assert scene.written == [("withdrawn", ["a"])]

@@ -20,7 +20,7 @@ from deploy.store import FACTORY, ArtefactStore
 
 BAND = 1.6
 JOB = {"sensor": "front", "active": FACTORY, "withdrawn": [], "trigger": "drift", "recall": True, "band": BAND}
-JOB |= {"until": 0.0, "seed": 0}
+JOB |= {"until": 0.0, "seed": 0, "refused": {}, "keep": {"frames": 0, "mib": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,8 @@ def wrong(worker: Worker) -> str:
 
 
 def keep(worker: Worker, homogenizer: Homogenizer) -> str:
-    return worker._keep(JOB, homogenizer, torch.zeros(2, *SHAPE), {"sensor": "front", "model": worker._frozen.digest})
+    manifest = worker._manifest(JOB, 256, "identity", 1, 1.0)
+    return worker._keep(JOB, homogenizer, torch.zeros(2, *SHAPE), manifest)
 
 
 def of_one_class(count: int) -> np.ndarray:

@@ -1,0 +1,143 @@
+"""Whatever comes of a recalibration, its dossier tells on what evidence; frames are kept only where asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from synthetic import MEAN, STD, drifted, images
+
+from calibrate import FitError, fit
+from calibrate.homogenizer import Homogenizer
+from calibrate.statistics import FeatureStatistics
+from daemon.account import LEVELS, digest_of, extents
+from daemon.worker import Worker
+from deploy.archive import Archive
+from deploy.dossier import Dossier
+from deploy.frozen import load_frozen
+from deploy.store import FACTORY, ArtefactStore
+
+DARK = drifted(images(64, seed=5))
+FITS: list[Any] = []  # one is enough for all tests: it takes seconds
+
+
+class Scene:
+    """A worker, and what it has written down."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.store, self.archive = ArtefactStore(folder), Archive(folder)
+        self.worker = Worker(load_frozen(model), "eager", self.store)
+
+    def recalibrate(self, pictures: np.ndarray = DARK, frames: int = 0, **changes: Any) -> dict[str, Any]:
+        job = {"job": "recalibrate", "sensor": "front", "active": FACTORY, "band": 1.6, "seed": 3, "until": 12.5}
+        job |= {"trigger": "drift", "withdrawn": [], "refused": {"blank": 2}, "keep": {"frames": frames, "mib": 1}}
+        return self.worker.recalibrate(job | changes, pictures, lambda message: None)
+
+    def dossier(self, answer: dict[str, Any]) -> Dossier:
+        return self.archive.read(self.archive.path("front", answer["dossier"])).dossier
+
+
+@pytest.fixture
+def scene(tmp_path: Path, tiny_model: Path, monkeypatch) -> Scene:
+    def fit_once(*given: Any, **options: Any) -> Any:
+        if not FITS:
+            FITS.append(fit(*given, **options))
+        return FITS[0]
+
+    monkeypatch.setattr("daemon.worker.fit", fit_once)
+    return Scene(tmp_path, tiny_model)
+
+
+def test_an_accepted_one_is_told_in_full(scene):
+    answer = scene.recalibrate()
+    told = scene.dossier(answer)
+    assert (told.result, told.candidate, told.active, told.seed) == ("accepted", answer["version"], FACTORY, 3)
+    assert (told.frames.fitted, told.frames.held_out, told.frames.until) == (48, 16, 12.5)
+    assert told.frames.refused == {"blank": 2} and told.frames.shape == (16, 16, 3)
+    assert set(told.measured) == {"factory", "candidate"}
+    assert all(len(one.layers) == len(told.layers) for one in told.measured.values())
+    assert told.verdict.accepted and {c.name for c in told.verdict.criteria} >= {"score", "band"}
+    assert told.fit.history == FITS[0].history and told.fit.start == FITS[0].start
+    assert [name for name, _ in told.seconds][0] == "incumbents" and told.seconds[-1][0] == "compiling"
+    assert told.model == load_frozen(scene.worker._frozen.path).digest
+    weights = scene.store.get(answer["version"], told.model).homogenizer
+    assert np.allclose(told.extents.colour, weights.kernel.sum((2, 3)), rtol=1e-3, atol=1e-6)
+
+
+def test_one_that_is_not_needed_is_told_too(scene):
+    told = scene.dossier(scene.recalibrate(images(64, seed=5)))
+    assert (told.result, told.candidate, told.fit, told.verdict) == ("unneeded", None, None, None)
+    assert set(told.evidence) == {"factory"} and told.evidence["factory"].score < 1.6
+
+
+def test_one_that_is_refused_is_told_with_what_speaks_against_it(scene):
+    told = scene.dossier(scene.recalibrate(band=0.01))
+    assert (told.result, told.candidate, told.verdict.accepted) == ("rejected", None, False)
+    assert [c.name for c in told.verdict.criteria if not c.met] == ["band"]
+    assert told.reason == told.verdict.reason and told.extents is not None
+
+
+def test_one_of_the_past_is_told_as_such(scene):
+    version = scene.recalibrate()["version"]
+    told = scene.dossier(scene.recalibrate())
+    assert (told.result, told.candidate, told.fit) == ("accepted", version, None)
+    assert [(one.version, one.accepted) for one in told.earlier] == [(version, True)]
+    assert told.verdict.accepted and told.frames.fitted == 0
+
+
+def test_one_that_fails_is_told_with_why(scene, monkeypatch):
+    def fail(*_: Any, **__: Any) -> Any:
+        raise FitError("the loss is not finite")
+
+    monkeypatch.setattr("daemon.worker.fit", fail)
+    told = scene.dossier(scene.recalibrate())
+    assert (told.result, told.reason) == ("failed", "FitError: the loss is not finite")
+    assert set(told.evidence) == {"factory"}
+
+
+def test_a_disk_that_refuses_the_dossier_does_not_cost_the_answer(scene, caplog):
+    scene.archive.folder.write_text("in the way")
+    answer = scene.recalibrate()
+    assert (answer["result"], answer["dossier"]) == ("accepted", None)
+    assert scene.store.get(answer["version"], scene.worker._frozen.digest)
+    assert "this recalibration has no dossier" in caplog.text
+
+
+def test_frames_are_kept_only_where_asked_for_and_as_they_came(scene):
+    assert scene.dossier(scene.recalibrate()).frames.kept == []
+    assert list(scene.archive.folder.rglob("*.png")) == []
+    answer = scene.recalibrate(frames=3)
+    filed = scene.archive.read(scene.archive.path("front", answer["dossier"]))
+    kept = [cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR) for png in scene.archive.frames(filed)]
+    assert np.array_equal(np.stack(kept)[..., ::-1], DARK[::4][[0, 5, 10]])
+
+
+# ---- its parts
+
+
+def test_the_identity_changes_no_grey_level():
+    told = extents(Homogenizer(3, 6, 6), SimpleNamespace(mean=MEAN, std=STD))
+    assert np.allclose(told["response"], np.array(LEVELS)[:, None], atol=0.1)
+    assert np.array_equal(told["colour"], np.eye(3)) and told["offset"] == [0, 0, 0]
+    json.dumps(told, allow_nan=False)
+
+
+def test_a_fixed_pattern_is_told_in_grey_levels():
+    homogenizer = Homogenizer(1, 6, 6)
+    with torch.no_grad():
+        homogenizer.offset[0, 0, 2, 3] = -0.2
+    assert extents(homogenizer, SimpleNamespace(mean=[0.5], std=[0.25]))["offset"] == [pytest.approx(0.2 * 0.25 * 255)]
+
+
+def test_another_reference_has_another_digest():
+    def statistics(variance: float, name: str = "bn") -> FeatureStatistics:
+        return FeatureStatistics((name,), (torch.zeros(2),), (torch.full((2,), variance),))
+
+    assert digest_of(statistics(1.0)) == digest_of(statistics(1.0))
+    assert len({digest_of(one) for one in (statistics(1.0), statistics(1.1), statistics(1.0, "other"))}) == 3

@@ -1,0 +1,426 @@
+"""The page tells what the dossier and the audit log say, draws nothing from elsewhere, and lets nothing in."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from html.parser import HTMLParser
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from dossiers import AT, CANDIDATE, MODEL, content, dossier, refused, unneeded
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from running import write_config
+
+from calibrate.homogenizer import Homogenizer
+from daemon.cli import EX_CONFIG, main
+from daemon.recorder import audit_path
+from daemon.report.charts import chart
+from daemon.report.chronicle import Chronicle
+from daemon.report.page import render
+from deploy.archive import Archive
+from deploy.audit import AuditLog
+from deploy.dossier import Dossier
+from deploy.store import ArtefactStore
+
+EMPTY = {"meta", "img", "circle", "line", "polyline"}
+HOSTILE = "</p></style></svg><script>alert(1)</script>\" onload='x' <img src=http://evil/ onerror=y> {{ 7 * 7 }} &amp;"
+FRAME = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+
+
+class Seen(HTMLParser):
+    """What a browser would make of a page: elements with the names of their attributes, texts, addresses."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, ...]] = []
+        self.texts: list[str] = []
+        self.sources: list[str] = []
+        self._open: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self._open == [], "an element is left open"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, *(name for name, _ in attrs)))
+        self.sources += [str(value) for name, value in attrs if name in ("src", "href", "data", "action", "srcset")]
+        if tag not in EMPTY:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in EMPTY
+        self.handle_starttag(tag, attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+class Place:
+    """A configuration and its state directory, without a daemon."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.config, self.state = write_config(folder, model), folder / "state"
+        self.archive, self.store = Archive(self.state), ArtefactStore(self.state)
+
+    def tell(self, event: str, details: dict[str, Any], sensor: str = "front") -> int:
+        with closing(AuditLog(audit_path(self.state))) as audit:
+            return audit.append(sensor, event, details).number
+
+    def fit(self, told: Dossier, frames: Sequence[bytes] = ()) -> int:
+        """File a dossier, and have the audit log name it."""
+        digest = self.archive.put(told, frames, 1 << 20)
+        details = {"result": told.result, "reason": told.reason, "trigger": told.trigger, "dossier": digest}
+        return self.tell("fit", details | ({"candidate": told.candidate} if told.candidate else {}), told.sensor)
+
+    def page(self) -> Seen:
+        return Seen(self.html())
+
+    def html(self) -> str:
+        """Of the newest."""
+        chronicle = Chronicle.read(audit_path(self.state))
+        return render(self.archive.filed()[0], chronicle, self.archive, self.store, AT + 60)
+
+    def report(self, *arguments: str | Path) -> int:
+        return main(["report", "--config", str(self.config), *map(str, arguments)])
+
+
+@pytest.fixture
+def place(folder: Path, tiny_model: Path) -> Place:
+    return Place(folder, tiny_model)
+
+
+# ---- the decision in words
+
+
+def test_what_serves_is_told_with_all_it_goes_by(place):
+    place.tell("start", {"mode": "supervised"}, "")
+    place.tell("drift alarm", {"score": 4.25, "homogenizer": "factory"})
+    number = place.fit(dossier())
+    place.tell("order", {"order": "approve", "by": "ada"})
+    place.tell("swap", {"from": "factory", "to": CANDIDATE, "pause": 3.1e-5, "frames_served": 9})
+    page = place.page()
+    for said in (
+        "Accepted and serving",
+        "serves since",
+        "ordered by ada",
+        "supervised: a person decides",
+        "drift: the drift score stayed above its threshold",
+        CANDIDATE,
+        MODEL,
+        "64 up to",
+        "48 fitted, 16 held out",
+        "3 blank",
+        "score 4.25 with factory",
+        "the exchange took 31 µs",
+        "The drift score lies within the clean band",
+        "at most 1.6",
+        "Frames are not kept: recalibrate.keep_frames was 0.",
+        f"record {number} of the audit log",
+        "every record holds",
+    ):
+        assert said in page.text, said
+    assert all(f"{record.number}:{record.digest}" in page.text for record in place_records(place)[1:])
+
+
+def place_records(place: Place) -> list[Any]:
+    with closing(AuditLog(audit_path(place.state), look_only=True)) as audit:
+        return audit.records("front")
+
+
+SWAP = ("swap", {"from": "factory", "to": CANDIDATE})
+BACK = {"from": CANDIDATE, "to": "factory"}
+OUTCOMES: dict[str, tuple[Dossier, list[tuple[str, dict[str, Any]]], tuple[str, ...]]] = {
+    "waiting": (dossier(), [], ("Passed the judge, not serving yet",)),
+    "replaced": (dossier(), [SWAP, ("swap", {"from": CANDIDATE, "to": "e" * 64})], ("Served, and replaced", "eeee")),
+    "worse": (
+        dossier(),
+        [SWAP, ("rollback", BACK | {"reason": "regress"})],
+        ("Served, and taken back", "the one before was better"),
+    ),
+    "undone": (
+        dossier(),
+        [
+            SWAP,
+            ("fit", {"result": "unneeded", "reason": "", "trigger": "timer", "dossier": None}),
+            ("rollback", BACK | {"reason": "operator"}),
+            ("order", {"order": "rollback", "by": "grace"}),
+            ("order", {"order": "hold", "by": "somebody later"}),
+        ],
+        ("Served, and taken back", "ordered by grace"),
+    ),
+    "dropped": (
+        dossier(),
+        [("candidate dropped", {"candidate": CANDIDATE, "result": "rejected", "reason": "no better in 2 of 2"})],
+        ("Passed the judge, then dropped", "no better in 2 of 2"),
+    ),
+    "rejected": (refused(), [], ("Candidate refused", "score 8.00 is no better", "✗ not met", "refused")),
+    "unneeded": (unneeded(), [], ("Nothing to repair", "No candidate was judged")),
+    "failed": (
+        unneeded(result="failed", reason="FitError: the loss is not finite", evidence={}),
+        [],
+        ("Recalibration failed", "the loss is not finite", "Nothing was measured"),
+    ),
+    "clean": (
+        unneeded(result="factory", reason="the frames are clean again", candidate="factory"),
+        [("swap", {"from": "d" * 64, "to": "factory"})],
+        ("Accepted and serving", "Going back to no ρ"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OUTCOMES)
+def test_every_end_is_told(place, name):
+    told, followed, said = OUTCOMES[name]
+    place.fit(told)
+    for event, details in followed:
+        place.tell(event, details)
+    text = place.page().text
+    assert all(part in text for part in said), text[:600]
+    assert "somebody later" not in text
+
+
+def test_without_the_audit_log_the_page_says_so(place):
+    place.archive.put(dossier())
+    assert "there is no audit log" in place.page().text
+    place.tell("start", {})
+    assert "No record of the audit log names this dossier" in place.page().text
+
+
+def test_a_log_that_does_not_hold_is_told(place):
+    place.fit(dossier())
+    with closing(sqlite3.connect(audit_path(place.state))) as connection, connection:
+        connection.execute("UPDATE record SET at = '2020-01-01' WHERE number = 1")
+    assert "The audit log cannot be relied on: record 1 is not what was written" in place.page().text
+
+
+# ---- what comes from outside
+
+
+def hostile(text: str) -> Dossier:
+    told = content()
+    told["verdict"]["criteria"][0] |= {"name": text, "against": text}
+    told["fit"] |= {"start": text, "start_losses": {text: 0.5}}
+    told |= {
+        "trigger": text,
+        "layers": [text, text],
+        "versions": {text: text},
+        "seconds": [[text, 1.0]],
+        "active": text,
+    }
+    told["frames"] |= {"refused": {text: 1}}
+    told |= {"earlier": [{"version": text, "accepted": False, "reason": text}], "reason": text}
+    return dossier(**told)
+
+
+def fill(place: Place, text: str) -> Seen:
+    """A page on which all that may be any text is `text`."""
+    place.fit(hostile(text))
+    place.tell("order", {"order": text, "by": text})
+    place.tell("candidate dropped", {"candidate": CANDIDATE, "result": text, "reason": text})
+    place.tell(text, {text: text})
+    return place.page()
+
+
+def test_hostile_text_stays_text(place):
+    page = fill(place, HOSTILE)
+    assert not {"script", "iframe", "object", "link", "base", "form"} & {element[0] for element in page.elements}
+    assert not [name for element in page.elements for name in element if name.startswith("on")]
+    assert "{{ 7 * 7 }}" in page.text and "<script>alert(1)</script>" in page.text
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30))
+@settings(max_examples=5, suppress_health_check=[HealthCheck.too_slow])
+def test_no_text_changes_what_the_page_is_made_of(tmp_path_factory, tiny_model, text):
+    elements = []
+    for given_text in ("harmless", text + "<b title=x>"):
+        folder = tmp_path_factory.mktemp("place")
+        elements.append(fill(Place(folder, tiny_model), given_text).elements)
+    assert elements[0] == elements[1]
+
+
+def test_the_page_needs_nothing_else_and_allows_nothing_else(place):
+    place.fit(dossier(), [png(FRAME)])
+    html = place.html()
+    page = Seen(html)
+    assert page.sources and all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert "http:" not in html and "https:" not in html and "url(" not in html and "@import" not in html
+    style = html[html.index("<style>") + len("<style>") : html.index("</style>")]
+    allowed = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'sha256-{allowed}';" in html.replace("&#39;", "'")
+    assert not [element for element in page.elements if "style" in element[1:]]
+    assert html.lstrip().startswith("<!doctype html>")
+
+
+# ---- frames
+
+
+def png(image: np.ndarray) -> bytes:
+    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+
+
+def shown(source: str) -> np.ndarray:
+    """The picture of an address, (8, 8, 3), as it was before it was enlarged."""
+    data = base64.b64decode(source.partition("base64,")[2])
+    large = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    times = len(large) // 8
+    return large[::times, ::times]
+
+
+def test_frames_are_shown_as_they_came_and_as_the_stored_homogenizer_makes_them(place):
+    homogenizer = Homogenizer(3, 8, 8)
+    with torch.no_grad():
+        homogenizer.bias += torch.tensor([0.2, 0.0, -0.2])  # of 0.25 * 255 grey levels each
+    version = place.store.put(homogenizer, {"model": MODEL}, b"compiled", "onnx")
+    place.fit(dossier(candidate=version), [png(FRAME)])
+    frames = place.page().sources[-2:]
+    before, after = (shown(source) for source in frames)
+    assert np.array_equal(before, FRAME)
+    wanted = np.clip(FRAME + np.array([12.75, 0, -12.75]), 0, 255)
+    assert np.abs(after - wanted).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (dossier(), "ρ cannot be applied to them"),
+        (refused(), "A candidate that does not pass is not stored"),
+        (unneeded(result="factory", candidate="factory"), "without ρ"),
+    ],
+)
+def test_frames_without_a_homogenizer_are_shown_as_they_came(place, told, said):
+    place.fit(told, [png(FRAME)])
+    page = place.page()
+    assert said in page.text and np.array_equal(shown(page.sources[-1]), FRAME)
+
+
+def test_frames_that_are_gone_or_changed_are_told(place):
+    place.fit(dossier(), [png(FRAME), png(FRAME)])
+    first, second = sorted(place.archive.folder.glob("*/*.png"))
+    first.unlink()
+    assert "1 of 2 kept frames are deleted" in place.page().text
+    second.write_bytes(png(255 - FRAME))
+    assert "damaged: its SHA-256 is not the one that its dossier names" in place.page().text
+    second.unlink()
+    assert "The 2 frame(s) that were kept are deleted" in place.page().text
+
+
+# ---- the command
+
+
+@pytest.fixture
+def several(place: Place) -> Place:
+    """The newest of front, and one of rear that is newer."""
+    place.numbers = [place.fit(dossier(at=AT)), place.fit(refused(at=AT + 1))]
+    place.numbers.append(place.fit(unneeded(at=AT + 2, sensor="rear")))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "Nothing to repair"),
+        (["--sensor", "front"], "Candidate refused"),
+        (["--version", CANDIDATE[:5]], "Passed the judge"),
+        (["--number", "2"], "Passed the judge"),
+    ],
+)
+def test_one_recalibration_is_chosen(several, tmp_path, arguments, line, capsys):
+    assert several.numbers[0] == 2
+    output = tmp_path / "page.html"
+    assert several.report(*arguments, "-o", output) == 0
+    assert f"<h1>{line}" in output.read_text()
+    assert capsys.readouterr().out == f"{output}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--number", "1"], "record 1 of the audit log names no recalibration; `recald report --list` shows them"),
+        (["--version", "beef"], "no recalibration on record proposed a version that begins with 'beef'"),
+        (["--sensor", "side"], "no recalibration of side is on record yet"),
+        (["--sensor", "../x"], "'../x' is not a sensor id"),
+    ],
+)
+def test_what_is_not_on_record_is_one_line(several, arguments, said, capsys):
+    assert several.report(*arguments) == EX_CONFIG
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_dossier_that_was_removed_is_told(several, capsys):
+    for path in several.archive.paths("front"):
+        path.unlink()
+    assert several.report("--number", "2") == EX_CONFIG
+    assert "the dossier that record 2 names is not here" in capsys.readouterr().err
+
+
+def test_programs_read_the_dossier_as_it_lies_on_the_disk(several, capsysbinary):
+    assert several.report("--number", "2", "--json") == 0
+    data = capsysbinary.readouterr().out
+    assert json.loads(data)["candidate"] == CANDIDATE
+    assert several.archive.path("front", hashlib.sha256(data).hexdigest()).read_bytes() == data
+
+
+def test_a_list_names_what_can_be_chosen(several, capsys):
+    assert several.report("--list", "--json") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["number"] for row in rows] == several.numbers[::-1]
+    assert several.report("--list") == 0
+    said = capsys.readouterr().out
+    assert "unneeded" in said and CANDIDATE[:12] in said
+
+
+def test_the_page_may_go_to_standard_output_and_nothing_is_changed(several, capsysbinary):
+    before = {path: path.read_bytes() for path in several.state.rglob("*") if path.is_file()}
+    assert several.report("-o", "-") == 0
+    assert capsysbinary.readouterr().out.rstrip().endswith(b"</html>")
+    assert {path: path.read_bytes() for path in several.state.rglob("*") if path in before} == before
+
+
+def test_the_template_is_shipped():
+    assert resources.files("daemon.report").joinpath("page.html").is_file()
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert '[tool.setuptools.package-data]\n"daemon.report" = ["page.html"]\n' in project
+
+
+# ---- charts
+
+
+@given(
+    ys=st.lists(st.none() | st.floats(-1e6, 1e6), min_size=1, max_size=20),
+    marks=st.lists(st.floats(0.1, 10), max_size=2),
+)
+def test_all_of_a_chart_lies_inside_it(ys, marks):
+    drawn = chart("t", range(len(ys)), {"y": ("after", ys)}, x_label="x", y_label="y", marks=dict.fromkeys(marks, "m"))
+    if drawn is None:
+        assert all(y is None for y in ys)
+        return
+    across = [x for line in drawn.lines for x, _ in line.dots] + [tick.at for tick in drawn.x_ticks]
+    up = [y for line in drawn.lines for _, y in line.dots] + [tick.at for tick in (*drawn.y_ticks, *drawn.marks)]
+    assert all(drawn.left <= x <= drawn.right for x in across)
+    assert all(drawn.top <= y <= drawn.bottom for y in up)
+    assert len(drawn.y_ticks) <= 12
+
+
+def test_values_far_apart_are_drawn_by_their_logarithm():
+    drawn = chart("t", [0, 1, 2], {"y": ("after", [1.0, 10.0, 100.0])}, x_label="x", y_label="y")
+    places = [y for _, y in drawn.lines[0].dots]
+    assert places[0] - places[1] == pytest.approx(places[1] - places[2], abs=0.2)
+    assert {"1", "10", "100"} <= {tick.label for tick in drawn.y_ticks}
