@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from daemon.envelope import Envelope, OutsideEnvelope
 from daemon.process import WorkerError, WorkerProcess, WorkerTimeout
 from daemon.sensor import Candidate, Sensor
 from daemon.startup import ServedModel
@@ -59,6 +60,7 @@ class Recalibration:
         timeout: float,
         band: float,
         post: Post,
+        envelope: Envelope | None = None,
     ):
         self._worker = worker
         self._store = store
@@ -66,6 +68,7 @@ class Recalibration:
         self._timeout = timeout
         self._band = band
         self._post = post
+        self._envelope = envelope
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="recalibration")
         self._busy = False
 
@@ -118,6 +121,8 @@ class Recalibration:
             candidate = Candidate(self._prepare(sensor.path, version, golden), incumbent=job["active"])
         except WorkerTimeout as error:
             return Finished(sensor.name, "timeout", str(error))
+        except OutsideEnvelope as error:
+            return Finished(sensor.name, "refused", str(error), unfit=version)
         except (WorkerError, StoreError, ModelError, SwapRejected) as error:
             return Finished(sensor.name, "failed", str(error), unfit=version)
         finally:
@@ -126,10 +131,14 @@ class Recalibration:
         return Finished(sensor.name, answer["result"], answer["reason"], candidate, durations)
 
     def _prepare(self, path: InferencePath, version: str, golden: np.ndarray) -> Prepared:
-        """Load what the worker stored, from the disk and checked, and prove it where it will run."""
+        """Load what the worker stored, from the disk and checked, and prove it where it will run.
+
+        OutsideEnvelope for one that may not serve, however good it is: the worker is not asked.
+        """
         if version == FACTORY:
             return path.prepare(version, None, golden)
         artefact = self._store.get(version, self._model.digest)
         if artefact.compiled is None:
             raise StoreError(f"the compiled form of homogenizer {version[:12]} is gone")
-        return path.prepare(version, self._model.backend.load(artefact.compiled, threads=1), golden)
+        measured = None if self._envelope is None else self._envelope.admit(artefact)
+        return path.prepare(version, self._model.backend.load(artefact.compiled, threads=1), golden, measured)

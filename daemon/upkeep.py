@@ -139,6 +139,7 @@ class Upkeep:
         details = {"result": event.result, "reason": event.reason, "trigger": sensor.recalibrator.trigger}
         if event.unfit is not None:
             self._withdraw(sensor, event.unfit)
+            details["withdrawn"] = event.unfit
         if event.candidate is None:
             self._record(sensor.name, "fit", details)
             sensor.recalibrator.finished(event.result, now, event.reason)

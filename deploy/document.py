@@ -87,7 +87,8 @@ class _Reader:
     def note(self, location: Location, message: str, line: int | None = None) -> None:
         dotted = "".join(f"{part}." for part in location)[:-1]
         line = line or self._line(location)
-        self.problems.append((line, ": ".join(filter(None, (f"{self.path}:{line}", dotted, message)))))
+        problem = ": ".join(filter(None, (f"{self.path}:{line}", dotted, message)))
+        self.problems.append((line, "".join(c if c.isprintable() else "?" for c in problem)))
 
     def _refuse(self, location: Location, message: str) -> None:
         self.unread.add(location)
