@@ -7,7 +7,7 @@ from typing import Any
 
 SUFFIX = ".sig"
 SIZE = 64  # bytes
-INSTALL = "pip install 'recald[signature]'"
+INSTALL = "pip install cryptography, or recald with its extra [signature]"
 
 
 class SignatureError(ValueError):

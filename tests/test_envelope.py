@@ -11,16 +11,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from envelopes import envelope_of, sign
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_signature import public_pem
 
 from calibrate.extent import Between, Extent
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import MARGIN
 from daemon.config import Config, ConfigError, load_config
-from daemon.envelope import Bounds, Contents, Envelope, OutsideEnvelope, load_envelope, open_envelope
+from daemon.envelope import Bounds, OutsideEnvelope, load_envelope, open_envelope
 from deploy.document import DocumentError
 
 EXAMPLE = Path(__file__).parents[1] / "systemd" / "envelope.yaml"
@@ -60,10 +59,6 @@ IDENTITY = Extent.of(Homogenizer(3, 16, 16))
 
 def extent(**measured: Any) -> Extent:
     return replace(IDENTITY, **measured)
-
-
-def envelope_of(**homogenizer: Any) -> Envelope:
-    return Envelope(Path("/etc/envelope.yaml"), "", False, Contents(version=1, homogenizer=Bounds(**homogenizer)))
 
 
 # ---- the bounds
@@ -195,11 +190,8 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
 
 def test_what_was_verified_is_what_is_parsed(tmp_path, monkeypatch):
     """Another file in its place in between changes nothing."""
-    private = Ed25519PrivateKey.generate()
     path = written(tmp_path, good := b"version: 1\nhomogenizer: {bias: 1}\n")
-    path.with_name("envelope.yaml.sig").write_bytes(private.sign(good))
-    (tmp_path / "key.pub").write_bytes(public_pem(private))
-    read_bytes = Path.read_bytes
+    key, read_bytes = sign(path), Path.read_bytes
 
     def exchanged_after(self: Path) -> bytes:
         data = read_bytes(self)
@@ -207,7 +199,7 @@ def test_what_was_verified_is_what_is_parsed(tmp_path, monkeypatch):
         return data
 
     monkeypatch.setattr(Path, "read_bytes", exchanged_after)
-    envelope = load_envelope(path, tmp_path / "key.pub")
+    envelope = load_envelope(path, key)
     assert envelope.signed and envelope.contents.homogenizer.bias == 1
     assert envelope.digest == hashlib.sha256(good).hexdigest()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from envelopes import public_pem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -37,11 +38,6 @@ class Signed:
             self.check()
         (line,) = str(caught.value).splitlines()
         return line
-
-
-def public_pem(private) -> bytes:
-    form = serialization.PublicFormat.SubjectPublicKeyInfo
-    return private.public_key().public_bytes(serialization.Encoding.PEM, form)
 
 
 def private_pem(private) -> bytes:
@@ -118,4 +114,4 @@ def test_any_bytes_as_a_key_are_refused_in_one_line(signed, data):
 
 def test_without_cryptography_it_is_told_what_to_install(signed, monkeypatch):
     monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
-    assert "pip install 'recald[signature]'" in signed.refused()
+    assert "pip install cryptography" in signed.refused()
