@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from bench import training
 from bench.cifar import LIMITS, accuracy, lossless, network, normalise
 from bench.report import show
 from calibrate import FitConfig, FitError, Limits, fit, tap
+from calibrate.extent import Extent
 from calibrate.judge import Verdict, incumbents, judge, needs_no_fit
 from calibrate.source import shape_of
 from calibrate.yardstick import Yardstick
@@ -152,7 +154,8 @@ def _recalibrate(subject: Subject, drift: Drift, accurate: Callable[[nn.Module],
         return row | {"verdict": "failed", "reason": str(error)}
     candidate = fitted.homogenizer.eval()
     verdict = judge(yardstick, candidate, held_out, against, BAND)
-    return row | _judged(verdict) | {"candidate": accurate(candidate), "seconds": fitted.seconds, "start": fitted.start}
+    fit_of_it = {"seconds": fitted.seconds, "start": fitted.start, "extent": asdict(Extent.of(fitted.homogenizer))}
+    return row | _judged(verdict) | {"candidate": accurate(candidate)} | fit_of_it
 
 
 def _judged(verdict: Verdict) -> Row:

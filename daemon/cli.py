@@ -64,6 +64,7 @@ def run_daemon(args: argparse.Namespace) -> int:
 
 def check_config(args: argparse.Namespace) -> int:
     from daemon.config import load_config
+    from daemon.envelope import open_envelope
     from deploy.backend import open_backend
     from deploy.card import card_path
     from deploy.frozen import ModelError
@@ -72,8 +73,10 @@ def check_config(args: argparse.Namespace) -> int:
     for path in (config.model.path, card_path(config.model.path)):
         if not path.is_file():
             raise ModelError(f"{path}: no such file; `recald export` writes the model and its card")
+    envelope = open_envelope(config)
     backend = open_backend(config.model.backend)
     print(f"{args.config}: ok, {len(config.sensors)} sensor(s), model {config.model.path}, backend {backend.name}")
+    print(f"envelope: {envelope or 'none'}")
     return 0
 
 

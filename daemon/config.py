@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -109,6 +109,8 @@ ConnectEndpoint = Annotated[str, AfterValidator(_connect_endpoint)]
 SensorId = Annotated[str, AfterValidator(_sensor_id)]
 # deploy.backend.BACKENDS and AUTO, without the seconds that importing torch takes
 Backend = Literal["eager", "onnx", "tensorrt", "tensorrt-rtx", "auto"]
+Mode = Literal["locked", "shadow", "supervised", "autonomous"]
+GivenPath = Annotated[Path, Field(strict=False)]
 
 
 class Section(BaseModel):
@@ -117,10 +119,13 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+S = TypeVar("S", bound=Section)
+
+
 class ModelConfig(Section):
     """The frozen model and what runs it; `path` is relative to the folder of the file."""
 
-    path: Annotated[Path, Field(strict=False)]
+    path: GivenPath
     backend: Backend = "onnx"
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
     threads: int | None = Field(default=None, ge=1, le=256)
@@ -179,7 +184,7 @@ class ControlConfig(Section):
 class StateConfig(Section):
     """Where homogenizers and the audit log are kept."""
 
-    directory: Annotated[Path, Field(strict=False)] = Path("/var/lib/recald")
+    directory: GivenPath = Path("/var/lib/recald")
 
 
 class DriftConfig(Section):
@@ -196,10 +201,11 @@ class RecalibrateConfig(Section):
 
     And what may serve: nothing is fitted when locked, nothing serves in the shadow mode, nothing without approval when
     supervised. A candidate runs beside what serves for `shadow`, and is on `probation` after it. Of the frames that
-    judge, `keep_frames` are kept on the disk for `recald report`, `keep_frames_mib` of them in all.
+    judge, `keep_frames` are kept on the disk for `recald report`, `keep_frames_mib` of them in all. Nothing serves
+    that is outside of `envelope`, whose signature `envelope_key` proves; both are relative to the folder of the file.
     """
 
-    mode: Literal["locked", "shadow", "supervised", "autonomous"] = "autonomous"
+    mode: Mode = "autonomous"
     every: Duration = Field(default=HOUR, ge=1, le=365 * DAY)
     frames: int = Field(default=512, ge=64, le=10_000)  # thinning more of them would keep a frame waiting
     collect: Duration = Field(default=2 * MINUTE, ge=0, le=DAY)
@@ -211,6 +217,14 @@ class RecalibrateConfig(Section):
     swaps_a_day: int = Field(default=24, ge=1, le=86_400)
     keep_frames: int = Field(default=0, ge=0, le=64)
     keep_frames_mib: int = Field(default=64, ge=1, le=65_536)
+    envelope: GivenPath | None = None
+    envelope_key: GivenPath | None = None
+
+    @model_validator(mode="after")
+    def _key_of_an_envelope(self) -> RecalibrateConfig:
+        if self.envelope_key is not None and self.envelope is None:
+            raise ValueError("envelope_key is of no use without envelope: name the file that it has signed")
+        return self
 
 
 class Config(Section):
@@ -246,5 +260,15 @@ def load_config(path: Path) -> Config:
     except DocumentError as error:
         raise ConfigError(error.problems) from None
     folder = path.resolve().parent
-    model = config.model.model_copy(update={"path": folder / config.model.path})
-    return config.model_copy(update={"model": model})
+    return config.model_copy(
+        update={
+            "model": _within(folder, config.model, "path"),
+            "recalibrate": _within(folder, config.recalibrate, "envelope", "envelope_key"),
+        }
+    )
+
+
+def _within(folder: Path, section: S, *names: str) -> S:
+    """The section with these of its paths relative to `folder`, where they are given."""
+    given = {name: getattr(section, name) for name in names}
+    return section.model_copy(update={name: folder / path for name, path in given.items() if path is not None})

@@ -18,15 +18,14 @@ from rich.console import Console
 from rich.table import Table
 
 from calibrate.homogenizer import Homogenizer
-from daemon.config import Config, load_config
+from daemon.config import Config, ConfigError, load_config
 from daemon.control import ControlError, request
+from daemon.envelope import open_envelope
 from daemon.machine import machine
 from deploy.backend import (
     AUTO,
     BACKENDS,
     CPU_BACKEND,
-    BackendUnavailable,
-    ParityError,
     check_parity,
     choose_backend,
     load_backend,
@@ -70,6 +69,7 @@ def _backends(config: Config | None) -> Iterator[Finding]:
 def _deployment(config: Config) -> Iterator[Finding]:
     """What a daemon with this configuration would find."""
     yield _look("model", partial(_model, config), needed=True)
+    yield _look("envelope", partial(_envelope, config), needed=config.recalibrate.envelope is not None)
     yield _look("state", partial(_state, config.state.directory), needed=True)
     yield _look("daemon", partial(_daemon, config), needed=False)
 
@@ -77,7 +77,7 @@ def _deployment(config: Config) -> Iterator[Finding]:
 def _look(what: str, look: Callable[[], str], needed: bool) -> Finding:
     try:
         return Finding(what, True, look(), needed)
-    except (BackendUnavailable, ModelError, ParityError, ControlError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         return Finding(what, False, " ".join(str(error).split()), needed)
 
 
@@ -107,6 +107,13 @@ def _model(config: Config) -> str:
     if config.model.sha256 not in (None, frozen.digest):
         raise ModelError(f"{frozen.path} has SHA-256 {frozen.digest}, the configuration pins {config.model.sha256}")
     return f"{frozen.path}, SHA-256 {frozen.digest[:12]}…, as its card says"
+
+
+def _envelope(config: Config) -> str:
+    envelope = open_envelope(config)
+    if envelope is None:
+        raise ConfigError(["none: recalibrate.envelope is not set, a homogenizer is bound by its proofs alone"])
+    return f"{envelope}; the configuration is inside of it"
 
 
 def _state(directory: Path) -> str:

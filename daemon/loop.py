@@ -24,6 +24,7 @@ from calibrate.drift import DriftDetector
 from daemon import __version__
 from daemon.config import Config
 from daemon.control import ControlServer
+from daemon.envelope import open_envelope
 from daemon.frame import Frame, FrameError
 from daemon.intake import Intake
 from daemon.metrics import Metrics, serve_metrics
@@ -98,6 +99,9 @@ class Daemon:
     def startup(self) -> None:
         """Everything is proven before the first socket opens; READY is sent when frames are served."""
         self._closing.callback(os.close, claim(self.config.state.directory))
+        self._envelope = open_envelope(self.config)
+        if self._envelope is not None:
+            log.info("envelope: %s", self._envelope)
         self._model = open_model(self.config, self._notifier)
         self._closing.callback(self._model.runner.close)
         self._store = ArtefactStore(self.config.state.directory)
@@ -121,7 +125,7 @@ class Daemon:
         config = self.config
         path = InferencePath(self._model.runner, closer=self._close_later)
         self._closing.callback(path.close)
-        restore(name, path, self._store, self._model)
+        restore(name, path, self._store, self._model, self._envelope)
         window = config.drift.window
         return Sensor(
             name,
@@ -141,7 +145,13 @@ class Daemon:
         """A homogenizer that had not served its probation before the restart begins it anew."""
         config, since = self.config.recalibrate, served_since(sensor, version, self._store)
         on_probation = version != FACTORY and since is not None and time.time() - since < config.probation
-        return Recalibrator(config, self._clock(), serving=version != FACTORY, on_probation=on_probation)
+        return Recalibrator(
+            config,
+            self._clock(),
+            serving=version != FACTORY,
+            on_probation=on_probation,
+            strict=self._envelope is not None and self._envelope.bounds_the_day,
+        )
 
     def _drop_candidates(self) -> None:
         for sensor in self.sensors.values():
@@ -162,6 +172,7 @@ class Daemon:
             self.config.drift.threshold,
             self._events.put,
             {"frames": self.config.recalibrate.keep_frames, "mib": self.config.recalibrate.keep_frames_mib},
+            self._envelope,
         )
         self._closing.callback(recalibration.close)
         frames = self.config.recalibrate.frames
@@ -196,6 +207,8 @@ class Daemon:
             "backend": self._model.backend.version(),
             "model": self._model.digest,
             "mode": self.config.recalibrate.mode,
+            "envelope": self._envelope and self._envelope.digest,
+            "envelope_signed": self._envelope is not None and self._envelope.signed,
             "homogenizers": {name: sensor.path.version for name, sensor in self.sensors.items()},
         }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from daemon.envelope import Envelope, OutsideEnvelope
 from daemon.process import WorkerError, WorkerProcess, WorkerTimeout
 from daemon.sensor import Candidate, Sensor
 from daemon.startup import ServedModel
@@ -62,8 +63,9 @@ class Recalibration:
         band: float,
         post: Post,
         keep: Mapping[str, int],
+        envelope: Envelope | None = None,
     ):
-        """keep: `frames` of each recalibration on the disk, `mib` of them in all."""
+        """keep: `frames` of each recalibration on the disk, `mib` of them in all. envelope: nothing outside serves."""
         self._worker = worker
         self._store = store
         self._model = model
@@ -71,6 +73,7 @@ class Recalibration:
         self._band = band
         self._post = post
         self._keep = dict(keep)
+        self._envelope = envelope
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="recalibration")
         self._busy = False
 
@@ -127,6 +130,8 @@ class Recalibration:
             candidate = Candidate(self._prepare(sensor.path, version, golden), incumbent=job["active"])
         except WorkerTimeout as error:
             return Finished(sensor.name, "timeout", str(error))
+        except OutsideEnvelope as error:
+            return Finished(sensor.name, "refused", str(error), unfit=version, dossier=dossier)
         except (WorkerError, StoreError, ModelError, SwapRejected) as error:
             return Finished(sensor.name, "failed", str(error), unfit=version, dossier=dossier)
         finally:
@@ -135,10 +140,14 @@ class Recalibration:
         return Finished(sensor.name, answer["result"], answer["reason"], candidate, durations, dossier=dossier)
 
     def _prepare(self, path: InferencePath, version: str, golden: np.ndarray) -> Prepared:
-        """Load what the worker stored, from the disk and checked, and prove it where it will run."""
+        """Load what the worker stored, from the disk and checked, and prove it where it will run.
+
+        OutsideEnvelope for one that may not serve, however good it is: the worker is not asked.
+        """
         if version == FACTORY:
             return path.prepare(version, None, golden)
         artefact = self._store.get(version, self._model.digest)
         if artefact.compiled is None:
             raise StoreError(f"the compiled form of homogenizer {version[:12]} is gone")
-        return path.prepare(version, self._model.backend.load(artefact.compiled, threads=1), golden)
+        measured = None if self._envelope is None else self._envelope.admit(artefact)
+        return path.prepare(version, self._model.backend.load(artefact.compiled, threads=1), golden, measured)

@@ -110,8 +110,17 @@ class Refused(ValueError):
 class Recalibrator:
     """The state machine of one sensor. Every method takes or gives plain values; nothing is done in here."""
 
-    def __init__(self, config: RecalibrateConfig, now: float, serving: bool = False, on_probation: bool = False):
+    def __init__(
+        self,
+        config: RecalibrateConfig,
+        now: float,
+        serving: bool = False,
+        on_probation: bool = False,
+        strict: bool = False,
+    ):
+        """strict: no order may exceed the day's budget of fits and swaps."""
         self._config = config
+        self._strict = strict
         self.state = State.PROBATION if on_probation else State.ACTIVE if serving else State.FACTORY
         self.progress = 0.0
         self.reason = ""  # why it is in this state, and what an operator can do
@@ -134,7 +143,7 @@ class Recalibrator:
     # ---- what an operator orders
 
     def request(self) -> None:
-        """A fit, as soon as there is rest; neither back-off nor budget holds it up."""
+        """A fit, as soon as there is rest; no back-off holds it up, and no budget that is not strict."""
         if self._config.mode == "locked":
             raise Refused("recalibrate.mode is locked: nothing is fitted")
         if self.state in (*IN_WORK, *WITH_CANDIDATE):
@@ -164,7 +173,7 @@ class Recalibrator:
         self._enter(State.SHADOW, now, "a candidate runs beside what serves")
 
     def finished(self, result: str, now: float, reason: str = "") -> None:
-        """A recalibration ended without a swap: unneeded, shadowed, rejected, outdated, failed or timeout."""
+        """A recalibration ended without a swap: unneeded, shadowed, rejected, refused, outdated, failed or timeout."""
         self._next_timer = now + self._config.every
         if result in ("unneeded", "shadowed"):
             self._failures = 0
@@ -226,14 +235,14 @@ class Recalibrator:
         return Collect(afresh=facts.alarm and not self._tries)  # later frames of one drift add to those before
 
     def _explain(self, now: float, facts: Facts) -> None:
-        """Tell why an alarm leads to nothing."""
-        if facts.alarm and self._spent(now):
-            self.reason = "the day's budget of fits or swaps is spent; `recald recalibrate` exceeds it"
+        """Tell why an alarm, or an order, leads to nothing."""
+        if (facts.alarm or self._requested) and self._spent(now):
+            self.reason = f"the day's budget of fits or swaps is spent; {self._way_out()}"
         elif facts.alarm and facts.narrow and self.state is not State.INVALID:
             self.reason = NARROW
 
     def _trigger(self, now: float, facts: Facts) -> str | None:
-        if self._requested:
+        if self._requested and not (self._strict and self._spent(now)):
             return "operator"
         if self._config.mode == "locked" or facts.narrow or now < self._not_before or self._spent(now):
             return None
@@ -247,6 +256,11 @@ class Recalibrator:
             while times and times[0] <= now - DAY:
                 times.popleft()
         return len(self._fits) >= self._config.fits_a_day or len(self._swaps) >= self._config.swaps_a_day
+
+    def _way_out(self) -> str:
+        if not self._strict:
+            return "`recald recalibrate` exceeds it"
+        return "the envelope lets no order exceed it" + (", which waits" if self._requested else "")
 
     def _settle(self, now: float, alarm: bool) -> None:
         """Leave a state that is over; tell one in which nothing helps."""

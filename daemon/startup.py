@@ -17,6 +17,7 @@ import torch
 from calibrate.features import tap
 from daemon.commission import commissioned
 from daemon.config import Config
+from daemon.envelope import Envelope, OutsideEnvelope
 from daemon.notify import Notifier
 from daemon.preprocess import Preprocessor
 from deploy.backend import Backend, Runner, made_by, open_backend
@@ -82,9 +83,11 @@ def open_model(config: Config, notifier: Notifier) -> ServedModel:
     return ServedModel(frozen, backend, runner, Preprocessor(frozen.card))
 
 
-def restore(sensor: str, path: InferencePath, store: ArtefactStore, model: ServedModel) -> None:
+def restore(
+    sensor: str, path: InferencePath, store: ArtefactStore, model: ServedModel, envelope: Envelope | None = None
+) -> None:
     """Let the last good homogenizer serve again, the one before it a step away; or the factory one if there is none
-    that can be believed."""
+    that can be believed and is inside of the envelope."""
     version, artefact, problems = store.load_current(sensor, model.digest)
     for problem in problems:
         log.error("%s: %s", sensor, problem)
@@ -92,8 +95,8 @@ def restore(sensor: str, path: InferencePath, store: ArtefactStore, model: Serve
         return
     before = store.load_before(sensor, version, model.digest)
     if before is not None:
-        _serve_again(sensor, before, path, model)
-    _serve_again(sensor, artefact, path, model)
+        _serve_again(sensor, before, path, model, envelope)
+    _serve_again(sensor, artefact, path, model, envelope)
 
 
 def served_since(sensor: str, version: str, store: ArtefactStore) -> float | None:
@@ -114,14 +117,17 @@ def withdrawn(sensor: str, store: ArtefactStore) -> set[str]:
         return set()
 
 
-def _serve_again(sensor: str, artefact: Artefact, path: InferencePath, model: ServedModel) -> None:
+def _serve_again(
+    sensor: str, artefact: Artefact, path: InferencePath, model: ServedModel, envelope: Envelope | None
+) -> None:
     try:
+        measured = None if envelope is None else envelope.admit(artefact)
         compiled = artefact.compiled
         if compiled is None or not made_by(model.backend, artefact.manifest):
             compiled = model.backend.compile(artefact.homogenizer, torch.zeros(1, *model.input_shape))
         golden = np.random.default_rng(0).standard_normal((GOLDEN_FRAMES, *model.input_shape), np.float32)
-        path.commit(path.prepare(artefact.version, model.backend.load(compiled, threads=1), golden))
-    except (ModelError, SwapRejected) as error:
+        path.commit(path.prepare(artefact.version, model.backend.load(compiled, threads=1), golden, measured))
+    except (ModelError, SwapRejected, OutsideEnvelope) as error:
         log.warning("%s: homogenizer %s cannot serve: %s", sensor, artefact.version[:12], error)
 
 

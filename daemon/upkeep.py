@@ -162,6 +162,8 @@ class Upkeep:
         sensor.last_result = f"{event.result}: {event.reason}"
         details: dict[str, Any] = {"result": event.result, "reason": event.reason}
         details |= {"trigger": sensor.recalibrator.trigger, "dossier": event.dossier}
+        if event.unfit is not None:
+            details["withdrawn"] = event.unfit
         if event.candidate is None:
             self._record(sensor.name, "fit", details)
             sensor.recalibrator.finished(event.result, now, event.reason)

@@ -30,10 +30,23 @@ def load_document(path: Path, model: type[M]) -> M:
 
     Raises DocumentError with every mistake, each as "file:line: dotted.key: message".
     """
-    reader = _Reader(path)
-    data = reader.read(_read_text(path))
+    return parse_document(path, read_document(path), model)
+
+
+def read_document(path: Path) -> bytes:
+    """The file's bytes; DocumentError where it cannot be read."""
     try:
-        result = model.model_validate(data)
+        return path.read_bytes()
+    except OSError as error:
+        raise DocumentError([f"{path}: cannot be read: {error.strerror}"]) from error
+
+
+def parse_document(path: Path, data: bytes, model: type[M]) -> M:
+    """As load_document, of bytes that were read from `path` before."""
+    reader = _Reader(path)
+    content = reader.read(_text(path, data))
+    try:
+        result = model.model_validate(content)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             if detail["loc"] not in reader.unread:  # a value that cannot be read is not also of a wrong type
@@ -43,13 +56,11 @@ def load_document(path: Path, model: type[M]) -> M:
     return result
 
 
-def _read_text(path: Path) -> str:
+def _text(path: Path, data: bytes) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DocumentError([f"{path}: not UTF-8 text at byte {error.start}: save it as UTF-8"]) from error
-    except OSError as error:
-        raise DocumentError([f"{path}: cannot be read: {error.strerror}"]) from error
 
 
 class _Reader:
@@ -76,7 +87,8 @@ class _Reader:
     def note(self, location: Location, message: str, line: int | None = None) -> None:
         dotted = "".join(f"{part}." for part in location)[:-1]
         line = line or self._line(location)
-        self.problems.append((line, ": ".join(filter(None, (f"{self.path}:{line}", dotted, message)))))
+        problem = ": ".join(filter(None, (f"{self.path}:{line}", dotted, message)))
+        self.problems.append((line, "".join(c if c.isprintable() else "?" for c in problem)))
 
     def _refuse(self, location: Location, message: str) -> None:
         self.unread.add(location)

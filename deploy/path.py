@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import nn
 
-from deploy.backend import Runner
+from deploy.backend import ParityError, Runner, check_parity
 from deploy.store import FACTORY
 
 WARM_UPS = 3  # lazy allocation, kernel choice and graph capture are over by then
@@ -81,8 +83,12 @@ class InferencePath:
             raise RuntimeError(f"homogenizer {active.version[:12]} made the model's output not finite")
         return Served(output, active.version)
 
-    def prepare(self, version: str, runner: Runner | None, golden: np.ndarray) -> Prepared:
+    def prepare(
+        self, version: str, runner: Runner | None, golden: np.ndarray, same_as: nn.Module | None = None
+    ) -> Prepared:
         """Warm up and prove a new ρ on golden frames (N, C, H, W), else close it and raise SwapRejected.
+
+        `same_as`: what its outputs have to equal there.
 
         What it returns must be given to `commit` or to `discard`.
         """
@@ -92,6 +98,10 @@ class InferencePath:
             on_failure.callback(self._closer, runner)
             try:
                 self._prove(version, runner, golden)
+                if same_as is not None:
+                    check_parity(runner, same_as, torch.from_numpy(golden))
+            except ParityError as error:
+                raise SwapRejected(f"homogenizer {version[:12]} is not what it was compiled from: {error}") from error
             except RuntimeError as error:
                 raise SwapRejected(f"homogenizer {version[:12]} does not run: {error}") from error
             on_failure.pop_all()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from envelopes import sign
 from running import recald, write_config
 
 from daemon import __version__
@@ -59,7 +60,28 @@ def test_a_configuration_without_mistakes_is_ok(tmp_path: Path, tiny_model: Path
     config = write_config(tmp_path, tiny_model)
     done = recald("check-config", "--config", config)
     assert done.returncode == 0
-    assert done.stdout == f"{config}: ok, 2 sensor(s), model {tiny_model}, backend eager\n"
+    assert done.stdout == f"{config}: ok, 2 sensor(s), model {tiny_model}, backend eager\nenvelope: none\n"
+
+
+def test_check_config_names_the_envelope(tmp_path: Path, tiny_model: Path):
+    envelope = tmp_path / "envelope.yaml"
+    envelope.write_text("version: 1\n")
+    given = {"envelope": "envelope.yaml", "envelope_key": str(sign(envelope))}
+    done = recald("check-config", "--config", write_config(tmp_path, tiny_model, recalibrate=given))
+    assert done.returncode == 0
+    assert f"envelope: {envelope}, SHA-256 {digest_file(envelope)}, its signature holds\n" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "check-config"])
+def test_an_envelope_that_somebody_changed_is_a_mistake(tmp_path: Path, tiny_model: Path, command: str):
+    envelope = tmp_path / "envelope.yaml"
+    envelope.write_text("version: 1\n")
+    given = {"envelope": "envelope.yaml", "envelope_key": str(sign(envelope))}
+    envelope.write_text("version: 1\n\n")
+    done = recald(command, "--config", write_config(tmp_path, tiny_model, recalibrate=given))
+    line = done.stderr.splitlines()[-1]
+    assert (done.returncode, done.stdout) == (EX_CONFIG, "")
+    assert "envelope.yaml.sig is no signature of these bytes" in line and "sign it again: openssl pkeyutl" in line
 
 
 def test_check_config_names_each_mistake_with_its_line(tmp_path: Path, tiny_model: Path):

@@ -16,13 +16,18 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+from envelopes import sign
 from running import Camera, Daemon, eventually, recald, serving, write_config
-from synthetic import drifted, images
+from synthetic import SHAPE, drifted, images
 
+from calibrate.homogenizer import Homogenizer
 from daemon.recorder import audit_path
 from deploy.archive import Archive
 from deploy.audit import AuditLog
-from deploy.store import ArtefactStore
+from deploy.eager import EagerBackend
+from deploy.frozen import digest_file
+from deploy.store import FACTORY, ArtefactStore
 
 CLEAN, OTHER = images(256, 1), images(256, 2)
 DARK = drifted(CLEAN)
@@ -311,3 +316,41 @@ def test_the_drift_watch_outlives_its_worker(tiny_model: Path, folder: Path):
         before = daemon.status()["drift_score"]
         camera.stream(clean, lambda: daemon.status()["drift_score"] != before, "drift checks go on")
         assert [one.pid for one in daemon.workers()] != [worker.pid]
+
+
+# ---- an envelope
+
+
+def stored_outside(state: Path, model: Path) -> str:
+    """The state of a daemon that has served another homogenizer than the identity; its version."""
+    homogenizer, backend, digest = Homogenizer(*SHAPE).eval(), EagerBackend(), digest_file(model)
+    with torch.no_grad():
+        homogenizer.bias += 0.01
+    manifest = {"model": digest, "sensor": "front", "versions": {"backend": backend.version()}}
+    compiled = backend.compile(homogenizer, torch.zeros(1, *SHAPE))
+    store = ArtefactStore(state)
+    version = store.put(homogenizer, manifest, compiled, backend.name)
+    store.point("front", version, digest, time.time())
+    return version
+
+
+def test_what_is_outside_of_the_envelope_serves_neither_after_a_restart_nor_after_a_fit(tiny_model: Path, folder: Path):
+    """The whole way, since each of its steps can be right and not be taken."""
+    envelope = folder / "envelope.yaml"
+    envelope.write_text("version: 1\nhomogenizer: {bias: 0.001}\n")
+    given = {"envelope": "envelope.yaml", "envelope_key": str(sign(envelope))}
+    config = write_config(folder, tiny_model, recalibrate=given)
+    before = stored_outside(folder / "state", tiny_model)
+    with serving(config) as (daemon, camera):
+        assert daemon.status()["homogenizer"] == FACTORY
+        assert f"homogenizer {before[:12]} is outside of envelope.yaml: bias 0.01, at most 0.001" in daemon.log
+        camera.stream({"front": DARK, "rear": OTHER}, lambda: fits(daemon, "refused"), "a fit is refused")
+        status = daemon.status()
+        assert status["homogenizer"] == FACTORY and status["candidate"] is None
+        assert "is outside of envelope.yaml: bias" in status["last_fit"]
+        assert daemon.stop()[0] == 0, daemon.log
+    with closing(AuditLog(audit_path(daemon.state), look_only=True)) as audit:
+        records = {record.event: record.content() for record in audit.records()}
+    assert records["start"]["envelope"] == digest_file(envelope) and records["start"]["envelope_signed"] is True
+    assert records["fit"]["result"] == "refused" and records["fit"]["withdrawn"] != before
+    assert versions(camera) == [FACTORY]

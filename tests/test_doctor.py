@@ -74,21 +74,31 @@ def test_a_daemon_that_does_not_run_is_no_mistake(folder: Path, tiny_model: Path
     assert not found["daemon"]["works"] and "is it running?" in found["daemon"]["said"]
     assert digest_file(tiny_model)[:12] in found["model"]["said"]
     assert "GiB are free" in found["state"]["said"]
+    assert not found["envelope"]["works"] and "recalibrate.envelope is not set" in found["envelope"]["said"]
     assert not (folder / "state").exists(), "looking must not create anything"
 
 
 def test_a_daemon_that_runs_is_found(folder: Path, tiny_model: Path):
-    config = write_config(folder, tiny_model)
+    (folder / "envelope.yaml").write_text("version: 1\n")
+    config = write_config(folder, tiny_model, recalibrate={"envelope": "envelope.yaml"})
     with Daemon(config) as daemon:
         daemon.wait_until_serving()
         code, found = doctor("--config", config)
     assert code == 0 and found["daemon"]["works"] and "with eager" in found["daemon"]["said"]
+    assert found["envelope"]["works"] and "not signed; the configuration is inside" in found["envelope"]["said"]
 
 
 def test_another_model_than_the_pinned_one_is_told(folder: Path, tiny_model: Path):
     code, found = doctor("--config", write_config(folder, tiny_model, model={"sha256": "0" * 64}))
     assert code == EX_CONFIG
     assert not found["model"]["works"] and "pins 000" in found["model"]["said"]
+
+
+def test_a_configuration_that_allows_more_than_its_envelope_is_a_mistake(folder: Path, tiny_model: Path):
+    (folder / "envelope.yaml").write_text("version: 1\noperation: {modes: [supervised]}\n")
+    code, found = doctor("--config", write_config(folder, tiny_model, recalibrate={"envelope": "envelope.yaml"}))
+    assert code == EX_CONFIG and found["envelope"]["needed"] and not found["envelope"]["works"]
+    assert "operation.modes has supervised, recalibrate.mode is autonomous" in found["envelope"]["said"]
 
 
 def test_a_damaged_model_and_a_state_in_the_way_are_both_told(folder: Path, tiny_model: Path):

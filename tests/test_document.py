@@ -57,6 +57,12 @@ def test_a_correct_document_is_read(write):
     assert document == Document(version=1, ratio=0.5, name="2024-01-01", input=Part(bind=["tcp://a", "tcp://b"]))
 
 
+@pytest.mark.parametrize("text", ['version: 1\n"a\\nb\\e[31m": 1', "version: !<%0Ax> 1"])
+def test_what_a_terminal_would_obey_is_not_repeated(write, text):
+    (problem,) = problems(write(text))
+    assert problem.isprintable() and "?" in problem
+
+
 def test_keys_are_text_as_written(write):
     document = load_document(write("version: 1\nsensors: {on: {}, 1: {}, 01: {}, ~: {}}\n"), Document)
     assert list(document.sensors) == ["on", "1", "01", "~"]

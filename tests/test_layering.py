@@ -15,7 +15,8 @@ LIBRARIES = {
     "onnx": {"deploy/onnx_form.py"},
     "onnxruntime": {"deploy/onnx.py"},
     "yaml": {"deploy/card.py", "deploy/document.py", "daemon/demo/"},
-    "pydantic": {"deploy/", "daemon/config.py"},
+    "pydantic": {"deploy/", "daemon/config.py", "daemon/envelope.py"},
+    "cryptography": {"deploy/signature.py"},
     "pydantic_core": {"deploy/document.py"},
     "safetensors": {"deploy/", "daemon/demo/", "bench/"},
     "sklearn": {"daemon/demo/"},
@@ -23,7 +24,7 @@ LIBRARIES = {
     "zmq": {"daemon/", "bench/"},
     "rich": {"daemon/", "bench/"},
     "jinja2": {"daemon/report/"},
-    "prometheus_client": {"daemon/", "bench/intake_readers.py"},
+    "prometheus_client": {"daemon/", "bench/intake_readers.py", "bench/stream_daemon.py"},
 }
 PRIVATE_TO_DAEMON = ("zmq", "prometheus_client", "cv2", "rich")
 

@@ -199,6 +199,17 @@ def test_a_homogenizer_that_upsets_the_frozen_model_is_rejected():
     assert runner.closed == 1
 
 
+def test_a_homogenizer_that_does_not_compute_what_it_shall_equal_is_rejected_and_closed():
+    path, runner = InferencePath(mean()), adding(0.5)
+    shift = Homogenizer(*SHAPE, kernel_size=1).requires_grad_(False)
+    shift.bias += 0.5
+    path.discard(path.prepare("same", adding(0.5), GOLDEN, shift))
+    shift.bias += 0.1
+    with pytest.raises(SwapRejected, match="homogenizer other is not what it was compiled from: .* differ by"):
+        path.prepare("other", runner, GOLDEN, shift)
+    assert runner.closed == 1 and path.version == FACTORY
+
+
 def test_an_unforeseen_error_in_the_proof_closes_the_runner_too():
     def interrupted(_: np.ndarray) -> np.ndarray:
         raise KeyboardInterrupt

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from envelopes import envelope_of
 
 from calibrate.homogenizer import Homogenizer
+from daemon.envelope import Envelope
 from daemon.process import WorkerError, WorkerTimeout
 from daemon.recalibration import Finished, Recalibration
 from deploy.eager import EagerBackend
@@ -38,6 +40,7 @@ class Scene:
         self.path = InferencePath(self.load(torch.nn.Identity()))
         self.path.commit(self.path.prepare("active", self.load(homogenizer(0.5)), golden()))
         self.posted: queue.Queue[Any] = queue.Queue()
+        self.envelope: Envelope | None = None
 
     def put(self, bias: float) -> str:
         compiled = self.backend.compile(homogenizer(bias), torch.zeros(1, *SHAPE))
@@ -57,7 +60,9 @@ class Scene:
         preprocessor = SimpleNamespace(normalise=lambda images: golden())
         model: Any = SimpleNamespace(digest=MODEL, backend=self.backend, preprocessor=preprocessor)
         worker: Any = self.worker
-        recalibration = Recalibration(worker, self.store, model, 1.0, 1.2, self.posted.put, {"frames": 0, "mib": 1})
+        keep = {"frames": 0, "mib": 1}
+        post = self.posted.put
+        recalibration = Recalibration(worker, self.store, model, 1.0, 1.2, post, keep, self.envelope)
         recalibration.start(self.sensor(), "operator", FRAMES)
         finished: Finished = self.posted.get(timeout=10)
         recalibration.close()
@@ -125,6 +130,29 @@ def test_a_failure_before_the_exchange_is_told_and_keeps_the_active_one(scene: S
     assert re.search(reason, finished.reason)
     served = scene.path.infer(golden()[:1])
     assert served.homogenizer == "active" and served.output == pytest.approx(golden()[:1] + 0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("limit", [0.24, 0.26])
+def test_what_is_outside_of_the_envelope_is_refused_whatever_the_worker_says(scene: Scene, limit: float):
+    scene.envelope = envelope_of(bias=limit)
+    finished = scene.recalibrate()
+    if limit > 0.25:
+        assert finished.result == "accepted" and finished.candidate is not None and finished.unfit is None
+        return
+    assert (finished.result, finished.candidate, finished.unfit) == ("refused", None, scene.version)
+    assert finished.reason == (
+        f"homogenizer {scene.version[:12]} is outside of envelope.yaml: bias 0.25, at most 0.24 is allowed"
+    )
+
+
+def test_a_compiled_form_of_other_weights_than_those_measured_does_not_serve(scene: Scene):
+    """Else a worker that has gone wrong could have an innocent homogenizer measured, and another one serve."""
+    compiled = scene.backend.compile(homogenizer(0.75), torch.zeros(1, *SHAPE))
+    scene.version = scene.store.put(homogenizer(0.125), {"model": MODEL}, compiled, scene.backend.name)
+    scene.envelope = envelope_of(bias=0.5)
+    finished = scene.recalibrate()
+    assert (finished.result, finished.unfit) == ("failed", scene.version)
+    assert "is not what it was compiled from" in finished.reason
 
 
 def test_a_worker_that_took_too_long_is_told_apart(scene: Scene):

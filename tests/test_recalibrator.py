@@ -28,11 +28,11 @@ from daemon.recalibrator import (
 )
 
 TIMES = {"every": 1000.0, "frames": 64, "collect": 0.0, "backoff": 10.0, "shadow": 5.0, "probation": 60.0}
-ENDS = ("rejected", "unneeded", "failed", "timeout", "outdated")  # of a recalibration without a candidate
+ENDS = ("rejected", "refused", "unneeded", "failed", "timeout", "outdated")  # of a recalibration without a candidate
 
 
-def machine_in(mode: str = "autonomous", **settings: float) -> Recalibrator:
-    return Recalibrator(RecalibrateConfig(mode=mode, **{**TIMES, **settings}), now=0.0)
+def machine_in(mode: str = "autonomous", strict: bool = False, **settings: float) -> Recalibrator:
+    return Recalibrator(RecalibrateConfig(mode=mode, **{**TIMES, **settings}), now=0.0, strict=strict)
 
 
 @pytest.fixture
@@ -237,6 +237,24 @@ def test_a_days_budget_is_not_overdrawn_but_by_the_operator(budget):
     assert step(machine, DAY + 11, alarm=True) == Collect(afresh=True)
 
 
+@pytest.mark.parametrize("budget", ["fits_a_day", "swaps_a_day"])
+def test_an_order_waits_where_a_strict_budget_is_spent(budget):
+    machine = machine_in(strict=True, **{budget: 1}, every=10 * DAY)
+    on_probation(machine, 10.0)
+    look(machine, False, False, False)
+    assert step(machine, 70.0) is None
+    machine.request()
+    assert step(machine, DAY - 1) is None and machine.state is State.ACTIVE
+    assert "the envelope lets no order exceed it, which waits" in machine.reason
+    assert step(machine, DAY + 11) == Collect(afresh=False)
+
+
+def test_no_order_waits_for_a_strict_budget_that_is_not_spent():
+    machine = machine_in(strict=True)
+    machine.request()
+    assert step(machine, 1.0) == Collect(afresh=False)
+
+
 def test_a_lasting_alarm_that_needs_no_fit_is_asked_ever_more_seldom(machine):
     """A long scene of one class looks like drift, and is none."""
     fits, now = 0, 0.0
@@ -279,7 +297,7 @@ def test_a_spent_budget_is_told():
     begin_fit(machine, 0.0)
     machine.finished("rejected", 0.0)
     assert step(machine, 500.0, alarm=True) is None
-    assert "budget" in machine.reason
+    assert "budget" in machine.reason and "`recald recalibrate` exceeds it" in machine.reason
 
 
 def test_an_order_while_frames_are_collected_is_that_fit(machine):

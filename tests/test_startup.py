@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from envelopes import envelope_of
 
 from calibrate.homogenizer import Homogenizer
+from daemon.envelope import Envelope
 from daemon.startup import restore, served_since, withdrawn
 from deploy.eager import EagerBackend
 from deploy.path import InferencePath
@@ -40,9 +42,9 @@ class Restart:
     def stored(self, version: str, suffix: str) -> Path:
         return self.store.root / "objects" / "sha256" / version[:2] / (version[2:] + suffix)
 
-    def restore(self) -> InferencePath:
+    def restore(self, envelope: Envelope | None = None) -> InferencePath:
         path = InferencePath(BACKEND.load(BACKEND.compile(torch.nn.Identity(), EXAMPLE), threads=1))
-        restore("front", path, self.store, self.model)
+        restore("front", path, self.store, self.model, envelope)
         return path
 
 
@@ -62,6 +64,25 @@ def test_where_the_one_before_is_gone_the_factory_one_is_a_step_away(restart):
     restart.stored(restart.versions[0], ".safetensors").unlink()
     path = restart.restore()
     assert (path.version, path.fallback) == (restart.versions[1], FACTORY)
+
+
+@pytest.mark.parametrize(("limit", "serves"), [(0.5, [1, 0]), (0.4, [0]), (0.2, [])])
+def test_what_is_outside_of_the_envelope_does_not_serve_again(restart, caplog, limit, serves):
+    path = restart.restore(envelope_of(bias=limit))
+    versions = [*(restart.versions[i] for i in serves), FACTORY, FACTORY]
+    assert [path.version, path.fallback] == versions[:2]
+    outside = [restart.versions[i] for i in (0, 1) if i not in serves]
+    told = [record.getMessage() for record in caplog.records if "outside of envelope.yaml" in record.getMessage()]
+    assert [version[:12] in line for version, line in zip(outside, told, strict=True)] == [True] * len(outside)
+
+
+def test_one_that_was_compiled_of_other_weights_does_not_serve_again_within_an_envelope(restart):
+    homogenizer = Homogenizer(*SHAPE).requires_grad_(False).eval()
+    compiled = BACKEND.compile(homogenizer, EXAMPLE)
+    homogenizer.bias += 0.75
+    manifest = {"model": MODEL, "versions": {"backend": BACKEND.version()}}
+    restart.store.point("front", restart.store.put(homogenizer, manifest, compiled, "eager"), MODEL, 2.0)
+    assert restart.restore(envelope_of(bias=1)).version == restart.versions[1]
 
 
 def test_after_a_rollback_to_the_factory_one_nothing_fitted_serves(restart):

@@ -64,7 +64,8 @@ class Scene:
         )
         recalibration: Any = SimpleNamespace(free=True, start=lambda *given: None)
         background: Any = SimpleNamespace(submit=lambda do, *given: do(*given))
-        metrics = Metrics(CollectorRegistry())
+        self.registry = CollectorRegistry()
+        metrics = Metrics(self.registry)
         self.upkeep = Upkeep(recalibration, persistence, 64, metrics, background, self.record, lambda: self.now)
 
     def frames(self, count: int) -> None:
@@ -73,14 +74,17 @@ class Scene:
 
     def fit(self, version: str, incumbent: str = FACTORY) -> Runner:
         """An operator's fit that has led to this candidate."""
-        self.sensor.recalibrator.request()
-        self.frames(64)
-        self.step(2)
-        assert self.sensor.recalibrator.state is State.FITTING
+        self.begin_fit()
         runner = Runner()
         candidate = Candidate(Prepared(version, runner), incumbent)
         self.upkeep.take_in(Finished("front", "accepted", "better", candidate), self.sensor, self.now)
         return runner
+
+    def begin_fit(self) -> None:
+        self.sensor.recalibrator.request()
+        self.frames(64)
+        self.step(2)
+        assert self.sensor.recalibrator.state is State.FITTING
 
     def look(self, objections: str = "") -> None:
         rival = self.sensor.rival
@@ -231,6 +235,22 @@ def test_the_record_of_a_fit_names_its_dossier(scene):
             "fit",
             {"result": "rejected", "reason": "worse", "trigger": "operator", "dossier": dossier},
         )
+
+
+def test_a_refused_version_is_counted_told_and_not_tried_again(scene):
+    scene.begin_fit()
+    scene.upkeep.take_in(Finished("front", "refused", "gain 9", unfit="outside"), scene.sensor, scene.now)
+    assert (scene.sensor.recalibrator.state, scene.sensor.path.version) == (State.FACTORY, FACTORY)
+    assert scene.registry.get_sample_value("recald_fits_total", {"sensor": "front", "result": "refused"}) == 1
+    told = [details for event, details in scene.records if event == "fit"][-1]
+    assert told == {
+        "result": "refused",
+        "reason": "gain 9",
+        "trigger": "operator",
+        "dossier": None,
+        "withdrawn": "outside",
+    }
+    assert scene.written[-1] == ("withdrawn", ["outside"])
 
 
 def test_a_stored_version_that_cannot_serve_is_not_tried_again(scene):

@@ -1,0 +1,30 @@
+"""Envelopes and their signatures, for the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from daemon.envelope import Bounds, Contents, Envelope
+from deploy.signature import signature_path
+
+
+def envelope_of(**homogenizer: Any) -> Envelope:
+    """One that bounds homogenizers alone, by these names of calibrate.extent.Extent."""
+    return Envelope(Path("/etc/envelope.yaml"), "", False, Contents(version=1, homogenizer=Bounds(**homogenizer)))
+
+
+def sign(path: Path) -> Path:
+    """Sign the file by a new key; returns the public key's file, beside it."""
+    private, key = Ed25519PrivateKey.generate(), path.with_name("key.pub")
+    signature_path(path).write_bytes(private.sign(path.read_bytes()))
+    key.write_bytes(public_pem(private))
+    return key
+
+
+def public_pem(private: Any) -> bytes:
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    return private.public_key().public_bytes(serialization.Encoding.PEM, form)
