@@ -16,15 +16,15 @@ NOISE = {"temporal-noise": (1.0,)}  # no camera takes the same picture twice
 
 SCENE_S = MINUTE  # of one mixture of classes ...
 CONCENTRATION = 0.1  # ... drawn from a Dirichlet distribution: mostly one or two of ten classes
-SINGLE_S = 30 * MINUTE  # of one class each
+SINGLE_S = 16 * MINUTE  # of one class each
 TAIL = 100.0  # how much commoner the first class is than the last under label shift
 
 CAMERA = {"fixed-pattern": 12.0, "cross-talk": 0.25, "blur": 0.7, "exposure": -0.5}
 HAZE = {"haze": 0.3, "blur": 0.8}
-BEGINS = 30 * MINUTE  # of an abrupt drift
-RAMP = (20 * MINUTE, 80 * MINUTE)  # of a gradual one: from nothing to all of it,
-STEP = 3 * MINUTE  # in steps
-PERIOD = 20 * MINUTE  # of a recurring one: clean and drifted in turn
+BEGINS = 16 * MINUTE  # of an abrupt drift
+RAMP = (8 * MINUTE, 44 * MINUTE)  # of a gradual one: from nothing to all of it,
+STEP = 4 * MINUTE  # in steps
+PERIOD = 16 * MINUTE  # of a recurring one: clean and drifted in turn
 
 Mixture = Callable[[float], np.ndarray]  # a time (s) to the probabilities of the classes (K,)
 Course = Callable[[float, int], dict[str, float]]  # a time (s) and the number of a frame to the strengths of its drift

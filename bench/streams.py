@@ -24,11 +24,11 @@ from daemon.config import DriftConfig, RecalibrateConfig
 from daemon.demo import material, networks
 from deploy.frozen import export_model
 
-HOURS = 2.0
+HOURS = 1.0
 TICK_S = 8.0  # between two looks of the watch: half of its window of 64 frames is new then
 BATCH = 200  # of what adapts by batches, as published on CIFAR-10
 BLOCK_S = 300.0  # over which accuracies are compared: 1,200 frames
-ERRORS = 3.0  # standard errors of a difference that count as noise: there are 24 blocks in a stream
+ERRORS = 3.0  # standard errors of a difference that count as noise: there are 12 blocks in a stream
 SEEDS = (10,)  # 0 to 9 are for choosing
 REACTS_S = 600.0  # after a change of the camera a recalibration is no false one for so long
 METHODS = ("factory", "recald", "BN-adapt", "TENT")
