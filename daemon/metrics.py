@@ -96,6 +96,7 @@ class Metrics:
         )
         self.layer_drift_score = make.gauge("layer_drift_score", "Drift score of one layer.", "sensor", "layer")
         self.drift_alarm = make.gauge("drift_alarm", "1 while drift is alarmed.", "sensor")
+        self.narrow_view = make.gauge("narrow_view", "1 while few classes are in view: no drift to fit to.", "sensor")
         self.drift_evidence = make.gauge("drift_evidence", "What the drift detector has summed up.", "sensor")
         self.accuracy_proxy_ratio = make.gauge(
             "accuracy_proxy_ratio", "Accuracy estimated without labels.", "sensor", "proxy"

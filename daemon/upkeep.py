@@ -147,6 +147,7 @@ class Upkeep:
         self._metrics.drift_score.labels(sensor.name, "homogenized").set(sensor.drift_score)
         self._metrics.drift_evidence.labels(sensor.name).set(sensor.detector.evidence)
         self._metrics.drift_alarm.labels(sensor.name).set(sensor.detector.alarm)
+        self._metrics.narrow_view.labels(sensor.name).set(sensor.narrow)
 
     def _finished(self, sensor: Sensor, event: Finished, now: float) -> None:
         if event.unfit is not None:

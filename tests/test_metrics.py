@@ -27,6 +27,7 @@ LABELS = {  # every metric of the daemon, which later code must feed and dashboa
     "layer_drift_score": ("sensor", "layer"),
     "drift_alarm": ("sensor",),
     "drift_evidence": ("sensor",),
+    "narrow_view": ("sensor",),
     "accuracy_proxy_ratio": ("sensor", "proxy"),
     "calibration_state": ("sensor",),
     "calibration_progress_ratio": ("sensor",),
