@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -34,6 +33,7 @@ from daemon.process import WorkerProcess
 from daemon.recalibration import Recalibration
 from daemon.recalibrator import Recalibrator
 from daemon.recorder import Recorder, audit_path
+from daemon.remembered import remembered
 from daemon.reservoir import Reservoir
 from daemon.results import Publisher
 from daemon.screening import Screening
@@ -103,9 +103,8 @@ class Daemon:
         self._store = ArtefactStore(self.config.state.directory)
         self._store.sweep()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="background")
-        audit = partial(AuditLog, audit_path(self.config.state.directory))
         self._persistence = Persistence(self._store, self._model.digest, self._background)
-        self._record = Recorder(audit, self._background, self.metrics)
+        self._record = Recorder(self._open_audit, self._background, self.metrics)
         self._closing.callback(self._record.close)
         self._closing.callback(self._background.shutdown, wait=True)
         for name in self.config.sensors:
@@ -134,6 +133,7 @@ class Daemon:
             ),
             DriftDetector(config.drift.threshold, config.drift.hold),
             self._new_recalibrator(name, path.version),
+            operator_hold=None,
             withdrawn=withdrawn(name, self._store),
         )
 
@@ -142,6 +142,18 @@ class Daemon:
         config, since = self.config.recalibrate, served_since(sensor, version, self._store)
         on_probation = version != FACTORY and since is not None and time.time() - since < config.probation
         return Recalibrator(config, self._clock(), serving=version != FACTORY, on_probation=on_probation)
+
+    def _open_audit(self) -> AuditLog:
+        """In the background, as soon as it can be opened; what it tells of the time before the start is posted."""
+        config = self.config
+        with ExitStack() as on_failure:
+            audit = AuditLog(audit_path(config.state.directory))
+            on_failure.callback(audit.close)
+            past = [remembered(audit, name, config.recalibrate, time.time()) for name in config.sensors]
+            on_failure.pop_all()
+        for event in past:
+            self._events.put(event)
+        return audit
 
     def _drop_candidates(self) -> None:
         for sensor in self.sensors.values():

@@ -7,6 +7,7 @@ from typing import Any
 
 from daemon.recalibrator import Refused
 from daemon.recorder import Recorder
+from daemon.remembered import BY_OPERATOR
 from daemon.sensor import Sensor
 from daemon.upkeep import Upkeep
 from deploy.store import FACTORY
@@ -55,11 +56,11 @@ class Orders:
         return f"{sensor.path.version[:12]} serves again; what was taken back is not tried again"
 
     def _hold(self, sensor: Sensor) -> str:
-        sensor.operator_hold = True
-        return "nothing is swapped until `recald hold --release`, or a restart; what fails on a frame still goes back"
+        sensor.operator_hold = BY_OPERATOR
+        return "nothing is swapped until `recald hold --release`, over restarts too; what fails on a frame goes back"
 
     def _release(self, sensor: Sensor) -> str:
-        sensor.operator_hold = False
+        sensor.operator_hold = ""
         return "swaps are allowed again"
 
 

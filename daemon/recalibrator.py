@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -110,6 +111,11 @@ class Recalibrator:
         self._looks: deque[bool] = deque(maxlen=MOST_LOOKS)
         self._fits: deque[float] = deque()
         self._swaps: deque[float] = deque()
+
+    def spent(self, fits: Sequence[float], swaps: Sequence[float]) -> None:
+        """Times, oldest first, of fits and swaps from before a restart: the day's budget goes on."""
+        self._fits.extendleft(reversed(fits))
+        self._swaps.extendleft(reversed(swaps))
 
     # ---- what an operator orders
 

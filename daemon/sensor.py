@@ -38,7 +38,7 @@ class Sensor:
     recalibrator: Recalibrator
     drift_score: float = math.nan  # of the frames as served; NaN until first observed
     hold: bool = False  # the newest frame's request: no swap now
-    operator_hold: bool = False  # the operator's
+    operator_hold: str | None = ""  # why nothing may be swapped until an operator releases it; None: not yet known
     waiting: Candidate | None = None  # in the shadow; committed between two frames, or dropped
     withdrawn: set[str] = field(default_factory=set)  # versions that were taken back or dropped: not tried again
     looked_at: int = 0  # reservoir.added when the rival was last compared, or came up
@@ -65,7 +65,7 @@ class Sensor:
             "drift_alarm": self.detector.alarm,
             "frames": self.frames,
             "collected": self.reservoir.collected,
-            "hold": self.hold or self.operator_hold,
+            "hold": self.hold or self.operator_hold != "",
             "candidate": None if (waiting := self.waiting) is None else waiting.prepared.version,
             "last_fit": self.last_result,
         }

@@ -13,6 +13,7 @@ from daemon.persistence import Persistence
 from daemon.recalibration import Finished, Progressed, Recalibration
 from daemon.recalibrator import Collect, Commit, Decision, Discard, Facts, Fit, RollBack, State
 from daemon.recorder import Recorder
+from daemon.remembered import Remembered
 from daemon.sensor import Sensor
 from daemon.watch import Observed
 from deploy.store import FACTORY
@@ -20,7 +21,7 @@ from deploy.store import FACTORY
 LAYERS_EXPORTED = 64  # layer drift scores, so that a deep network cannot flood the scrape
 
 log = logging.getLogger(__name__)
-Event = Observed | Progressed | Finished
+Event = Observed | Progressed | Finished | Remembered
 
 
 class Upkeep:
@@ -50,6 +51,8 @@ class Upkeep:
             if event.homogenizer == sensor.path.version:  # else a swap came between
                 self._observed(sensor, event.scores, now)
                 self._compared(sensor, event)
+        elif isinstance(event, Remembered):
+            self._remembered(sensor, event, now)
         elif isinstance(event, Progressed):
             self._observe_durations(sensor, event.durations)
             sensor.recalibrator.progressed(State(event.stage), event.ratio)
@@ -92,11 +95,23 @@ class Upkeep:
 
     def _held(self, sensor: Sensor) -> str:
         """Why nothing may be swapped now."""
+        if self._record.failing:
+            return "the audit log cannot be written, see the daemon's log"
+        if sensor.operator_hold is None:
+            return "the audit log is not yet read"
         if sensor.operator_hold:
-            return "the operator holds swaps; `recald hold --release` ends it"
-        if sensor.hold:
-            return "the camera's side holds swaps"
-        return "the audit log cannot be written, see the daemon's log" if self._record.failing else ""
+            return f"{sensor.operator_hold}; `recald hold --release` ends it"
+        return "the camera's side holds swaps" if sensor.hold else ""
+
+    def _remembered(self, sensor: Sensor, past: Remembered, now: float) -> None:
+        sensor.recalibrator.spent([now - age for age in past.fits], [now - age for age in past.swaps])
+        if sensor.operator_hold is not None:  # an operator was faster
+            return
+        sensor.operator_hold = past.hold
+        if past.hold:
+            log.warning("%s: nothing is swapped until `recald hold --release`: %s", sensor.name, past.hold)
+            # Once more, so that no hold is pruned while it lasts.
+            self._record(sensor.name, "order", {"order": "hold", "by": "recald", "reason": past.hold})
 
     def _observed(self, sensor: Sensor, scores: dict[str, Any], now: float) -> None:
         metrics, name = self._metrics, sensor.name
@@ -164,6 +179,7 @@ class Upkeep:
         if isinstance(decision, Collect):
             self._collect(sensor, decision)
         elif isinstance(decision, Fit):
+            self._record(sensor.name, "fit begun", {"trigger": decision.trigger})  # also of one that ends the daemon
             self._recalibration.start(sensor, decision.trigger, self._frames)
         elif isinstance(decision, Commit):
             self._commit(sensor)

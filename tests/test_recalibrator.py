@@ -26,6 +26,7 @@ from daemon.recalibrator import (
 )
 
 TIMES = {"every": 1000.0, "frames": 64, "collect": 0.0, "backoff": 10.0, "shadow": 5.0, "probation": 60.0}
+OTHER = {"fits_a_day": "swaps", "swaps_a_day": "fits"}
 ENDS = ("rejected", "unneeded", "failed", "timeout", "outdated")  # of a recalibration without a candidate
 
 
@@ -170,6 +171,20 @@ def test_a_days_budget_is_not_overdrawn_but_by_the_operator(budget):
     assert step(machine, DAY - 1) == Collect(afresh=False)
     machine.finished("unneeded", DAY - 1)
     assert step(machine, DAY + 11, alarm=True) == Collect(afresh=True)
+
+
+@pytest.mark.parametrize("budget", ["fits_a_day", "swaps_a_day"])
+def test_a_days_budget_goes_on_over_a_restart(budget):
+    """The monotonic clock may have begun anew: what was spent an hour ago is of a time before 0."""
+    machine = machine_in(**{budget: 2}, every=DAY)
+    machine.spent(**{budget.removesuffix("_a_day"): [-7200.0, -3600.0]}, **{OTHER[budget]: []})
+    assert step(machine, 1.0, alarm=True) is None and "budget" in machine.reason
+    assert step(machine, DAY - 7201.0, alarm=True) is None
+    on_probation(machine, DAY - 7200.0 + 5)
+    look(machine, False, False, False)
+    step(machine, DAY - 7200.0 + 65)
+    assert step(machine, DAY - 3601.0, alarm=True) is None, "the one of an hour ago and the new one"
+    assert step(machine, DAY - 3600.0, alarm=True) == Collect(afresh=True)
 
 
 def test_a_lasting_alarm_that_needs_no_fit_is_asked_ever_more_seldom(machine):
@@ -368,23 +383,42 @@ def test_a_rollback_does_not_stop_a_fit(machine):
 class Life(RuleBasedStateMachine):
     """A sensor's life in any order of events that a daemon can produce."""
 
-    @initialize(mode=st.sampled_from(["locked", "shadow", "supervised", "autonomous"]))
-    def begin(self, mode):
+    @initialize(
+        mode=st.sampled_from(["locked", "shadow", "supervised", "autonomous"]),
+        budget=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        spent=st.tuples(*[st.lists(st.floats(-1.5 * DAY, 0), max_size=3).map(sorted)] * 2),
+    )
+    def begin(self, mode, budget, spent):
         self.mode, self.now = mode, 0.0
-        self.machine = machine_in(mode)
+        self.machine = machine_in(mode, fits_a_day=budget[0], swaps_a_day=budget[1])
+        self.machine.spent(*spent)
+        self.budget, self.spent = budget, tuple(map(list, spent))
         self.approved = False
+
+    @rule()
+    def some_hours_pass(self):
+        self.now += 8 * 3600.0
+
+    def overdrawn(self) -> bool:
+        """Whether the day's budget is used up, counted anew."""
+        days = [sum(time > self.now - DAY for time in times) for times in self.spent]
+        return any(count >= most for count, most in zip(days, self.budget, strict=True))
 
     @rule(alarm=st.booleans(), collected=st.integers(0, 80), free=st.booleans(), held=st.sampled_from(["", "why"]))
     def step(self, alarm, collected, free, held):
         self.now += 3.0
         before = self.machine.state
         decision = step(self.machine, self.now, alarm=alarm, collected=collected, fitter_free=free, held=held)
-        if isinstance(decision, Fit):
+        if isinstance(decision, Collect):
+            assert self.mode != "locked" and (self.machine.trigger == "operator" or not self.overdrawn())
+        elif isinstance(decision, Fit):
             assert free and collected >= 64 and before is State.COLLECTING and self.mode != "locked"
+            self.spent[0].append(self.now)
         elif isinstance(decision, Commit):
             assert not held and before in WITH_CANDIDATE
             assert self.mode == "autonomous" or (self.mode == "supervised" and self.approved)
             self.machine.committed(True, self.now)
+            self.spent[1].append(self.now)
         elif isinstance(decision, Discard):
             assert before in WITH_CANDIDATE
             self.machine.finished(decision.result, self.now, decision.reason)

@@ -10,10 +10,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from calibrate.drift import DriftDetector
-from daemon.config import RecalibrateConfig
+from daemon.config import DAY, RecalibrateConfig
 from daemon.metrics import Metrics
 from daemon.recalibration import Finished
 from daemon.recalibrator import Recalibrator, State
+from daemon.remembered import Remembered
 from daemon.reservoir import Reservoir
 from daemon.sensor import Candidate, Sensor
 from daemon.upkeep import Upkeep
@@ -189,6 +190,47 @@ def test_every_state_that_was_passed_is_told_once(scene):
     scene.step()
     states = [details["state"] for event, details in scene.records if event == "state"]
     assert states == ["collecting", "fitting", "shadow"]
+
+
+def test_a_hold_from_before_a_restart_holds_and_is_written_once_more(scene):
+    scene.sensor.operator_hold = None
+    scene.fit("a")
+    for _ in range(3):
+        scene.look_at_new_frames()
+    scene.step()
+    assert scene.sensor.path.version == FACTORY and "not yet read" in scene.sensor.recalibrator.reason
+    scene.upkeep.take_in(Remembered("front", "anna holds", [], []), scene.sensor, scene.now)
+    scene.step()
+    assert scene.sensor.path.version == FACTORY and scene.sensor.status()["hold"]
+    assert scene.sensor.recalibrator.reason == "the candidate waits: anna holds; `recald hold --release` ends it"
+    assert ("order", {"order": "hold", "by": "recald", "reason": "anna holds"}) in scene.records
+    scene.sensor.operator_hold = ""
+    scene.step()
+    assert scene.sensor.path.version == "a"
+
+
+def test_an_order_given_before_the_log_was_read_is_the_newer_one(scene):
+    scene.upkeep.take_in(Remembered("front", "anna holds", [], []), scene.sensor, scene.now)
+    assert scene.sensor.operator_hold == "" and scene.records == []
+
+
+def test_what_was_spent_before_a_restart_is_spent():
+    scene = Scene(swaps_a_day=2)
+    scene.now = 100.0
+    scene.upkeep.take_in(Remembered("front", "", [], [DAY - 1, 60.0]), scene.sensor, scene.now)
+    scene.sensor.detector.alarm = True
+    scene.step()
+    assert scene.sensor.recalibrator.state is State.FACTORY and "budget" in scene.sensor.recalibrator.reason
+    scene.now += 1
+    scene.step()
+    assert scene.sensor.recalibrator.state is State.COLLECTING
+
+
+def test_a_fit_is_told_when_it_begins(scene):
+    """Also one that ends the daemon has spent its share of the budget."""
+    scene.fit("a")
+    assert scene.events.index("fit begun") < scene.events.index("fit")
+    assert ("fit begun", {"trigger": "operator"}) in scene.records
 
 
 def test_a_stored_version_that_cannot_serve_is_not_tried_again(scene):
