@@ -27,7 +27,7 @@ from daemon.frame import Frame, FrameError
 from daemon.intake import Intake
 from daemon.metrics import Metrics, serve_metrics
 from daemon.notify import Notifier
-from daemon.orders import Orders
+from daemon.orders import Order, Orders
 from daemon.persistence import Persistence
 from daemon.process import WorkerProcess
 from daemon.recalibration import Recalibration
@@ -72,7 +72,7 @@ class Daemon:
         self._notifier = notifier
         self._clock = clock
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._commands: queue.SimpleQueue[tuple[str, str, str, Future[dict[str, Any]]]] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[tuple[Order, Future[dict[str, Any]]]] = queue.SimpleQueue()
         self._closing = ExitStack()
         self._due = self._status_due = -math.inf
 
@@ -295,7 +295,8 @@ class Daemon:
         if name not in self.sensors:
             raise ValueError(f"unknown sensor {name!r}: configured are {', '.join(self.sensors)}")
         answer: Future[dict[str, Any]] = Future()
-        self._commands.put((command, name, str(request.get("by", "unknown")), answer))
+        order = Order(command, name, str(request.get("by", "unknown")), request.get("version"))
+        self._commands.put((order, answer))
         try:
             return answer.result(ORDER_TIMEOUT_S)
         except FutureTimeout:
@@ -304,13 +305,13 @@ class Daemon:
 
     def _obey(self) -> None:
         while not self._commands.empty():
-            command, name, by, answer = self._commands.get()
+            order, answer = self._commands.get()
             if not answer.set_running_or_notify_cancel():
                 continue
             try:
-                answer.set_result(self._orders.carry_out(command, self.sensors[name], by))
+                answer.set_result(self._orders.carry_out(order, self.sensors[order.sensor]))
             except ValueError as error:
-                answer.set_exception(ValueError(f"{name}: {error}"))
+                answer.set_exception(ValueError(f"{order.sensor}: {error}"))
 
     # ---- the end
 

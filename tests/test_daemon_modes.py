@@ -96,7 +96,8 @@ def test_a_candidate_serves_once_it_is_approved(awaiting):
     status = daemon.status()
     assert "recald approve" in status["reason"]
     assert served(camera) == ["factory"]
-    said = order(daemon, "approve")
+    assert f"{status['candidate'][:12]} does" in refusal(daemon, "approve", "--version", "f" * 8)
+    said = order(daemon, "approve", "--version", status["candidate"])
     assert said == f"front: candidate {status['candidate'][:12]} serves as soon as nothing holds it, on probation\n"
     camera.stream(DRIFT, lambda: state(daemon) == "active", "it serves and its probation is over")
     camera.settle()
