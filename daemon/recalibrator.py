@@ -41,12 +41,16 @@ WITH_CANDIDATE = (State.SHADOW, State.AWAITING_APPROVAL)
 
 @dataclass(frozen=True)
 class Facts:
-    """What a decision depends on: the alarm, frames collected, whether a fit may begin, and why no swap may be made."""
+    """What a decision depends on: the alarm, frames collected, whether a fit may begin, and why no swap may be made.
+
+    `slower` says how much longer than expected a frame takes, where it does.
+    """
 
     alarm: bool = False
     collected: int = 0
     fitter_free: bool = True
     held: str = ""
+    slower: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ class Discard:
 class RollBack:
     """Let the homogenizer before the active one serve again."""
 
-    reason: str
+    reason: str  # "regress" or "latency"
+    why: str = ""
 
 
 Decision = Collect | Fit | Commit | Discard | RollBack
@@ -191,7 +196,7 @@ class Recalibrator:
         if self.state in WITH_CANDIDATE:
             return self._weigh(now, facts.held)
         if self.state is State.PROBATION:
-            return self._watch_over(now, facts.held)
+            return self._watch_over(now, facts)
         return None
 
     def _begin(self, now: float, alarm: bool) -> Decision | None:
@@ -272,10 +277,12 @@ class Recalibrator:
             return None
         return Commit()
 
-    def _watch_over(self, now: float, held: str) -> Decision | None:
+    def _watch_over(self, now: float, facts: Facts) -> Decision | None:
         self.progress = _share(now - self._since, self._config.probation)
-        if len(self._looks) >= REGRESSIONS and all(list(self._looks)[-REGRESSIONS:]) and not held:
+        if len(self._looks) >= REGRESSIONS and all(list(self._looks)[-REGRESSIONS:]) and not facts.held:
             return RollBack("regress")
+        if facts.slower and not facts.held:
+            return RollBack("latency", facts.slower)
         if self.progress == 1.0 and len(self._looks) >= LOOKS:
             self._failures = self._tries = 0
             self._not_before = now

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from calibrate.drift import DriftDetector
+from daemon.pace import Pace
 from daemon.recalibrator import WITH_CANDIDATE, Recalibrator, State
 from daemon.reservoir import Reservoir
 from deploy.path import InferencePath, Prepared
@@ -36,6 +37,7 @@ class Sensor:
     reservoir: Reservoir
     detector: DriftDetector
     recalibrator: Recalibrator
+    pace: Pace = field(default_factory=Pace)  # of frames through `path`
     drift_score: float = math.nan  # of the frames as served; NaN until first observed
     hold: bool = False  # the newest frame's request: no swap now
     operator_hold: str | None = ""  # why nothing may be swapped until an operator releases it; None: not yet known

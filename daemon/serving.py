@@ -38,7 +38,9 @@ class Serving:
             image = self._preprocessor.to_input_image(image)
             batch = self._preprocessor.normalise(image[np.newaxis])
         with self._stage(name, "infer"):
+            began = time.perf_counter()
             output, version = sensor.path.infer(batch)
+            sensor.pace.served(time.perf_counter() - began)
         with self._stage(name, "publish"):
             header = self._header(frame, sensor, output, version)
             self._publisher.send(name, header, output)

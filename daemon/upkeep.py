@@ -61,29 +61,25 @@ class Upkeep:
 
     def step(self, sensor: Sensor, now: float) -> None:
         """Do what has become due for a sensor."""
-        recalibrator = sensor.recalibrator
-        facts = Facts(
-            alarm=sensor.detector.alarm,
-            collected=sensor.reservoir.collected,
-            fitter_free=self._recalibration.free,
-            held=self._held(sensor),
-        )
-        decision = recalibrator.step(now, facts)
+        sensor.pace.counting = self._recalibration.free
+        decision = sensor.recalibrator.step(now, self._facts(sensor))
         if decision is not None:
             self._carry_out(sensor, decision, now)
         self._tell_state(sensor)
         self.show_state(sensor)
 
-    def roll_back(self, sensor: Sensor, reason: str) -> None:
-        """Let the homogenizer before the active one serve again, or the factory one."""
+    def roll_back(self, sensor: Sensor, reason: str, why: str = "") -> None:
+        """Let the homogenizer before the active one serve again, or the factory one; `why` tells more of the reason."""
         self._drop_candidate(sensor, "outdated")
         before, version = sensor.path.version, sensor.path.rollback()
         self._withdraw(sensor, before)
-        log.warning("%s: rolled back to %s: %s", sensor.name, version[:12], reason)
+        told = f"{reason}, {why}" if why else reason
+        log.warning("%s: rolled back to %s: %s", sensor.name, version[:12], told)
         self._metrics.rollbacks.labels(sensor.name, reason).inc()
-        self._record(sensor.name, "rollback", {"from": before, "to": version, "reason": reason})
+        details = {"from": before, "to": version, "reason": reason} | ({"why": why} if why else {})
+        self._record(sensor.name, "rollback", details)
         self._now_serving(sensor, "rollback")
-        sensor.recalibrator.rolled_back(version != FACTORY, self._clock(), f"rolled back: {reason}")
+        sensor.recalibrator.rolled_back(version != FACTORY, self._clock(), f"rolled back: {told}")
 
     def show_homogenizer(self, sensor: Sensor, source: str) -> None:
         version = sensor.path.version
@@ -92,6 +88,15 @@ class Upkeep:
     def show_state(self, sensor: Sensor) -> None:
         self._metrics.calibration_state.labels(sensor.name).state(sensor.recalibrator.state.value)
         self._metrics.calibration_progress_ratio.labels(sensor.name).set(sensor.recalibrator.progress)
+
+    def _facts(self, sensor: Sensor) -> Facts:
+        return Facts(
+            alarm=sensor.detector.alarm,
+            collected=sensor.reservoir.collected,
+            fitter_free=self._recalibration.free,
+            held=self._held(sensor),
+            slower=sensor.pace.slower if sensor.recalibrator.state is State.PROBATION else "",
+        )
 
     def _held(self, sensor: Sensor) -> str:
         """Why nothing may be swapped now."""
@@ -188,7 +193,7 @@ class Upkeep:
             sensor.last_result = f"{decision.result}: {decision.reason}"
             sensor.recalibrator.finished(decision.result, now, decision.reason)
         elif isinstance(decision, RollBack):
-            self.roll_back(sensor, decision.reason)
+            self.roll_back(sensor, decision.reason, decision.why)
 
     def _collect(self, sensor: Sensor, decision: Collect) -> None:
         log.info("%s: collecting frames, because of %s", sensor.name, sensor.recalibrator.trigger)
@@ -200,13 +205,13 @@ class Upkeep:
         """The swap, between two frames."""
         assert sensor.waiting is not None
         candidate, sensor.waiting = sensor.waiting, None
-        before = sensor.path.version
+        before, added = sensor.path.version, candidate.prepared.cost - sensor.path.cost
         pause = sensor.path.commit(candidate.prepared)
         self._metrics.swap_pause_seconds.labels(sensor.name).observe(pause)
         self._metrics.swaps.labels(sensor.name, "committed").inc()
         details = {"from": before, "to": sensor.path.version, "pause": pause, "frames_served": sensor.frames}
         self._record(sensor.name, "swap", details)
-        self._now_serving(sensor, "fit")
+        self._now_serving(sensor, "fit", added)
         sensor.looked_at = sensor.reservoir.added
         sensor.recalibrator.committed(sensor.path.version != FACTORY, self._clock())
         log.info("%s: homogenizer %s serves, pause %.0f us", sensor.name, sensor.path.version[:12], 1e6 * pause)
@@ -237,8 +242,9 @@ class Upkeep:
             log.error("%s: %s", sensor.name, reason)
         self._record(sensor.name, "state", {"state": state.value, "reason": reason})
 
-    def _now_serving(self, sensor: Sensor, source: str) -> None:
+    def _now_serving(self, sensor: Sensor, source: str, added: float = 0.0) -> None:
         """What follows from another homogenizer: a drift check that starts anew, the metrics, the pointer on disk."""
+        sensor.pace.swapped(added)
         sensor.drift_score = math.nan
         sensor.detector.reset()
         self._show_drift(sensor)

@@ -351,6 +351,20 @@ def test_a_hold_keeps_even_what_is_worse_from_being_exchanged(machine):
     assert step(machine, 21.0) == RollBack("regress")
 
 
+def test_what_serves_slower_than_expected_is_taken_back(machine):
+    on_probation(machine, 10.0)
+    look(machine, False, False, False)
+    assert step(machine, 20.0, held="why", slower="9 ms") is None, "nothing is exchanged during a hold"
+    assert step(machine, 21.0, slower="9 ms") == RollBack("latency", "9 ms")
+
+
+def test_after_its_probation_it_may_be_slow(machine):
+    on_probation(machine, 10.0)
+    look(machine, False, False, False)
+    step(machine, 70.0)
+    assert step(machine, 71.0, slower="9 ms") is None
+
+
 def test_a_probation_that_a_restart_cut_short_begins_anew():
     machine = Recalibrator(RecalibrateConfig(**TIMES), now=0.0, serving=True, on_probation=True)
     look(machine, True, True)
@@ -404,11 +418,18 @@ class Life(RuleBasedStateMachine):
         days = [sum(time > self.now - DAY for time in times) for times in self.spent]
         return any(count >= most for count, most in zip(days, self.budget, strict=True))
 
-    @rule(alarm=st.booleans(), collected=st.integers(0, 80), free=st.booleans(), held=st.sampled_from(["", "why"]))
-    def step(self, alarm, collected, free, held):
+    @rule(
+        alarm=st.booleans(),
+        collected=st.integers(0, 80),
+        free=st.booleans(),
+        held=st.sampled_from(["", "why"]),
+        slower=st.sampled_from(["", "", "9 ms"]),
+    )
+    def step(self, alarm, collected, free, held, slower):
         self.now += 3.0
         before = self.machine.state
-        decision = step(self.machine, self.now, alarm=alarm, collected=collected, fitter_free=free, held=held)
+        facts = {"alarm": alarm, "collected": collected, "fitter_free": free, "held": held, "slower": slower}
+        decision = step(self.machine, self.now, **facts)
         if isinstance(decision, Collect):
             assert self.mode != "locked" and (self.machine.trigger == "operator" or not self.overdrawn())
         elif isinstance(decision, Fit):
@@ -423,7 +444,8 @@ class Life(RuleBasedStateMachine):
             assert before in WITH_CANDIDATE
             self.machine.finished(decision.result, self.now, decision.reason)
         elif isinstance(decision, RollBack):
-            assert before is State.PROBATION
+            assert before is State.PROBATION and not held
+            assert (decision.reason == "latency") == bool(decision.why) and decision.why in ("", slower)
             self.machine.rolled_back(False, self.now, "regress")
         if self.machine.state not in WITH_CANDIDATE:
             self.approved = False

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from calibrate.drift import DriftDetector
 from daemon.config import DAY, RecalibrateConfig
 from daemon.metrics import Metrics
+from daemon.pace import FRAMES
 from daemon.recalibration import Finished
 from daemon.recalibrator import Recalibrator, State
 from daemon.remembered import Remembered
@@ -63,23 +64,23 @@ class Scene:
             serves=lambda _, version: self.written.append(("serves", version)),
             withdrawn=lambda _, versions: self.written.append(("withdrawn", sorted(versions))),
         )
-        recalibration: Any = SimpleNamespace(free=True, start=lambda *given: None)
+        self.recalibration: Any = SimpleNamespace(free=True, start=lambda *given: None)
         background: Any = SimpleNamespace(submit=lambda do, *given: do(*given))
         metrics = Metrics(CollectorRegistry())
-        self.upkeep = Upkeep(recalibration, persistence, 64, metrics, background, self.record, lambda: self.now)
+        self.upkeep = Upkeep(self.recalibration, persistence, 64, metrics, background, self.record, lambda: self.now)
 
     def frames(self, count: int) -> None:
         for number in range(count):
             self.sensor.reservoir.add(np.full((2, 2, 3), number % 256, np.uint8), self.now)
 
-    def fit(self, version: str, incumbent: str = FACTORY) -> Runner:
+    def fit(self, version: str, incumbent: str = FACTORY, cost: float = 0.0) -> Runner:
         """An operator's fit that has led to this candidate."""
         self.sensor.recalibrator.request()
         self.frames(64)
         self.step(2)
         assert self.sensor.recalibrator.state is State.FITTING
         runner = Runner()
-        candidate = Candidate(Prepared(version, runner), incumbent)
+        candidate = Candidate(Prepared(version, runner, cost), incumbent)
         self.upkeep.take_in(Finished("front", "accepted", "better", candidate), self.sensor, self.now)
         return runner
 
@@ -231,6 +232,55 @@ def test_a_fit_is_told_when_it_begins(scene):
     scene.fit("a")
     assert scene.events.index("fit begun") < scene.events.index("fit")
     assert ("fit begun", {"trigger": "operator"}) in scene.records
+
+
+def serve(scene: Scene, milliseconds: float) -> None:
+    for _ in range(FRAMES):
+        scene.sensor.pace.served(milliseconds / 1000)
+
+
+@pytest.mark.parametrize(("cost", "rolled_back"), [(0.0, True), (0.004, False)])
+def test_what_serves_slower_than_it_was_seen_to_when_proven_is_taken_back(cost, rolled_back):
+    scene = Scene()
+    serve(scene, 3)
+    scene.fit("a", cost=cost)
+    for _ in range(3):
+        scene.look_at_new_frames()
+    scene.step()
+    assert scene.sensor.recalibrator.state is State.PROBATION
+    serve(scene, 8)
+    scene.step()
+    assert (scene.sensor.path.version == FACTORY) is rolled_back
+    if rolled_back:
+        why = "a frame takes 8.0 ms, 3.0 were expected"
+        assert ("rollback", {"from": "a", "to": FACTORY, "reason": "latency", "why": why}) in scene.records
+        assert scene.sensor.recalibrator.reason == f"rolled back: latency, {why}"
+        assert scene.sensor.withdrawn == {"a"}
+
+
+def test_the_next_one_is_compared_with_the_one_before(scene):
+    for version, took in (("a", 3), ("b", 5)):
+        serve(scene, took)
+        scene.fit(version, incumbent=scene.sensor.path.version, cost=0.002)
+        for _ in range(3):
+            scene.look_at_new_frames()
+        scene.step()
+        serve(scene, 5)
+        for _ in range(3):
+            scene.look_at_new_frames("the one before is no better")
+        scene.now += 60
+        scene.step()
+    assert scene.sensor.path.version == "b"
+    assert scene.sensor.pace._expected == pytest.approx(0.005), "both cost the same: nothing is added"
+
+
+def test_frames_are_not_timed_while_a_fit_runs(scene):
+    scene.recalibration.free = False
+    scene.step()
+    assert not scene.sensor.pace.counting
+    scene.recalibration.free = True
+    scene.step()
+    assert scene.sensor.pace.counting
 
 
 def test_a_stored_version_that_cannot_serve_is_not_tried_again(scene):
