@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from calibrate.drift import DriftDetector
 from daemon import __version__
+from daemon.arrivals import Arrivals
 from daemon.config import Config
 from daemon.control import ControlServer
 from daemon.frame import Frame, FrameError
@@ -133,6 +134,7 @@ class Daemon:
             ),
             DriftDetector(config.drift.threshold, config.drift.hold),
             self._new_recalibrator(name, path.version),
+            arrivals=Arrivals(self._clock()),
             operator_hold=None,
             withdrawn=withdrawn(name, self._store),
         )

@@ -100,6 +100,7 @@ class Recalibrator:
 
     def __init__(self, config: RecalibrateConfig, now: float, serving: bool = False, on_probation: bool = False):
         self._config = config
+        on_probation &= config.mode != "locked"  # where nothing changes by itself, what serves stays
         self.state = State.PROBATION if on_probation else State.ACTIVE if serving else State.FACTORY
         self.progress = 0.0
         self.reason = ""  # why it is in this state, and what an operator can do

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from calibrate.drift import DriftDetector
+from daemon.arrivals import Arrivals
 from daemon.pace import Pace
 from daemon.recalibrator import WITH_CANDIDATE, Recalibrator, State
 from daemon.reservoir import Reservoir
@@ -38,7 +39,10 @@ class Sensor:
     detector: DriftDetector
     recalibrator: Recalibrator
     pace: Pace = field(default_factory=Pace)  # of frames through `path`
-    drift_score: float = math.nan  # of the frames as served; NaN until first observed
+    arrivals: Arrivals = field(default_factory=Arrivals)  # of frames that were answered
+    silent: float = 0.0  # for how long no frame came (s), 0 while that is nothing unusual
+    drift_score: float = math.nan  # of the frames as served; NaN where none is known
+    scores: dict[str, Any] = field(default_factory=dict)  # the last of the watch
     hold: bool = False  # the newest frame's request: no swap now
     operator_hold: str | None = ""  # why nothing may be swapped until an operator releases it; None: not yet known
     waiting: Candidate | None = None  # in the shadow; committed between two frames, or dropped
@@ -61,7 +65,7 @@ class Sensor:
         return {
             "state": self.recalibrator.state.value,
             "progress": round(self.recalibrator.progress, 3),
-            "reason": self.recalibrator.reason,
+            "reason": "; ".join(filter(None, (self._silence(), self.recalibrator.reason))),
             "homogenizer": self.path.version,
             "drift_score": None if math.isnan(self.drift_score) else round(self.drift_score, 3),
             "drift_alarm": self.detector.alarm,
@@ -71,3 +75,6 @@ class Sensor:
             "candidate": None if (waiting := self.waiting) is None else waiting.prepared.version,
             "last_fit": self.last_result,
         }
+
+    def _silence(self) -> str:
+        return f"no frames for {self.silent:.0f} s" if self.silent else ""

@@ -47,6 +47,7 @@ class Serving:
         metrics.end_to_end_seconds.labels(name).observe(_age(frame))
         metrics.frames_processed.labels(name).inc()
         sensor.frames += 1
+        sensor.arrivals.arrived(frame.received)
         if reason := sensor.reservoir.add(image, frame.received, header.get("label")):
             metrics.samples_rejected.labels(name, reason).inc()
 

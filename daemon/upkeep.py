@@ -48,7 +48,7 @@ class Upkeep:
     def take_in(self, event: Event, sensor: Sensor, now: float) -> None:
         """Note what a worker has found out about a sensor."""
         if isinstance(event, Observed):
-            if event.homogenizer == sensor.path.version:  # else a swap came between
+            if event.homogenizer == sensor.path.version and not sensor.silent:  # else a swap or a stop came between
                 self._observed(sensor, event.scores, now)
                 self._compared(sensor, event)
         elif isinstance(event, Remembered):
@@ -61,6 +61,7 @@ class Upkeep:
 
     def step(self, sensor: Sensor, now: float) -> None:
         """Do what has become due for a sensor."""
+        self._listen(sensor, now)
         sensor.pace.counting = self._recalibration.free
         decision = sensor.recalibrator.step(now, self._facts(sensor))
         if decision is not None:
@@ -88,6 +89,16 @@ class Upkeep:
     def show_state(self, sensor: Sensor) -> None:
         self._metrics.calibration_state.labels(sensor.name).state(sensor.recalibrator.state.value)
         self._metrics.calibration_progress_ratio.labels(sensor.name).set(sensor.recalibrator.progress)
+
+    def _listen(self, sensor: Sensor, now: float) -> None:
+        """A camera that has stopped shows no drift, and the one that comes back may be another."""
+        before, sensor.silent = sensor.silent, sensor.arrivals.silence(now)
+        if sensor.silent and not before:
+            log.warning("%s: no frames for %.0f s", sensor.name, sensor.silent)
+            self._forget_drift(sensor)
+            self._show_scores(sensor, _unknown(sensor.scores))
+        elif before and not sensor.silent:
+            log.info("%s: frames come again", sensor.name)
 
     def _facts(self, sensor: Sensor) -> Facts:
         return Facts(
@@ -119,8 +130,7 @@ class Upkeep:
             self._record(sensor.name, "order", {"order": "hold", "by": "recald", "reason": past.hold})
 
     def _observed(self, sensor: Sensor, scores: dict[str, Any], now: float) -> None:
-        metrics, name = self._metrics, sensor.name
-        sensor.drift_score = scores["homogenized"]
+        sensor.scores, sensor.drift_score = scores, scores["homogenized"]
         alarm = sensor.detector.alarm
         sensor.detector.observe(sensor.drift_score, now)
         if sensor.detector.alarm is not alarm:
@@ -128,6 +138,10 @@ class Upkeep:
             score = sensor.drift_score if math.isfinite(sensor.drift_score) else None
             self._record(sensor.name, said, {"score": score, "homogenizer": sensor.path.version})
         self._show_drift(sensor)
+        self._show_scores(sensor, scores)
+
+    def _show_scores(self, sensor: Sensor, scores: dict[str, Any]) -> None:
+        metrics, name = self._metrics, sensor.name
         metrics.drift_score.labels(name, "raw").set(scores["raw"])
         for layer, score in list(scores["layers"].items())[:LAYERS_EXPORTED]:
             metrics.layer_drift_score.labels(name, layer).set(score)
@@ -245,8 +259,17 @@ class Upkeep:
     def _now_serving(self, sensor: Sensor, source: str, added: float = 0.0) -> None:
         """What follows from another homogenizer: a drift check that starts anew, the metrics, the pointer on disk."""
         sensor.pace.swapped(added)
+        self._forget_drift(sensor)
+        self.show_homogenizer(sensor, source)
+        self._persistence.serves(sensor.name, sensor.path.version)
+
+    def _forget_drift(self, sensor: Sensor) -> None:
         sensor.drift_score = math.nan
         sensor.detector.reset()
         self._show_drift(sensor)
-        self.show_homogenizer(sensor, source)
-        self._persistence.serves(sensor.name, sensor.path.version)
+
+
+def _unknown(scores: dict[str, Any]) -> dict[str, Any]:
+    """The same scores, each NaN."""
+    layers, proxies = scores.get("layers", {}), scores.get("proxy", {})
+    return {"raw": math.nan, "layers": dict.fromkeys(layers, math.nan), "proxy": dict.fromkeys(proxies, math.nan)}

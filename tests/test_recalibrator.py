@@ -371,6 +371,13 @@ def test_a_probation_that_a_restart_cut_short_begins_anew():
     assert step(machine, 1.0) == RollBack("regress")
 
 
+def test_where_nothing_changes_by_itself_a_restart_begins_no_probation():
+    machine = Recalibrator(RecalibrateConfig(mode="locked", **TIMES), now=0.0, serving=True, on_probation=True)
+    look(machine, True, True, True)
+    assert step(machine, 1.0, slower="9 ms") is None
+    assert machine.state is State.ACTIVE
+
+
 def test_probation_does_not_end_unseen(machine):
     on_probation(machine, 10.0)
     assert step(machine, 500.0) is None
@@ -400,11 +407,13 @@ class Life(RuleBasedStateMachine):
     @initialize(
         mode=st.sampled_from(["locked", "shadow", "supervised", "autonomous"]),
         budget=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        served=st.booleans(),
         spent=st.tuples(*[st.lists(st.floats(-1.5 * DAY, 0), max_size=3).map(sorted)] * 2),
     )
-    def begin(self, mode, budget, spent):
+    def begin(self, mode, budget, served, spent):
         self.mode, self.now = mode, 0.0
-        self.machine = machine_in(mode, fits_a_day=budget[0], swaps_a_day=budget[1])
+        config = RecalibrateConfig(mode=mode, fits_a_day=budget[0], swaps_a_day=budget[1], **TIMES)
+        self.machine = Recalibrator(config, 0.0, serving=served, on_probation=served)
         self.machine.spent(*spent)
         self.budget, self.spent = budget, tuple(map(list, spent))
         self.approved = False

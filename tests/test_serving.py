@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from daemon.arrivals import LEAST_S, Arrivals
 from daemon.frame import build_frame, parse_frame
 from daemon.metrics import Metrics
 from daemon.pace import FRAMES, Pace
@@ -31,6 +32,7 @@ class Scene:
             reservoir=Reservoir(20, window=10, screen=Screening()),
             recalibrator=SimpleNamespace(state=SimpleNamespace(value="factory")),
             pace=Pace(),
+            arrivals=Arrivals(),
             drift_score=1.0,
             frames=0,
         )
@@ -84,3 +86,13 @@ def test_the_pace_is_that_of_the_way_through_both_networks():
         assert not scene.sensor.pace.slower
         scene.serve(picture(seed))
     assert scene.sensor.pace.slower.startswith("a frame takes 1")
+
+
+def test_only_a_frame_that_was_answered_has_arrived():
+    scene = Scene(2)
+    scene.serve(picture(0))
+    assert scene.sensor.arrivals.silence(LEAST_S) == 0 and scene.sensor.arrivals.silence(LEAST_S + 1) == LEAST_S + 1
+    scene.sensor.path.infer = lambda batch: (_ for _ in ()).throw(RuntimeError("no"))
+    with pytest.raises(RuntimeError):
+        scene.serve(picture(1))
+    assert scene.sensor.arrivals.silence(LEAST_S + 1) == LEAST_S + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,8 +67,12 @@ class Scene:
         )
         self.recalibration: Any = SimpleNamespace(free=True, start=lambda *given: None)
         background: Any = SimpleNamespace(submit=lambda do, *given: do(*given))
-        metrics = Metrics(CollectorRegistry())
+        self.registry = CollectorRegistry()
+        metrics = Metrics(self.registry)
         self.upkeep = Upkeep(self.recalibration, persistence, 64, metrics, background, self.record, lambda: self.now)
+
+    def metric(self, name: str, labels: dict[str, str]) -> Any:
+        return self.registry.get_sample_value(f"recald_{name}", {"sensor": "front"} | labels)
 
     def frames(self, count: int) -> None:
         for number in range(count):
@@ -281,6 +286,30 @@ def test_frames_are_not_timed_while_a_fit_runs(scene):
     scene.recalibration.free = True
     scene.step()
     assert scene.sensor.pace.counting
+
+
+def test_a_camera_that_stops_has_no_score_and_no_alarm_until_frames_come_again(scene, caplog):
+    scores = {"raw": 9.0, "homogenized": 9.0, "layers": {"bn1": 7.0}, "proxy": {"confidence": 0.4}}
+    seen = Observed("front", FACTORY, scores)
+    shown = [("drift_score", {"stage": "raw"}), ("drift_score", {"stage": "homogenized"})]
+    shown += [("layer_drift_score", {"layer": "bn1"}), ("accuracy_proxy_ratio", {"proxy": "confidence"})]
+    for scene.now in range(30):
+        scene.sensor.arrivals.arrived(scene.now)
+        scene.upkeep.take_in(seen, scene.sensor, scene.now)
+    assert scene.sensor.detector.alarm and [scene.metric(*metric) for metric in shown] == [9.0, 9.0, 7.0, 0.4]
+    scene.now += 12
+    scene.step(3)
+    scene.upkeep.take_in(seen, scene.sensor, scene.now)  # of a check that took its time
+    status = scene.sensor.status()
+    assert status["drift_score"] is None and status["reason"].startswith("no frames for 12 s")
+    assert not scene.sensor.detector.alarm and scene.metric("drift_alarm", {}) == 0
+    assert all(math.isnan(scene.metric(*metric)) for metric in shown)
+    assert caplog.messages.count("front: no frames for 12 s") == 1
+    scene.sensor.arrivals.arrived(scene.now)
+    scene.step()
+    scene.upkeep.take_in(seen, scene.sensor, scene.now)
+    assert scene.sensor.drift_score == 9.0 and "no frames" not in scene.sensor.status()["reason"]
+    assert scene.sensor.detector.evidence == 0, "the silence is no time of drift"
 
 
 def test_a_stored_version_that_cannot_serve_is_not_tried_again(scene):
