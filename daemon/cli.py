@@ -175,7 +175,8 @@ def _cell(column: str, value: Any) -> str:
 def order(args: argparse.Namespace) -> int:
     """One order to a running daemon, one line about what happened and what comes next."""
     name = "release" if getattr(args, "release", False) else args.command
-    answer = _ask(args, {"command": name, "sensor": args.sensor, "by": _user()})
+    message = {"command": name, "sensor": args.sensor, "by": _user(), "version": getattr(args, "version", None)}
+    answer = _ask(args, message)
     print(json.dumps(answer) if args.json else f"{args.sensor}: {answer['said']}")
     return 0
 
@@ -290,6 +291,8 @@ def _add_operator(commands: Any) -> None:
     show = _add(commands, "status", status, "show what a running daemon does", "--config recald.yaml")
     orders = {name: _add(commands, name, order, text, "--sensor front") for name, text in ORDERS.items()}
     orders["hold"].add_argument("--release", action="store_true", help="undo: swaps are allowed again")
+    for name in ("approve", "reject"):
+        orders[name].add_argument("--version", metavar="V", help="this candidate and no newer one: 8 digits or more")
     for parser in orders.values():
         parser.add_argument("--sensor", required=True)
     for parser in (show, *orders.values()):

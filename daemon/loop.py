@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -22,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from calibrate.drift import DriftDetector
 from daemon import __version__
+from daemon.arrivals import Arrivals
 from daemon.config import Config
 from daemon.control import ControlServer
 from daemon.envelope import open_envelope
@@ -29,12 +29,13 @@ from daemon.frame import Frame, FrameError
 from daemon.intake import Intake
 from daemon.metrics import Metrics, serve_metrics
 from daemon.notify import Notifier
-from daemon.orders import Orders
+from daemon.orders import Order, Orders
 from daemon.persistence import Persistence
 from daemon.process import WorkerProcess
 from daemon.recalibration import Recalibration
 from daemon.recalibrator import Recalibrator
 from daemon.recorder import Recorder, audit_path
+from daemon.remembered import remembered
 from daemon.reservoir import Reservoir
 from daemon.results import Publisher
 from daemon.screening import Screening
@@ -73,7 +74,7 @@ class Daemon:
         self._notifier = notifier
         self._clock = clock
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._commands: queue.SimpleQueue[tuple[str, str, str, Future[dict[str, Any]]]] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[tuple[Order, Future[dict[str, Any]]]] = queue.SimpleQueue()
         self._closing = ExitStack()
         self._due = self._status_due = -math.inf
 
@@ -107,9 +108,8 @@ class Daemon:
         self._store = ArtefactStore(self.config.state.directory)
         self._store.sweep()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="background")
-        audit = partial(AuditLog, audit_path(self.config.state.directory))
         self._persistence = Persistence(self._store, self._model.digest, self._background)
-        self._record = Recorder(audit, self._background, self.metrics)
+        self._record = Recorder(self._open_audit, self._background, self.metrics)
         self._closing.callback(self._record.close)
         self._closing.callback(self._background.shutdown, wait=True)
         for name in self.config.sensors:
@@ -138,6 +138,8 @@ class Daemon:
             ),
             DriftDetector(config.drift.threshold, config.drift.hold),
             self._new_recalibrator(name, path.version),
+            arrivals=Arrivals(self._clock()),
+            operator_hold=None,
             withdrawn=withdrawn(name, self._store),
         )
 
@@ -152,6 +154,18 @@ class Daemon:
             on_probation=on_probation,
             strict=self._envelope is not None and self._envelope.bounds_the_day,
         )
+
+    def _open_audit(self) -> AuditLog:
+        """In the background, as soon as it can be opened; what it tells of the time before the start is posted."""
+        config = self.config
+        with ExitStack() as on_failure:
+            audit = AuditLog(audit_path(config.state.directory))
+            on_failure.callback(audit.close)
+            past = [remembered(audit, name, config.recalibrate, time.time()) for name in config.sensors]
+            on_failure.pop_all()
+        for event in past:
+            self._events.put(event)
+        return audit
 
     def _drop_candidates(self) -> None:
         for sensor in self.sensors.values():
@@ -297,7 +311,8 @@ class Daemon:
         if name not in self.sensors:
             raise ValueError(f"unknown sensor {name!r}: configured are {', '.join(self.sensors)}")
         answer: Future[dict[str, Any]] = Future()
-        self._commands.put((command, name, str(request.get("by", "unknown")), answer))
+        order = Order(command, name, str(request.get("by", "unknown")), request.get("version"))
+        self._commands.put((order, answer))
         try:
             return answer.result(ORDER_TIMEOUT_S)
         except FutureTimeout:
@@ -306,13 +321,13 @@ class Daemon:
 
     def _obey(self) -> None:
         while not self._commands.empty():
-            command, name, by, answer = self._commands.get()
+            order, answer = self._commands.get()
             if not answer.set_running_or_notify_cancel():
                 continue
             try:
-                answer.set_result(self._orders.carry_out(command, self.sensors[name], by))
+                answer.set_result(self._orders.carry_out(order, self.sensors[order.sensor]))
             except ValueError as error:
-                answer.set_exception(ValueError(f"{name}: {error}"))
+                answer.set_exception(ValueError(f"{order.sensor}: {error}"))
 
     # ---- the end
 

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from daemon.recalibrator import Refused
 from daemon.recorder import Recorder
+from daemon.remembered import BY_OPERATOR
 from daemon.sensor import Sensor
 from daemon.upkeep import Upkeep
 from deploy.store import FACTORY
+
+ANSWERS = ("approve", "reject")  # to a candidate, which they may name
+LEAST_DIGITS = 8  # of its version, as `recald status` shows it
+
+
+@dataclass(frozen=True)
+class Order:
+    """What `by` orders of a sensor, as it came: `version` is of the candidate that they mean, if they say so."""
+
+    name: str
+    sensor: str
+    by: str = "unknown"
+    version: Any = None
 
 
 class Orders:
@@ -30,10 +46,13 @@ class Orders:
     def names(self) -> tuple[str, ...]:
         return tuple(self._known)
 
-    def carry_out(self, order: str, sensor: Sensor, by: str) -> dict[str, Any]:
+    def carry_out(self, order: Order, sensor: Sensor) -> dict[str, Any]:
         """What happened and what comes next; ValueError for an order that makes no sense now."""
-        said = self._known[order](sensor)
-        self._record(sensor.name, "order", {"order": order, "by": by})
+        meant = {"candidate": _waiting(sensor)} if order.name in ANSWERS else {}
+        if order.version is not None:
+            _refuse_another(order, sensor)
+        said = self._known[order.name](sensor)
+        self._record(sensor.name, "order", {"order": order.name, "by": order.by} | meant)
         return {"sensor": sensor.name, "said": said}
 
     def _recalibrate(self, sensor: Sensor) -> str:
@@ -55,13 +74,30 @@ class Orders:
         return f"{sensor.path.version[:12]} serves again; what was taken back is not tried again"
 
     def _hold(self, sensor: Sensor) -> str:
-        sensor.operator_hold = True
-        return "nothing is swapped until `recald hold --release`, or a restart; what fails on a frame still goes back"
+        sensor.operator_hold = BY_OPERATOR
+        return "nothing is swapped until `recald hold --release`, over restarts too; what fails on a frame goes back"
 
     def _release(self, sensor: Sensor) -> str:
-        sensor.operator_hold = False
+        sensor.operator_hold = ""
         return "swaps are allowed again"
 
 
+def _refuse_another(order: Order, sensor: Sensor) -> None:
+    """An answer is to the candidate that the operator has seen, and to no newer one."""
+    version = order.version
+    if order.name not in ANSWERS:
+        raise Refused(f"{order.name} takes no version, only {' and '.join(ANSWERS)} do")
+    if not isinstance(version, str) or not (
+        version == FACTORY or re.fullmatch(f"[0-9a-f]{{{LEAST_DIGITS},64}}", version)
+    ):
+        raise Refused(f"{str(version)[:80]!r} is no version: give {LEAST_DIGITS} of its digits or more")
+    if not _waiting(sensor).startswith(version):
+        raise Refused(f"candidate {version[:12]} does not wait, {_candidate(sensor)} does: see `recald status`")
+
+
 def _candidate(sensor: Sensor) -> str:
-    return "none" if sensor.waiting is None else sensor.waiting.prepared.version[:12]
+    return _waiting(sensor)[:12]
+
+
+def _waiting(sensor: Sensor) -> str:
+    return "none" if sensor.waiting is None else sensor.waiting.prepared.version

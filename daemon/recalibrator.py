@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -45,7 +46,7 @@ class Facts:
     """What a decision depends on: the alarm, frames collected, whether a fit may begin, and why no swap may be made.
 
     narrow: few classes are in view, and the model is sure of them. clean_without: frames look clean with no
-    homogenizer at all.
+    homogenizer at all. slower: how much longer than expected a frame takes, where it does.
     """
 
     alarm: bool = False
@@ -54,6 +55,7 @@ class Facts:
     collected: int = 0
     fitter_free: bool = True
     held: str = ""
+    slower: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ class ServeFactory:
 class RollBack:
     """Let the homogenizer before the active one serve again."""
 
-    reason: str
+    reason: str  # "regress" or "latency"
+    why: str = ""
 
 
 Decision = Collect | Recall | Fit | Commit | Discard | ServeFactory | RollBack
@@ -121,6 +124,7 @@ class Recalibrator:
         """strict: no order may exceed the day's budget of fits and swaps."""
         self._config = config
         self._strict = strict
+        on_probation &= config.mode != "locked"  # where nothing changes by itself, what serves stays
         self.state = State.PROBATION if on_probation else State.ACTIVE if serving else State.FACTORY
         self.progress = 0.0
         self.reason = ""  # why it is in this state, and what an operator can do
@@ -139,6 +143,11 @@ class Recalibrator:
         self._looks: deque[bool] = deque(maxlen=MOST_LOOKS)
         self._fits: deque[float] = deque()
         self._swaps: deque[float] = deque()
+
+    def spent(self, fits: Sequence[float], swaps: Sequence[float]) -> None:
+        """Times, oldest first, of fits and swaps from before a restart: the day's budget goes on."""
+        self._fits.extendleft(reversed(fits))
+        self._swaps.extendleft(reversed(swaps))
 
     # ---- what an operator orders
 
@@ -216,7 +225,7 @@ class Recalibrator:
         if self.state in WITH_CANDIDATE:
             return self._weigh(now, facts.held)
         if self.state is State.PROBATION:
-            return self._watch_over(now, facts.held)
+            return self._watch_over(now, facts)
         return None
 
     def _spoils(self, facts: Facts) -> bool:
@@ -322,10 +331,12 @@ class Recalibrator:
             return None
         return Commit()
 
-    def _watch_over(self, now: float, held: str) -> Decision | None:
+    def _watch_over(self, now: float, facts: Facts) -> Decision | None:
         self.progress = _share(now - self._since, self._config.probation)
-        if len(self._looks) >= REGRESSIONS and all(list(self._looks)[-REGRESSIONS:]) and not held:
+        if len(self._looks) >= REGRESSIONS and all(list(self._looks)[-REGRESSIONS:]) and not facts.held:
             return RollBack("regress")
+        if facts.slower and not facts.held:
+            return RollBack("latency", facts.slower)
         if self.progress == 1.0 and len(self._looks) >= LOOKS:
             self._failures = self._tries = 0
             self._not_before = now

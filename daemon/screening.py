@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import NamedTuple
 
 import cv2
@@ -15,6 +16,7 @@ SATURATED_SHARE = 0.99  # of the values: a clean dark ground, as in digits or X-
 ENOUGH_VALUES = 200_000  # to tell that share; 640 x 640 pixels would take a millisecond
 SAME_LEVELS = 1.0  # mean distance of two thumbnails of one scene, at most
 SAME_CONTRAST = 0.2  # and as a share of the thumbnail's standard deviation: in haze two scenes look alike
+BUFFERS = 4  # of a driver, at most: four or fewer frames that come round again are none of the scene
 SAME_S = 1.0  # one scene is kept again after so long: a camera can drift while all it sees stands still
 
 
@@ -27,7 +29,7 @@ class Screening:
     """Judges the frames of one sensor, in their order."""
 
     def __init__(self) -> None:
-        self._before: Known | None = None
+        self._before: deque[Known] = deque(maxlen=BUFFERS)
         self._kept: Known | None = None
         self._kept_at = 0.0
 
@@ -35,7 +37,7 @@ class Screening:
         """Why this image (h, w, C) uint8 is not to be kept, or None; it must not be written to afterwards."""
         frame = Known(image, thumbnail(image))
         reason = self._reason(frame, now)
-        self._before = frame
+        self._before.append(frame)
         if reason is None:
             self._kept, self._kept_at = frame, now
         return reason
@@ -45,7 +47,8 @@ class Screening:
             return "blank"
         if clipped_share(frame.image) > SATURATED_SHARE:
             return "saturated"
-        if _equal(frame, self._before) or _equal(frame, self._kept):  # two frames of a working camera differ in noise
+        # Two frames of a working camera differ in noise; a driver that is stuck shows its buffers in turn.
+        if _equal(frame, self._kept) or any(_equal(frame, before) for before in self._before):
             return "frozen"
         if now - self._kept_at < SAME_S and _alike(frame, self._kept):
             return "duplicate"

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from calibrate.drift import DriftDetector
+from daemon.arrivals import Arrivals
+from daemon.pace import Pace
 from daemon.recalibrator import WITH_CANDIDATE, Recalibrator, State
 from daemon.reservoir import Reservoir
 from deploy.path import InferencePath, Prepared
@@ -36,11 +38,15 @@ class Sensor:
     reservoir: Reservoir
     detector: DriftDetector
     recalibrator: Recalibrator
-    drift_score: float = math.nan  # of the frames as served; NaN until first observed
+    pace: Pace = field(default_factory=Pace)  # of frames through `path`
+    arrivals: Arrivals = field(default_factory=Arrivals)  # of frames that were answered
+    silent: float = 0.0  # for how long no frame came (s), 0 while that is nothing unusual
+    drift_score: float = math.nan  # of the frames as served; NaN where none is known
     narrow: bool = False  # few classes are in view, and the model is sure of them
     clean_without: bool = False  # the frames look clean with no homogenizer at all
+    scores: dict[str, Any] = field(default_factory=dict)  # the last of the watch
     hold: bool = False  # the newest frame's request: no swap now
-    operator_hold: bool = False  # the operator's
+    operator_hold: str | None = ""  # why nothing may be swapped until an operator releases it; None: not yet known
     waiting: Candidate | None = None  # in the shadow; committed between two frames, or dropped
     withdrawn: set[str] = field(default_factory=set)  # versions that were taken back or dropped: not tried again
     looked_at: int = 0  # reservoir.added when the rival was last compared, or came up
@@ -61,13 +67,16 @@ class Sensor:
         return {
             "state": self.recalibrator.state.value,
             "progress": round(self.recalibrator.progress, 3),
-            "reason": self.recalibrator.reason,
+            "reason": "; ".join(filter(None, (self._silence(), self.recalibrator.reason))),
             "homogenizer": self.path.version,
             "drift_score": None if math.isnan(self.drift_score) else round(self.drift_score, 3),
             "drift_alarm": self.detector.alarm,
             "frames": self.frames,
             "collected": self.reservoir.collected,
-            "hold": self.hold or self.operator_hold,
+            "hold": self.hold or self.operator_hold != "",
             "candidate": None if (waiting := self.waiting) is None else waiting.prepared.version,
             "last_fit": self.last_result,
         }
+
+    def _silence(self) -> str:
+        return f"no frames for {self.silent:.0f} s" if self.silent else ""

@@ -38,13 +38,16 @@ class Serving:
             image = self._preprocessor.to_input_image(image)
             batch = self._preprocessor.normalise(image[np.newaxis])
         with self._stage(name, "infer"):
+            began = time.perf_counter()
             output, version = sensor.path.infer(batch)
+            sensor.pace.served(time.perf_counter() - began)
         with self._stage(name, "publish"):
             header = self._header(frame, sensor, output, version)
             self._publisher.send(name, header, output)
         metrics.end_to_end_seconds.labels(name).observe(_age(frame))
         metrics.frames_processed.labels(name).inc()
         sensor.frames += 1
+        sensor.arrivals.arrived(frame.received)
         if reason := sensor.reservoir.add(image, frame.received, header.get("label")):
             metrics.samples_rejected.labels(name, reason).inc()
 

@@ -25,6 +25,7 @@ from daemon.recalibrator import (
     State,
 )
 from daemon.recorder import Recorder
+from daemon.remembered import Remembered
 from daemon.sensor import Sensor
 from daemon.watch import Observed
 from deploy.path import Prepared
@@ -34,7 +35,7 @@ AWAITED = (State.COLLECTING, *IN_WORK)  # in which a recalibration's result mean
 LAYERS_EXPORTED = 64  # layer drift scores, so that a deep network cannot flood the scrape
 
 log = logging.getLogger(__name__)
-Event = Observed | Progressed | Finished
+Event = Observed | Progressed | Finished | Remembered
 
 
 class Upkeep:
@@ -61,9 +62,11 @@ class Upkeep:
     def take_in(self, event: Event, sensor: Sensor, now: float) -> None:
         """Note what a worker has found out about a sensor."""
         if isinstance(event, Observed):
-            if event.homogenizer == sensor.path.version:  # else a swap came between
+            if event.homogenizer == sensor.path.version and not sensor.silent:  # else a swap or a stop came between
                 self._observed(sensor, event.scores, now)
                 self._compared(sensor, event)
+        elif isinstance(event, Remembered):
+            self._remembered(sensor, event, now)
         elif isinstance(event, Progressed):
             self._observe_durations(sensor, event.durations)
             sensor.recalibrator.progressed(State(event.stage), event.ratio)
@@ -72,31 +75,26 @@ class Upkeep:
 
     def step(self, sensor: Sensor, now: float) -> None:
         """Do what has become due for a sensor."""
-        recalibrator = sensor.recalibrator
-        facts = Facts(
-            alarm=sensor.detector.alarm,
-            narrow=sensor.narrow,
-            clean_without=sensor.clean_without,
-            collected=sensor.reservoir.collected,
-            fitter_free=self._recalibration.free,
-            held=self._held(sensor),
-        )
-        decision = recalibrator.step(now, facts)
+        self._listen(sensor, now)
+        sensor.pace.counting = self._recalibration.free
+        decision = sensor.recalibrator.step(now, self._facts(sensor))
         if decision is not None:
             self._carry_out(sensor, decision, now)
         self._tell_state(sensor)
         self.show_state(sensor)
 
-    def roll_back(self, sensor: Sensor, reason: str) -> None:
-        """Let the homogenizer before the active one serve again, or the factory one."""
+    def roll_back(self, sensor: Sensor, reason: str, why: str = "") -> None:
+        """Let the homogenizer before the active one serve again, or the factory one; `why` tells more of the reason."""
         self._drop_candidate(sensor, "outdated")
         before, version = sensor.path.version, sensor.path.rollback()
         self._withdraw(sensor, before)
-        log.warning("%s: rolled back to %s: %s", sensor.name, version[:12], reason)
+        told = f"{reason}, {why}" if why else reason
+        log.warning("%s: rolled back to %s: %s", sensor.name, version[:12], told)
         self._metrics.rollbacks.labels(sensor.name, reason).inc()
-        self._record(sensor.name, "rollback", {"from": before, "to": version, "reason": reason})
+        details = {"from": before, "to": version, "reason": reason} | ({"why": why} if why else {})
+        self._record(sensor.name, "rollback", details)
         self._now_serving(sensor, "rollback")
-        sensor.recalibrator.rolled_back(version != FACTORY, self._clock(), f"rolled back: {reason}")
+        sensor.recalibrator.rolled_back(version != FACTORY, self._clock(), f"rolled back: {told}")
 
     def show_homogenizer(self, sensor: Sensor, source: str) -> None:
         version = sensor.path.version
@@ -106,17 +104,49 @@ class Upkeep:
         self._metrics.calibration_state.labels(sensor.name).state(sensor.recalibrator.state.value)
         self._metrics.calibration_progress_ratio.labels(sensor.name).set(sensor.recalibrator.progress)
 
+    def _listen(self, sensor: Sensor, now: float) -> None:
+        """A camera that has stopped shows no drift, and the one that comes back may be another."""
+        before, sensor.silent = sensor.silent, sensor.arrivals.silence(now)
+        if sensor.silent and not before:
+            log.warning("%s: no frames for %.0f s", sensor.name, sensor.silent)
+            self._forget_drift(sensor)
+            self._show_scores(sensor, _unknown(sensor.scores))
+        elif before and not sensor.silent:
+            log.info("%s: frames come again", sensor.name)
+
+    def _facts(self, sensor: Sensor) -> Facts:
+        return Facts(
+            alarm=sensor.detector.alarm,
+            narrow=sensor.narrow,
+            clean_without=sensor.clean_without,
+            collected=sensor.reservoir.collected,
+            fitter_free=self._recalibration.free,
+            held=self._held(sensor),
+            slower=sensor.pace.slower if sensor.recalibrator.state is State.PROBATION else "",
+        )
+
     def _held(self, sensor: Sensor) -> str:
         """Why nothing may be swapped now."""
+        if self._record.failing:
+            return "the audit log cannot be written, see the daemon's log"
+        if sensor.operator_hold is None:
+            return "the audit log is not yet read"
         if sensor.operator_hold:
-            return "the operator holds swaps; `recald hold --release` ends it"
-        if sensor.hold:
-            return "the camera's side holds swaps"
-        return "the audit log cannot be written, see the daemon's log" if self._record.failing else ""
+            return f"{sensor.operator_hold}; `recald hold --release` ends it"
+        return "the camera's side holds swaps" if sensor.hold else ""
+
+    def _remembered(self, sensor: Sensor, past: Remembered, now: float) -> None:
+        sensor.recalibrator.spent([now - age for age in past.fits], [now - age for age in past.swaps])
+        if sensor.operator_hold is not None:  # an operator was faster
+            return
+        sensor.operator_hold = past.hold
+        if past.hold:
+            log.warning("%s: nothing is swapped until `recald hold --release`: %s", sensor.name, past.hold)
+            # Once more, so that no hold is pruned while it lasts.
+            self._record(sensor.name, "order", {"order": "hold", "by": "recald", "reason": past.hold})
 
     def _observed(self, sensor: Sensor, scores: dict[str, Any], now: float) -> None:
-        metrics, name = self._metrics, sensor.name
-        sensor.drift_score = scores["homogenized"]
+        sensor.scores, sensor.drift_score = scores, scores["homogenized"]
         sensor.narrow, sensor.clean_without = scores["narrow"], scores["clean_without"]
         alarm = sensor.detector.alarm
         sensor.detector.observe(sensor.drift_score, now)
@@ -125,6 +155,10 @@ class Upkeep:
             score = sensor.drift_score if math.isfinite(sensor.drift_score) else None
             self._record(sensor.name, said, {"score": score, "homogenizer": sensor.path.version})
         self._show_drift(sensor)
+        self._show_scores(sensor, scores)
+
+    def _show_scores(self, sensor: Sensor, scores: dict[str, Any]) -> None:
+        metrics, name = self._metrics, sensor.name
         metrics.drift_score.labels(name, "raw").set(scores["raw"])
         for layer, score in list(scores["layers"].items())[:LAYERS_EXPORTED]:
             metrics.layer_drift_score.labels(name, layer).set(score)
@@ -190,6 +224,7 @@ class Upkeep:
         if isinstance(decision, Collect):
             self._collect(sensor, decision)
         elif isinstance(decision, Fit):
+            self._record(sensor.name, "fit begun", {"trigger": decision.trigger})  # also of one that ends the daemon
             self._recalibration.start(sensor, decision.trigger, self._frames)
         elif isinstance(decision, Recall):
             self._recalibration.start(sensor, sensor.recalibrator.trigger, self._frames, recall=True)
@@ -202,7 +237,7 @@ class Upkeep:
         elif isinstance(decision, ServeFactory):
             self._serve_factory(sensor)
         elif isinstance(decision, RollBack):
-            self.roll_back(sensor, decision.reason)
+            self.roll_back(sensor, decision.reason, decision.why)
 
     def _collect(self, sensor: Sensor, decision: Collect) -> None:
         log.info("%s: collecting frames, because of %s", sensor.name, sensor.recalibrator.trigger)
@@ -222,13 +257,13 @@ class Upkeep:
 
     def _swap(self, sensor: Sensor, prepared: Prepared) -> None:
         """The swap, between two frames."""
-        before = sensor.path.version
+        before, added = sensor.path.version, prepared.cost - sensor.path.cost
         pause = sensor.path.commit(prepared)
         self._metrics.swap_pause_seconds.labels(sensor.name).observe(pause)
         self._metrics.swaps.labels(sensor.name, "committed").inc()
         details = {"from": before, "to": sensor.path.version, "pause": pause, "frames_served": sensor.frames}
         self._record(sensor.name, "swap", details)
-        self._now_serving(sensor, "fit")
+        self._now_serving(sensor, "fit", added)
         sensor.looked_at = sensor.reservoir.added
         sensor.recalibrator.committed(sensor.path.version != FACTORY, self._clock())
         log.info("%s: homogenizer %s serves, pause %.0f us", sensor.name, sensor.path.version[:12], 1e6 * pause)
@@ -259,10 +294,20 @@ class Upkeep:
             log.error("%s: %s", sensor.name, reason)
         self._record(sensor.name, "state", {"state": state.value, "reason": reason})
 
-    def _now_serving(self, sensor: Sensor, source: str) -> None:
+    def _now_serving(self, sensor: Sensor, source: str, added: float = 0.0) -> None:
         """What follows from another homogenizer: a drift check that starts anew, the metrics, the pointer on disk."""
+        sensor.pace.swapped(added)
+        self._forget_drift(sensor)
+        self.show_homogenizer(sensor, source)
+        self._persistence.serves(sensor.name, sensor.path.version)
+
+    def _forget_drift(self, sensor: Sensor) -> None:
         sensor.drift_score, sensor.narrow, sensor.clean_without = math.nan, False, False
         sensor.detector.reset()
         self._show_drift(sensor)
-        self.show_homogenizer(sensor, source)
-        self._persistence.serves(sensor.name, sensor.path.version)
+
+
+def _unknown(scores: dict[str, Any]) -> dict[str, Any]:
+    """The same scores, each NaN."""
+    layers, proxies = scores.get("layers", {}), scores.get("proxy", {})
+    return {"raw": math.nan, "layers": dict.fromkeys(layers, math.nan), "proxy": dict.fromkeys(proxies, math.nan)}

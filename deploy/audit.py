@@ -87,6 +87,13 @@ class AuditLog:
             rows = connection.execute(query, given).fetchall()
         return [Record(*row) for row in reversed(rows)]
 
+    def newest(self, sensor: str, event: str, limit: int | None = None) -> list[Record]:
+        """The newest `limit` records of this event of this sensor, the newest last."""
+        query = "SELECT * FROM record WHERE sensor = ? AND event = ? ORDER BY number DESC LIMIT ?"
+        with self._reading() as connection:
+            rows = connection.execute(query, (sensor, event, -1 if limit is None else limit)).fetchall()
+        return [Record(*row) for row in reversed(rows)]
+
     def verify(self, anchor: Anchor | None = None) -> list[str]:
         """What is wrong with the log; empty where it is intact, AuditError where it cannot be read.
 

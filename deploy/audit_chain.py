@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
 START = "0" * 64  # what the first record names as the one before
@@ -45,6 +46,13 @@ class Record:
     def line(self) -> str:
         """The record as one JSON object, without a line break."""
         return json.dumps({**asdict(self), "details": self.content()}, default=repr)
+
+    def time(self) -> float | None:
+        """`at` in s since the epoch, None where it was changed to what is no time."""
+        try:
+            return datetime.fromisoformat(self.at.replace("Z", "+00:00")).timestamp()
+        except (ValueError, TypeError, AttributeError, OverflowError):
+            return None
 
     def holds(self) -> bool:
         """Whether every field is what it was when the digest was made."""

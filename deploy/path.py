@@ -36,10 +36,14 @@ class SwapRejected(ValueError):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A ρ that may serve: proven by `InferencePath.prepare`; `runner` is None for the factory homogenizer."""
+    """A ρ that may serve: proven by `InferencePath.prepare`; `runner` is None for the factory homogenizer.
+
+    `cost` is what it took for a frame then (s).
+    """
 
     version: str
     runner: Runner | None
+    cost: float = 0.0
 
 
 class InferencePath:
@@ -66,6 +70,11 @@ class InferencePath:
     @property
     def version(self) -> str:
         return self._active.version
+
+    @property
+    def cost(self) -> float:
+        """What the active ρ took for a frame when it was proven (s)."""
+        return self._active.cost
 
     @property
     def fallback(self) -> str:
@@ -97,7 +106,7 @@ class InferencePath:
         with ExitStack() as on_failure:
             on_failure.callback(self._closer, runner)
             try:
-                self._prove(version, runner, golden)
+                cost = self._prove(version, runner, golden)
                 if same_as is not None:
                     check_parity(runner, same_as, torch.from_numpy(golden))
             except ParityError as error:
@@ -105,7 +114,7 @@ class InferencePath:
             except RuntimeError as error:
                 raise SwapRejected(f"homogenizer {version[:12]} does not run: {error}") from error
             on_failure.pop_all()
-        return Prepared(version, runner)
+        return Prepared(version, runner, cost)
 
     def commit(self, prepared: Prepared) -> float:
         """Let `prepared` serve from the next frame on; returns how long that took (s).
@@ -138,14 +147,19 @@ class InferencePath:
         self.rollback()
         self.rollback()
 
-    def _prove(self, version: str, runner: Runner, golden: np.ndarray) -> None:
+    def _prove(self, version: str, runner: Runner, golden: np.ndarray) -> float:
+        """What ρ takes for a frame (s), the least of all: other work makes it longer, nothing makes it shorter."""
+        took = []
         for _ in range(WARM_UPS):
             self._model.run(runner.run(golden[:1]))
         for frame in np.split(golden, len(golden)):  # one by one, as frames are served
+            began = self._clock()
             homogenized = runner.run(frame)
+            took.append(self._clock() - began)
             problem = _problem(homogenized, golden) or _not_finite(self._model.run(homogenized))
             if problem:
                 raise SwapRejected(f"homogenizer {version[:12]}: {problem}")
+        return min(took)
 
 
 def _problem(homogenized: np.ndarray, golden: np.ndarray) -> str | None:

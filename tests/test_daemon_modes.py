@@ -96,13 +96,14 @@ def test_a_candidate_serves_once_it_is_approved(awaiting):
     status = daemon.status()
     assert "recald approve" in status["reason"]
     assert served(camera) == ["factory"]
-    said = order(daemon, "approve")
+    assert f"{status['candidate'][:12]} does" in refusal(daemon, "approve", "--version", "f" * 8)
+    said = order(daemon, "approve", "--version", status["candidate"])
     assert said == f"front: candidate {status['candidate'][:12]} serves as soon as nothing holds it, on probation\n"
     camera.stream(DRIFT, lambda: state(daemon) == "active", "it serves and its probation is over")
     camera.settle()
     assert served(camera) == ["factory", status["candidate"]]
     events = [(record["event"], record["details"]) for record in audit(daemon.config) if record["sensor"] == "front"]
-    assert [name for name, _ in events if name != "state"] == ["drift alarm", "fit", "order", "swap"]
+    assert [name for name, _ in events if name != "state"] == ["drift alarm", "fit begun", "fit", "order", "swap"]
     (swap,) = (details for name, details in events if name == "swap")
     assert (swap["from"], swap["to"]) == ("factory", status["candidate"])
     assert recald("verify", "--config", daemon.config).returncode == 0
@@ -117,9 +118,13 @@ def test_a_refused_candidate_does_not_serve(awaiting):
     assert "front: no candidate waits for approval: " in refusal(daemon, "approve")
 
 
-def test_nothing_is_swapped_during_a_hold_of_the_operator(in_mode):
-    with serving(in_mode("autonomous")) as (daemon, camera):
+def test_nothing_is_swapped_during_a_hold_of_the_operator_nor_after_a_restart(in_mode):
+    config = in_mode("autonomous")
+    with Daemon(config) as daemon:
+        daemon.wait_until_serving()
         assert "recald hold --release" in order(daemon, "hold")
+        eventually(lambda: any(r["event"] == "order" for r in audit(config)), "the order is on the disk")
+    with serving(config) as (daemon, camera):
         camera.stream(
             DRIFT,
             lambda: "the operator holds swaps" in daemon.status()["reason"],

@@ -5,15 +5,20 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
 from running import write_config
 
-from daemon.config import load_config
+from daemon.config import RecalibrateConfig, load_config
 from daemon.loop import Daemon
 from daemon.notify import Notifier
+from daemon.orders import Order, Orders
+from daemon.recalibrator import Commit, Facts, Recalibrator, Refused, State
+from daemon.sensor import Candidate, Sensor
+from deploy.path import InferencePath, Prepared
+from deploy.store import FACTORY
 
 ROLLBACK = {"command": "rollback", "sensor": "front", "by": "somebody"}
 
@@ -28,8 +33,8 @@ class Frames:
         self.daemon.sensors = {"front": sensor}
         self.daemon._orders = SimpleNamespace(names=lambda: ("rollback",), carry_out=self.carry_out)
 
-    def carry_out(self, order: str, sensor: object, by: str) -> dict[str, str]:
-        self.done.append((order, by))
+    def carry_out(self, order: Order, sensor: object) -> dict[str, str]:
+        self.done.append((order.name, order.by))
         if len(self.done) > 1:
             raise ValueError("there is nothing to go back to")
         return {"said": "factory serves again"}
@@ -78,3 +83,77 @@ def test_an_order_that_waited_too_long_is_dropped_for_good(frames, monkeypatch):
 def test_what_makes_no_sense_is_answered_at_once(frames, request_, said):
     with pytest.raises(ValueError, match=said):
         frames.daemon._answer(request_)
+
+
+# ---- the candidate that is meant
+
+VERSION = "0123456789abcdef" * 4
+
+
+class Desk:
+    """An operator before a candidate that waits for approval."""
+
+    def __init__(self, candidate: str = VERSION) -> None:
+        self.records: list[tuple[str, dict[str, Any]]] = []
+        machine = Recalibrator(RecalibrateConfig(mode="supervised", shadow=0), 0.0)
+        runner: Any = None
+        path, unused = InferencePath(runner), cast(Any, None)
+        waiting = Candidate(Prepared(candidate, None), FACTORY)
+        self.sensor = Sensor("front", path, unused, unused, machine, waiting=waiting)
+        machine.proven(0.0)
+        for _ in range(3):
+            machine.looked(True)
+        assert machine.step(1.0, Facts()) is None and machine.state is State.AWAITING_APPROVAL
+        record: Any = lambda sensor, event, details: self.records.append((event, details))  # noqa: E731
+        self.orders = Orders(unused, record)
+
+    def order(self, name: str, version: object = None) -> str:
+        return self.orders.carry_out(Order(name, "front", "anna", version), self.sensor)["said"]
+
+    def decision(self) -> object:
+        return self.sensor.recalibrator.step(2.0, Facts())
+
+
+@pytest.mark.parametrize("version", [None, VERSION[:8], VERSION[:9], VERSION])
+def test_the_candidate_that_waits_is_approved_and_named_in_the_log(version):
+    desk = Desk()
+    assert desk.order("approve", version).startswith("candidate 0123456789ab serves")
+    assert desk.records == [("order", {"order": "approve", "by": "anna", "candidate": VERSION})]
+    assert desk.decision() == Commit()
+
+
+def test_no_fitted_one_at_all_can_be_the_candidate():
+    desk = Desk(FACTORY)
+    desk.order("approve", FACTORY)
+    assert desk.decision() == Commit()
+
+
+@pytest.mark.parametrize("order", ["approve", "reject"])
+@pytest.mark.parametrize("version", ["f" * 8, VERSION[:-1] + "0", FACTORY])
+def test_an_answer_to_another_candidate_is_refused_with_the_one_that_waits(order, version):
+    desk = Desk()
+    with pytest.raises(Refused, match=f"candidate {version[:12]} does not wait, 0123456789ab does"):
+        desk.order(order, version)
+    assert desk.records == [] and desk.decision() is None
+
+
+@pytest.mark.parametrize("version", ["", VERSION[:7], "0123456X", VERSION + "0", ".{64}", 7, ["a"], {}])
+def test_what_is_no_version_is_refused_in_one_line(version):
+    desk = Desk()
+    with pytest.raises(Refused, match="^.* is no version: give 8 of its digits or more$"):
+        desk.order("approve", version)
+    assert desk.decision() is None
+
+
+def test_where_none_waits_a_version_is_refused_too():
+    desk = Desk()
+    desk.sensor.waiting = None
+    with pytest.raises(Refused, match="does not wait, none does"):
+        desk.order("reject", VERSION)
+
+
+def test_an_order_that_answers_no_candidate_takes_no_version():
+    desk = Desk()
+    with pytest.raises(Refused, match="hold takes no version, only approve and reject do"):
+        desk.order("hold", VERSION)
+    assert desk.sensor.operator_hold == ""

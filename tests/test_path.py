@@ -86,6 +86,14 @@ def test_a_committed_homogenizer_serves_and_is_named():
     assert served.output == pytest.approx(0.5)
 
 
+def test_what_a_homogenizer_costs_is_the_least_it_took_in_its_proof():
+    now = iter([0.0, 5.0, 10.0, 13.0])  # two golden frames: 5 s and 3 s
+    path = InferencePath(mean(), clock=lambda: next(now, 20.0))
+    assert path.cost == path.prepare(FACTORY, None, GOLDEN).cost == 0.0
+    swap(path, "one", adding(0.5))
+    assert path.cost == 3.0
+
+
 def test_preparing_changes_nothing_until_the_commit():
     path = InferencePath(mean())
     prepared = path.prepare("one", adding(0.5), GOLDEN)

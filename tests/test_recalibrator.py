@@ -28,6 +28,7 @@ from daemon.recalibrator import (
 )
 
 TIMES = {"every": 1000.0, "frames": 64, "collect": 0.0, "backoff": 10.0, "shadow": 5.0, "probation": 60.0}
+OTHER = {"fits_a_day": "swaps", "swaps_a_day": "fits"}
 ENDS = ("rejected", "refused", "unneeded", "failed", "timeout", "outdated")  # of a recalibration without a candidate
 
 
@@ -255,6 +256,20 @@ def test_no_order_waits_for_a_strict_budget_that_is_not_spent():
     assert step(machine, 1.0) == Collect(afresh=False)
 
 
+@pytest.mark.parametrize("budget", ["fits_a_day", "swaps_a_day"])
+def test_a_days_budget_goes_on_over_a_restart(budget):
+    """The monotonic clock may have begun anew: what was spent an hour ago is of a time before 0."""
+    machine = machine_in(**{budget: 2}, every=DAY)
+    machine.spent(**{budget.removesuffix("_a_day"): [-7200.0, -3600.0]}, **{OTHER[budget]: []})
+    assert step(machine, 1.0, alarm=True) is None and "budget" in machine.reason
+    assert step(machine, DAY - 7201.0, alarm=True) is None
+    on_probation(machine, DAY - 7200.0 + 5)
+    look(machine, False, False, False)
+    step(machine, DAY - 7200.0 + 65)
+    assert step(machine, DAY - 3601.0, alarm=True) is None, "the one of an hour ago and the new one"
+    assert step(machine, DAY - 3600.0, alarm=True) == Collect(afresh=True)
+
+
 def test_a_lasting_alarm_that_needs_no_fit_is_asked_ever_more_seldom(machine):
     """A long scene of one class looks like drift, and is none."""
     fits, now = 0, 0.0
@@ -419,10 +434,31 @@ def test_a_hold_keeps_even_what_is_worse_from_being_exchanged(machine):
     assert step(machine, 21.0) == RollBack("regress")
 
 
+def test_what_serves_slower_than_expected_is_taken_back(machine):
+    on_probation(machine, 10.0)
+    look(machine, False, False, False)
+    assert step(machine, 20.0, held="why", slower="9 ms") is None, "nothing is exchanged during a hold"
+    assert step(machine, 21.0, slower="9 ms") == RollBack("latency", "9 ms")
+
+
+def test_after_its_probation_it_may_be_slow(machine):
+    on_probation(machine, 10.0)
+    look(machine, False, False, False)
+    step(machine, 70.0)
+    assert step(machine, 71.0, slower="9 ms") is None
+
+
 def test_a_probation_that_a_restart_cut_short_begins_anew():
     machine = Recalibrator(RecalibrateConfig(**TIMES), now=0.0, serving=True, on_probation=True)
     look(machine, True, True)
     assert step(machine, 1.0) == RollBack("regress")
+
+
+def test_where_nothing_changes_by_itself_a_restart_begins_no_probation():
+    machine = Recalibrator(RecalibrateConfig(mode="locked", **TIMES), now=0.0, serving=True, on_probation=True)
+    look(machine, True, True, True)
+    assert step(machine, 1.0, slower="9 ms") is None
+    assert machine.state is State.ACTIVE
 
 
 def test_probation_does_not_end_unseen(machine):
@@ -451,11 +487,28 @@ def test_a_rollback_does_not_stop_a_fit(machine):
 class Life(RuleBasedStateMachine):
     """A sensor's life in any order of events that a daemon can produce."""
 
-    @initialize(mode=st.sampled_from(["locked", "shadow", "supervised", "autonomous"]))
-    def begin(self, mode):
+    @initialize(
+        mode=st.sampled_from(["locked", "shadow", "supervised", "autonomous"]),
+        budget=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        served=st.booleans(),
+        spent=st.tuples(*[st.lists(st.floats(-1.5 * DAY, 0), max_size=3).map(sorted)] * 2),
+    )
+    def begin(self, mode, budget, served, spent):
         self.mode, self.now = mode, 0.0
-        self.machine = machine_in(mode)
-        self.approved = self.serving = False
+        config = RecalibrateConfig(mode=mode, fits_a_day=budget[0], swaps_a_day=budget[1], **TIMES)
+        self.machine = Recalibrator(config, 0.0, serving=served, on_probation=served)
+        self.machine.spent(*spent)
+        self.budget, self.spent = budget, tuple(map(list, spent))
+        self.approved, self.serving = False, served
+
+    @rule()
+    def some_hours_pass(self):
+        self.now += 8 * 3600.0
+
+    def overdrawn(self) -> bool:
+        """Whether the day's budget is used up, counted anew."""
+        days = [sum(time > self.now - DAY for time in times) for times in self.spent]
+        return any(count >= most for count, most in zip(days, self.budget, strict=True))
 
     @rule(
         alarm=st.booleans(),
@@ -464,31 +517,38 @@ class Life(RuleBasedStateMachine):
         collected=st.integers(0, 200),
         free=st.booleans(),
         held=st.sampled_from(["", "why"]),
+        slower=st.sampled_from(["", "", "9 ms"]),
     )
-    def step(self, alarm, narrow, clean, collected, free, held):
+    def step(self, alarm, narrow, clean, collected, free, held, slower):
         self.now += 3.0
         before = self.machine.state
-        facts = Facts(alarm, narrow, clean, collected, free, held)
+        facts = Facts(alarm, narrow, clean, collected, free, held, slower)
         decision = self.machine.step(self.now, facts)
-        if isinstance(decision, Fit):
+        if isinstance(decision, Collect):
+            assert self.mode != "locked" and (self.machine.trigger == "operator" or not self.overdrawn())
+        elif isinstance(decision, Fit):
             assert free and collected >= 64 and before is State.COLLECTING and self.mode != "locked"
+            self.spent[0].append(self.now)
         elif isinstance(decision, Recall):
             assert free and before is self.machine.state is State.COLLECTING
         elif isinstance(decision, ServeFactory):
             assert alarm and clean and not held and before not in IN_WORK and self.serving and self.mode != "locked"
             self.serving = False
             self.machine.committed(False, self.now)
+            self.spent[1].append(self.now)
         elif isinstance(decision, Commit):
             assert not held and before in WITH_CANDIDATE
             assert self.mode == "autonomous" or (self.mode == "supervised" and self.approved)
             self.serving = True
             self.machine.committed(True, self.now)
+            self.spent[1].append(self.now)
         elif isinstance(decision, Discard):
             assert before in WITH_CANDIDATE
             self.machine.finished(decision.result, self.now, decision.reason)
         elif isinstance(decision, RollBack):
-            assert before is State.PROBATION
+            assert before is State.PROBATION and not held
             self.serving = False
+            assert (decision.reason == "latency") == bool(decision.why) and decision.why in ("", slower)
             self.machine.rolled_back(False, self.now, "regress")
         if self.machine.state not in WITH_CANDIDATE:
             self.approved = False

@@ -114,6 +114,16 @@ def test_the_frame_before_is_frozen_for_as_long_as_it_comes():
     assert screened([scene()] * 5, fps=1 / 3600) == [None, *["frozen"] * 4]
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_buffers_that_are_shown_in_turn_are_frozen(count: int):
+    buffers = [noisy(scene(seed=number), 2, number) for number in range(count)]
+    assert screened(buffers * 5, fps=0.1) == [None] * count + ["frozen"] * 4 * count
+
+
+def test_frames_that_differ_in_noise_alone_are_no_buffers():
+    assert "frozen" not in screened([noisy(scene(), 0.6, number) for number in range(60)], fps=0.5)
+
+
 def test_a_frame_that_was_refused_itself_is_frozen_too():
     stuck = noisy(scene(), 1, 0)
     assert screened([scene(), stuck, stuck, stuck], fps=1) == [None, None, "frozen", "frozen"]

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from daemon.arrivals import LEAST_S, Arrivals
 from daemon.frame import build_frame, parse_frame
 from daemon.metrics import Metrics
+from daemon.pace import FRAMES, Pace
 from daemon.reservoir import Reservoir
 from daemon.screening import Screening
 from daemon.serving import Serving
@@ -29,6 +31,8 @@ class Scene:
             path=SimpleNamespace(infer=lambda batch: (self.output, "factory")),
             reservoir=Reservoir(20, window=10, screen=Screening()),
             recalibrator=SimpleNamespace(state=SimpleNamespace(value="factory")),
+            pace=Pace(),
+            arrivals=Arrivals(),
             drift_score=1.0,
             frames=0,
         )
@@ -69,3 +73,26 @@ def test_what_is_not_kept_is_answered_all_the_same_and_counted_by_its_reason():
     assert len(scene.published) == scene.sensor.frames == 3
     assert scene.sensor.reservoir.collected == 1
     assert scene.rejected("frozen") == scene.rejected("blank") == 1
+
+
+def test_the_pace_is_that_of_the_way_through_both_networks():
+    scene = Scene(2)
+    for seed in range(FRAMES):
+        scene.serve(picture(seed))
+    scene.sensor.pace.swapped(0.0)
+    infer = scene.sensor.path.infer
+    scene.sensor.path.infer = lambda batch: time.sleep(0.01) or infer(batch)
+    for seed in range(FRAMES):
+        assert not scene.sensor.pace.slower
+        scene.serve(picture(seed))
+    assert scene.sensor.pace.slower.startswith("a frame takes 1")
+
+
+def test_only_a_frame_that_was_answered_has_arrived():
+    scene = Scene(2)
+    scene.serve(picture(0))
+    assert scene.sensor.arrivals.silence(LEAST_S) == 0 and scene.sensor.arrivals.silence(LEAST_S + 1) == LEAST_S + 1
+    scene.sensor.path.infer = lambda batch: (_ for _ in ()).throw(RuntimeError("no"))
+    with pytest.raises(RuntimeError):
+        scene.serve(picture(1))
+    assert scene.sensor.arrivals.silence(LEAST_S + 1) == LEAST_S + 1

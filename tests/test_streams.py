@@ -45,6 +45,7 @@ def test_a_stream_leads_to_exactly_these_decisions(records):
         (4.0, "state", "factory"),
         (72.0, "drift alarm", FACTORY),
         (72.0, "state", "collecting"),
+        (192.0, "fit begun", "drift"),
         (192.0, "state", "fitting"),
         (196.0, "state", "compiling"),
         (212.0, "fit", "accepted"),
@@ -68,7 +69,8 @@ def test_a_stream_leads_to_exactly_these_decisions(records):
 
 
 def _essence(details: dict) -> str:
-    return details.get("state") or details.get("result") or details.get("to") or details["homogenizer"]
+    names = ("state", "result", "to", "homogenizer", "trigger")
+    return next(details[name] for name in names if name in details)
 
 
 def test_what_happened_is_counted(records):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from calibrate.drift import DriftDetector
-from daemon.config import RecalibrateConfig
+from daemon.config import DAY, RecalibrateConfig
 from daemon.metrics import Metrics
+from daemon.pace import FRAMES
 from daemon.recalibration import Finished
 from daemon.recalibrator import Recalibrator, State
+from daemon.remembered import Remembered
 from daemon.reservoir import Reservoir
 from daemon.sensor import Candidate, Sensor
 from daemon.upkeep import Upkeep
@@ -62,21 +65,24 @@ class Scene:
             serves=lambda _, version: self.written.append(("serves", version)),
             withdrawn=lambda _, versions: self.written.append(("withdrawn", sorted(versions))),
         )
-        recalibration: Any = SimpleNamespace(free=True, start=lambda *given: None)
+        self.recalibration: Any = SimpleNamespace(free=True, start=lambda *given: None)
         background: Any = SimpleNamespace(submit=lambda do, *given: do(*given))
         self.registry = CollectorRegistry()
         metrics = Metrics(self.registry)
-        self.upkeep = Upkeep(recalibration, persistence, 64, metrics, background, self.record, lambda: self.now)
+        self.upkeep = Upkeep(self.recalibration, persistence, 64, metrics, background, self.record, lambda: self.now)
+
+    def metric(self, name: str, labels: dict[str, str]) -> Any:
+        return self.registry.get_sample_value(f"recald_{name}", {"sensor": "front"} | labels)
 
     def frames(self, count: int) -> None:
         for number in range(count):
             self.sensor.reservoir.add(np.full((2, 2, 3), number % 256, np.uint8), self.now)
 
-    def fit(self, version: str, incumbent: str = FACTORY) -> Runner:
+    def fit(self, version: str, incumbent: str = FACTORY, cost: float = 0.0) -> Runner:
         """An operator's fit that has led to this candidate."""
         self.begin_fit()
         runner = Runner()
-        candidate = Candidate(Prepared(version, runner), incumbent)
+        candidate = Candidate(Prepared(version, runner, cost), incumbent)
         self.upkeep.take_in(Finished("front", "accepted", "better", candidate), self.sensor, self.now)
         return runner
 
@@ -251,6 +257,121 @@ def test_a_refused_version_is_counted_told_and_not_tried_again(scene):
         "withdrawn": "outside",
     }
     assert scene.written[-1] == ("withdrawn", ["outside"])
+
+
+def test_a_hold_from_before_a_restart_holds_and_is_written_once_more(scene):
+    scene.sensor.operator_hold = None
+    scene.fit("a")
+    for _ in range(3):
+        scene.look_at_new_frames()
+    scene.step()
+    assert scene.sensor.path.version == FACTORY and "not yet read" in scene.sensor.recalibrator.reason
+    scene.upkeep.take_in(Remembered("front", "anna holds", [], []), scene.sensor, scene.now)
+    scene.step()
+    assert scene.sensor.path.version == FACTORY and scene.sensor.status()["hold"]
+    assert scene.sensor.recalibrator.reason == "the candidate waits: anna holds; `recald hold --release` ends it"
+    assert ("order", {"order": "hold", "by": "recald", "reason": "anna holds"}) in scene.records
+    scene.sensor.operator_hold = ""
+    scene.step()
+    assert scene.sensor.path.version == "a"
+
+
+def test_an_order_given_before_the_log_was_read_is_the_newer_one(scene):
+    scene.upkeep.take_in(Remembered("front", "anna holds", [], []), scene.sensor, scene.now)
+    assert scene.sensor.operator_hold == "" and scene.records == []
+
+
+def test_what_was_spent_before_a_restart_is_spent():
+    scene = Scene(swaps_a_day=2)
+    scene.now = 100.0
+    scene.upkeep.take_in(Remembered("front", "", [], [DAY - 1, 60.0]), scene.sensor, scene.now)
+    scene.sensor.detector.alarm = True
+    scene.step()
+    assert scene.sensor.recalibrator.state is State.FACTORY and "budget" in scene.sensor.recalibrator.reason
+    scene.now += 1
+    scene.step()
+    assert scene.sensor.recalibrator.state is State.COLLECTING
+
+
+def test_a_fit_is_told_when_it_begins(scene):
+    """Also one that ends the daemon has spent its share of the budget."""
+    scene.fit("a")
+    assert scene.events.index("fit begun") < scene.events.index("fit")
+    assert ("fit begun", {"trigger": "operator"}) in scene.records
+
+
+def serve(scene: Scene, milliseconds: float) -> None:
+    for _ in range(FRAMES):
+        scene.sensor.pace.served(milliseconds / 1000)
+
+
+@pytest.mark.parametrize(("cost", "rolled_back"), [(0.0, True), (0.004, False)])
+def test_what_serves_slower_than_it_was_seen_to_when_proven_is_taken_back(cost, rolled_back):
+    scene = Scene()
+    serve(scene, 3)
+    scene.fit("a", cost=cost)
+    for _ in range(3):
+        scene.look_at_new_frames()
+    scene.step()
+    assert scene.sensor.recalibrator.state is State.PROBATION
+    serve(scene, 8)
+    scene.step()
+    assert (scene.sensor.path.version == FACTORY) is rolled_back
+    if rolled_back:
+        why = "a frame takes 8.0 ms, 3.0 were expected"
+        assert ("rollback", {"from": "a", "to": FACTORY, "reason": "latency", "why": why}) in scene.records
+        assert scene.sensor.recalibrator.reason == f"rolled back: latency, {why}"
+        assert scene.sensor.withdrawn == {"a"}
+
+
+def test_the_next_one_is_compared_with_the_one_before(scene):
+    for version, took in (("a", 3), ("b", 5)):
+        serve(scene, took)
+        scene.fit(version, incumbent=scene.sensor.path.version, cost=0.002)
+        for _ in range(3):
+            scene.look_at_new_frames()
+        scene.step()
+        serve(scene, 5)
+        for _ in range(3):
+            scene.look_at_new_frames("the one before is no better")
+        scene.now += 60
+        scene.step()
+    assert scene.sensor.path.version == "b"
+    assert scene.sensor.pace._expected == pytest.approx(0.005), "both cost the same: nothing is added"
+
+
+def test_frames_are_not_timed_while_a_fit_runs(scene):
+    scene.recalibration.free = False
+    scene.step()
+    assert not scene.sensor.pace.counting
+    scene.recalibration.free = True
+    scene.step()
+    assert scene.sensor.pace.counting
+
+
+def test_a_camera_that_stops_has_no_score_and_no_alarm_until_frames_come_again(scene, caplog):
+    scores = {"raw": 9.0, "homogenized": 9.0, "layers": {"bn1": 7.0}, "proxy": {"confidence": 0.4}}
+    scores |= {"narrow": False, "clean_without": False}
+    seen = Observed("front", FACTORY, scores)
+    shown = [("drift_score", {"stage": "raw"}), ("drift_score", {"stage": "homogenized"})]
+    shown += [("layer_drift_score", {"layer": "bn1"}), ("accuracy_proxy_ratio", {"proxy": "confidence"})]
+    for scene.now in range(30):
+        scene.sensor.arrivals.arrived(scene.now)
+        scene.upkeep.take_in(seen, scene.sensor, scene.now)
+    assert scene.sensor.detector.alarm and [scene.metric(*metric) for metric in shown] == [9.0, 9.0, 7.0, 0.4]
+    scene.now += 12
+    scene.step(3)
+    scene.upkeep.take_in(seen, scene.sensor, scene.now)  # of a check that took its time
+    status = scene.sensor.status()
+    assert status["drift_score"] is None and status["reason"].startswith("no frames for 12 s")
+    assert not scene.sensor.detector.alarm and scene.metric("drift_alarm", {}) == 0
+    assert all(math.isnan(scene.metric(*metric)) for metric in shown)
+    assert caplog.messages.count("front: no frames for 12 s") == 1
+    scene.sensor.arrivals.arrived(scene.now)
+    scene.step()
+    scene.upkeep.take_in(seen, scene.sensor, scene.now)
+    assert scene.sensor.drift_score == 9.0 and "no frames" not in scene.sensor.status()["reason"]
+    assert scene.sensor.detector.evidence == 0, "the silence is no time of drift"
 
 
 def test_a_stored_version_that_cannot_serve_is_not_tried_again(scene):

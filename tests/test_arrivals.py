@@ -1,0 +1,56 @@
+"""When a camera is taken for stopped, by what is long for it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.arrivals import LEAST_S, LONG, Arrivals
+
+
+def fed(*times: float, since: float | None = None) -> Arrivals:
+    arrivals = Arrivals(since)
+    for time in times:
+        arrivals.arrived(time)
+    return arrivals
+
+
+def steadily(period: float, count: int = 100, begin: float = 0.0) -> list[float]:
+    return [begin + period * number for number in range(count)]
+
+
+def test_a_camera_that_was_never_there_is_missed_since_the_start():
+    assert fed(since=100.0).silence(104.0) == 0
+    assert fed(since=100.0).silence(112.0) == 12.0
+
+
+def test_nothing_is_missed_where_nobody_waits():
+    assert fed().silence(1e9) == 0
+
+
+@pytest.mark.parametrize(("period", "patience"), [(1 / 30, LEAST_S), (1.0, LEAST_S), (60.0, LONG * 60.0)])
+def test_silence_is_what_is_long_for_this_camera(period, patience):
+    arrivals = fed(*(times := steadily(period)))
+    assert arrivals.silence(times[-1] + 0.99 * patience) == 0
+    assert arrivals.silence(times[-1] + 1.01 * patience) == pytest.approx(1.01 * patience)
+
+
+def test_frames_that_come_in_bursts_are_not_missed_between_them():
+    times = [20.0 * burst + number / 30 for burst in range(5) for number in range(10)]
+    assert fed(*times).silence(times[-1] + 20) == 0
+
+
+def test_an_outage_is_no_habit():
+    times = steadily(0.1) + steadily(0.1, 5, begin=4000.0)
+    assert fed(*times, since=-4000.0).silence(times[-1] + 6) == pytest.approx(6)
+
+
+@given(st.lists(st.floats(0, 1e6)).map(sorted), st.floats(0, 1e6))
+def test_silence_ends_with_a_frame_and_never_begins_within_seconds(times, passed):
+    arrivals = fed(*times, since=0.0)
+    now = (times[-1] if times else 0.0) + passed
+    silence = arrivals.silence(now)
+    assert silence == 0 or (silence == pytest.approx(passed, abs=1e-6) and silence > LEAST_S)
+    arrivals.arrived(now)
+    assert arrivals.silence(now) == 0

@@ -1,0 +1,92 @@
+"""A homogenizer that serves slower than expected is told; a busy device, or one slow frame, is none."""
+
+from __future__ import annotations
+
+from statistics import median
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemon.pace import FACTOR, FRAMES, KEPT, MARGIN_S, Pace
+
+MS = 1e-3
+DURATIONS = st.floats(0, 1)
+
+
+def paced(before: list[float], after: list[float], added: float = 0.0) -> str:
+    pace = Pace()
+    for seconds in before:
+        pace.served(seconds)
+    pace.swapped(added)
+    for seconds in after:
+        pace.served(seconds)
+    return pace.slower
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "added", "told"),
+    [
+        (5.0, 9.9, 0.0, False),
+        (5.0, 10.1, 0.0, True),
+        (0.1, 2.0, 0.0, False),  # twenty times as long, and still nothing
+        (0.1, 2.2, 0.0, True),
+        (3.7, 7.9, 4.2, False),  # rho on a small network at 224 x 224: what it takes was known
+        (3.7, 16.0, 4.2, True),
+        (5.0, 9.9, -4.0, False),  # a cheaper one than before
+    ],
+)
+def test_it_is_slower_from_twice_what_was_expected_and_two_milliseconds_on(before, after, added, told):
+    said = paced([before * MS] * FRAMES, [after * MS] * FRAMES, added * MS)
+    expected = before + max(added, 0)
+    assert said == (f"a frame takes {after:.1f} ms, {expected:.1f} were expected" if told else "")
+
+
+def test_less_than_half_of_the_frames_may_be_as_slow_as_they_like():
+    assert not paced([5 * MS] * FRAMES, [5 * MS] * (FRAMES // 2 + 1) + [1.0] * (FRAMES // 2 - 1))
+    assert not paced([5 * MS] * KEPT, [7.65 * MS] * KEPT), "as beside a fit"
+
+
+@pytest.mark.parametrize(("before", "after"), [(FRAMES - 1, FRAMES), (FRAMES, FRAMES - 1), (0, FRAMES)])
+def test_few_frames_tell_nothing(before, after):
+    assert not paced([5 * MS] * before, [50 * MS] * after)
+
+
+def test_only_the_newest_frames_before_a_swap_count():
+    assert paced([50 * MS] * KEPT + [5 * MS] * KEPT, [20 * MS] * FRAMES)
+
+
+def test_frames_beside_a_fit_do_not_count():
+    pace = Pace()
+    for counting, took in ((False, 50 * MS), (True, 5 * MS), (False, 50 * MS)):
+        pace.counting = counting
+        for _ in range(FRAMES):
+            pace.served(took)
+    pace.swapped(0.0)
+    for _ in range(FRAMES):
+        pace.served(20 * MS)
+    assert not pace.slower, "a fit goes on"
+    pace.counting = True
+    for _ in range(FRAMES):
+        pace.served(20 * MS)
+    assert pace.slower
+
+
+def test_after_the_next_swap_the_first_is_what_was_before():
+    pace = Pace()
+    for took in (5 * MS, 20 * MS):
+        for _ in range(KEPT):
+            pace.served(took)
+        pace.swapped(0.0)
+    for _ in range(KEPT):
+        pace.served(30 * MS)
+    assert not pace.slower
+
+
+@given(st.lists(DURATIONS, max_size=2 * FRAMES), st.lists(DURATIONS, max_size=2 * FRAMES), st.floats(-0.1, 0.1))
+def test_it_is_a_matter_of_two_medians(before, after, added):
+    if min(len(before), len(after)) < FRAMES:
+        assert not paced(before, after, added)
+    else:
+        expected = median(before) + max(added, 0.0)
+        assert bool(paced(before, after, added)) == (median(after) > max(FACTOR * expected, expected + MARGIN_S))
