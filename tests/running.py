@@ -56,7 +56,7 @@ def write_config(folder: Path, model_path: Path, /, **sections: dict[str, Any]) 
         "metrics": {"port": 0},
         "control": {"endpoint": f"ipc://{folder}/control"},
         "state": {"directory": str(folder / "state")},
-        "drift": {"window": 64, "interval": 0.2, "threshold": 2.0, "hold": 0.5},
+        "drift": {"window": 16, "interval": 0.2, "threshold": 2.0, "hold": 0.5},
         "recalibrate": {"every": "1h", "frames": 64, "backoff": "1s", "timeout": "1m"}
         | {"collect": 0, "shadow": 0.2, "probation": 0.5},
     }

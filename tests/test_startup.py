@@ -76,6 +76,13 @@ def test_where_the_newest_is_damaged_the_one_before_serves(restart):
     assert (path.version, path.fallback) == (restart.versions[0], FACTORY)
 
 
+def test_a_lost_compiled_form_is_built_again(restart):
+    for compiled in restart.store.root.glob("objects/sha256/*/*.compiled"):
+        compiled.unlink()
+    path = restart.restore()
+    assert (path.version, path.fallback) == (restart.versions[1], restart.versions[0])
+
+
 def test_what_other_versions_compiled_is_compiled_again(restart, monkeypatch):
     compiled = []
     monkeypatch.setattr(EagerBackend, "version", lambda self: "a newer torch")
