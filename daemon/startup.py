@@ -26,6 +26,7 @@ from deploy.path import InferencePath, SwapRejected
 from deploy.store import Artefact, ArtefactStore, StoreError
 
 PATIENCE_S = 30.0  # asked of systemd, again and again, while a compile goes on
+CLOCK_SET_S = 1_577_836_800.0  # 2020-01-01: an earlier time comes from a device that had not yet learnt the date
 GOLDEN_FRAMES = 2  # of noise: at a start there are no frames yet to prove a homogenizer on
 
 log = logging.getLogger(__name__)
@@ -103,6 +104,11 @@ def served_since(sensor: str, version: str, store: ArtefactStore) -> float | Non
     except StoreError:  # restore() has told
         return None
     return pointer.since if pointer is not None and pointer.homogenizer == version else None
+
+
+def on_probation(since: float | None, now: float, probation: float) -> bool:
+    """Whether what serves `since` (s since the epoch) has yet to prove itself; so too where no clock told that time."""
+    return since is not None and (since < CLOCK_SET_S or now - since < probation)
 
 
 def withdrawn(sensor: str, store: ArtefactStore) -> set[str]:
