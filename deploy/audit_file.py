@@ -19,6 +19,8 @@ from deploy.audit_chain import BEGUN, START, Record, canonical, chained
 from deploy.files import write_atomically
 
 FORMAT = 1
+WRITE_VERSION = 18  # where it stands in the header, by SQLite's file format
+ROLLBACK_JOURNAL, WRITE_AHEAD_LOG = 1, 2
 BUSY_S = 5.0  # an append takes milliseconds, so who waits longer waits for something stuck
 LOCK_PAUSE_S = 0.02  # between two tries
 PARTS = ("", "-wal", "-shm", "-journal")  # the files that SQLite keeps for one database
@@ -42,8 +44,17 @@ def open_database(path: Path, at: str) -> sqlite3.Connection:
 
 
 def look_into(path: Path) -> sqlite3.Connection:
-    """A connection that cannot write."""
-    return _sqlite(path, "ro")
+    """A connection that cannot write, to a log on a read-only disk as well."""
+    connection = _sqlite(path, "ro")
+    try:
+        connection.execute("PRAGMA schema_version")  # the first look at the file
+        return connection
+    except sqlite3.OperationalError:
+        connection.close()
+        # Where SQLite may not put its -shm beside the file it reads it only when told that nobody else writes.
+        if _part(path, "-wal").exists() or os.access(path.parent, os.W_OK) or not os.access(path, os.R_OK):
+            raise
+    return _sqlite(path, "ro&immutable=1")
 
 
 def insert(connection: sqlite3.Connection, record: Record) -> None:
@@ -52,8 +63,13 @@ def insert(connection: sqlite3.Connection, record: Record) -> None:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = _sqlite(path, "rwc")
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
+        connection.execute("DELETE FROM record WHERE false")  # or one that can only read would fail for ever
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
 
 
@@ -90,15 +106,10 @@ def _damage_inside(connection: sqlite3.Connection) -> str | None:
 
 
 def _damage_to_writing(path: Path) -> str | None:
-    """Whether SQLite refuses to write to a file that may be written: its header can forbid that."""
-    try:
-        with closing(_connect(path)) as connection:
-            connection.execute("DELETE FROM record WHERE false")
-    except sqlite3.OperationalError as error:
-        if "readonly" in str(error) and os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
-            return str(error)
-        raise
-    return None
+    """Whether the header of a file that may be written forbids it, which SQLite would tell as it does of the disk."""
+    with path.open("rb") as file:
+        version = file.read(WRITE_VERSION + 1)[WRITE_VERSION]
+    return None if version in (ROLLBACK_JOURNAL, WRITE_AHEAD_LOG) else f"its header has write version {version}"
 
 
 def _set_aside(path: Path) -> Path:

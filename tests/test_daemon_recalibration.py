@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from running import PATIENCE, Camera, Daemon, eventually, recald, serving, write_config
+from running import PATIENCE, Camera, Daemon, eventually, read_only, recald, serving, write_config
 from synthetic import drifted, images
 
 from deploy.store import ArtefactStore
@@ -207,6 +207,20 @@ def test_what_is_damaged_is_not_served_and_the_log_says_why(story: Story, restar
     with serving(restart) as (daemon, camera):
         assert versions(camera) == ["factory"]
         assert f"ERROR daemon.startup: front: {weights}: damaged" in daemon.log
+
+
+def test_on_a_disk_that_is_read_only_the_last_good_homogenizer_serves(story: Story, restart: Path):
+    stored, here = restart.parent / "state", read_only(restart.parent / "state")
+    (stored / "sensors" / "front" / ".current.json.0.tmp").touch()  # left by one that was killed
+    with serving(restart, here) as (daemon, camera):
+        eventually(lambda: "nothing is swapped until the audit log can be written" in daemon.log, "it is said")
+        assert "make its disk and folder writable" in daemon.log
+        assert versions(camera) == [story.version]
+        camera.stream({"front": CLEAN}, lambda: fits(daemon, "factory") == 1, "another one would be better")
+        camera.stream({"front": CLEAN}, lambda: "audit log" in daemon.status()["reason"], "it waits")
+        assert versions(camera) == [story.version]
+        assert daemon.stop()[0] == 0
+    assert recald("verify", "--config", restart, within=here).stdout == f"{stored}: every byte is as it was written\n"
 
 
 # ---- an operator asks, a camera holds
