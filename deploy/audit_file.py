@@ -35,12 +35,19 @@ def open_database(path: Path, at: str) -> sqlite3.Connection:
     """A connection to a usable log at `path`; the first record of one that had to be begun is of `at`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path):
+        _refuse_read_only(path)
         damage = _damage(path)
         if damage:
             log.error("%s: damaged, set aside as %s: %s", path, _set_aside(path), damage)
         if not path.exists():
             _begin(path, at)
         return _connect(path)
+
+
+def _refuse_read_only(path: Path) -> None:
+    """Raises OSError: told before the file is checked from end to end, since it is tried again every second."""
+    if path.exists() and not os.access(path, os.W_OK):
+        path.open("r+b").close()
 
 
 def look_into(path: Path) -> sqlite3.Connection:

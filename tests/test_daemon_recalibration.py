@@ -7,10 +7,13 @@ import json
 import shutil
 import signal
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -19,7 +22,9 @@ import pytest
 from running import PATIENCE, Camera, Daemon, eventually, read_only, recald, serving, write_config
 from synthetic import drifted, images
 
-from deploy.store import ArtefactStore
+from deploy.audit import AuditLog
+from deploy.store import FACTORY, ArtefactStore
+from deploy.verify import problems
 
 CLEAN, OTHER = images(256, 1), images(256, 2)
 DARK = drifted(CLEAN)
@@ -221,6 +226,33 @@ def test_on_a_disk_that_is_read_only_the_last_good_homogenizer_serves(story: Sto
         assert versions(camera) == [story.version]
         assert daemon.stop()[0] == 0
     assert recald("verify", "--config", restart, within=here).stdout == f"{stored}: every byte is as it was written\n"
+
+
+def kill_after(daemon: Daemon, words: str, delay: float) -> None:
+    """End the process without warning, `delay` s after its log says this."""
+
+    def watch() -> None:
+        while words not in daemon.log and daemon.process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(delay)
+        daemon.process.kill()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def test_kills_while_swaps_are_written_down_leave_all_of_one_of_the_two(story: Story, restart: Path):
+    store, random = ArtefactStore(restart.parent / "state"), Random(0)
+    serves = story.version
+    for _ in range(3):
+        with serving(restart) as (daemon, camera):
+            assert versions(camera) == [serves]
+            better = {"front": CLEAN if serves == story.version else DARK}
+            kill_after(daemon, " serves, pause ", random.uniform(0, 0.01))
+            camera.stream(better, lambda daemon=daemon: daemon.process.poll() is not None, "a swap, and the kill")
+        serves, _, complaints = store.load_current("front", story.status["model"])
+        assert serves in (FACTORY, story.version)
+        with closing(AuditLog(store.root / "audit.sqlite")) as audit:
+            assert [*complaints, *problems(store), *audit.verify()] == []
 
 
 # ---- an operator asks, a camera holds
