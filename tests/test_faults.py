@@ -53,8 +53,8 @@ def cases() -> list[Case]:
         pytest.skip("faults are put into the registers of x86-64 on Linux")
     with TemporaryDirectory(prefix="recald-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as folder:
         program = [sys.executable, str(Path(__file__).with_name("every_fault.py")), folder]
-        path = os.pathsep.join(sys.path)
-        done = subprocess.run(program, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+        alone = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        done = subprocess.run(program, capture_output=True, text=True, env=os.environ | alone)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
