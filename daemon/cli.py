@@ -43,8 +43,10 @@ def _log_to_stderr() -> None:
 def _advice(error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return " (is another recald running?)"
-    if error.errno in (errno.EACCES, errno.EROFS):
+    if error.errno == errno.EACCES:
         return " (check the owner of the directory)"
+    if error.errno == errno.EROFS:
+        return " (make the disk writable, or take another one)"
     return ""
 
 

@@ -41,7 +41,7 @@ from daemon.results import Publisher
 from daemon.screening import Screening
 from daemon.sensor import Sensor
 from daemon.serving import Serving
-from daemon.startup import claim, open_model, restore, served_since, withdrawn
+from daemon.startup import claim, on_probation, open_model, restore, served_since, withdrawn
 from daemon.upkeep import Event, Upkeep
 from daemon.watch import DriftWatch
 from deploy.audit import AuditLog
@@ -146,12 +146,12 @@ class Daemon:
     def _new_recalibrator(self, sensor: str, version: str) -> Recalibrator:
         """A homogenizer that had not served its probation before the restart begins it anew."""
         config, since = self.config.recalibrate, served_since(sensor, version, self._store)
-        on_probation = version != FACTORY and since is not None and time.time() - since < config.probation
+        anew = version != FACTORY and on_probation(since, time.time(), config.probation)
         return Recalibrator(
             config,
             self._clock(),
             serving=version != FACTORY,
-            on_probation=on_probation,
+            on_probation=anew,
             strict=self._envelope is not None and self._envelope.bounds_the_day,
         )
 

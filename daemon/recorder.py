@@ -16,6 +16,7 @@ from deploy.audit import AuditLog
 
 MOST_PENDING = 10_000  # records that wait for a disk that is full; what comes then is given up, and counted
 KEPT_S = 730 * DAY  # laws ask for six months and more
+KEPT_RECORDS = 50_000  # whatever their age, some 25 MB: a wrong clock must not remove what laws ask for
 # Told to the journal with their anchors: against these `recald verify --anchor` finds even a log cut short or replaced.
 ANCHORED = ("start", "swap", "rollback", "stop")
 
@@ -85,7 +86,7 @@ class Recorder:
     def _write_pending(self) -> None:
         if self._audit is None:
             self._audit = self._open()
-            self._audit.prune(time.time() - KEPT_S)
+            self._audit.prune(time.time() - KEPT_S, KEPT_RECORDS)
         while self._pending:
             self._append(self._audit, self._pending[0])
             self._pending.popleft()

@@ -20,6 +20,7 @@ from daemon.config import Config
 from daemon.envelope import Envelope, OutsideEnvelope
 from daemon.notify import Notifier
 from daemon.preprocess import Preprocessor
+from daemon.remembered import CLOCK_SET_S
 from deploy.backend import Backend, Runner, made_by, open_backend
 from deploy.cache import compile_cached
 from deploy.frozen import FrozenModel, ModelError, load_frozen
@@ -106,6 +107,11 @@ def served_since(sensor: str, version: str, store: ArtefactStore) -> float | Non
     except StoreError:  # restore() has told
         return None
     return pointer.since if pointer is not None and pointer.homogenizer == version else None
+
+
+def on_probation(since: float | None, now: float, probation: float) -> bool:
+    """Whether what serves `since` (s since the epoch) has yet to prove itself; so too where no clock told that time."""
+    return since is not None and (since < CLOCK_SET_S or now - since < probation)
 
 
 def withdrawn(sensor: str, store: ArtefactStore) -> set[str]:

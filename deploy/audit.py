@@ -104,15 +104,16 @@ class AuditLog:
             rows = connection.execute("SELECT * FROM record ORDER BY number")
             return problems(itertools.starmap(Record, rows), anchor)
 
-    def prune(self, keep_since: float) -> Record | None:
+    def prune(self, keep_since: float, keep: int = 0) -> Record | None:
         """Remove the oldest records, up to the first of `keep_since` (s since the epoch) or later.
 
+        The newest `keep` stay in any case: a clock that is years ahead makes all of them look old.
         Returns the record that says so; None where there was nothing to remove.
         """
         since = _utc(keep_since)
         known = self.verify()[:PROBLEMS_KEPT]  # or removing what was tampered with would clear it of that
         with self._transaction() as connection:
-            removed, number, digest = _prunable(connection, since)
+            removed, number, digest = _prunable(connection, since, keep)
             if not removed:
                 return None
             end = {"removed": removed, "number": number, "digest": digest}
@@ -161,7 +162,7 @@ class AuditLog:
                     connection.execute("ROLLBACK")
 
 
-def _prunable(connection: sqlite3.Connection, since: str) -> tuple[int, int, str]:
+def _prunable(connection: sqlite3.Connection, since: str, keep: int) -> tuple[int, int, str]:
     """How many records may go, and the number and digest of the last of them.
 
     One from before the clock was set is as old as the next one that knew the date, so it goes with that.
@@ -170,9 +171,10 @@ def _prunable(connection: sqlite3.Connection, since: str) -> tuple[int, int, str
         "SELECT (SELECT count(*) FROM record AS older WHERE older.number BETWEEN 2 AND record.number),"
         " number, digest FROM record WHERE number > 1 AND at >= ?1 AND number <"
         " (SELECT coalesce(min(number), 9e18) FROM record WHERE number > 1 AND at >= ?2)"
+        " AND number <= (SELECT max(number) FROM record) - ?3"
         " ORDER BY number DESC LIMIT 1"
     )
-    return connection.execute(query, (CLOCK_SET, since)).fetchone() or (0, 0, "")
+    return connection.execute(query, (CLOCK_SET, since, keep)).fetchone() or (0, 0, "")
 
 
 def _utc(seconds: float) -> str:

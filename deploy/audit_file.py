@@ -19,6 +19,8 @@ from deploy.audit_chain import BEGUN, START, Record, canonical, chained
 from deploy.files import write_atomically
 
 FORMAT = 1
+WRITE_VERSION = 18  # where it stands in the header, by SQLite's file format
+ROLLBACK_JOURNAL, WRITE_AHEAD_LOG = 1, 2
 BUSY_S = 5.0  # an append takes milliseconds, so who waits longer waits for something stuck
 LOCK_PAUSE_S = 0.02  # between two tries
 PARTS = ("", "-wal", "-shm", "-journal")  # the files that SQLite keeps for one database
@@ -33,6 +35,7 @@ def open_database(path: Path, at: str) -> sqlite3.Connection:
     """A connection to a usable log at `path`; the first record of one that had to be begun is of `at`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path):
+        _refuse_read_only(path)
         damage = _damage(path)
         if damage:
             log.error("%s: damaged, set aside as %s: %s", path, _set_aside(path), damage)
@@ -41,9 +44,24 @@ def open_database(path: Path, at: str) -> sqlite3.Connection:
         return _connect(path)
 
 
+def _refuse_read_only(path: Path) -> None:
+    """Raises OSError: told before the file is checked from end to end, since it is tried again every second."""
+    if path.exists() and not os.access(path, os.W_OK):
+        path.open("r+b").close()
+
+
 def look_into(path: Path) -> sqlite3.Connection:
-    """A connection that cannot write."""
-    return _sqlite(path, "ro")
+    """A connection that cannot write, to a log on a read-only disk as well."""
+    connection = _sqlite(path, "ro")
+    try:
+        connection.execute("PRAGMA schema_version")  # the first look at the file
+        return connection
+    except sqlite3.OperationalError:
+        connection.close()
+        # Where SQLite may not put its -shm beside the file it reads it only when told that nobody else writes.
+        if _part(path, "-wal").exists() or os.access(path.parent, os.W_OK) or not os.access(path, os.R_OK):
+            raise
+    return _sqlite(path, "ro&immutable=1")
 
 
 def join(path: Path) -> sqlite3.Connection:
@@ -60,8 +78,13 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _durable(connection: sqlite3.Connection) -> sqlite3.Connection:
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")  # a commit is on the disk when it returns
+        connection.execute("DELETE FROM record WHERE false")  # or one that can only read would fail for ever
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
 
 
@@ -98,15 +121,10 @@ def _damage_inside(connection: sqlite3.Connection) -> str | None:
 
 
 def _damage_to_writing(path: Path) -> str | None:
-    """Whether SQLite refuses to write to a file that may be written: its header can forbid that."""
-    try:
-        with closing(_connect(path)) as connection:
-            connection.execute("DELETE FROM record WHERE false")
-    except sqlite3.OperationalError as error:
-        if "readonly" in str(error) and os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
-            return str(error)
-        raise
-    return None
+    """Whether the header of a file that may be written forbids it, which SQLite would tell as it does of the disk."""
+    with path.open("rb") as file:
+        version = file.read(WRITE_VERSION + 1)[WRITE_VERSION]
+    return None if version in (ROLLBACK_JOURNAL, WRITE_AHEAD_LOG) else f"its header has write version {version}"
 
 
 def _set_aside(path: Path) -> Path:

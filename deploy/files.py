@@ -31,7 +31,10 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def sweep(folder: Path) -> int:
-    """Remove the temporary files that killed writers left below `folder`; returns how many."""
+    """Remove the temporary files that killed writers left below `folder`; returns how many.
+
+    One that cannot be removed, as on a read-only disk, stays: it harms nobody.
+    """
     return sum(_remove_if_abandoned(path) for path in folder.rglob(".*.tmp"))
 
 
@@ -58,7 +61,7 @@ def _digest(document: dict[str, Any]) -> str:
 
 
 def _remove_if_abandoned(path: Path) -> bool:
-    with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+    with suppress(OSError), path.open("rb") as file:  # gone, in use, or not to be removed
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops the lock of a killed writer
         path.unlink()
         return True

@@ -20,8 +20,8 @@ def problems(store: ArtefactStore) -> Iterator[str]:
         yield from _of_object(store, path)
     for path in sorted((store.root / "compiled").glob("*.compiled")):
         yield from _of_cached(path)
-    for path in sorted((store.root / "sensors").glob("*/current.json")):
-        yield from _of_pointer(store, path.parent.name)
+    for folder in sorted((store.root / "sensors").glob("*")):
+        yield from _of_sensor(store, folder.name)
     yield from _of_dossiers(Archive(store.root))
 
 
@@ -42,15 +42,19 @@ def _of_object(store: ArtefactStore, path: Path) -> Iterator[str]:
         yield f"{path}: damaged: {error}"
 
 
-def _of_pointer(store: ArtefactStore, sensor: str) -> Iterator[str]:
-    try:
-        pointer = store.current(sensor)
-        if pointer is not None:
-            for version in {pointer.homogenizer, pointer.previous} - {None, FACTORY}:
-                store.get(str(version), pointer.model)
-        store.withdrawn(sensor)
-    except StoreError as error:
-        yield f"sensor {sensor}: {error}"
+def _of_sensor(store: ArtefactStore, sensor: str) -> Iterator[str]:
+    for check in (_check_pointer, ArtefactStore.withdrawn):
+        try:
+            check(store, sensor)
+        except StoreError as error:
+            yield f"sensor {sensor}: {error}"
+
+
+def _check_pointer(store: ArtefactStore, sensor: str) -> None:
+    pointer = store.current(sensor)
+    if pointer is not None:
+        for version in {pointer.homogenizer, pointer.previous} - {None, FACTORY}:
+            store.get(str(version), pointer.model)
 
 
 def _of_dossiers(archive: Archive) -> Iterator[str]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import pytest
 import yaml
 import zmq
 from prometheus_client.parser import text_string_to_metric_families
@@ -39,10 +41,21 @@ def eventually(condition: Callable[[], Any], what: str, timeout: float = PATIENC
     return value
 
 
-def recald(*arguments: str | Path, timeout: float = PATIENCE, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    command = [*RECALD, *map(str, arguments)]
+def recald(
+    *arguments: str | Path, timeout: float = PATIENCE, within: Sequence[str] = (), **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, behind the command `within`."""
+    command = [*within, *RECALD, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
+
+
+def read_only(folder: Path) -> list[str]:
+    """A command that runs another where the disk under `folder` is read-only; skips where users may not mount."""
+    unshare = ["unshare", "--user", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("this user may not mount anything of its own")
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    return [*unshare, "sh", "-c", mount, str(folder)]
 
 
 def write_config(folder: Path, model_path: Path, /, **sections: dict[str, Any]) -> Path:
@@ -56,7 +69,7 @@ def write_config(folder: Path, model_path: Path, /, **sections: dict[str, Any]) 
         "metrics": {"port": 0},
         "control": {"endpoint": f"ipc://{folder}/control"},
         "state": {"directory": str(folder / "state")},
-        "drift": {"window": 64, "interval": 0.2, "threshold": 2.0, "hold": 0.5},
+        "drift": {"window": 16, "interval": 0.2, "threshold": 2.0, "hold": 0.5},
         "recalibrate": {"every": "1h", "frames": 64, "backoff": "1s", "timeout": "1m"}
         | {"collect": 0, "shadow": 0.2, "probation": 0.5},
     }
@@ -70,13 +83,13 @@ def write_config(folder: Path, model_path: Path, /, **sections: dict[str, Any]) 
 class Daemon:
     """`recald run`; leaving the context ends it and its workers in any case."""
 
-    def __init__(self, config: Path, **environment: str):
+    def __init__(self, config: Path, within: Sequence[str] = (), **environment: str):
         self.config, self.log_path = config, config.with_name("recald.log")
         settings = yaml.safe_load(config.read_text())
         self.frames, self.results = settings["input"]["bind"][0], settings["output"]["bind"]
         self.control, self.state = settings["control"]["endpoint"], Path(settings["state"]["directory"])
         with self.log_path.open("wb") as said:
-            command = [*RECALD, "run", "--config", str(config)]
+            command = [*within, *RECALD, "run", "--config", str(config)]
             self.process = subprocess.Popen(command, stdout=said, stderr=said, env=os.environ | environment)
 
     def __enter__(self) -> Daemon:
@@ -217,9 +230,9 @@ class Camera:
 
 
 @contextmanager
-def serving(config: Path) -> Iterator[tuple[Daemon, Camera]]:
+def serving(config: Path, within: Sequence[str] = ()) -> Iterator[tuple[Daemon, Camera]]:
     """A daemon that serves, and a camera whose frames it answers."""
-    with Daemon(config) as daemon, Camera(daemon.wait_until_serving()) as camera:
+    with Daemon(config, within) as daemon, Camera(daemon.wait_until_serving()) as camera:
         yield daemon, camera
 
 

@@ -18,7 +18,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running import read_only
 
+from deploy import audit_file
 from deploy.audit import AuditError, AuditLog
 from deploy.audit_chain import BEGUN, PRUNED, Record, canonical, chained, problems
 
@@ -370,6 +372,13 @@ def test_an_old_record_behind_a_new_one_is_kept(log, clock):
     assert numbers(log) == [1, 3, 4, 5]
 
 
+def test_a_clock_that_is_years_ahead_removes_no_more_than_it_may(log, clock):
+    days(log, clock, 1, 2, 3, 4)
+    assert log.prune(NOW + 3650 * DAY, keep=4) is None
+    assert log.prune(NOW + 3650 * DAY, keep=2).content()["removed"] == 2
+    assert numbers(log) == [1, 4, 5, 6] and log.verify() == []
+
+
 def test_a_record_from_before_the_clock_was_set_is_as_old_as_the_next(log, clock):
     clock.now = 5.0
     fill(log, 2)
@@ -494,6 +503,7 @@ FULL_DISK = """
 mount -t tmpfs -o size=160k none "$1" && exec "$2" -c '
 import sys
 from pathlib import Path
+from deploy import audit_file
 from deploy.audit import AuditError, AuditLog
 log = AuditLog(Path(sys.argv[1]) / "audit.sqlite")
 filler = Path(sys.argv[1]) / "filler"
@@ -594,6 +604,27 @@ def other_table(data: bytes) -> bytes:
 
 
 DAMAGES = [empty, cut, junk, last_digit, write_version, schema_format, free_list, no_text, other_table]
+
+
+def test_a_disk_that_lets_it_only_be_read_for_once_is_no_damage(five, tmp_path, clock, monkeypatch):
+    """As when no file can be opened any more: SQLite then opens for reading what it was to write to."""
+    path, sqlite = tmp_path / "audit.sqlite", audit_file._sqlite
+    path.write_bytes(five.read_bytes())
+    monkeypatch.setattr(audit_file, "_sqlite", lambda path, mode: sqlite(path, "ro"))
+    with pytest.raises(AuditError, match="readonly"):
+        AuditLog(path, clock)
+    monkeypatch.undo()
+    with closing(AuditLog(path, clock)) as log:
+        assert len(log.records()) == 5 and log.damaged_before() == {}
+
+
+def test_a_log_on_a_read_only_disk_can_be_looked_into(five, tmp_path):
+    look = "from deploy.audit import *; log = AuditLog(Path(sys.argv[1]), look_only=True); print(len(log.records()))"
+    program = [sys.executable, "-c", f"import sys; from pathlib import Path; {look}"]
+    (folder := tmp_path / "disk").mkdir()
+    (path := folder / "audit.sqlite").write_bytes(five.read_bytes())
+    done = subprocess.run([*read_only(folder), *program, str(path)], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("5\n", "")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -6,11 +6,14 @@ import itertools
 import json
 import shutil
 import signal
+import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -18,7 +21,7 @@ import psutil
 import pytest
 import torch
 from envelopes import sign
-from running import Camera, Daemon, eventually, recald, serving, write_config
+from running import PATIENCE, Camera, Daemon, eventually, read_only, recald, serving, write_config
 from synthetic import SHAPE, drifted, images
 
 from calibrate.homogenizer import Homogenizer
@@ -28,6 +31,7 @@ from deploy.audit import AuditLog
 from deploy.eager import EagerBackend
 from deploy.frozen import digest_file
 from deploy.store import FACTORY, ArtefactStore
+from deploy.verify import problems
 
 CLEAN, OTHER = images(256, 1), images(256, 2)
 DARK = drifted(CLEAN)
@@ -185,22 +189,14 @@ def test_a_restart_serves_the_same_homogenizer_and_a_rollback_leaves_it_for_good
         assert versions(camera) == ["factory"]
 
 
-def test_a_camera_that_is_itself_again_needs_no_homogenizer(restart: Path):
+def test_a_camera_that_is_itself_again_needs_no_homogenizer_and_a_drift_that_comes_again_no_fit(
+    story: Story, restart: Path
+):
     with serving(restart) as (daemon, camera):
         camera.stream({"front": CLEAN}, lambda: state(daemon) == "factory", "the factory homogenizer serves")
-        camera.settle()
         assert camera.ask(CLEAN[0])[0]["homogenizer"] == "factory"
-        assert len(versions(camera)) == 2
-        assert fits(daemon, "factory") == 1
-        assert daemon.metric("recald_rollbacks_total") == 0
-        assert daemon.stop()[0] == 0
-    pointer = ArtefactStore(restart.parent / "state").current("front")
-    assert pointer is not None and pointer.homogenizer == "factory"
-
-
-def test_a_drift_that_comes_again_needs_no_second_fit(story: Story, restart: Path):
-    with serving(restart) as (daemon, camera):
-        camera.stream({"front": CLEAN}, lambda: state(daemon) == "factory", "the factory homogenizer serves")
+        assert fits(daemon, "factory") == 1 and daemon.metric("recald_rollbacks_total") == 0
+        eventually(lambda: ArtefactStore(daemon.state).current("front").homogenizer == "factory", "a restart knows it")
         camera.stream({"front": DARK}, lambda: state(daemon) == "active", "the earlier homogenizer serves again")
         camera.settle()
         assert versions(camera) == [story.version, "factory", story.version]
@@ -210,7 +206,23 @@ def test_a_drift_that_comes_again_needs_no_second_fit(story: Story, restart: Pat
         camera.stream({"front": DARK}, lambda: state(daemon) == "fitting", "what was taken back is not tried again")
 
 
-def test_a_truncated_artefact_is_not_served_and_the_log_says_why(story: Story, restart: Path):
+def test_verify_finds_a_changed_byte_and_a_changed_record(restart: Path):
+    stored = restart.parent / "state"
+    assert recald("verify", "--config", restart).stdout == f"{stored}: every byte is as it was written\n"
+    newest = json.loads(recald("history", "--config", restart, "--json", "--limit", "1").stdout)
+    (weights,) = stored.glob("objects/sha256/*/*.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with sqlite3.connect(stored / "audit.sqlite") as connection:
+        connection.execute("DELETE FROM record WHERE number = ?", (newest["number"],))
+    done = recald("verify", "--config", restart, "--anchor", f"{newest['number']}:{newest['digest']}")
+    assert done.returncode == 78
+    assert f"{weights}: damaged" in done.stdout and str(newest["number"]) in done.stdout
+
+
+def test_what_is_damaged_is_not_served_and_the_log_says_why(story: Story, restart: Path):
+    """The unit tests of a start look at every kind of damage."""
     (weights,) = restart.parent.glob(f"state/objects/sha256/*/{story.version[2:]}.safetensors")
     weights.write_bytes(weights.read_bytes()[:-100])
     with serving(restart) as (daemon, camera):
@@ -218,23 +230,67 @@ def test_a_truncated_artefact_is_not_served_and_the_log_says_why(story: Story, r
         assert f"ERROR daemon.startup: front: {weights}: damaged" in daemon.log
 
 
-def test_a_lost_compiled_form_is_built_again(story: Story, restart: Path):
-    for compiled in restart.parent.glob("state/objects/sha256/*/*.compiled"):
-        compiled.unlink()
-    with serving(restart) as (_, camera):
+def test_on_a_disk_that_is_read_only_the_last_good_homogenizer_serves(story: Story, restart: Path):
+    stored, here = restart.parent / "state", read_only(restart.parent / "state")
+    (stored / "sensors" / "front" / ".current.json.0.tmp").touch()  # left by one that was killed
+    with serving(restart, here) as (daemon, camera):
+        eventually(lambda: "nothing is swapped until the audit log can be written" in daemon.log, "it is said")
+        assert "make its disk and folder writable" in daemon.log
         assert versions(camera) == [story.version]
+        camera.stream({"front": CLEAN}, lambda: fits(daemon, "factory") == 1, "another one would be better")
+        camera.stream({"front": CLEAN}, lambda: "audit log" in daemon.status()["reason"], "it waits")
+        assert versions(camera) == [story.version]
+        assert daemon.stop()[0] == 0
+    assert recald("verify", "--config", restart, within=here).stdout == f"{stored}: every byte is as it was written\n"
+
+
+def kill_after(daemon: Daemon, words: str, delay: float) -> None:
+    """End the process without warning, `delay` s after its log says this."""
+
+    def watch() -> None:
+        while words not in daemon.log and daemon.process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(delay)
+        daemon.process.kill()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def test_kills_while_swaps_are_written_down_leave_all_of_one_of_the_two(story: Story, restart: Path):
+    store, random = ArtefactStore(restart.parent / "state"), Random(0)
+    serves = story.version
+    for _ in range(3):
+        with serving(restart) as (daemon, camera):
+            assert versions(camera) == [serves]
+            better = {"front": CLEAN if serves == story.version else DARK}
+            kill_after(daemon, " serves, pause ", random.uniform(0, 0.01))
+            camera.stream(better, lambda daemon=daemon: daemon.process.poll() is not None, "a swap, and the kill")
+        serves, _, complaints = store.load_current("front", story.status["model"])
+        assert serves in (FACTORY, story.version)
+        with closing(AuditLog(store.root / "audit.sqlite")) as audit:
+            assert [*complaints, *problems(store), *audit.verify()] == []
 
 
 # ---- an operator asks, a camera holds
 
 
-def test_a_fit_of_clean_frames_is_unneeded_and_changes_nothing(tiny_model: Path, folder: Path):
+def test_a_fit_of_clean_frames_changes_nothing_and_the_drift_watch_outlives_its_worker(tiny_model: Path, folder: Path):
     with serving(write_config(folder, tiny_model)) as (daemon, camera):
+        clean = {"front": CLEAN}
+        camera.stream(clean, lambda: daemon.status()["drift_score"] is not None, "a first drift check")
+        (worker,) = daemon.workers()
+        worker.kill()
+        camera.stream(clean, lambda: "drift check: the worker process ended with -9" in daemon.log, "it is noticed")
+        before = daemon.status()["drift_score"]
+
         order_fit(daemon)
-        camera.stream({"front": CLEAN}, lambda: fits(daemon, "unneeded") == 1, "the fit has ended")
+        camera.stream(clean, lambda: fits(daemon, "unneeded") == 1, "the fit has ended")
         assert state(daemon) == "factory"
         assert daemon.status()["last_fit"].startswith("unneeded: ")
         assert daemon.metric("recald_swaps_total") == 0
+
+        camera.stream(clean, lambda: daemon.status()["drift_score"] != before, "drift checks go on")
+        assert worker.pid not in [one.pid for one in daemon.workers()]
         camera.settle()
     assert versions(camera) == ["factory"]
     assert ArtefactStore(folder / "state").current("front") is None
@@ -266,44 +322,40 @@ def test_hold_keeps_a_proven_homogenizer_waiting(tiny_model: Path, folder: Path)
 # ---- workers die and hang
 
 
-@pytest.fixture
-def fitting(tiny_model: Path, folder: Path) -> Iterator[tuple[Daemon, Camera, psutil.Process]]:
-    """A daemon in the middle of a fit, and the worker that does it."""
+def fitting(daemon: Daemon, camera: Camera) -> psutil.Process:
+    """The worker that is in the middle of a fit."""
+    deadline = time.monotonic() + PATIENCE
+    for image in itertools.cycle(DARK):  # asks after each: the steps are soon over
+        camera.send(image)
+        while camera.receive(0):
+            pass
+        if under_way(daemon):
+            return daemon.workers()[-1]
+        assert time.monotonic() < deadline, "no fit was seen under way"
+        time.sleep(0.002)
+    raise AssertionError
+
+
+def test_a_fit_whose_worker_dies_or_hangs_costs_no_frame(tiny_model: Path, folder: Path):
     config = write_config(folder, tiny_model, recalibrate={"timeout": "15s", "frames": 512})
+    dark = {"front": DARK}
     with serving(config) as (daemon, camera):
         order_fit(daemon)
-        for image in itertools.islice(itertools.cycle(DARK), 4_000):  # asks after each: the steps are soon over
-            camera.send(image)
-            while camera.receive(0):
-                pass
-            if under_way(daemon):
-                break
-            time.sleep(0.002)
-        else:
-            pytest.fail("no fit was seen under way")
-        yield daemon, camera, daemon.workers()[-1]
-
-
-@pytest.mark.parametrize(
-    ("number", "result", "reason"),
-    [(signal.SIGKILL, "failed", "ended with -9"), (signal.SIGSTOP, "timeout", "took too long and was killed")],
-    ids=["dies", "hangs"],
-)
-def test_a_fit_whose_worker_fails_costs_no_frame(
-    fitting: tuple[Daemon, Camera, psutil.Process], number: int, result: str, reason: str
-):
-    daemon, camera, worker = fitting
-    worker.send_signal(number)
-    dark = {"front": DARK}
-    camera.stream(dark, lambda: fits(daemon, result) == 1, f"the fit ends as {result}")
-    assert state(daemon) == "failed"
-    assert reason in daemon.status()["last_fit"]
-    assert not worker.is_running()
-    camera.stream(dark, lambda: state(daemon) != "failed", "the back-off is over")
-    camera.settle()
-    assert versions(camera) == ["factory"]
-    lost = len(camera.sent["front"]) - len(camera.answers["front"])
-    assert lost == daemon.metric("recald_frames_dropped_total", reason="superseded")
+        for number, result, reason in (  # the second fit comes by itself: the drift lasts
+            (signal.SIGKILL, "failed", "ended with -9"),
+            (signal.SIGSTOP, "timeout", "took too long and was killed"),
+        ):
+            worker = fitting(daemon, camera)
+            worker.send_signal(number)
+            camera.stream(dark, lambda result=result: fits(daemon, result) == 1, f"the fit ends as {result}")
+            assert state(daemon) == "failed"
+            assert reason in daemon.status()["last_fit"]
+            assert not worker.is_running()
+            camera.stream(dark, lambda: state(daemon) != "failed", "the back-off is over")
+        camera.settle()
+        assert versions(camera) == ["factory"]
+        lost = len(camera.sent["front"]) - len(camera.answers["front"])
+        assert lost == daemon.metric("recald_frames_dropped_total", reason="superseded")
 
 
 def test_the_drift_watch_outlives_its_worker(tiny_model: Path, folder: Path):

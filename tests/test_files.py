@@ -77,6 +77,17 @@ def test_sweep_removes_what_a_killed_writer_left_and_nothing_else(tmp_path):
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["file.tmp"]
 
 
+def test_what_cannot_be_removed_stops_no_sweep(tmp_path, monkeypatch):
+    for name in (".a.0.tmp", ".b.0.tmp"):
+        (tmp_path / name).touch()
+
+    def refuse(path: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert sweep(tmp_path) == 0
+
+
 def test_sweep_spares_the_file_of_a_living_writer(tmp_path, monkeypatch):
     replace, swept = os.replace, []
 

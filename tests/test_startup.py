@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from envelopes import envelope_of
 
 from calibrate.homogenizer import Homogenizer
 from daemon.envelope import Envelope
-from daemon.startup import restore, served_since, withdrawn
+from daemon.startup import claim, on_probation, restore, served_since, withdrawn
 from deploy.eager import EagerBackend
 from deploy.path import InferencePath
 from deploy.store import FACTORY, ArtefactStore
@@ -97,6 +98,13 @@ def test_where_the_newest_is_damaged_the_one_before_serves(restart):
     assert (path.version, path.fallback) == (restart.versions[0], FACTORY)
 
 
+def test_a_lost_compiled_form_is_built_again(restart):
+    for compiled in restart.store.root.glob("objects/sha256/*/*.compiled"):
+        compiled.unlink()
+    path = restart.restore()
+    assert (path.version, path.fallback) == (restart.versions[1], restart.versions[0])
+
+
 def test_what_other_versions_compiled_is_compiled_again(restart, monkeypatch):
     compiled = []
     monkeypatch.setattr(EagerBackend, "version", lambda self: "a newer torch")
@@ -110,6 +118,33 @@ def test_since_when_it_serves_is_known_of_what_serves_alone(restart):
     assert served_since("front", restart.versions[1], restart.store) == 1.0
     assert served_since("front", restart.versions[0], restart.store) is None
     assert served_since("rear", FACTORY, restart.store) is None
+
+
+def test_two_daemons_cannot_have_one_directory_and_the_next_can(tmp_path):
+    held = claim(tmp_path / "state")
+    (tmp_path / "by another name").symlink_to(tmp_path / "state")
+    with pytest.raises(OSError, match="another recald uses"):
+        claim(tmp_path / "by another name")
+    os.close(held)
+    os.close(claim(tmp_path / "state"))
+
+
+NOW, YEAR = 1_795_600_000.0, 31_557_600.0  # s since the epoch: 2026-11-25; s
+
+
+@pytest.mark.parametrize(
+    ("since", "now", "expected"),
+    [
+        (None, NOW, False),
+        (NOW - 30, NOW, True),
+        (NOW - 90, NOW, False),
+        (NOW, NOW - YEAR, True),  # the clock went back: who knows
+        (NOW - 90, NOW + 10 * YEAR, False),
+        (90.0, NOW, True),  # swapped before the device had learnt the date
+    ],
+)
+def test_a_clock_that_jumps_lets_nothing_pass_its_probation_unseen(since, now, expected):
+    assert on_probation(since, now, probation=60.0) is expected
 
 
 def test_what_was_taken_back_is_known_unless_it_cannot_be_read(restart, caplog):

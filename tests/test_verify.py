@@ -58,6 +58,17 @@ def test_a_file_that_is_cut_short_is_found(store):
         path.write_bytes(whole)
 
 
+def test_what_was_taken_back_is_looked_at_whatever_the_pointer_is(store):
+    (store.root / "sensors" / "front" / "current.json").write_bytes(b"")
+    for sensor in ("front", "rear"):  # the second has never had a pointer
+        store.withdraw(sensor, ["x"])
+        (store.root / "sensors" / sensor / "withdrawn.json").write_bytes(b"{}")
+    found = list(problems(store))
+    told = [next(name for name in ("current.json", "withdrawn.json") if name in problem) for problem in found]
+    assert told == ["current.json", "withdrawn.json", "withdrawn.json"]
+    assert [problem.split(":")[0] for problem in found] == ["sensor front", "sensor front", "sensor rear"]
+
+
 @pytest.mark.parametrize("suffix", [".json", ".safetensors", ".compiled"])
 def test_a_lost_file_is_found_unless_it_can_be_built_again(store, suffix):
     current = store.current("front")
