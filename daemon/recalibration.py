@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class Recalibration:
         return not self._busy
 
     def start(self, sensor: Sensor, trigger: str, frames: int, recall: bool = False) -> None:
-        """Begin; what comes of it is posted. Only while `free`. recall: look at what there is, fit nothing."""
+        """Begin; what comes of it is posted. Only while `free`. recall: try the past on the newest."""
         self._busy = True
         job = {
             "job": "recalibrate",
@@ -97,23 +98,23 @@ class Recalibration:
             "until": time.time(),
             "seed": int(time.time()),
         }
-        self._executor.submit(self._run, sensor, job, frames)
+        take = sensor.reservoir.latest if recall else sensor.reservoir.sample
+        self._executor.submit(self._run, sensor, job, partial(take, frames))
 
     def close(self) -> None:
         self._worker.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _run(self, sensor: Sensor, job: dict[str, Any], frames: int) -> None:
+    def _run(self, sensor: Sensor, job: dict[str, Any], take: Callable[[], np.ndarray]) -> None:
         try:
-            self._post(self._recalibrate(sensor, job, frames))
+            self._post(self._recalibrate(sensor, job, take()))
         except Exception as error:  # whatever broke, the sensor's state machine must hear that it ended
             log.exception("recalibration of %s broke", sensor.name)
             self._post(Finished(sensor.name, "failed", str(error)))
         finally:
             self._busy = False
 
-    def _recalibrate(self, sensor: Sensor, job: dict[str, Any], frames: int) -> Finished:
-        images = sensor.reservoir.sample(frames)
+    def _recalibrate(self, sensor: Sensor, job: dict[str, Any], images: np.ndarray) -> Finished:
         version = dossier = None
 
         def report(message: dict[str, Any]) -> None:

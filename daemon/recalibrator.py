@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ LOOKS = 3  # at the candidate in the shadow, and at what serves on probation, at
 MOST_LOOKS = 30  # that count: a candidate may wait for days
 IN_DOUBT = 1 / 3  # the share of looks in the shadow that may speak against a candidate: frames of a window are few
 REGRESSIONS = 2  # looks in a row that find the one before better: one may be chance
-RECALL_FRAMES = 128  # tell whether what helped before helps again; a fit needs more, and more time
+RECALL_S = 60.0  # between two looks whether what helped before helps the newest frames; a fit takes longer
 NARROW = "few classes are in view, and the model is sure of them: that is no drift"
 HOPELESS = 3  # tries in a row that led to nothing while the drift lasts
 
@@ -67,7 +68,7 @@ class Collect:
 
 @dataclass(frozen=True)
 class Recall:
-    """See whether a homogenizer of the past, or none, is right for the first frames collected."""
+    """See whether a homogenizer of the past, or none, is right for the newest frames."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Recalibrator:
         self.progress = 0.0
         self.reason = ""  # why it is in this state, and what an operator can do
         self.trigger = ""
-        self._serving = serving
+        self._serving = self._has_past = serving
         self._since = now
         self._next_timer = now + config.every
         self._not_before = now
@@ -137,7 +138,8 @@ class Recalibrator:
         self._failure = ""  # why the last one was
         self._tries = 0  # in a row that changed nothing for good, by which the back-off grows
         self._requested = False
-        self._recalled = False
+        self._recalled = -math.inf  # when the past was last looked at
+        self._outdated = False  # newer frames have spoken against a fit to those collected
         self._approval: bool | None = None
         # Whether each look spoke for the candidate, or on probation for the one before.
         self._looks: deque[bool] = deque(maxlen=MOST_LOOKS)
@@ -184,6 +186,7 @@ class Recalibrator:
     def finished(self, result: str, now: float, reason: str = "") -> None:
         """A recalibration ended without a swap: unneeded, shadowed, rejected, refused, outdated, failed or timeout."""
         self._next_timer = now + self._config.every
+        self._outdated |= self.state in WITH_CANDIDATE
         if result in ("unneeded", "shadowed"):
             self._failures = 0
         else:
@@ -200,13 +203,14 @@ class Recalibrator:
     def committed(self, serving: bool, now: float) -> None:
         """The candidate serves; `serving`: it is a fitted homogenizer."""
         self._serving = serving
+        self._has_past |= serving
         self._next_timer = now + self._config.every
         self._swaps.append(now)
         self._enter(State.PROBATION, now, "it serves on probation")
 
     def rolled_back(self, serving: bool, now: float, reason: str) -> None:
         """The homogenizer was taken back; whether a fitted one still serves. A fit under way goes on."""
-        self._serving = serving
+        self._serving, self._outdated = serving, True
         self._fail(reason)
         self._hold_off(now)
         if self.state not in (*IN_WORK, State.COLLECTING):
@@ -239,9 +243,11 @@ class Recalibrator:
             self._settle(now, facts.alarm)
             self._explain(now, facts)
             return None
-        self.trigger, self._requested, self._recalled = trigger, False, False
+        # Later frames of one drift add to those before, as long as nothing tells that it has become another.
+        afresh = facts.alarm and (not self._tries or self._outdated)
+        self.trigger, self._requested, self._recalled, self._outdated = trigger, False, -math.inf, False
         self._enter(State.COLLECTING, now)
-        return Collect(afresh=facts.alarm and not self._tries)  # later frames of one drift add to those before
+        return Collect(afresh)
 
     def _explain(self, now: float, facts: Facts) -> None:
         """Tell why an alarm, or an order, leads to nothing."""
@@ -294,8 +300,8 @@ class Recalibrator:
         seen = now - self._since  # the first frames that come may all show one scene, which is no sample of the world
         self.progress = min(1.0, facts.collected / self._config.frames, _share(seen, self._config.collect))
         self.reason = f"{facts.collected} of {self._config.frames} frames, {seen:.0f} of {self._config.collect:.0f} s"
-        if self.trigger == "drift" and not self._recalled and facts.collected >= RECALL_FRAMES and facts.fitter_free:
-            self._recalled = True
+        if self._may_recall(now, facts):
+            self._recalled = now
             return Recall()
         if facts.narrow and self.trigger != "operator":
             self.reason = NARROW
@@ -305,6 +311,10 @@ class Recalibrator:
         self._fits.append(now)
         self._enter(State.FITTING, now)
         return Fit(self.trigger)
+
+    def _may_recall(self, now: float, facts: Facts) -> bool:
+        due = now - self._recalled >= RECALL_S
+        return self._has_past and self.trigger == "drift" and facts.fitter_free and due
 
     def _weigh(self, now: float, held: str) -> Decision | None:
         """A candidate in the shadow, or one that waits for approval."""

@@ -139,9 +139,9 @@ class Worker:
         active = self._homogenizer(job["active"])
         against = incumbents(self._yardstick, active, held_out)
         account.incumbents(against)
-        if needs_no_fit(against, job["band"]):
+        if needs_no_fit(against, job["band"]) and not job["recall"]:
             return {"result": "unneeded", "reason": "the frames as served are within the clean band"}
-        if needs_no_homogenizer(against, job["band"]):
+        if active is not None and needs_no_homogenizer(against, job["band"]):
             return {"result": "factory", "version": FACTORY, "reason": "the frames are clean again without one"}
         known = self._known(job, held_out, against, account)
         if known is not None:

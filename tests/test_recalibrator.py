@@ -117,17 +117,30 @@ def test_a_fit_waits_until_more_classes_are_in_view_but_for_an_operators(machine
     assert step(machine, 3.0, alarm=True, narrow=True, collected=64) == Fit("operator")
 
 
-def test_the_past_is_tried_once_before_the_frames_of_a_fit_are_there():
-    machine = machine_in(frames=512)
+def test_the_past_is_tried_at_once_and_every_minute_while_frames_are_collected(machine):
+    on_probation(machine, 10.0)
+    look(machine, False, False, False)
+    step(machine, 70.0)
+    assert step(machine, 100.0, alarm=True) == Collect(afresh=True)
+    assert step(machine, 101.0, alarm=True, fitter_free=False) is None
+    assert step(machine, 102.0, alarm=True) == Recall()
+    assert step(machine, 161.0, alarm=True, collected=63) is None
+    assert step(machine, 162.0, alarm=True, collected=63) == Recall()
+    assert step(machine, 163.0, alarm=True, collected=64) == Fit("drift")
+
+
+def test_without_a_past_there_is_none_to_try(machine):
     step(machine, 1.0, alarm=True)
-    assert step(machine, 2.0, alarm=True, collected=127) is None
-    assert step(machine, 3.0, alarm=True, collected=128, fitter_free=False) is None
-    assert step(machine, 4.0, alarm=True, collected=128) == Recall()
-    assert step(machine, 5.0, alarm=True, collected=200) is None
-    assert step(machine, 6.0, alarm=True, collected=512) == Fit("drift")
-    machine.finished("rejected", 7.0)
-    step(machine, 17.0, alarm=True)
-    assert step(machine, 18.0, alarm=True, collected=512) == Recall(), "it is another alarm's turn"
+    assert step(machine, 2.0, alarm=True) is None
+
+
+def test_an_operators_fit_is_a_fit(machine):
+    on_probation(machine, 10.0)
+    look(machine, False, False, False)
+    step(machine, 70.0)
+    machine.request()
+    step(machine, 71.0)
+    assert step(machine, 72.0) is None
 
 
 def test_frames_of_one_lasting_drift_add_up_over_tries(machine):
@@ -137,6 +150,18 @@ def test_frames_of_one_lasting_drift_add_up_over_tries(machine):
     machine.finished("rejected", 10.0)
     assert step(machine, 100.0) is None, "the alarm is over"
     assert step(machine, 101.0, alarm=True) == Collect(afresh=True)
+
+
+def test_frames_that_newer_ones_speak_against_are_forgotten(machine):
+    begin_fit(machine, 0.0)
+    machine.proven(0.0)
+    look(machine, False, False)
+    assert isinstance(step(machine, 1.0), Discard)
+    machine.finished("rejected", 1.0, "no better in 2 of 2 looks at new frames")
+    assert step(machine, 11.0, alarm=True) == Collect(afresh=True)
+    step(machine, 12.0, alarm=True, collected=64)
+    machine.finished("rejected", 12.0, "out of the band")
+    assert step(machine, 32.0, alarm=True) == Collect(afresh=False)
 
 
 @pytest.mark.parametrize("state", ["at rest", "collecting", "on probation"])
@@ -424,7 +449,7 @@ def test_what_makes_it_worse_is_taken_back(machine):
     machine.rolled_back(False, 21.0, "rolled back: regress")
     assert (machine.state, machine.reason) == (State.ROLLED_BACK, "rolled back: regress")
     assert step(machine, 30.0, alarm=True) is None, "not before the back-off is over"
-    assert step(machine, 31.0, alarm=True) == Collect(afresh=False)
+    assert step(machine, 31.0, alarm=True) == Collect(afresh=True)
 
 
 def test_a_hold_keeps_even_what_is_worse_from_being_exchanged(machine):

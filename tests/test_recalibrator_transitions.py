@@ -81,8 +81,14 @@ class World:
         """What decides; times and budgets left aside."""
         own = vars(self.machine)
         looks = tuple(own["_looks"])[-3:]
-        simple = ("state", "trigger", "_serving", "_requested", "_recalled", "_approval")
-        return (*(own[name] for name in simple), looks, min(own["_failures"], 3), own["_tries"] > 0)
+        simple = ("state", "trigger", "_serving", "_has_past", "_outdated", "_requested", "_approval")
+        return (
+            *(own[name] for name in simple),
+            looks,
+            min(own["_failures"], 3),
+            own["_tries"] > 0,
+            own["_recalled"] > 0,
+        )
 
 
 def happenings(world: World) -> Iterator[Callable[[World], None]]:
@@ -91,7 +97,7 @@ def happenings(world: World) -> Iterator[Callable[[World], None]]:
     if state in (*WITH_CANDIDATE, State.PROBATION):
         yield lambda w: w.machine.looked(True)
         yield lambda w: w.machine.looked(False)
-    if state in IN_WORK or (state is State.COLLECTING and world.machine._recalled):
+    if state in IN_WORK or (state is State.COLLECTING and world.machine._recalled > 0):
         yield from (lambda w, r=result: w.machine.finished(r, w.now) for result in ("unneeded", "rejected", "failed"))
         yield lambda w: w.machine.proven(w.now)
         yield from (lambda w, s=stage: w.machine.progressed(s, 0.5) for stage in IN_WORK)

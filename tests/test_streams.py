@@ -60,11 +60,11 @@ def test_a_stream_leads_to_exactly_these_decisions(records):
         (556.0, "state", "factory"),
         (732.0, "drift alarm", FACTORY),
         (732.0, "state", "collecting"),
-        (784.0, "fit", "recalled"),  # two minutes of collecting and a fit are spared
-        (784.0, "state", "shadow"),
-        (832.0, "swap", version),
-        (832.0, "state", "probation"),
-        (892.0, "state", "active"),
+        (756.0, "fit", "recalled"),  # two minutes of collecting and a fit are spared
+        (756.0, "state", "shadow"),
+        (804.0, "swap", version),
+        (804.0, "state", "probation"),
+        (864.0, "state", "active"),
     ]
 
 

@@ -79,7 +79,8 @@ def test_what_was_taken_back_is_not(worker, right, wrong):
 
 
 def test_clean_frames_need_nothing_and_no_homogenizer_where_one_serves(worker, right):
-    assert recalled(worker, images(128, seed=6))["result"] == "unneeded"
+    assert recalled(worker, images(128, seed=6))["result"] == "unknown"
+    assert recalled(worker, images(128, seed=6), recall=False)["result"] == "unneeded"
     assert recalled(worker, images(128, seed=6), active=right)["result"] == "factory"
 
 
