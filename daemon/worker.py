@@ -113,8 +113,8 @@ class Worker:
             reason = "" if _clean_without(factory, active, job["band"]) else "the frames look drifted again"
         else:
             against = {"factory": factory} if job["active"] == FACTORY else {"factory": factory, "active": active}
-            verdict = weigh(rival, against, _band(rival, job["band"]))
-            reason = "" if verdict.accepted else verdict.reason
+            # Not whether it is clean, which was judged on frames of minutes: a moment's show what is in view.
+            reason = "; ".join(said for name, one in against.items() for said in objections(rival, one, name))
         return {"version": version, "role": job["role"], "score": rival.score, "objections": reason}
 
     def recalibrate(self, job: dict[str, Any], images: np.ndarray, send: Send) -> dict[str, Any]:
