@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from bench import training
 from bench.cifar import LIMITS, accuracy, lossless, network, normalise
-from bench.report import show
+from bench.report import append_row, read_rows, show
 from calibrate import FitConfig, FitError, Limits, fit, tap
 from calibrate.extent import Extent
 from calibrate.judge import Verdict, incumbents, judge, needs_no_fit
@@ -93,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    kept = {_key(row): row for row in _read(args.state)}
+    kept = {_key(row): row for row in read_rows(args.state)}
     subject = lru_cache(maxsize=1)(lambda name: SUBJECTS[name](args.data))
     rows = []
     for name, drift, strength, text in cases(args.only or ()):
@@ -101,7 +100,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         row = kept.get(_key(key))
         if row is None:
             row = key | measure_one(subject(name), parse_drift(text, args.seed))
-            _append(args.state, row)
+            append_row(args.state, row)
         print(f"{name}, {_title(row)}: {row['drifted']:.2f} to {row['served']:.2f}, {row['verdict']}", flush=True)
         rows.append(row)
     summary = {name: summarise(part) for name in SUBJECTS if (part := [r for r in rows if r["data"] == name])}
@@ -207,20 +206,3 @@ def _table(rows: list[Row], summary: dict[str, dict[str, Any]]) -> None:
 
 def _key(row: Row) -> tuple[Any, ...]:
     return tuple(row[name] for name in KEY)
-
-
-def _read(state: Path | None) -> list[Row]:
-    """The rows of the state file; a last line that was cut off in the middle is measured again."""
-    if state is None or not state.exists():
-        return []
-    lines = state.read_text().split("\n")
-    if lines[-1]:
-        state.write_text("".join(f"{line}\n" for line in lines[:-1]))
-    return [json.loads(line) for line in lines[:-1]]
-
-
-def _append(state: Path | None, row: Row) -> None:
-    if state is not None:
-        state.parent.mkdir(parents=True, exist_ok=True)
-        with state.open("a") as file:
-            file.write(json.dumps(row) + "\n")

@@ -43,3 +43,21 @@ def percentiles(seconds: Sequence[float] | np.ndarray) -> dict[str, float | int 
         return {"count": 0, "p50_ms": None, "p99_ms": None, "max_ms": None}
     p50, p99, top = np.percentile(np.asarray(seconds) * 1e3, [50, 99, 100])
     return {"count": len(seconds), "p50_ms": float(p50), "p99_ms": float(p99), "max_ms": float(top)}
+
+
+def read_rows(state: Path | None) -> list[dict[str, Any]]:
+    """The rows of the state file; a last line that was cut off in the middle is measured again."""
+    if state is None or not state.exists():
+        return []
+    lines = state.read_text().split("\n")
+    if lines[-1]:
+        state.write_text("".join(f"{line}\n" for line in lines[:-1]))
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def append_row(state: Path | None, row: dict[str, Any]) -> None:
+    """Add a finished row to the state file, where there is one."""
+    if state is not None:
+        state.parent.mkdir(parents=True, exist_ok=True)
+        with state.open("a") as file:
+            file.write(json.dumps(row) + "\n")

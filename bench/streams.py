@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 
 from bench.adaptation import BatchNormAdaptation, Method, Tent
 from bench.cifar import WEIGHTS, lossless, network, normalise
-from bench.report import show
+from bench.report import append_row, read_rows, show
 from bench.stream_daemon import Records, SimulatedDaemon
 from bench.stream_scenes import RATE, STREAMS, Stream, Tick, play
 from daemon.config import DriftConfig, RecalibrateConfig
@@ -43,29 +44,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hours", type=float, default=HOURS, help="of each stream (%(default)s)")
     add("--seeds", type=int, nargs="+", default=SEEDS, help="of the streams (%(default)s)")
     add("--only", nargs="+", metavar="NAME", help="streams with all of these words, as drift or view")
+    add("--state", type=Path, help="JSON lines: rows are added as they are measured, those there are not run again")
     add("--records", type=Path, help="a folder for what the daemon decided, a JSON file for each stream")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     images, model = lossless(args.data / "cifar10_test.npz"), network(args.data, "resnet20")
+    kept = {_key(row): row for row in read_rows(args.state)}
     rows = []
     with tempfile.TemporaryDirectory(prefix="recald-bench-") as folder:
         frozen = _export(args.data, Path(folder))
-        for stream in STREAMS:
-            if not set(stream) >= set(args.only or ()):
-                continue
-            for seed in args.seeds:
+        for stream, seed in cases(args.only or (), args.seeds):
+            row = kept.get((*stream, seed))
+            if row is None:
                 ticks = list(play(stream, images, seed, TICK_S, args.hours))
                 row, records = measure_one(stream, seed, ticks, frozen, model)
-                rows.append(row)
-                _tell(row)
+                append_row(args.state, row)
                 _keep(args.records, row, records)
+            _tell(row)
+            rows.append(row)
     _table(rows)
     return {
         "settings": {"hours": args.hours, "rate": RATE, "tick_s": TICK_S, "block_s": BLOCK_S, "errors": ERRORS}
         | {"batch": BATCH, "seeds": list(args.seeds), "reacts_s": REACTS_S},
         "rows": rows,
     }
+
+
+def cases(only: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[Stream, int]]:
+    for stream in STREAMS:
+        if set(stream) >= set(only):
+            yield from ((stream, seed) for seed in seeds)
+
+
+def _key(row: Row) -> tuple[str, str, int]:
+    return row["drift"], row["view"], row["seed"]
 
 
 def measure_one(stream: Stream, seed: int, ticks: list[Tick], frozen: Path, model: nn.Module) -> tuple[Row, Records]:
