@@ -128,7 +128,8 @@ class Recalibration:
                 return Finished(sensor.name, answer["result"], answer["reason"], dossier=dossier)
             version = answer["version"]
             golden = self._model.preprocessor.normalise(images[:: max(1, len(images) // GOLDEN_FRAMES)][:GOLDEN_FRAMES])
-            candidate = Candidate(self._prepare(sensor.path, version, golden), incumbent=job["active"])
+            prepared = self._prepare(sensor.path, version, golden)
+            candidate = Candidate(prepared, job["active"], recalled=answer["result"] == "recalled")
         except WorkerTimeout as error:
             return Finished(sensor.name, "timeout", str(error))
         except OutsideEnvelope as error:

@@ -16,10 +16,11 @@ from deploy.path import InferencePath, Prepared
 
 @dataclass(frozen=True)
 class Candidate:
-    """A proven homogenizer on its way to serve, and the version it was found better than."""
+    """A proven homogenizer on its way to serve, and the version it was found better than; recalled: one of the past."""
 
     prepared: Prepared
     incumbent: str
+    recalled: bool = False
 
 
 class Rival(NamedTuple):

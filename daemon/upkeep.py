@@ -246,27 +246,28 @@ class Upkeep:
             self._background.submit(forgotten.clear)  # freeing hundreds of frames takes longer than one may wait
 
     def _serve_factory(self, sensor: Sensor) -> None:
-        log.info("%s: the frames are clean without a homogenizer", sensor.name)
         self._drop_candidate(sensor, "outdated")
-        self._swap(sensor, Prepared(FACTORY, None))
+        self._swap(sensor, Prepared(FACTORY, None), "the frames are clean without a homogenizer")
 
     def _commit(self, sensor: Sensor) -> None:
         assert sensor.waiting is not None
         candidate, sensor.waiting = sensor.waiting, None
-        self._swap(sensor, candidate.prepared)
+        self._swap(sensor, candidate.prepared, "recalled" if candidate.recalled else "judged")
 
-    def _swap(self, sensor: Sensor, prepared: Prepared) -> None:
+    def _swap(self, sensor: Sensor, prepared: Prepared, why: str) -> None:
         """The swap, between two frames."""
         before, added = sensor.path.version, prepared.cost - sensor.path.cost
         pause = sensor.path.commit(prepared)
         self._metrics.swap_pause_seconds.labels(sensor.name).observe(pause)
         self._metrics.swaps.labels(sensor.name, "committed").inc()
-        details = {"from": before, "to": sensor.path.version, "pause": pause, "frames_served": sensor.frames}
-        self._record(sensor.name, "swap", details)
+        details = {"from": before, "to": sensor.path.version, "why": why}
+        self._record(sensor.name, "swap", details | {"pause": pause, "frames_served": sensor.frames})
         self._now_serving(sensor, "fit", added)
         sensor.looked_at = sensor.reservoir.added
         sensor.recalibrator.committed(sensor.path.version != FACTORY, self._clock())
-        log.info("%s: homogenizer %s serves, pause %.0f us", sensor.name, sensor.path.version[:12], 1e6 * pause)
+        log.info(
+            "%s: homogenizer %s, %s, serves, pause %.0f us", sensor.name, sensor.path.version[:12], why, 1e6 * pause
+        )
 
     def _drop_candidate(self, sensor: Sensor, result: str, reason: str = "another serves by now") -> None:
         if sensor.waiting is None:
@@ -275,7 +276,8 @@ class Upkeep:
         sensor.path.discard(candidate.prepared)
         self._metrics.swaps.labels(sensor.name, result).inc()
         version = candidate.prepared.version
-        if result in ("rejected", "refused"):
+        # One of the past that is not right today may be another day.
+        if result == "refused" or (result == "rejected" and not candidate.recalled):
             self._withdraw(sensor, version)
         self._record(sensor.name, "candidate dropped", {"candidate": version, "result": result, "reason": reason})
         log.info("%s: candidate %s dropped, %s: %s", sensor.name, version[:12], result, reason)

@@ -155,6 +155,18 @@ def test_a_candidate_that_is_no_better_is_closed_and_not_tried_again(scene):
     assert scene.sensor.last_result.startswith("rejected: no better in 2 of 2")
 
 
+def test_one_of_the_past_that_is_not_right_today_may_be_another_day(scene):
+    scene.begin_fit()
+    runner = Runner()
+    recalled = Finished("front", "recalled", "better", Candidate(Prepared("a", runner), FACTORY, recalled=True))
+    scene.upkeep.take_in(recalled, scene.sensor, scene.now)
+    for _ in range(2):
+        scene.look_at_new_frames("score 9 is no better")
+    scene.step()
+    assert runner.closed and scene.sensor.waiting is None
+    assert scene.sensor.withdrawn == set() and scene.written == []
+
+
 def test_a_candidate_judged_against_one_that_is_gone_is_dropped(scene):
     runner = scene.fit("b", incumbent="a")
     assert runner.closed and scene.sensor.waiting is None
