@@ -43,7 +43,8 @@ class Shelf(WorkerProcess):
     ) -> dict[str, Any]:
         if job["job"] != "recalibrate":
             return super().call(job, images, timeout, on_message)
-        return {"result": "accepted", "reason": "the next on the shelf", "version": next(self._versions)}
+        answer = {"result": "accepted", "reason": "the next on the shelf", "dossier": None}
+        return answer | {"version": next(self._versions)}
 
 
 class TimedUpkeep(Upkeep):
