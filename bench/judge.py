@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.judge_candidates import FIT, OTHER, Candidate, candidates
+from bench.judge_candidates import BAD_FIT, FIT, GOOD, OTHER, Candidate, candidates
 from bench.judge_gate import BAND, FACTORY, Examine, doorstep, passage
 from bench.judge_scenes import (
     CHOOSING,
@@ -102,8 +102,9 @@ class Court:
         if answered is not None:
             yield told | {"answer": answered}
             return
+        thorough = not clean and view == self._scene.views[0]
         for candidate in asked:
-            if candidate.name != active:
+            if candidate.name != active and (thorough or candidate.kind in (GOOD, BAD_FIT)):
                 yield told | self._verdict(candidate, see, clean, active)
 
     def _verdict(self, candidate: Candidate, see: Examine, clean: bool, active: str | None) -> Row:
