@@ -14,6 +14,7 @@ from calibrate.yardstick import Measured, Yardstick
 
 MARGIN = 0.2  # the score must fall by this share: well above its spread between windows of clean frames (0.1)
 LESS_SURE = 1.75  # standard errors; 18 of 24 looks at harmful candidates were below it, none of 176 at helpful ones
+SURER = 0.1  # nats of the odds, mean over all frames
 CONCENTRATION = 0.1  # the commonest predicted class may take this much more of the frames than before
 ERRORS = 2.0  # standard errors by which confidence may lie below the incumbent's
 
@@ -103,6 +104,7 @@ def objections(candidate: Evidence, incumbent: Evidence, name: str) -> Iterator[
         yield from _less_confident(candidate.proxy, incumbent.proxy, name)
     if candidate.answers and incumbent.answers:
         yield from _less_sure(candidate.answers, incumbent.answers, name)
+        yield from _no_surer(candidate.answers, incumbent.answers, name)
 
 
 def _less_confident(candidate: AccuracyProxy, incumbent: AccuracyProxy, name: str) -> Iterator[str]:
@@ -116,3 +118,10 @@ def _less_sure(candidate: Answers, incumbent: Answers, name: str) -> Iterator[st
     errors = candidate.surer_than(incumbent)
     if not errors >= -LESS_SURE:  # also where the candidate's outputs are not finite
         yield f"it is {-errors:.1f} standard errors less sure than {name} of the frames that both name alike"
+
+
+def _no_surer(candidate: Answers, incumbent: Answers, name: str) -> Iterator[str]:
+    """Statistics alone can be met in a wrong place: where nothing is read more easily, nothing was repaired."""
+    gain = candidate.gain_over(incumbent)
+    if not gain >= SURER:
+        yield f"it is no surer than {name} of the frames ({gain:+.2f} nats)"

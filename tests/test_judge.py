@@ -12,8 +12,10 @@ from calibrate.judge import (
     CONCENTRATION,
     LESS_SURE,
     MARGIN,
+    SURER,
     Evidence,
     _less_sure,
+    _no_surer,
     examine,
     incumbents,
     judge,
@@ -83,11 +85,13 @@ def test_it_must_also_beat_an_active_one_that_is_worse(yardstick, frames):
 
 
 def test_one_that_changes_nothing_is_refused(yardstick, frames):
-    assert refused(decide(yardstick, frames, NOTHING, band=1e6), "is no better than factory's")
+    said = ("is no better than factory's", "no surer than factory")
+    assert refused(decide(yardstick, frames, NOTHING, band=1e6), *said)
 
 
 def test_one_that_is_no_better_than_the_active_one_is_refused(yardstick, frames):
-    assert refused(decide(yardstick, frames, REPAIR, active=REPAIR), "is no better than active's")
+    said = ("is no better than active's", "no surer than active")
+    assert refused(decide(yardstick, frames, REPAIR, active=REPAIR), *said)
 
 
 def test_the_margin_decides(yardstick, frames):
@@ -150,13 +154,25 @@ def test_one_that_is_less_confident_is_refused(yardstick, frames):
 def test_one_that_is_less_sure_of_the_same_answers_is_refused(yardstick, frames):
     candidate = examine(yardstick, REPAIR, frames)
     noise = torch.randn(len(frames), generator=torch.Generator().manual_seed(0))
-    noise = (noise - noise.mean()) / noise.std()
+    labels = candidate.answers.labels.clone()
+    labels[: len(labels) // 4] += 1  # the others, of which it is much surer, are called something else
+    alike = labels == candidate.answers.labels
+    noise = (noise - noise[alike].mean()) / noise[alike].std()
     for errors, accepted in [(0.9 * LESS_SURE, True), (1.1 * LESS_SURE, False)]:
-        surer = candidate.answers.log_odds + noise + errors / len(frames) ** 0.5
-        incumbent = Evidence(10.0, candidate.proxy, Answers(candidate.answers.labels, surer))
+        surer = candidate.answers.log_odds + noise + errors / int(alike.sum()) ** 0.5
+        incumbent = Evidence(10.0, candidate.proxy, Answers(labels, torch.where(alike, surer, -3.0)))
         verdict = judge(yardstick, REPAIR, frames, {"factory": incumbent}, BAND)
         assert verdict.accepted == accepted
         assert accepted or refused(verdict, "standard errors less sure than factory")
+
+
+def test_one_that_is_no_surer_of_all_frames_is_refused(yardstick, frames):
+    candidate = examine(yardstick, REPAIR, frames)
+    for gain, accepted in [(1.1 * SURER, True), (0.9 * SURER, False)]:
+        before = Answers(candidate.answers.labels + 1, candidate.answers.log_odds - gain)  # whatever the labels
+        verdict = judge(yardstick, REPAIR, frames, {"factory": Evidence(10.0, candidate.proxy, before)}, BAND)
+        assert verdict.accepted == accepted
+        assert accepted or refused(verdict, "no surer than factory")
 
 
 def test_outputs_that_are_not_finite_are_refused(yardstick, frames):
@@ -165,6 +181,7 @@ def test_outputs_that_are_not_finite_are_refused(yardstick, frames):
     broken.log_odds[5] = torch.nan
     assert torch.isnan(torch.tensor(broken.surer_than(found.answers)))
     assert any(_less_sure(broken, found.answers, "factory"))
+    assert any(_no_surer(broken, found.answers, "factory"))
     assert not any(_less_sure(found.answers, broken, "factory"))  # a broken incumbent does not stand in the way
 
 

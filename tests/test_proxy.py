@@ -97,3 +97,15 @@ def test_frames_with_different_labels_do_not_count():
 def test_too_few_frames_alike_say_nothing():
     labels = torch.tensor([0] * (MIN_ALIKE - 1) + [1] * 50)
     assert both(-torch.rand(len(labels)), labels) == 0
+
+
+def test_the_gain_over_all_frames_is_the_mean_whatever_the_labels():
+    before, gains = torch.randn(20, generator=torch.Generator().manual_seed(0)), torch.arange(20.0)
+    found = Answers(torch.zeros(20), before + gains).gain_over(Answers(torch.ones(20), before))
+    assert found == pytest.approx(9.5, abs=1e-5)
+
+
+def test_over_answers_that_are_not_finite_any_gain_is_infinite():
+    broken, sound = Answers(torch.zeros(20), torch.full((20,), torch.nan)), Answers(torch.zeros(20), torch.zeros(20))
+    assert sound.gain_over(broken) == math.inf
+    assert math.isnan(broken.gain_over(sound))
