@@ -51,7 +51,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     seeds = CHOOSING if args.choosing else REPORTED
     rows: list[Row] = []
     doors: list[Row] = []
-    for scene, neighbour in neighbours(list(scenes(seeds[: QUICK if args.quick else None], args.data))):
+    pairs = list(neighbours(list(scenes(seeds, args.data))))
+    for scene, neighbour in pairs[: QUICK if args.quick else None]:
         for row in Court(scene, neighbour, State(args.state)).rows():
             (rows if "candidate" in row else doors).append(row)
         print(f"{scene.name}: {scene.text}, {len(rows)} verdicts", flush=True)

@@ -17,7 +17,7 @@ def summarise(rows: Sequence[Row], doors: Sequence[Row]) -> dict[str, Any]:
     return {
         "all": counted(rows),
         "candidates": _by(rows, ("kind", "candidate")),
-        "kinds": _by(rows, ("kind",)),
+        "kinds": _by(rows, ("kind", "view")),
         "situations": _by(rows, ("data", "camera", "active", "view")),
         "doors": [
             dict(zip(("camera", "active", "view", "answer"), key, strict=True)) | {"count": count}
@@ -73,7 +73,7 @@ def show_tables(summary: dict[str, Any]) -> None:
 
 
 def _named(summary: dict[str, Any]) -> list[tuple[str, Row]]:
-    return [(row["kind"], row) for row in summary["kinds"]]
+    return [(f"{row['kind']}, {row['view']}", row) for row in summary["kinds"]]
 
 
 def _rates(groups: Iterable[tuple[str, Row]]) -> Iterable[list[object]]:
