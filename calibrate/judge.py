@@ -14,6 +14,7 @@ from calibrate.yardstick import Measured, Yardstick
 
 MARGIN = 0.2  # the score must fall by this share: well above its spread between windows of clean frames (0.1)
 LESS_SURE = 1.75  # standard errors; 18 of 24 looks at harmful candidates were below it, none of 176 at helpful ones
+SURER = 0.05  # nats of the odds, mean over all frames: 0 let 4 times as many bad ones pass, 0.1 lost more good ones
 CONCENTRATION = 0.1  # the commonest predicted class may take this much more of the frames than before
 ERRORS = 2.0  # standard errors by which confidence may lie below the incumbent's
 
@@ -138,6 +139,7 @@ def criteria(candidate: Evidence, incumbent: Evidence, name: str) -> Iterator[Cr
         yield _as_spread(candidate.proxy, incumbent.proxy, name)
     if candidate.answers and incumbent.answers:
         yield _as_sure(candidate.answers, incumbent.answers, name)
+        yield _surer(candidate.answers, incumbent.answers, name)
 
 
 def finite(value: Any) -> Any:
@@ -178,3 +180,10 @@ def _as_sure(candidate: Answers, incumbent: Answers, name: str) -> Criterion:
     said = f"it is {-errors:.1f} standard errors less sure than {name} of the frames that both name alike"
     met = errors >= -LESS_SURE  # not where the candidate's outputs are not finite
     return Criterion("sureness", name, errors, -LESS_SURE, met, said)
+
+
+def _surer(candidate: Answers, incumbent: Answers, name: str) -> Criterion:
+    """Statistics alone can be met in a wrong place: where nothing is read more easily, nothing was repaired."""
+    gain = candidate.gain_over(incumbent)
+    said = f"it is no surer than {name} of the frames ({gain:+.2f} nats)"
+    return Criterion("gain", name, gain, SURER, gain >= SURER, said)

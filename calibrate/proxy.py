@@ -44,6 +44,14 @@ class Answers:
             return 0.0
         return float(gains.mean() / (gains.std() / math.sqrt(len(gains))).clamp_min(1e-9))
 
+    def gain_over(self, other: Answers) -> float:
+        """By how much the odds of the same frames are higher on average, nats, whatever either calls them.
+
+        Infinite where the other gives too few frames any odds.
+        """
+        gains = (self.log_odds - other.log_odds)[torch.isfinite(other.log_odds)]
+        return float(gains.mean()) if len(gains) >= MIN_ALIKE else math.inf
+
 
 def answers(outputs: Tensor) -> Answers | None:
     """From logits (N, K); None where the outputs are no classifier's."""

@@ -70,8 +70,10 @@ class Orders:
     def _roll_back(self, sensor: Sensor) -> str:
         if sensor.path.version == sensor.path.fallback == FACTORY:
             raise Refused("the factory homogenizer serves, there is nothing to go back to")
+        taken_back = sensor.path.version
         self._upkeep.roll_back(sensor, "operator")
-        return f"{sensor.path.version[:12]} serves again; what was taken back is not tried again"
+        never = "" if taken_back == FACTORY else "; what was taken back is not tried again"
+        return f"{sensor.path.version[:12]} serves again{never}"
 
     def _hold(self, sensor: Sensor) -> str:
         sensor.operator_hold = BY_OPERATOR

@@ -137,6 +137,8 @@ class Recalibrator:
         self._failures = 0  # in a row; a swap is none once its probation is over
         self._failure = ""  # why the last one was
         self._tries = 0  # in a row that changed nothing for good, by which the back-off grows
+        self._factory_from = now  # not before: a way back that was taken back must not be taken again at once
+        self._explained = False  # the reason is one of those that pass by themselves
         self._requested = False
         self._recalled = -math.inf  # when the past was last looked at
         self._outdated = False  # newer frames have spoken against a fit to those collected
@@ -205,7 +207,8 @@ class Recalibrator:
         self._serving = serving
         self._has_past |= serving
         self._next_timer = now + self._config.every
-        self._swaps.append(now)
+        if serving:  # the way to the factory homogenizer is open whatever is spent
+            self._swaps.append(now)
         self._enter(State.PROBATION, now, "it serves on probation")
 
     def rolled_back(self, serving: bool, now: float, reason: str) -> None:
@@ -213,6 +216,7 @@ class Recalibrator:
         self._serving, self._outdated = serving, True
         self._fail(reason)
         self._hold_off(now)
+        self._factory_from = self._not_before
         if self.state not in (*IN_WORK, State.COLLECTING):
             self._enter(State.ROLLED_BACK, now, reason)
 
@@ -220,7 +224,7 @@ class Recalibrator:
 
     def step(self, now: float, facts: Facts) -> Decision | None:
         """What to do now, if anything."""
-        if self._spoils(facts):
+        if now >= self._factory_from and self._spoils(facts):
             return ServeFactory()
         if self.state in AT_REST:
             return self._begin(now, facts)
@@ -250,11 +254,14 @@ class Recalibrator:
         return Collect(afresh)
 
     def _explain(self, now: float, facts: Facts) -> None:
-        """Tell why an alarm, or an order, leads to nothing."""
+        """Tell why an alarm, or an order, leads to nothing, as long as that is so."""
+        why = ""
         if (facts.alarm or self._requested) and self._spent(now):
-            self.reason = f"the day's budget of fits or swaps is spent; {self._way_out()}"
+            why = f"the day's budget of fits or swaps is spent; {self._way_out()}"
         elif facts.alarm and facts.narrow and self.state is not State.INVALID:
-            self.reason = NARROW
+            why = NARROW
+        if why or self._explained:
+            self.reason, self._explained = why, bool(why)
 
     def _trigger(self, now: float, facts: Facts) -> str | None:
         if self._requested and not (self._strict and self._spent(now)):
@@ -283,7 +290,8 @@ class Recalibrator:
             if self.state is not State.INVALID:
                 self._enter(State.INVALID, now, self._advice())
         elif now >= self._not_before:
-            self._tries = self._tries if alarm else 0
+            if not alarm:
+                self._tries = self._failures = 0
             if self.state not in (State.ACTIVE, State.FACTORY):
                 self._enter(self._rest(), now)
 
@@ -343,10 +351,9 @@ class Recalibrator:
 
     def _watch_over(self, now: float, facts: Facts) -> Decision | None:
         self.progress = _share(now - self._since, self._config.probation)
-        if len(self._looks) >= REGRESSIONS and all(list(self._looks)[-REGRESSIONS:]) and not facts.held:
-            return RollBack("regress")
-        if facts.slower and not facts.held:
-            return RollBack("latency", facts.slower)
+        worse = len(self._looks) >= REGRESSIONS and all(list(self._looks)[-REGRESSIONS:])
+        if worse or facts.slower:  # a hold keeps it in place, and on probation
+            return None if facts.held else RollBack("regress") if worse else RollBack("latency", facts.slower)
         if self.progress == 1.0 and len(self._looks) >= LOOKS:
             self._failures = self._tries = 0
             self._not_before = now
@@ -375,6 +382,7 @@ class Recalibrator:
 
     def _enter(self, state: State, now: float, reason: str = "") -> None:
         self.state, self.progress, self.reason, self._since = state, 0.0, reason, now
+        self._explained = False
         self._looks, self._approval = deque(maxlen=MOST_LOOKS), None
 
 

@@ -122,8 +122,13 @@ class Upkeep:
             collected=sensor.reservoir.collected,
             fitter_free=self._recalibration.free,
             held=self._held(sensor),
-            slower=sensor.pace.slower if sensor.recalibrator.state is State.PROBATION else "",
+            slower=self._slower(sensor),
         )
+
+    def _slower(self, sensor: Sensor) -> str:
+        """How much longer than expected a frame takes through what is on probation; no ρ cannot be what takes long."""
+        judged = sensor.recalibrator.state is State.PROBATION and sensor.path.version != FACTORY
+        return sensor.pace.slower if judged else ""
 
     def _held(self, sensor: Sensor) -> str:
         """Why nothing may be swapped now."""
@@ -184,21 +189,29 @@ class Upkeep:
         self._metrics.narrow_view.labels(sensor.name).set(sensor.narrow)
 
     def _finished(self, sensor: Sensor, event: Finished, now: float) -> None:
+        details: dict[str, Any] = {"result": event.result, "reason": event.reason}
+        details |= {"trigger": sensor.recalibrator.trigger, "dossier": event.dossier}
         if event.unfit is not None:
             self._withdraw(sensor, event.unfit)
-        if event.result == "unknown" or sensor.recalibrator.state not in AWAITED:
+            details["withdrawn"] = event.unfit
+        if event.result == "unknown":
             log.info("%s: %s", sensor.name, event.reason)
-            if event.candidate is not None:
-                sensor.path.discard(event.candidate.prepared)
-            return
+        elif sensor.recalibrator.state not in AWAITED:
+            self._came_late(sensor, event, details)
+        else:
+            self._came_to(sensor, event, details, now)
+
+    def _came_late(self, sensor: Sensor, event: Finished, details: dict[str, Any]) -> None:
+        """Another homogenizer came to serve meanwhile, or the drift was over: nobody waits for this result."""
+        self._record(sensor.name, "fit", details | {"result": "outdated"})
+        if event.candidate is not None:
+            sensor.path.discard(event.candidate.prepared)
+
+    def _came_to(self, sensor: Sensor, event: Finished, details: dict[str, Any], now: float) -> None:
         log.info("%s: recalibration %s: %s", sensor.name, event.result, event.reason)
         self._metrics.fits.labels(sensor.name, event.result).inc()
         self._observe_durations(sensor, event.durations or {})
         sensor.last_result = f"{event.result}: {event.reason}"
-        details: dict[str, Any] = {"result": event.result, "reason": event.reason}
-        details |= {"trigger": sensor.recalibrator.trigger, "dossier": event.dossier}
-        if event.unfit is not None:
-            details["withdrawn"] = event.unfit
         if event.candidate is None:
             self._record(sensor.name, "fit", details)
             sensor.recalibrator.finished(event.result, now, event.reason)

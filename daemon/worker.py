@@ -189,9 +189,9 @@ class Worker:
         self, job: dict[str, Any], held_out: Tensor, against: Mapping[str, Evidence], account: Account
     ) -> dict[str, Any] | None:
         """A homogenizer of this sensor's past that is right again, which costs no fit: night comes every day."""
-        for version in past(self._store, job["sensor"], self._frozen.digest, MOST_TRIED):
-            if version in (job["active"], *job["withdrawn"]):
-                continue
+        ruled_out = (job["active"], *job["withdrawn"])
+        earlier = past(self._store, job["sensor"], self._frozen.digest, KEPT_OF_A_SENSOR)
+        for version in [version for version in earlier if version not in ruled_out][:MOST_TRIED]:
             try:
                 artefact = self._store.get(version, self._frozen.digest)
             except StoreError as error:

@@ -48,6 +48,7 @@ class Archive:
         data = seal(dossier.model_dump(mode="json"))
         digest = hashlib.sha256(data).hexdigest()
         path = self.path(dossier.sensor, digest)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # frames may lie in it
         self._retain(dossier.sensor, KEPT - 1)  # first: a disk may be full
         write_atomically(path, data)
         try:

@@ -17,7 +17,7 @@ def evidence(score: float | None) -> dict[str, Any]:
 
 
 def verdict(accepted: bool = True, reason: str = "better than every incumbent") -> dict[str, Any]:
-    names = ("score", "confidence", "concentration", "sureness")
+    names = ("score", "confidence", "concentration", "sureness", "gain")
     criteria = [
         {"name": name, "against": "factory", "value": 1.1, "limit": 7.0, "met": accepted, "objection": "worse"}
         for name in names

@@ -12,6 +12,7 @@ from calibrate.judge import (
     CONCENTRATION,
     LESS_SURE,
     MARGIN,
+    SURER,
     Evidence,
     criteria,
     examine,
@@ -87,11 +88,13 @@ def test_it_must_also_beat_an_active_one_that_is_worse(yardstick, frames):
 
 
 def test_one_that_changes_nothing_is_refused(yardstick, frames):
-    assert refused(decide(yardstick, frames, NOTHING, band=1e6), "is no better than factory's")
+    said = ("is no better than factory's", "no surer than factory")
+    assert refused(decide(yardstick, frames, NOTHING, band=1e6), *said)
 
 
 def test_one_that_is_no_better_than_the_active_one_is_refused(yardstick, frames):
-    assert refused(decide(yardstick, frames, REPAIR, active=REPAIR), "is no better than active's")
+    said = ("is no better than active's", "no surer than active")
+    assert refused(decide(yardstick, frames, REPAIR, active=REPAIR), *said)
 
 
 def test_the_margin_decides(yardstick, frames):
@@ -154,13 +157,25 @@ def test_one_that_is_less_confident_is_refused(yardstick, frames):
 def test_one_that_is_less_sure_of_the_same_answers_is_refused(yardstick, frames):
     candidate = examine(yardstick, REPAIR, frames)
     noise = torch.randn(len(frames), generator=torch.Generator().manual_seed(0))
-    noise = (noise - noise.mean()) / noise.std()
+    labels = candidate.answers.labels.clone()
+    labels[: len(labels) // 4] += 1  # the others, of which it is much surer, are called something else
+    alike = labels == candidate.answers.labels
+    noise = (noise - noise[alike].mean()) / noise[alike].std()
     for errors, accepted in [(0.9 * LESS_SURE, True), (1.1 * LESS_SURE, False)]:
-        surer = candidate.answers.log_odds + noise + errors / len(frames) ** 0.5
-        incumbent = Evidence(10.0, candidate.proxy, Answers(candidate.answers.labels, surer))
+        surer = candidate.answers.log_odds + noise + errors / int(alike.sum()) ** 0.5
+        incumbent = Evidence(10.0, candidate.proxy, Answers(labels, torch.where(alike, surer, -3.0)))
         verdict = judge(yardstick, REPAIR, frames, {"factory": incumbent}, BAND)
         assert verdict.accepted == accepted
         assert accepted or refused(verdict, "standard errors less sure than factory")
+
+
+def test_one_that_is_no_surer_of_all_frames_is_refused(yardstick, frames):
+    candidate = examine(yardstick, REPAIR, frames)
+    for gain, accepted in [(1.1 * SURER, True), (0.9 * SURER, False)]:
+        before = Answers(candidate.answers.labels + 1, candidate.answers.log_odds - gain)  # whatever the labels
+        verdict = judge(yardstick, REPAIR, frames, {"factory": Evidence(10.0, candidate.proxy, before)}, BAND)
+        assert verdict.accepted == accepted
+        assert accepted or refused(verdict, "no surer than factory")
 
 
 def test_outputs_that_are_not_finite_are_refused(yardstick, frames):
@@ -169,7 +184,7 @@ def test_outputs_that_are_not_finite_are_refused(yardstick, frames):
     broken.log_odds[5] = torch.nan
     assert torch.isnan(torch.tensor(broken.surer_than(found.answers)))
     spoilt = Evidence(found.score, found.proxy, broken)
-    assert not met(spoilt, found)["sureness"]
+    assert not met(spoilt, found)["sureness"] and not met(spoilt, found)["gain"]
     assert met(found, spoilt)["sureness"]  # a broken incumbent does not stand in the way
 
 
@@ -217,7 +232,7 @@ def test_the_verdict_tells_all_that_was_asked_and_what_was_not_met(yardstick, fr
     verdict = decide(yardstick, frames, HALF_REPAIR)
     told = json.loads(json.dumps(verdict.as_dict(), allow_nan=False))["criteria"]
     names = [(criterion["name"], criterion["against"]) for criterion in told]
-    asked = ("score", "confidence", "concentration", "sureness")
+    asked = ("score", "confidence", "concentration", "sureness", "gain")
     assert names == [*((name, "factory") for name in asked), ("band", "band")]
     assert "; ".join(c["objection"] for c in told if not c["met"]) == verdict.reason
     (band,) = (c for c in told if c["name"] == "band")

@@ -109,3 +109,15 @@ def test_the_effective_number_of_classes_is_between_one_and_those_there_are(labe
     assert 1 - 1e-4 <= proxy.classes <= len(set(labels)) + 1e-4
     evenly = accuracy_proxy(logits_of(list(set(labels)) * 3))
     assert evenly.classes == pytest.approx(len(set(labels)))
+
+
+def test_the_gain_over_all_frames_is_the_mean_whatever_the_labels():
+    before, gains = torch.randn(20, generator=torch.Generator().manual_seed(0)), torch.arange(20.0)
+    found = Answers(torch.zeros(20), before + gains).gain_over(Answers(torch.ones(20), before))
+    assert found == pytest.approx(9.5, abs=1e-5)
+
+
+def test_over_answers_that_are_not_finite_any_gain_is_infinite():
+    broken, sound = Answers(torch.zeros(20), torch.full((20,), torch.nan)), Answers(torch.zeros(20), torch.zeros(20))
+    assert sound.gain_over(broken) == math.inf
+    assert math.isnan(broken.gain_over(sound))

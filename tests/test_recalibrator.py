@@ -178,6 +178,37 @@ def test_what_spoils_clean_frames_makes_way_for_the_factory_homogenizer(machine,
     assert step(machine, 74.0, alarm=True, clean_without=True) is None, "it serves"
 
 
+def test_the_way_to_none_that_was_taken_back_is_not_taken_again_at_once(machine):
+    on_probation(machine, 10.0)
+    look(machine, False, False, False)
+    step(machine, 70.0)
+    assert step(machine, 80.0, alarm=True, clean_without=True) == ServeFactory()
+    machine.committed(False, 80.0)
+    look(machine, True, True)
+    assert step(machine, 81.0) == RollBack("regress")
+    machine.rolled_back(True, 81.0, "rolled back: regress")
+    assert step(machine, 90.0, alarm=True, clean_without=True) is None
+    assert step(machine, 91.0, alarm=True, clean_without=True) == ServeFactory()
+
+
+def test_a_hold_does_not_let_a_probation_end_that_was_failed(machine):
+    on_probation(machine, 10.0)
+    look(machine, True, True, True)
+    assert step(machine, 500.0, held="why") is None
+    assert machine.state is State.PROBATION
+    assert step(machine, 501.0) == RollBack("regress")
+
+
+def test_failures_are_of_one_drift(machine):
+    for _ in range(HOPELESS):
+        machine.finished("rejected", 0.0)
+    assert step(machine, 500.0) is None, "the drift is over"
+    assert step(machine, 501.0, alarm=True, narrow=True) is None
+    assert machine.state is State.FACTORY and "few classes" in machine.reason
+    assert step(machine, 502.0) is None
+    assert machine.reason == "", "and what passed is not told any more"
+
+
 def test_locked_changes_nothing_even_where_frames_are_clean_without():
     machine = Recalibrator(RecalibrateConfig(mode="locked", **TIMES), now=0.0, serving=True)
     assert step(machine, 5000.0, alarm=True, clean_without=True) is None
@@ -560,7 +591,6 @@ class Life(RuleBasedStateMachine):
             assert alarm and clean and not held and before not in IN_WORK and self.serving and self.mode != "locked"
             self.serving = False
             self.machine.committed(False, self.now)
-            self.spent[1].append(self.now)
         elif isinstance(decision, Commit):
             assert not held and before in WITH_CANDIDATE
             assert self.mode == "autonomous" or (self.mode == "supervised" and self.approved)

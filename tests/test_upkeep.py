@@ -235,6 +235,7 @@ def test_a_candidate_that_nobody_waits_for_any_more_is_closed(scene):
     scene.upkeep.take_in(late, scene.sensor, scene.now)
     assert runner.closed and scene.sensor.waiting is None
     assert scene.sensor.recalibrator.state is State.FACTORY
+    assert scene.records[-1][0] == "fit" and scene.records[-1][1]["result"] == "outdated"
 
 
 def test_every_state_that_was_passed_is_told_once(scene):

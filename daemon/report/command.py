@@ -32,7 +32,7 @@ def report(args: argparse.Namespace) -> None:
     if args.json:
         _write(Path("-") if args.output is None else args.output, chosen.path.read_bytes())
     else:
-        _write(args.output or Path("report.html"), _page(chosen, chronicle, archive, state).encode())
+        _write(args.output or Path("report.html"), _page(chosen, chronicle, archive, state).encode(errors="replace"))
 
 
 def choose(filed: list[Filed], chronicle: Chronicle, number: int | None, version: str | None) -> Filed:

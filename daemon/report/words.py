@@ -25,6 +25,7 @@ TRIGGERS = {
 }
 TAKEN_BACK = {
     "regress": "the one before was better on the same frames",
+    "latency": "frames took far longer than expected",
     "error": "it failed on a frame",
     "operator": "an operator ordered it",
 }
@@ -34,6 +35,7 @@ ASKED = {  # of a candidate, by the name of the criterion
     "confidence": "The network is as confident as with {against}, but for chance",
     "concentration": "No class takes far more of the answers than with {against}",
     "sureness": "The network is as sure as with {against} of the frames that both name alike",
+    "gain": "The network is surer of the frames than with {against}",
     "band": "The drift score lies within the clean band",
 }
 UPPER = ("score", "concentration", "band")  # whose limit is the most that is allowed
@@ -72,14 +74,15 @@ def outcome(dossier: Dossier, after: Sequence[Record], number: int | None) -> Ou
 
 def _of_candidate(dossier: Dossier, version: str, after: Sequence[Record], number: int | None) -> Outcome:
     proposed = "Going back to no ρ" if version == FACTORY else f"ρ {short(version)}"
-    if swap := of_event(after, "swap", to=version):
+    swap, dropped = of_event(after, "swap", to=version), of_event(after, "candidate dropped", candidate=version)
+    if swap and not (dropped and dropped.number < swap.number):  # else it came back another day
         accepted = f"{proposed} was accepted ({dossier.reason}) and "
         since = f"{moment(swap.at)}{_by(after, 'approve')}"
         end = _end(version, [record for record in after if record.number > swap.number])
         if end is None:
             return Outcome("good", "Accepted and serving", f"{accepted}serves since {since}.")
         return end._replace(text=f"{accepted}served from {since}, {end.text}.")
-    if dropped := of_event(after, "candidate dropped", candidate=version):
+    if dropped:
         said = details(dropped)
         text = f"{proposed} passed the judge ({dossier.reason}) and was then dropped{_by(after, 'reject')}: "
         return Outcome("bad", "Passed the judge, then dropped", f"{text}{said.get('result')}, {said.get('reason')}.")
@@ -133,6 +136,8 @@ def asked(criterion: Criterion) -> Asked:
     unit = figure if criterion.name in ("score", "band") else percent
     if criterion.name == "sureness":
         unit = _errors
+    elif criterion.name == "gain":
+        unit = _nats
     return Asked(said, unit(criterion.value), f"{side} {unit(criterion.limit)}", criterion.met)
 
 
@@ -175,6 +180,10 @@ def percent(value: float | None) -> str:
 
 def _errors(value: float | None) -> str:
     return "not finite" if value is None else f"{value:+.2f} standard errors"
+
+
+def _nats(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:+.2f} nats"
 
 
 def seconds(value: float) -> str:
