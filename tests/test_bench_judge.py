@@ -25,7 +25,9 @@ def good():
 
 def seen(score):
     """Of a network that is the surer, the less the frames look drifted."""
-    return Evidence(score, AccuracyProxy(0.9, 0.9, 0.2, 0.01, 9.0, 10), Answers(torch.zeros(9), torch.full((9,), -score)))
+    return Evidence(
+        score, AccuracyProxy(0.9, 0.9, 0.2, 0.01, 9.0, 10), Answers(torch.zeros(9), torch.full((9,), -score))
+    )
 
 
 # ---- truth
