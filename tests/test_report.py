@@ -196,6 +196,22 @@ def test_every_end_is_told(place, name):
     assert "somebody later" not in text
 
 
+def test_what_the_daemon_did_not_take_is_not_said_to_wait(place):
+    digest = place.archive.put(dossier())
+    place.tell("fit", {"result": "refused", "reason": "gain 31 is outside of envelope.yaml", "dossier": digest})
+    text = place.page().text
+    assert "Not taken by the daemon" in text and "gain 31 is outside of envelope.yaml" in text
+    assert "not serving yet" not in text
+
+
+def test_one_that_was_dropped_and_came_back_another_day_was_dropped(place):
+    place.fit(dossier())
+    place.tell("candidate dropped", {"candidate": CANDIDATE, "result": "rejected", "reason": "no better in 2 of 2"})
+    place.tell("fit", {"result": "recalled", "reason": "", "trigger": "drift", "dossier": None})
+    place.tell(*SWAP)
+    assert "Passed the judge, then dropped" in place.page().text
+
+
 def test_without_the_audit_log_the_page_says_so(place):
     place.archive.put(dossier())
     assert "there is no audit log" in place.page().text

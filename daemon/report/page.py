@@ -40,7 +40,7 @@ def render(filed: Filed, chronicle: Chronicle, archive: Archive, store: Artefact
         digest=filed.digest,
         path=filed.path,
         fit=fit,
-        outcome=words.outcome(dossier, after, fit.number if fit else None),
+        outcome=words.outcome(dossier, after, fit),
         decided_by=words.decided_by(chronicle.mode(fit) if fit else None),
         before=chronicle.before(fit) if fit else [],
         after=after[:MOST_AFTER],

@@ -58,8 +58,11 @@ class Asked(NamedTuple):
     met: bool
 
 
-def outcome(dossier: Dossier, after: Sequence[Record], number: int | None) -> Outcome:
-    """What was decided and what came of it; after: the records that followed; number: of the fit's own record."""
+def outcome(dossier: Dossier, after: Sequence[Record], fit: Record | None) -> Outcome:
+    """What was decided and what came of it; after: the records that followed; fit: the one that names the dossier."""
+    if fit is not None and (told := details(fit)).get("result") not in (None, dossier.result):
+        because = f"{told['result']}, {told.get('reason')}"  # refused or failed at its proof, or too late
+        return Outcome("bad", "Not taken by the daemon", f"{_sentence(because)} What served before went on serving.")
     if dossier.result == "unneeded":
         return Outcome("idle", "Nothing to repair", f"{_sentence(dossier.reason)} Nothing was fitted.")
     if dossier.result == "rejected":
@@ -69,10 +72,10 @@ def outcome(dossier: Dossier, after: Sequence[Record], number: int | None) -> Ou
         return Outcome(
             "bad", "Recalibration failed", f"{_sentence(dossier.reason)} What served before went on serving."
         )
-    return _of_candidate(dossier, dossier.candidate, after, number)
+    return _of_candidate(dossier, dossier.candidate, after, known=fit is not None)
 
 
-def _of_candidate(dossier: Dossier, version: str, after: Sequence[Record], number: int | None) -> Outcome:
+def _of_candidate(dossier: Dossier, version: str, after: Sequence[Record], known: bool) -> Outcome:
     proposed = "Going back to no ρ" if version == FACTORY else f"ρ {short(version)}"
     swap, dropped = of_event(after, "swap", to=version), of_event(after, "candidate dropped", candidate=version)
     if swap and not (dropped and dropped.number < swap.number):  # else it came back another day
@@ -86,7 +89,7 @@ def _of_candidate(dossier: Dossier, version: str, after: Sequence[Record], numbe
         said = details(dropped)
         text = f"{proposed} passed the judge ({dossier.reason}) and was then dropped{_by(after, 'reject')}: "
         return Outcome("bad", "Passed the judge, then dropped", f"{text}{said.get('result')}, {said.get('reason')}.")
-    if number is None:
+    if not known:
         return Outcome(
             "open", "Passed the judge", f"{proposed}: {dossier.reason}. The audit log does not tell the rest."
         )
