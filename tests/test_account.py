@@ -36,7 +36,13 @@ class Scene:
 
     def recalibrate(self, pictures: np.ndarray = DARK, frames: int = 0, **changes: Any) -> dict[str, Any]:
         job = {"job": "recalibrate", "sensor": "front", "active": FACTORY, "band": 1.6, "seed": 3, "until": 12.5}
-        job |= {"trigger": "drift", "withdrawn": [], "refused": {"blank": 2}, "keep": {"frames": frames, "mib": 1}}
+        job |= {
+            "trigger": "drift",
+            "recall": False,
+            "withdrawn": [],
+            "refused": {"blank": 2},
+            "keep": {"frames": frames, "mib": 1},
+        }
         return self.worker.recalibrate(job | changes, pictures, lambda message: None)
 
     def dossier(self, answer: dict[str, Any]) -> Dossier:
@@ -86,7 +92,7 @@ def test_one_that_is_refused_is_told_with_what_speaks_against_it(scene):
 def test_one_of_the_past_is_told_as_such(scene):
     version = scene.recalibrate()["version"]
     told = scene.dossier(scene.recalibrate())
-    assert (told.result, told.candidate, told.fit) == ("accepted", version, None)
+    assert (told.result, told.candidate, told.fit) == ("recalled", version, None)
     assert [(one.version, one.accepted) for one in told.earlier] == [(version, True)]
     assert told.verdict.accepted and told.frames.fitted == 0
 
