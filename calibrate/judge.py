@@ -15,6 +15,7 @@ from calibrate.yardstick import Measured, Yardstick
 MARGIN = 0.2  # the score must fall by this share: well above its spread between windows of clean frames (0.1)
 LESS_SURE = 1.75  # standard errors; 18 of 24 looks at harmful candidates were below it, none of 176 at helpful ones
 SURER = 0.05  # nats of the odds, mean over all frames: 0 let 4 times as many bad ones pass, 0.1 lost more good ones
+GAIN = "gain"  # the criterion that a step back is spared
 CONCENTRATION = 0.1  # the commonest predicted class may take this much more of the frames than before
 ERRORS = 2.0  # standard errors by which confidence may lie below the incumbent's
 
@@ -126,9 +127,14 @@ def weigh(candidate: Evidence, against: Mapping[str, Evidence], band: float) -> 
     return Verdict(not problems, "; ".join(problems) or "better than every incumbent", evidence, tuple(asked))
 
 
-def objections(candidate: Evidence, incumbent: Evidence, name: str) -> Iterator[str]:
-    """What speaks against calling the candidate better than the incumbent of this name."""
-    return (criterion.objection for criterion in criteria(candidate, incumbent, name) if not criterion.met)
+def objections(candidate: Evidence, incumbent: Evidence, name: str, *, back: bool = False) -> Iterator[str]:
+    """What speaks against calling the candidate better than the incumbent of this name.
+
+    back: it served before, and nothing has to be gained by a step back.
+    """
+    for criterion in criteria(candidate, incumbent, name):
+        if not criterion.met and not (back and criterion.name == GAIN):
+            yield criterion.objection
 
 
 def criteria(candidate: Evidence, incumbent: Evidence, name: str) -> Iterator[Criterion]:
@@ -186,4 +192,4 @@ def _surer(candidate: Answers, incumbent: Answers, name: str) -> Criterion:
     """Statistics alone can be met in a wrong place: where nothing is read more easily, nothing was repaired."""
     gain = candidate.gain_over(incumbent)
     said = f"it is no surer than {name} of the frames ({gain:+.2f} nats)"
-    return Criterion("gain", name, gain, SURER, gain >= SURER, said)
+    return Criterion(GAIN, name, gain, SURER, gain >= SURER, said)

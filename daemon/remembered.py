@@ -9,6 +9,7 @@ from typing import TypeGuard
 from daemon.config import DAY, RecalibrateConfig
 from deploy.audit import AuditLog
 from deploy.audit_chain import Record
+from deploy.store import FACTORY
 
 CLOCK_SET_S = 1_577_836_800.0  # 2020-01-01; a device that tells an earlier time has not yet learnt the date
 BY_OPERATOR = "the operator holds swaps"
@@ -28,7 +29,7 @@ class Remembered:
 def remembered(audit: AuditLog, sensor: str, budget: RecalibrateConfig, now: float) -> Remembered:
     """What `audit` tells of a sensor at `now`, s since the epoch."""
     fits = audit.newest(sensor, "fit begun", budget.fits_a_day)
-    swaps = audit.newest(sensor, "swap", budget.swaps_a_day)
+    swaps = [swap for swap in audit.newest(sensor, "swap", 2 * budget.swaps_a_day) if _counts(swap)]
     hold = _hold(audit.newest(sensor, "order"), damaged=bool(audit.damaged_before()))
     return Remembered(sensor, hold, _last_day(fits, now), _last_day(swaps, now))
 
@@ -44,6 +45,12 @@ def _hold(orders: list[Record], damaged: bool) -> str:
         if content.get("order") == "hold":
             return str(content.get("reason", BY_OPERATOR))
     return BY_DAMAGE if damaged else ""
+
+
+def _counts(swap: Record) -> bool:
+    """The way to the factory homogenizer, at most every second swap, is open whatever is spent."""
+    content = swap.content()
+    return not (isinstance(content, dict) and content.get("to") == FACTORY)
 
 
 def _last_day(records: list[Record], now: float) -> list[float]:

@@ -203,6 +203,7 @@ class Upkeep:
 
     def _came_late(self, sensor: Sensor, event: Finished, details: dict[str, Any]) -> None:
         """Another homogenizer came to serve meanwhile, or the drift was over: nobody waits for this result."""
+        self._metrics.fits.labels(sensor.name, "outdated").inc()
         self._record(sensor.name, "fit", details | {"result": "outdated"})
         if event.candidate is not None:
             sensor.path.discard(event.candidate.prepared)

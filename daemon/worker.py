@@ -108,7 +108,7 @@ class Worker:
         rival = Evidence.of(self._yardstick.measure(frames, homogenizer)) if homogenizer else factory
         if job["role"] == "previous":
             clean_before = rival.score <= job["band"] < active.score  # then more confident answers are no excuse
-            reason = "" if clean_before else "; ".join(objections(rival, active, "active"))
+            reason = "" if clean_before else "; ".join(objections(rival, active, "active", back=True))
         elif version == FACTORY:
             reason = "" if _clean_without(factory, active, job["band"]) else "the frames look drifted again"
         else:
@@ -276,7 +276,7 @@ def _band(evidence: Evidence, band: float) -> float:
 
 def _clean_without(raw: Evidence, served: Evidence, band: float) -> bool:
     """Whether frames are clean as they come: within the band, or in a narrow view better than as they are served."""
-    return raw.score <= band or (raw.narrow and not any(objections(raw, served, "active")))
+    return raw.score <= band or (raw.narrow and not any(objections(raw, served, "active", back=True)))
 
 
 def serve(worker: Worker, connection: Connection) -> None:

@@ -52,6 +52,11 @@ def test_a_dossier_is_read_as_it_was_written_and_is_named_by_its_bytes(archive):
     assert archive.filed("rear") == [] and archive.filed() == [filed]
 
 
+def test_nobody_else_looks_at_what_a_camera_saw(archive):
+    put(archive, 0, b"frame")
+    assert archive.folder.stat().st_mode & 0o077 == 0
+
+
 def test_the_newest_comes_first(archive):
     digests = [put(archive, number) for number in (1, 3, 2)]
     assert [one.digest for one in archive.filed()] == [digests[1], digests[2], digests[0]]

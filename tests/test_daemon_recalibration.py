@@ -359,18 +359,6 @@ def test_a_fit_whose_worker_dies_or_hangs_costs_no_frame(tiny_model: Path, folde
         assert lost == daemon.metric("recald_frames_dropped_total", reason="superseded")
 
 
-def test_the_drift_watch_outlives_its_worker(tiny_model: Path, folder: Path):
-    with serving(write_config(folder, tiny_model)) as (daemon, camera):
-        clean = {"front": CLEAN}
-        camera.stream(clean, lambda: daemon.status()["drift_score"] is not None, "a first drift check")
-        (worker,) = daemon.workers()
-        worker.kill()
-        camera.stream(clean, lambda: "drift check: the worker process ended with -9" in daemon.log, "it is noticed")
-        before = daemon.status()["drift_score"]
-        camera.stream(clean, lambda: daemon.status()["drift_score"] != before, "drift checks go on")
-        assert [one.pid for one in daemon.workers()] != [worker.pid]
-
-
 # ---- an envelope
 
 

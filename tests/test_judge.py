@@ -19,6 +19,7 @@ from calibrate.judge import (
     incumbents,
     judge,
     needs_no_fit,
+    objections,
 )
 from calibrate.proxy import AccuracyProxy, Answers
 from calibrate.yardstick import Yardstick
@@ -176,6 +177,14 @@ def test_one_that_is_no_surer_of_all_frames_is_refused(yardstick, frames):
         verdict = judge(yardstick, REPAIR, frames, {"factory": Evidence(10.0, candidate.proxy, before)}, BAND)
         assert verdict.accepted == accepted
         assert accepted or refused(verdict, "no surer than factory")
+
+
+def test_a_step_back_need_not_gain_but_must_not_lose(yardstick, frames):
+    before = examine(yardstick, REPAIR, frames)
+    for gain, objects in [(0.0, False), (-1.0, True)]:
+        serves = Evidence(10.0, before.proxy, Answers(before.answers.labels, before.answers.log_odds - gain))
+        assert any(objections(before, serves, "active", back=True)) is objects
+        assert any(objections(before, serves, "active"))
 
 
 def test_outputs_that_are_not_finite_are_refused(yardstick, frames):

@@ -104,8 +104,11 @@ class Desk:
         for _ in range(3):
             machine.looked(True)
         assert machine.step(1.0, Facts()) is None and machine.state is State.AWAITING_APPROVAL
-        record: Any = lambda sensor, event, details: self.records.append((event, details))  # noqa: E731
+        record: Any = self.record
         self.orders = Orders(unused, record)
+
+    def record(self, sensor: str, event: str, details: dict[str, Any]) -> None:
+        self.records.append((event, details))
 
     def order(self, name: str, version: object = None) -> str:
         return self.orders.carry_out(Order(name, "front", "anna", version), self.sensor)["said"]

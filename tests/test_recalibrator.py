@@ -191,6 +191,18 @@ def test_the_way_to_none_that_was_taken_back_is_not_taken_again_at_once(machine)
     assert step(machine, 91.0, alarm=True, clean_without=True) == ServeFactory()
 
 
+def test_the_way_to_none_is_open_whatever_is_spent_and_spends_nothing():
+    machine = machine_in(swaps_a_day=2, every=DAY)
+    on_probation(machine, 10.0)
+    look(machine, False, False, False)
+    step(machine, 70.0)
+    assert step(machine, 80.0, alarm=True, clean_without=True) == ServeFactory()
+    machine.committed(False, 80.0)
+    look(machine, False, False, False)
+    step(machine, 140.0)
+    assert step(machine, 150.0, alarm=True) == Collect(afresh=True), "one of two swaps is left"
+
+
 def test_a_hold_does_not_let_a_probation_end_that_was_failed(machine):
     on_probation(machine, 10.0)
     look(machine, True, True, True)

@@ -89,11 +89,13 @@ def test_fits_and_swaps_of_the_last_day_count(tell, ask: Ask):
     for ago in (DAY + 1, DAY - 1, HOUR):
         tell("fit begun", ago)
         tell("fit", ago)
-    tell("swap", 10.0)
+    tell("swap", 10.0, to="a" * 64)
+    tell("swap", 5.0, to="factory")  # the way that is always open
     past = ask()
     assert past.fits == pytest.approx([DAY - 1, HOUR], abs=0.01)
     assert past.swaps == pytest.approx([10.0], abs=0.01)
     assert ask("rear").fits == []
+    assert ask(swaps_a_day=1).swaps == pytest.approx([10.0], abs=0.01)
     assert ask(fits_a_day=1).fits == pytest.approx([HOUR], abs=0.01), "the newest are enough to spend it"
 
 

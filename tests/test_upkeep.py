@@ -236,6 +236,7 @@ def test_a_candidate_that_nobody_waits_for_any_more_is_closed(scene):
     assert runner.closed and scene.sensor.waiting is None
     assert scene.sensor.recalibrator.state is State.FACTORY
     assert scene.records[-1][0] == "fit" and scene.records[-1][1]["result"] == "outdated"
+    assert scene.metric("fits_total", {"result": "outdated"}) == 1
 
 
 def test_every_state_that_was_passed_is_told_once(scene):
@@ -335,6 +336,22 @@ def test_what_serves_slower_than_it_was_seen_to_when_proven_is_taken_back(cost, 
         assert ("rollback", {"from": "a", "to": FACTORY, "reason": "latency", "why": why}) in scene.records
         assert scene.sensor.recalibrator.reason == f"rolled back: latency, {why}"
         assert scene.sensor.withdrawn == {"a"}
+
+
+def test_no_homogenizer_is_never_the_slower_one(scene):
+    serve(scene, 3)
+    scene.fit("a")
+    for _ in range(3):
+        scene.look_at_new_frames()
+    scene.step()
+    serve(scene, 3)
+    scene.sensor.detector.alarm, scene.sensor.clean_without = True, True
+    scene.step()
+    assert scene.sensor.path.version == FACTORY and scene.sensor.recalibrator.state is State.PROBATION
+    serve(scene, 9)  # something else takes the processor
+    assert scene.sensor.pace.slower
+    scene.step()
+    assert scene.sensor.path.version == FACTORY
 
 
 def test_the_next_one_is_compared_with_the_one_before(scene):
