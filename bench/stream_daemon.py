@@ -89,7 +89,7 @@ class SimulatedDaemon:
         self._drift = drift
         frozen, store, backend = load_frozen(model), ArtefactStore(state), load_backend(BACKEND)
         runner = backend.load(backend.compile(frozen.module, torch.zeros(1, *frozen.card.input.shape)), threads=1)
-        self._model = ServedModel(frozen, backend, runner, Preprocessor(frozen.card))
+        self._model = ServedModel(frozen, backend, runner, Preprocessor(frozen.card), backend.name)
         self._worker = Worker(frozen, BACKEND, store)
         self.records = Records(lambda: self.now)
         self.sensor = self._new_sensor(recalibrate)

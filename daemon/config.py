@@ -108,7 +108,8 @@ BindEndpoint = Annotated[str, AfterValidator(_bind_endpoint)]
 ConnectEndpoint = Annotated[str, AfterValidator(_connect_endpoint)]
 SensorId = Annotated[str, AfterValidator(_sensor_id)]
 # deploy.backend.BACKENDS and AUTO, without the seconds that importing torch takes
-Backend = Literal["eager", "onnx", "tensorrt", "tensorrt-rtx", "auto"]
+Backend = Literal["eager", "onnx", "cuda", "tensorrt", "tensorrt-rtx", "auto"]
+Precision = Literal["float32", "float16", "bfloat16"]  # deploy.precision.PRECISIONS
 Mode = Literal["locked", "shadow", "supervised", "autonomous"]
 GivenPath = Annotated[Path, Field(strict=False)]
 
@@ -123,10 +124,11 @@ S = TypeVar("S", bound=Section)
 
 
 class ModelConfig(Section):
-    """The frozen model and what runs it; `path` is relative to the folder of the file."""
+    """The frozen model and what runs it, in which precision; `path` is relative to the folder of the file."""
 
     path: GivenPath
     backend: Backend = "onnx"
+    precision: Precision = "float32"
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
     threads: int | None = Field(default=None, ge=1, le=256)
 

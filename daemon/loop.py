@@ -28,8 +28,10 @@ from daemon.envelope import open_envelope
 from daemon.frame import Frame, FrameError
 from daemon.intake import Intake
 from daemon.metrics import Metrics, serve_metrics
+from daemon.model_build import ModelBuild
 from daemon.notify import Notifier
 from daemon.orders import Order, Orders
+from daemon.pace import Pace
 from daemon.persistence import Persistence
 from daemon.process import WorkerProcess
 from daemon.recalibration import Recalibration
@@ -41,7 +43,17 @@ from daemon.results import Publisher
 from daemon.screening import Screening
 from daemon.sensor import Sensor
 from daemon.serving import Serving
-from daemon.startup import claim, on_probation, open_model, restore, served_since, withdrawn
+from daemon.startup import (
+    Unservable,
+    asking_for_patience,
+    claim,
+    on_probation,
+    open_compiled,
+    open_model,
+    restore,
+    served_since,
+    withdrawn,
+)
 from daemon.upkeep import Event, Upkeep
 from daemon.watch import DriftWatch
 from deploy.audit import AuditLog
@@ -90,6 +102,8 @@ class Daemon:
         try:
             while not self.should_exit:
                 self.on_tick()
+        except Unservable:
+            raise
         except ValueError as error:
             # Startup has accepted what comes from outside. This is a fault of ours, which a restart may cure:
             # it must not pass for a mistake in the configuration.
@@ -104,7 +118,7 @@ class Daemon:
         if self._envelope is not None:
             log.info("envelope: %s", self._envelope)
         self._model = open_model(self.config, self._notifier)
-        self._closing.callback(self._model.runner.close)
+        self._closing.callback(lambda: self._model.runner.close())
         self._store = ArtefactStore(self.config.state.directory)
         self._store.sweep()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="background")
@@ -112,10 +126,12 @@ class Daemon:
         self._record = Recorder(self._open_audit, self._background, self.metrics)
         self._closing.callback(self._record.close)
         self._closing.callback(self._background.shutdown, wait=True)
-        for name in self.config.sensors:
-            self.sensors[name] = self._new_sensor(name)
+        with asking_for_patience(self._notifier):
+            for name in self.config.sensors:
+                self.sensors[name] = self._new_sensor(name)
         self._closing.callback(self._drop_candidates)
         self._open_workers()
+        self._begin_to_compile()
         self._publish_facts()
         self._open_sockets()
         self._notifier.ready()
@@ -204,10 +220,22 @@ class Daemon:
         self._closing.callback(watch.close)
         watch.start()
 
+    def _begin_to_compile(self) -> None:
+        """Φ with the backend that was asked for, where a stand-in serves it."""
+        self._compiled: Future[Runner] | None = None
+        if not self._model.stands_in:
+            return
+        log.info("%s serves until %s has compiled the model", self._model.served_by, self._model.backend.name)
+        build = ModelBuild(self.config, self._model.backend.name)
+        self._closing.callback(self._drop_compiled)
+        thread = self._closing.enter_context(ThreadPoolExecutor(1, thread_name_prefix="compile"))
+        self._closing.callback(build.close)
+        self._compiled = thread.submit(open_compiled, self.config, self._model, build)
+
     def _publish_facts(self) -> None:
         backend = self._model.backend.name
         self.metrics.build_info.labels(__version__, torch.__version__, backend).set(1)
-        self.metrics.model_info.labels(self._model.digest, backend).set(1)
+        self.metrics.set_model(self._model.digest, self._model.served_by)
         self._record("", "start", self._facts())
         for sensor in self.sensors.values():
             self._upkeep.show_homogenizer(sensor, "restored")
@@ -220,6 +248,8 @@ class Daemon:
             "torch": str(torch.__version__),
             "backend": self._model.backend.version(),
             "model": self._model.digest,
+            "served_by": self._model.served_by,
+            "precision": self.config.model.precision,
             "mode": self.config.recalibrate.mode,
             "envelope": self._envelope and self._envelope.digest,
             "envelope_signed": self._envelope is not None and self._envelope.signed,
@@ -276,6 +306,8 @@ class Daemon:
 
     def _do_what_is_due(self, now: float) -> None:
         self._obey()
+        if self._compiled is not None and self._compiled.done():
+            self._take_compiled(self._compiled)
         while not self._events.empty():
             event = self._events.get()
             self._upkeep.take_in(event, self.sensors[event.sensor], now)
@@ -288,11 +320,29 @@ class Daemon:
             self._record.retry()
             self._persistence.retry()
 
+    def _take_compiled(self, compiled: Future[Runner]) -> None:
+        """Let the backend that was asked for serve Φ from the next frame on."""
+        before, self._compiled = self._model, None
+        self._model = before.served_as_asked(compiled.result())
+        for sensor in self.sensors.values():
+            sensor.path.exchange_model(self._model.runner)
+            sensor.pace = Pace()  # what a frame took before tells nothing of now
+        self._close_later(before.runner)
+        self.metrics.set_model(self._model.digest, self._model.served_by)
+        self._record("", "compiled", {"served_by": self._model.served_by, "backend": self._model.backend.version()})
+        log.info("%s serves the model from now on", self._model.served_by)
+
+    def _drop_compiled(self) -> None:
+        """Close what was compiled too late to serve."""
+        if self._compiled is not None and self._compiled.exception() is None:
+            self._compiled.result().close()
+
     def _status_line(self) -> str:
-        return "; ".join(
+        sensors = "; ".join(
             f"{s.name}: {s.recalibrator.state.value}, drift {s.drift_score:.2f}, ρ {s.path.version[:12]}"
             for s in self.sensors.values()
         )
+        return f"compiling with {self._model.backend.name}; {sensors}" if self._model.stands_in else sensors
 
     # ---- commands
 
@@ -303,7 +353,7 @@ class Daemon:
             return {
                 "version": __version__,
                 "model": self._model.digest,
-                "backend": self._model.backend.name,
+                "backend": self._model.told,
                 "sensors": {n: s.status() for n, s in self.sensors.items()},
             }
         if command not in self._orders.names():

@@ -123,6 +123,11 @@ class Metrics:
         self.audit_records = make.counter("audit_records_total", "Records written to the audit log.")
         self.audit_failures = make.counter("audit_failures_total", "Records that could not be written to it.")
 
+    def set_model(self, digest: str, backend: str) -> None:
+        """State what serves the frozen model; what served it before is no longer exported."""
+        self.model_info.clear()
+        self.model_info.labels(digest, backend).set(1)
+
     def set_homogenizer(self, sensor: str, version: str, source: str) -> None:
         """State what serves `sensor`; what served it before is no longer exported."""
         before = self._homogenizers.get(sensor)

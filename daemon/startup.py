@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,15 @@ from calibrate.features import tap
 from daemon.commission import commissioned
 from daemon.config import Config
 from daemon.envelope import Envelope, OutsideEnvelope
+from daemon.model_build import ModelBuild
 from daemon.notify import Notifier
 from daemon.preprocess import Preprocessor
 from daemon.remembered import CLOCK_SET_S
-from deploy.backend import Backend, Runner, made_by, open_backend
-from deploy.cache import compile_cached
+from deploy.backend import Backend, ParityError, Runner, check_parity, made_by, open_backend
+from deploy.cache import ModelCache
 from deploy.frozen import FrozenModel, ModelError, load_frozen
 from deploy.path import InferencePath, SwapRejected
+from deploy.precision import PRECISIONS
 from deploy.store import Artefact, ArtefactStore, StoreError
 
 PATIENCE_S = 30.0  # asked of systemd, again and again, while a compile goes on
@@ -33,18 +35,38 @@ GOLDEN_FRAMES = 2  # of noise: at a start there are no frames yet to prove a hom
 log = logging.getLogger(__name__)
 
 
+class Unservable(ModelError):
+    """The backend that was asked for refuses the model, found out while another one served it."""
+
+
 @dataclass(frozen=True)
 class ServedModel:
-    """Φ as it serves, and what its card says about frames."""
+    """Φ as it serves, and what its card says about frames.
+
+    `served_by`: the backend of `runner`, another than `backend` until that one has built its engine.
+    """
 
     frozen: FrozenModel
     backend: Backend
     runner: Runner
     preprocessor: Preprocessor
+    served_by: str
 
     @property
     def digest(self) -> str:
         return self.frozen.digest
+
+    @property
+    def stands_in(self) -> bool:
+        return self.served_by != self.backend.name
+
+    @property
+    def told(self) -> str:
+        """Which backend it is, for a person."""
+        return f"{self.served_by} until {self.backend.name} has compiled it" if self.stands_in else self.served_by
+
+    def served_as_asked(self, runner: Runner) -> ServedModel:
+        return replace(self, runner=runner, served_by=self.backend.name)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -70,18 +92,66 @@ def claim(directory: Path) -> int:
 
 
 def open_model(config: Config, notifier: Notifier) -> ServedModel:
-    """Load Φ, refuse any other than the pinned one, compile it or take it from the cache, and load it to serve."""
+    """Load Φ, refuse any other than the pinned one, compile it or take it from the cache, and prove it.
+
+    Where compiling it takes minutes, its backend's stand-in serves it until `open_runner` has what was compiled.
+    """
     backend = open_backend(config.model.backend)
     notifier.status("loading the frozen model")
     frozen = load_frozen(config.model.path)
     _refuse_other_model(frozen, config.model.sha256)
     commissioned(frozen, tap(frozen.module))  # what cannot be used is told now, not at the first drift
-    notifier.status(f"compiling the frozen model with {backend.name}")
-    example = torch.zeros(1, *frozen.card.input.shape)
-    with _asking_for_patience(notifier):
-        compiled = compile_cached(backend, frozen, example, config.state.directory / "compiled")
+    stand_in = _stand_in(config, backend, frozen, notifier)
+    if stand_in is not None:
+        return stand_in
+    return _opened(config, backend, backend, frozen, notifier)
+
+
+def open_runner(config: Config, backend: Backend, frozen: FrozenModel, compiled: bytes) -> Runner:
+    """Load what `backend` compiled, and compare it with the eager network on golden frames. Raises ModelError."""
     runner = backend.load(compiled, config.model.thread_count)
-    return ServedModel(frozen, backend, runner, Preprocessor(frozen.card))
+    golden = torch.from_numpy(golden_noise(frozen.card.input.shape))
+    try:
+        check_parity(runner, frozen.module, golden, PRECISIONS[config.model.precision].tolerance)
+    except (ParityError, RuntimeError) as error:
+        runner.close()
+        raise ModelError(f"{frozen.path}: {backend.name} does not compute what the model does: {error}") from error
+    return runner
+
+
+def open_compiled(config: Config, model: ServedModel, build: ModelBuild) -> Runner:
+    """What is being built, loaded and compared. Unservable where that fails, OSError where a restart may help."""
+    try:
+        return open_runner(config, model.backend, model.frozen, build.wait())
+    except ModelError as error:
+        raise Unservable(str(error)) from error
+
+
+def model_cache(config: Config, backend: Backend, frozen: FrozenModel) -> ModelCache:
+    return ModelCache(backend, frozen, config.model.precision, config.state.directory)
+
+
+def golden_noise(shape: tuple[int, int, int]) -> np.ndarray:
+    """(n, C, H, W), always the same."""
+    return np.random.default_rng(0).standard_normal((GOLDEN_FRAMES, *shape), np.float32)
+
+
+def _stand_in(config: Config, backend: Backend, frozen: FrozenModel, notifier: Notifier) -> ServedModel | None:
+    """What serves while `backend` compiles; None where it need not, or where nothing can."""
+    if backend.stand_in is None or model_cache(config, backend, frozen).holds():
+        return None
+    try:
+        return _opened(config, backend, open_backend(backend.stand_in), frozen, notifier)
+    except ModelError as error:
+        log.warning("nothing serves until the engine of %s is built: %s", backend.name, error)
+        return None
+
+
+def _opened(config: Config, backend: Backend, serving: Backend, frozen: FrozenModel, notifier: Notifier) -> ServedModel:
+    notifier.status(f"compiling the frozen model with {serving.name}")
+    with asking_for_patience(notifier):
+        runner = open_runner(config, serving, frozen, model_cache(config, serving, frozen).get())
+    return ServedModel(frozen, backend, runner, Preprocessor(frozen.card), serving.name)
 
 
 def restore(
@@ -131,14 +201,14 @@ def _serve_again(
         compiled = artefact.compiled
         if compiled is None or not made_by(model.backend, artefact.manifest):
             compiled = model.backend.compile(artefact.homogenizer, torch.zeros(1, *model.input_shape))
-        golden = np.random.default_rng(0).standard_normal((GOLDEN_FRAMES, *model.input_shape), np.float32)
+        golden = golden_noise(model.input_shape)
         path.commit(path.prepare(artefact.version, model.backend.load(compiled, threads=1), golden, measured))
     except (ModelError, SwapRejected, OutsideEnvelope) as error:
         log.warning("%s: homogenizer %s cannot serve: %s", sensor, artefact.version[:12], error)
 
 
 @contextmanager
-def _asking_for_patience(notifier: Notifier) -> Iterator[None]:
+def asking_for_patience(notifier: Notifier) -> Iterator[None]:
     """A compile may take minutes on a small device: systemd hears that it goes on."""
     done = threading.Event()
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -40,6 +39,7 @@ from daemon import __version__
 from daemon.account import Account, digest_of, examples
 from daemon.commission import commissioned
 from daemon.preprocess import Preprocessor
+from daemon.priority import step_back
 from daemon.wire import pack, unpack
 from deploy.archive import Archive
 from deploy.backend import ParityError, check_parity, load_backend, made_by
@@ -47,8 +47,6 @@ from deploy.frozen import FrozenModel, ModelError, load_frozen
 from deploy.retention import past, retain
 from deploy.store import FACTORY, ArtefactStore, StoreError
 
-NICENESS = 10  # a serving thread gets about nine times this process's share of a contended core
-OUT_OF_MEMORY_SCORE = 500  # where memory runs out, the kernel shall take the worker and leave the daemon
 HELD_OUT_EVERY = 4  # every fourth frame judges and is not fitted to
 GOLDEN_FRAMES = 8
 MOST_TRIED = 4  # of a sensor's earlier homogenizers, the newest first
@@ -302,15 +300,6 @@ def serve(worker: Worker, connection: Connection) -> None:
 def _failed(job: dict[str, Any], error: Exception) -> dict[str, Any]:
     log.exception("%s failed", job["job"], exc_info=error)
     return {"result": "failed", "reason": f"{type(error).__name__}: {error}"}
-
-
-def step_back() -> None:
-    """Leave processor and memory to the daemon wherever they are short."""
-    os.nice(NICENESS)
-    try:
-        Path("/proc/self/oom_score_adj").write_text(str(OUT_OF_MEMORY_SCORE))
-    except OSError as error:  # a container may show /proc read-only
-        log.warning("if memory runs out, the daemon may be taken before its worker: %s", error)
 
 
 def main(argv: list[str] | None = None) -> int:

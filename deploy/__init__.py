@@ -19,7 +19,7 @@ _HOME = {
         "check_parity",
         "load_backend",
     ),
-    "cache": ("compile_cached",),
+    "cache": ("ModelCache",),
     "card": ("InputCard", "ModelCard", "Normalisation", "card_path"),
     "document": ("DocumentError", "load_document"),
     "frozen": ("FrozenModel", "ModelError", "digest_file", "export_model", "load_frozen"),

@@ -16,10 +16,11 @@ from deploy.program import relative_error
 BACKENDS = {
     "eager": "deploy.eager:EagerBackend",
     "onnx": "deploy.onnx:OnnxBackend",
+    "cuda": "deploy.cuda:CudaBackend",
     "tensorrt": "deploy.tensorrt:TensorRtBackend",
     "tensorrt-rtx": "deploy.tensorrt:TensorRtRtxBackend",
 }
-GPU_BACKENDS = ("tensorrt", "tensorrt-rtx")  # the best first
+GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda")  # the best first
 CPU_BACKEND = "onnx"
 AUTO = "auto"  # in place of a backend's name: the one that suits the machine
 NO_GPU = "there is no NVIDIA GPU, or this PyTorch is not built for one"
@@ -49,6 +50,10 @@ class Runner(Protocol):
 class Backend(Protocol):
     @property
     def name(self) -> str: ...
+
+    @property
+    def stand_in(self) -> str | None:
+        """Names the backend that serves while this one takes minutes to compile Φ; None: it takes seconds."""
 
     def check_device(self) -> None:
         """Raise BackendUnavailable where what this backend compiles cannot run on this machine."""

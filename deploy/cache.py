@@ -12,28 +12,37 @@ import torch
 from deploy.backend import Backend
 from deploy.files import write_atomically
 from deploy.frozen import FrozenModel
+from deploy.precision import in_precision
 
+FOLDER = "compiled"
 DIGEST_SIZE = hashlib.sha256().digest_size
 log = logging.getLogger(__name__)
 
 
-def compile_cached(backend: Backend, frozen: FrozenModel, example: torch.Tensor, directory: Path) -> bytes:
-    """Φ compiled by `backend` for images shaped like `example`; from `directory` where it is there intact."""
-    path = directory / f"{_key(backend, frozen, example)}.compiled"
-    cached = _read(path)
-    if cached is not None:
-        return cached
-    compiled = backend.compile(frozen.module, example)
-    try:
-        write_atomically(path, hashlib.sha256(compiled).digest() + compiled)
-    except OSError as error:  # a full disk costs the next start some seconds, not this one its service
-        log.warning("%s: the compiled model cannot be kept: %s", path, error.strerror)
-    return compiled
+class ModelCache:
+    """Φ as `backend` compiles it in this precision, kept in the state directory `state`."""
 
+    def __init__(self, backend: Backend, frozen: FrozenModel, precision: str, state: Path):
+        self._backend, self._frozen, self._precision = backend, frozen, precision
+        self._example = torch.zeros(1, *frozen.card.input.shape)
+        parts = [frozen.digest, list(self._example.shape), backend.name, backend.version(), precision]
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        self._path = state / FOLDER / f"{key}.compiled"
 
-def _key(backend: Backend, frozen: FrozenModel, example: torch.Tensor) -> str:
-    parts = [frozen.digest, list(example.shape), backend.name, backend.version()]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    def holds(self) -> bool:
+        return _read(self._path) is not None
+
+    def get(self) -> bytes:
+        """What is there intact, else compiled now and kept. Raises ModelError."""
+        return _read(self._path) or self._build()
+
+    def _build(self) -> bytes:
+        compiled = self._backend.compile(in_precision(self._frozen.module, self._precision), self._example)
+        try:
+            write_atomically(self._path, hashlib.sha256(compiled).digest() + compiled)
+        except OSError as error:  # a full disk costs the next start some seconds, not this one its service
+            log.warning("%s: the compiled model cannot be kept: %s", self._path, error.strerror)
+        return compiled
 
 
 def _read(path: Path) -> bytes | None:

@@ -11,6 +11,7 @@ from deploy.program import FAULTS, export_program, first_line, load_program, sav
 
 class EagerBackend:
     name = "eager"
+    stand_in = None
 
     def check_device(self) -> None:
         """Every machine has a processor."""

@@ -21,6 +21,7 @@ ERRORS_ONLY = 3  # ONNX Runtime's log severity
 
 class OnnxBackend:
     name = "onnx"
+    stand_in = None
 
     def check_device(self) -> None:
         """Every machine has a processor."""

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from deploy.backend import ParityError, Runner, check_parity
+from deploy.gpu_runner import GpuRunner
 from deploy.store import FACTORY
 
 WARM_UPS = 3  # lazy allocation, kernel choice and graph capture are over by then
@@ -47,7 +48,7 @@ class Prepared:
 
 
 class InferencePath:
-    """One sensor's path. `infer`, `commit` and `rollback` belong to the frame thread, `prepare` to any.
+    """One sensor's path. All but `prepare` belongs to the frame thread, and `prepare` to any.
 
     The Φ runner `model` is shared and stays open; ρ runners handed to `prepare` are the path's to close,
     which it does through `closer` (give one that defers, where closing takes time a frame does not have).
@@ -85,9 +86,7 @@ class InferencePath:
     def infer(self, batch: np.ndarray) -> Served:
         """Φ(ρ(batch)) for (N, C, H, W) float32; RuntimeError when a runner fails or ρ leads to NaN or infinity."""
         active = self._active  # the only read: version and runner are of one exchange
-        if active.runner is not None:
-            batch = active.runner.run(batch)
-        output = self._model.run(batch)
+        output = _through(active.runner, self._model, batch)
         if active.runner is not None and not np.isfinite(output).all():
             raise RuntimeError(f"homogenizer {active.version[:12]} made the model's output not finite")
         return Served(output, active.version)
@@ -130,6 +129,10 @@ class InferencePath:
             self.discard(retired)
         return self._clock() - start
 
+    def exchange_model(self, model: Runner) -> None:
+        """Let another runner of Φ serve from the next frame on; the one before is the caller's to close."""
+        self._model = model
+
     def rollback(self) -> str:
         """Let the ρ before the active one serve again, or the factory one; returns its version."""
         failed, self._active, self._older = self._active, self._older or Prepared(FACTORY, None), None
@@ -156,10 +159,19 @@ class InferencePath:
             began = self._clock()
             homogenized = runner.run(frame)
             took.append(self._clock() - began)
-            problem = _problem(homogenized, golden) or _not_finite(self._model.run(homogenized))
+            problem = _problem(homogenized, golden) or _not_finite(_through(runner, self._model, frame))
             if problem:
                 raise SwapRejected(f"homogenizer {version[:12]}: {problem}")
         return min(took)
+
+
+def _through(homogenizer: Runner | None, model: Runner, batch: np.ndarray) -> np.ndarray:
+    """Φ(ρ(batch)), without leaving the GPU in between where both are there."""
+    if homogenizer is None:
+        return model.run(batch)
+    if isinstance(homogenizer, GpuRunner) and isinstance(model, GpuRunner):
+        return model.run_after(homogenizer, batch)
+    return model.run(homogenizer.run(batch))
 
 
 def _problem(homogenized: np.ndarray, golden: np.ndarray) -> str | None:

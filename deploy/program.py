@@ -47,6 +47,18 @@ def export_program(module: nn.Module, example: torch.Tensor) -> ExportedProgram:
     return program
 
 
+def export_static(module: nn.Module, example: torch.Tensor, *weights: torch.Tensor) -> ExportedProgram:
+    """Trace `module` for one image (1, C, H, W) at a time: a camera's frames have one size, kernels are chosen for it.
+
+    `weights` are further inputs.
+    """
+    try:
+        with torch.no_grad():
+            return torch.export.export(module.eval(), (example, *weights))
+    except FAULTS as error:
+        raise ModelError(f"torch.export cannot trace it: {first_line(error)}") from error
+
+
 def save_program(program: ExportedProgram) -> bytes:
     program.example_inputs = None  # not needed, and the one part that torch would store as a pickle
     buffer = io.BytesIO()
@@ -55,16 +67,40 @@ def save_program(program: ExportedProgram) -> bytes:
 
 
 def load_program(data: bytes) -> nn.Module:
-    """The traced network in .pt2 bytes, in evaluation mode and without gradients."""
-    try:
+    """The traced network in .pt2 bytes, in evaluation mode and without gradients. Raises ModelError."""
+    return evaluating(read_program(data))
+
+
+def read_program(data: bytes) -> ExportedProgram:
+    """Raises ModelError."""
+    with _reading():
         _refuse_pickles(data)
-        with quiet("torch.export"):  # its warning is a traceback; the error below says the same in one line
-            module = torch.export.load(io.BytesIO(data)).module()
-    except READ_FAULTS as error:
-        raise ModelError(f"not a torch.export program that can be read: {first_line(error)}") from error
+        return torch.export.load(io.BytesIO(data))
+
+
+def image_shape(program: ExportedProgram) -> tuple[int, ...]:
+    """(N, C, H, W) as it was traced."""
+    (name,) = program.graph_signature.user_inputs
+    (node,) = (node for node in program.graph.find_nodes(op="placeholder") if node.name == name)
+    return tuple(node.meta["val"].shape)
+
+
+def evaluating(program: ExportedProgram) -> nn.Module:
+    """The program's network, in evaluation mode and without gradients. Raises ModelError."""
+    with _reading():
+        module = program.module()
     for name in ("train", "eval"):  # torch.export makes both raise, also when a surrounding module calls them
         vars(module).pop(name, None)
     return module.eval().requires_grad_(False)
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        with quiet("torch.export"):  # its warning is a traceback; the error below says the same in one line
+            yield
+    except READ_FAULTS as error:
+        raise ModelError(f"not a torch.export program that can be read: {first_line(error)}") from error
 
 
 def run_once(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:

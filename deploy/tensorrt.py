@@ -18,19 +18,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from calibrate.homogenizer import Homogenizer
-from deploy.backend import BackendUnavailable
-from deploy.driver import nvidia_driver
+from deploy.gpu import describe_gpu, require_gpu
+from deploy.gpu_runner import GpuRunner
 from deploy.onnx_form import onnx_form
-from deploy.program import FAULTS, ModelError, first_line
+from deploy.program import ModelError, export_static, first_line
 from deploy.tensorrt_build import build_engine
 from deploy.tensorrt_library import Library, load_tensorrt, load_tensorrt_rtx
-from deploy.tensorrt_run import Engine, TensorRtRunner
+from deploy.tensorrt_run import Engine, run_engine
 
 FRAMES, ENGINE = "frames", "engine"  # the name of the network's input, and of the engine among its weights
 
 
 class TensorRtBackend:
     name = "tensorrt"
+    stand_in: str | None = "cuda"
     _load_library: Callable[[], Library] = staticmethod(load_tensorrt)
 
     def __init__(self) -> None:
@@ -38,17 +39,17 @@ class TensorRtBackend:
         self._engines: WeakValueDictionary[str, Engine] = WeakValueDictionary()  # of all open runners, by SHA-256
 
     def check_device(self) -> None:
-        if not torch.cuda.is_available():
-            raise BackendUnavailable(f"backend {self.name!r} needs an NVIDIA GPU: {_why_no_gpu()}")
+        require_gpu(self.name)
 
     def compile(self, module: nn.Module, example: torch.Tensor) -> bytes:
         weights = _weights(module)
-        program = _static_program(_ByWeights(module) if weights else _Named(module), example[:1], weights)
+        named = _ByWeights(module) if weights else _Named(module)
+        program = export_static(named, example[:1], *weights.values())
         engine = build_engine(self._library, onnx_form(program))
         packed = {ENGINE: torch.frombuffer(bytearray(engine), dtype=torch.uint8)} | weights
         return safetensors.torch.save(packed)
 
-    def load(self, compiled: bytes, threads: int) -> TensorRtRunner:
+    def load(self, compiled: bytes, threads: int) -> GpuRunner:
         """Needs the GPU; `threads` is for processors. Raises BackendUnavailable, ModelError."""
         self.check_device()
         packed = unpack(compiled)
@@ -57,14 +58,15 @@ class TensorRtBackend:
         engine = self._engines.get(digest)
         if engine is None:
             engine = self._engines[digest] = Engine(self._library, serialized)
-        return TensorRtRunner(engine, FRAMES, packed)
+        return run_engine(engine, FRAMES, packed)
 
     def version(self) -> str:
-        return f"{self._library.name} {self._library.version}, torch {torch.__version__}, {_device()}"
+        return f"{self._library.name} {self._library.version}, torch {torch.__version__}, {describe_gpu()}"
 
 
 class TensorRtRtxBackend(TensorRtBackend):
     name = "tensorrt-rtx"
+    stand_in = None  # what it does ahead of time takes seconds
     _load_library = staticmethod(load_tensorrt_rtx)
 
 
@@ -109,28 +111,3 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
     if not isinstance(module, Homogenizer):
         return {}
     return {name: value.detach().cpu().contiguous() for name, value in module.named_parameters()}
-
-
-def _static_program(module: nn.Module, example: Tensor, weights: dict[str, Tensor]) -> torch.export.ExportedProgram:
-    """For one frame at a time: a camera's frames have one size, and kernels are chosen for it."""
-    try:
-        with torch.no_grad():
-            return torch.export.export(module.eval(), (example, *weights.values()))
-    except FAULTS as error:
-        raise ModelError(f"torch.export cannot trace it: {first_line(error)}") from error
-
-
-def _why_no_gpu() -> str:
-    driver = nvidia_driver()
-    if driver is None:
-        return "there is none with NVIDIA's driver; choose onnx, or install the driver"
-    if torch.version.cuda is None:
-        return f"driver {driver} is here, but torch {torch.__version__} is not built for CUDA; install one that is"
-    return f"torch {torch.__version__} (CUDA {torch.version.cuda}) does not find one behind driver {driver}"
-
-
-def _device() -> str:
-    """The GPU and driver that an engine is built for."""
-    if not torch.cuda.is_available():
-        return "no GPU"
-    return f"{torch.cuda.get_device_name()}, driver {nvidia_driver()}, CUDA {torch.version.cuda}"

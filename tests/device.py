@@ -22,7 +22,7 @@ from daemon.persistence import Persistence
 from daemon.recorder import Recorder, audit_path
 from daemon.startup import claim, restore
 from deploy.audit import AuditLog
-from deploy.cache import compile_cached
+from deploy.cache import ModelCache
 from deploy.path import InferencePath
 from deploy.retention import retain
 from deploy.store import FACTORY, ArtefactStore, StoreError
@@ -83,8 +83,9 @@ class Writer:
         self._closing = ExitStack()
         self._closing.callback(os.close, claim(self.state))
         self.store.sweep()
-        frozen: Any = SimpleNamespace(digest=MODEL, module=homogenizer(0))
-        compile_cached(BACKEND, frozen, torch.zeros(1, *SHAPE), self.state / "compiled")
+        card = SimpleNamespace(input=SimpleNamespace(shape=SHAPE))
+        frozen: Any = SimpleNamespace(digest=MODEL, module=homogenizer(0), card=card)
+        ModelCache(BACKEND, frozen, "float32", self.state).get()
         self.persistence = Persistence(self.store, MODEL, AtOnce())
         audit = partial(AuditLog, audit_path(self.state))
         self.record = Recorder(audit, AtOnce(), Metrics(CollectorRegistry()))

@@ -9,11 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from deploy.cache import compile_cached
-from deploy.card import ModelCard
+from deploy.cache import ModelCache
+from deploy.card import InputCard, ModelCard
 from deploy.frozen import FrozenModel
-
-EXAMPLE = torch.zeros(1, 3, 8, 8)
 
 
 class Counting:
@@ -38,29 +36,39 @@ class Counting:
 
 @pytest.fixture
 def frozen() -> FrozenModel:
-    card = ModelCard.model_construct(name="unused")
-    return FrozenModel(nn.Identity(), "a" * 64, card, Path("unused.pt2"))
+    return FrozenModel(nn.Identity(), "a" * 64, card(8), Path("unused.pt2"))
+
+
+def card(width: int) -> ModelCard:
+    return ModelCard.model_construct(input=InputCard(channels=3, height=8, width=width))
+
+
+def compile_cached(backend: Counting, frozen: FrozenModel, state: Path, precision: str = "float32") -> bytes:
+    return ModelCache(backend, frozen, precision, state).get()
 
 
 def test_it_is_built_once(frozen, tmp_path):
     backend = Counting()
-    first = compile_cached(backend, frozen, EXAMPLE, tmp_path / "state")
-    assert compile_cached(backend, frozen, EXAMPLE, tmp_path / "state") == first == b"product 1"
+    first = compile_cached(backend, frozen, tmp_path / "state")
+    assert compile_cached(backend, frozen, tmp_path / "state") == first == b"product 1"
 
 
-def test_another_model_shape_backend_or_version_is_built_anew(frozen, tmp_path):
-    compile_cached(Counting(), frozen, EXAMPLE, tmp_path)
+def test_another_model_shape_backend_version_or_precision_is_built_anew(frozen, tmp_path, monkeypatch):
+    monkeypatch.setattr("deploy.cache.in_precision", lambda module, precision: module)
+    compile_cached(Counting(), frozen, tmp_path)
     renamed = Counting()
     renamed.name = "renamed"
-    for backend, model, example in [
-        (Counting(), dataclasses.replace(frozen, digest="b" * 64), EXAMPLE),
-        (Counting(), frozen, torch.zeros(1, 3, 8, 9)),
-        (Counting("2"), frozen, EXAMPLE),
-        (renamed, frozen, EXAMPLE),
+    for backend, model, precision in [
+        (Counting(), dataclasses.replace(frozen, digest="b" * 64), "float32"),
+        (Counting(), dataclasses.replace(frozen, card=card(9)), "float32"),
+        (Counting("2"), frozen, "float32"),
+        (renamed, frozen, "float32"),
+        (Counting(), frozen, "float16"),
     ]:
-        compile_cached(backend, model, example, tmp_path)
-        assert backend.built == 1
-    assert len(list(tmp_path.iterdir())) == 5
+        assert not ModelCache(backend, model, precision, tmp_path).holds()
+        compile_cached(backend, model, tmp_path, precision)
+        assert backend.built == 1 and ModelCache(backend, model, precision, tmp_path).holds()
+    assert len(list((tmp_path / "compiled").iterdir())) == 6
 
 
 @pytest.mark.parametrize(
@@ -69,15 +77,15 @@ def test_another_model_shape_backend_or_version_is_built_anew(frozen, tmp_path):
 )
 def test_a_damaged_file_is_built_again_and_repaired(frozen, tmp_path, caplog, damage):
     backend = Counting()
-    compile_cached(backend, frozen, EXAMPLE, tmp_path)
-    (path,) = tmp_path.iterdir()
+    compile_cached(backend, frozen, tmp_path)
+    (path,) = (tmp_path / "compiled").iterdir()
     path.write_bytes(damage(path.read_bytes()))
-    assert compile_cached(backend, frozen, EXAMPLE, tmp_path) == b"product 2"
+    assert compile_cached(backend, frozen, tmp_path) == b"product 2"
     assert f"{path}: damaged, building again" in caplog.text
-    assert compile_cached(backend, frozen, EXAMPLE, tmp_path) == b"product 2"
+    assert compile_cached(backend, frozen, tmp_path) == b"product 2"
 
 
 def test_a_folder_that_cannot_be_written_costs_only_a_warning(frozen, tmp_path, caplog):
     (tmp_path / "state").write_text("a file where the folder should be")
-    assert compile_cached(Counting(), frozen, EXAMPLE, tmp_path / "state") == b"product 1"
+    assert compile_cached(Counting(), frozen, tmp_path / "state") == b"product 1"
     assert "the compiled model cannot be kept" in caplog.text

@@ -15,6 +15,7 @@ from daemon.demo.networks import ResNet
 from deploy import tensorrt_library
 from deploy.backend import BackendUnavailable, check_parity, load_backend
 from deploy.onnx_form import onnx_form
+from deploy.precision import in_precision
 from deploy.program import ModelError, export_program, load_program, save_program
 from deploy.tensorrt import ENGINE, unpack
 from deploy.tensorrt_build import build_engine, parse
@@ -119,6 +120,26 @@ def test_inputs_outputs_and_precision_are_those_of_the_network(library, name):
     outputs = [network.get_layer(i).get_output(0).dtype for i in range(network.num_layers)]
     whole_numbers = {library.api.DataType.INT32, library.api.DataType.INT64, library.api.DataType.BOOL}
     assert set(outputs) - whole_numbers == {library.api.DataType.FLOAT}
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "kind"), [*((name, "float16", "HALF") for name in NETWORKS), ("resnet", "bfloat16", "BF16")]
+)
+def test_in_lower_precision_every_convolution_has_it(backend, library, name, precision, kind):
+    lower = in_precision(frozen(name), precision)
+    assert unpack(backend.compile(lower, EXAMPLE))[ENGINE].numel() > 10_000
+    network, *_ = definition(library, lower, EXAMPLE)
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    convolutions = {layer.get_output(0).dtype.name for layer in layers if layer.type.name == "CONVOLUTION"}
+    assert convolutions == {kind}
+    assert network.get_input(0).dtype.name == network.get_output(0).dtype.name == "FLOAT"
+
+
+@pytest.mark.parametrize(("name", "said"), [("mobile", "read it: operator HardSwish"), ("u-net", "build it: .*deconv")])
+def test_what_it_has_not_in_a_precision_is_told_in_one_line(backend, name, said, capfd):
+    with pytest.raises(ModelError, match=f"TensorRT-RTX cannot {said}") as caught:
+        backend.compile(in_precision(frozen(name), "bfloat16"), EXAMPLE)
+    assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "")
 
 
 def test_all_homogenizers_of_a_shape_are_one_engine_with_other_weights(backend):

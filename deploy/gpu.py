@@ -1,0 +1,30 @@
+"""The NVIDIA GPU of this machine, as PyTorch sees it."""
+
+from __future__ import annotations
+
+import torch
+
+from deploy.backend import BackendUnavailable
+from deploy.driver import nvidia_driver
+
+
+def require_gpu(backend: str) -> None:
+    """Raise BackendUnavailable, which says what to install, where this process cannot use a GPU."""
+    if not torch.cuda.is_available():
+        raise BackendUnavailable(f"backend {backend!r} needs an NVIDIA GPU: {_why_none()}")
+
+
+def describe_gpu() -> str:
+    """The GPU and driver that kernels are chosen for."""
+    if not torch.cuda.is_available():
+        return "no GPU"
+    return f"{torch.cuda.get_device_name()}, driver {nvidia_driver()}, CUDA {torch.version.cuda}"
+
+
+def _why_none() -> str:
+    driver = nvidia_driver()
+    if driver is None:
+        return "there is none with NVIDIA's driver; choose onnx, or install the driver"
+    if torch.version.cuda is None:
+        return f"driver {driver} is here, but torch {torch.__version__} is not built for CUDA; install one that is"
+    return f"torch {torch.__version__} (CUDA {torch.version.cuda}) does not find one behind driver {driver}"

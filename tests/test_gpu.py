@@ -1,0 +1,213 @@
+"""What runs on a GPU: computed on a real one where there is one, else on a simulated one."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from calibrate.homogenizer import Homogenizer
+from daemon.demo.networks import ResNet
+from deploy.backend import check_parity, choose_backend, load_backend, open_backend
+from deploy.path import InferencePath
+from deploy.precision import PRECISIONS, in_precision
+from deploy.program import ModelError, export_program, load_program, save_program
+from deploy.tensorrt_library import load_tensorrt_rtx
+
+SIMULATED = Path(__file__).parent / "simulated_gpu"
+SHAPE = (3, 16, 16)
+EXAMPLE = torch.zeros(1, *SHAPE)
+BACKENDS = ["cuda", "tensorrt"]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A simulated one, with a simulated TensorRT."""
+    monkeypatch.syspath_prepend(SIMULATED)
+    import simulated_cuda
+
+    for name, stand_in in simulated_cuda.STAND_INS.items():
+        monkeypatch.setattr(name, stand_in)
+    yield simulated_cuda
+    for name in ("tensorrt", "simulated_cuda"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request, gpu):
+    return load_backend(request.param)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return ResNet(1).eval()
+
+
+def homogenizer(seed: int) -> Homogenizer:
+    torch.manual_seed(seed)
+    module = Homogenizer(*SHAPE).eval().requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    return module
+
+
+def opened(backend, module: nn.Module):
+    return backend.load(backend.compile(module, EXAMPLE), threads=1)
+
+
+@pytest.mark.parametrize("module", [network(), homogenizer(1)], ids=["network", "homogenizer"])
+def test_it_computes_what_the_eager_network_does(backend, module):
+    runner = opened(backend, module)
+    for seed in range(3):
+        assert (
+            check_parity(runner, module, torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(seed))) < 1e-5
+        )
+
+
+def test_an_output_is_the_callers_own(backend):
+    runner, frames = opened(backend, homogenizer(1)), np.random.default_rng(0).random((2, 1, *SHAPE), np.float32)
+    first = runner.run(frames[0])
+    kept = first.copy()
+    runner.run(frames[1])
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_the_path_serves_both_networks_without_leaving_the_gpu(backend, monkeypatch):
+    model, rho = network(), homogenizer(1)
+    path = InferencePath(opened(backend, model))
+    golden = np.random.default_rng(0).standard_normal((4, *SHAPE), np.float32)
+    path.commit(path.prepare("a" * 64, opened(backend, rho), golden, rho))
+    with torch.no_grad():
+        expected = model(rho(torch.from_numpy(golden)))
+    left = []
+    monkeypatch.setattr("deploy.gpu_runner.GpuRunner.run", lambda *_: left.append("the GPU"))
+    np.testing.assert_allclose(path.infer(golden[:1]).output, expected[:1], rtol=1e-4, atol=1e-5)
+    assert not left
+
+
+def test_threads_take_turns(backend):
+    model, rho = network(), homogenizer(1)
+    first, second = opened(backend, rho), opened(backend, model)
+    frames = torch.randn(8, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    wrong: list[float] = []
+
+    def serve(frame: torch.Tensor) -> None:
+        with torch.no_grad():
+            expected = model(rho(frame)).numpy()
+        for _ in range(20):
+            chained = second.run_after(first, frame.numpy())
+            alone = second.run(first.run(frame.numpy()))
+            wrong.extend(float(np.abs(found - expected).max()) for found in (chained, alone))
+
+    threads = [threading.Thread(target=serve, args=(frame,)) for frame in frames]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wrong) == 2 * 20 * len(frames) and max(wrong) < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 16, 8), (1, 1, 16, 16), (3, 16, 16)])
+def test_frames_of_another_shape_are_refused(backend, shape):
+    with pytest.raises(RuntimeError, match=r"takes frames of \(1, 3, 16, 16\), not"):
+        opened(backend, homogenizer(1)).run(np.zeros(shape, np.float32))
+
+
+def test_a_closed_runner_refuses_and_may_be_closed_again(backend):
+    first, second = opened(backend, homogenizer(1)), opened(backend, network())
+    first.close()
+    first.close()
+    for run in (first.run, lambda batch: second.run_after(first, batch)):
+        with pytest.raises(RuntimeError, match="closed"):
+            run(EXAMPLE.numpy())
+    assert second.run(EXAMPLE.numpy()).shape == (1, 10)
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"junk", lambda data: data[: len(data) // 2]])
+def test_bytes_of_another_making_are_refused(backend, damage):
+    with pytest.raises(ModelError):
+        backend.load(damage(backend.compile(homogenizer(1), EXAMPLE)), threads=1)
+
+
+def test_homogenizers_share_an_engine_and_keep_their_own_weights(gpu):
+    backend = load_backend("tensorrt")
+    one, other = (opened(backend, homogenizer(seed)) for seed in (1, 2))
+    assert len(backend._engines) == 1
+    frames = torch.randn(2, *SHAPE)
+    for seed, runner in ((1, one), (2, other), (1, one)):
+        check_parity(runner, homogenizer(seed), frames)
+
+
+@pytest.mark.parametrize("precision", sorted(PRECISIONS.keys() - {"float32"}))
+def test_in_lower_precision_frames_and_outputs_stay_float32(gpu, precision):
+    model = load_program(save_program(export_program(network(), EXAMPLE)))
+    runner = opened(load_backend("cuda"), in_precision(model, precision))
+    assert runner.run(EXAMPLE.numpy()).dtype == np.float32
+    assert 1e-6 < check_parity(runner, model, torch.randn(2, *SHAPE), PRECISIONS[precision].tolerance)
+
+
+def test_what_the_simulated_tensorrt_offers_nvidias_offers_too(gpu):
+    import tensorrt
+
+    real = load_tensorrt_rtx().api
+    for stand_in, name in [
+        ("Runtime", "Runtime"),
+        ("Engine", "ICudaEngine"),
+        ("ExecutionContext", "IExecutionContext"),
+    ]:
+        offered = {method for method in vars(getattr(tensorrt, stand_in)) if not method.startswith("_")}
+        assert offered <= set(dir(getattr(real, name)))
+
+
+def test_an_engine_that_is_none_is_told(gpu):
+    import safetensors.torch
+
+    packed = safetensors.torch.save({"engine": torch.zeros(8, dtype=torch.uint8)})
+    with pytest.raises(ModelError, match="TensorRT cannot load the engine: magic tag does not match"):
+        load_backend("tensorrt").load(packed, threads=1)
+
+
+def test_weights_of_another_engine_are_refused(gpu):
+    import safetensors.torch
+
+    backend = load_backend("tensorrt")
+    packed = safetensors.torch.load(backend.compile(homogenizer(1), EXAMPLE))
+    without = {name: value for name, value in packed.items() if name != "kernel"}
+    with pytest.raises(ModelError, match="do not belong together: kernel"):
+        backend.load(safetensors.torch.save(without), threads=1)
+    packed["kernel"] = packed["kernel"][:1].clone()
+    with pytest.raises(ModelError, match="kernel has shape"):
+        backend.load(safetensors.torch.save(packed), threads=1)
+
+
+def test_work_that_the_gpu_does_not_take_is_an_error(gpu, monkeypatch):
+    runner = opened(load_backend("tensorrt"), homogenizer(1))
+    monkeypatch.setattr("tensorrt.ExecutionContext.execute_async_v3", lambda *_: False)
+    with pytest.raises(RuntimeError, match="the GPU did not take"):
+        runner.run(EXAMPLE.numpy())
+
+
+def test_auto_takes_tensorrt_and_without_it_pytorchs_own_kernels(gpu, monkeypatch):
+    assert choose_backend() == ("tensorrt", "there is a simulated GPU")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    monkeypatch.setattr("deploy.tensorrt_library.RTX_CARRIER", "no_such_wheel")
+    assert open_backend("auto").name == "cuda"
+
+
+def test_kernels_that_cannot_be_captured_are_told_in_one_line(gpu, monkeypatch):
+    backend = load_backend("cuda")
+    compiled = backend.compile(homogenizer(1), EXAMPLE)
+
+    def refuse(self, capture_error_mode):
+        raise RuntimeError("operation not permitted when stream is capturing\nat line 3")
+
+    monkeypatch.setattr(gpu.Graph, "capture_begin", refuse)
+    with pytest.raises(ModelError, match="cannot be captured into a CUDA graph: operation not permitted") as caught:
+        backend.load(compiled, threads=1)
+    assert "\n" not in str(caught.value)
