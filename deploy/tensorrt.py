@@ -8,7 +8,10 @@ happens to choose.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from types import ModuleType
 from weakref import WeakValueDictionary
 
 import safetensors
@@ -25,14 +28,18 @@ from deploy.program import ModelError, export_static, first_line
 from deploy.tensorrt_build import build_engine
 from deploy.tensorrt_library import Library, load_tensorrt, load_tensorrt_rtx
 from deploy.tensorrt_run import Engine, run_engine
+from deploy.torch_tensorrt_build import build_with_torch_tensorrt, load_torch_tensorrt
 
 FRAMES, ENGINE = "frames", "engine"  # the name of the network's input, and of the engine among its weights
+
+log = logging.getLogger(__name__)
 
 
 class TensorRtBackend:
     name = "tensorrt"
     stand_in: str | None = "cuda"
     _load_library: Callable[[], Library] = staticmethod(load_tensorrt)
+    _load_torch_tensorrt: Callable[[], ModuleType | None] = staticmethod(load_torch_tensorrt)
 
     def __init__(self) -> None:
         self._library = self._load_library()
@@ -45,7 +52,7 @@ class TensorRtBackend:
         weights = _weights(module)
         named = _ByWeights(module) if weights else _Named(module)
         program = export_static(named, example[:1], *weights.values())
-        engine = build_engine(self._library, onnx_form(program))
+        engine = self._build(program, (FRAMES, *weights))
         packed = {ENGINE: torch.frombuffer(bytearray(engine), dtype=torch.uint8)} | weights
         return safetensors.torch.save(packed)
 
@@ -61,13 +68,34 @@ class TensorRtBackend:
         return run_engine(engine, FRAMES, packed)
 
     def version(self) -> str:
-        return f"{self._library.name} {self._library.version}, torch {torch.__version__}, {describe_gpu()}"
+        """Names the builder that is asked first: which networks that one refuses depends on its version alone."""
+        library = f"{self._library.name} {self._library.version}, built by {self._builder()}"
+        return f"{library}, torch {torch.__version__}, {describe_gpu()}"
+
+    @cached_property
+    def _torch_tensorrt(self) -> ModuleType | None:
+        return self._load_torch_tensorrt()  # takes seconds, which running an engine need not wait for
+
+    def _builder(self) -> str:
+        if self._torch_tensorrt is None:
+            return "its ONNX parser"
+        return f"torch-tensorrt {self._torch_tensorrt.__version__}"
+
+    def _build(self, program: torch.export.ExportedProgram, inputs: Sequence[str]) -> bytes:
+        """By torch-tensorrt where it is there and takes the network, else by NVIDIA's ONNX parser."""
+        if self._torch_tensorrt is not None:
+            try:
+                return build_with_torch_tensorrt(self._torch_tensorrt, program, inputs)
+            except ModelError as error:
+                log.warning("%s; the ONNX parser is used instead", error)
+        return build_engine(self._library, onnx_form(program))
 
 
 class TensorRtRtxBackend(TensorRtBackend):
     name = "tensorrt-rtx"
     stand_in = None  # what it does ahead of time takes seconds
     _load_library = staticmethod(load_tensorrt_rtx)
+    _load_torch_tensorrt = staticmethod(lambda: None)
 
 
 def unpack(compiled: bytes) -> dict[str, Tensor]:
