@@ -23,7 +23,7 @@ from daemon.notify import Notifier
 from daemon.preprocess import Preprocessor
 from daemon.remembered import CLOCK_SET_S
 from deploy.backend import Backend, ParityError, Runner, check_parity, made_by, open_backend
-from deploy.cache import ModelCache
+from deploy.cache import ModelCache, compile_homogenizer
 from deploy.frozen import FrozenModel, ModelError, load_frozen
 from deploy.path import InferencePath, SwapRejected
 from deploy.precision import PRECISIONS
@@ -166,8 +166,8 @@ def restore(
         return
     before = store.load_before(sensor, version, model.digest)
     if before is not None:
-        _serve_again(sensor, before, path, model, envelope)
-    _serve_again(sensor, artefact, path, model, envelope)
+        _serve_again(sensor, before, path, store, model, envelope)
+    _serve_again(sensor, artefact, path, store, model, envelope)
 
 
 def served_since(sensor: str, version: str, store: ArtefactStore) -> float | None:
@@ -194,13 +194,19 @@ def withdrawn(sensor: str, store: ArtefactStore) -> set[str]:
 
 
 def _serve_again(
-    sensor: str, artefact: Artefact, path: InferencePath, model: ServedModel, envelope: Envelope | None
+    sensor: str,
+    artefact: Artefact,
+    path: InferencePath,
+    store: ArtefactStore,
+    model: ServedModel,
+    envelope: Envelope | None,
 ) -> None:
     try:
         measured = None if envelope is None else envelope.admit(artefact)
         compiled = artefact.compiled
         if compiled is None or not made_by(model.backend, artefact.manifest):
-            compiled = model.backend.compile(artefact.homogenizer, torch.zeros(1, *model.input_shape))
+            example = torch.zeros(1, *model.input_shape)
+            compiled = compile_homogenizer(model.backend, artefact.homogenizer, example, store.root)
         golden = golden_noise(model.input_shape)
         path.commit(path.prepare(artefact.version, model.backend.load(compiled, threads=1), golden, measured))
     except (ModelError, SwapRejected, OutsideEnvelope) as error:

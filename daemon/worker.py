@@ -43,6 +43,7 @@ from daemon.priority import step_back
 from daemon.wire import pack, unpack
 from deploy.archive import Archive
 from deploy.backend import ParityError, check_parity, load_backend, made_by
+from deploy.cache import compile_homogenizer
 from deploy.frozen import FrozenModel, ModelError, load_frozen
 from deploy.retention import past, retain
 from deploy.store import FACTORY, ArtefactStore, StoreError
@@ -207,7 +208,7 @@ class Worker:
 
     def _compile(self, candidate: nn.Module, golden: Tensor) -> bytes:
         """The backend's form of the candidate, proven equal to the eager one on golden frames."""
-        compiled = self._backend.compile(candidate, golden[:1])
+        compiled = compile_homogenizer(self._backend, candidate, golden[:1], self._store.root)
         runner = self._backend.load(compiled, threads=1)
         try:
             check_parity(runner, candidate, golden)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -66,6 +66,14 @@ class Backend(Protocol):
 
     def version(self) -> str:
         """Names what made the compiled form; where it differs, the form is built again."""
+
+
+@runtime_checkable
+class SharesKernels(Protocol):
+    """A backend whose compiled homogenizers, of one shape of frames, may differ in their weights alone."""
+
+    def with_weights_of(self, homogenizer: nn.Module, compiled: bytes) -> bytes:
+        """The compiled form of another homogenizer, with these weights in place of its own; ModelError."""
 
 
 def open_backend(asked: str) -> Backend:

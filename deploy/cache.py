@@ -1,4 +1,4 @@
-"""Keep the compiled form of Φ between starts, and build it again whenever it is not what is needed."""
+"""Keep what was compiled between starts, and build it again whenever it is not what is needed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import logging
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from deploy.backend import Backend
+from deploy.backend import Backend, SharesKernels
 from deploy.files import write_atomically
 from deploy.frozen import FrozenModel
 from deploy.precision import in_precision
@@ -25,9 +26,7 @@ class ModelCache:
     def __init__(self, backend: Backend, frozen: FrozenModel, precision: str, state: Path):
         self._backend, self._frozen, self._precision = backend, frozen, precision
         self._example = torch.zeros(1, *frozen.card.input.shape)
-        parts = [frozen.digest, list(self._example.shape), backend.name, backend.version(), precision]
-        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        self._path = state / FOLDER / f"{key}.compiled"
+        self._path = _path(state, backend, self._example, frozen.digest, precision)
 
     def holds(self) -> bool:
         return _read(self._path) is not None
@@ -38,11 +37,38 @@ class ModelCache:
 
     def _build(self) -> bytes:
         compiled = self._backend.compile(in_precision(self._frozen.module, self._precision), self._example)
-        try:
-            write_atomically(self._path, hashlib.sha256(compiled).digest() + compiled)
-        except OSError as error:  # a full disk costs the next start some seconds, not this one its service
-            log.warning("%s: the compiled model cannot be kept: %s", self._path, error.strerror)
+        _keep(self._path, compiled)
         return compiled
+
+
+def compile_homogenizer(backend: Backend, homogenizer: nn.Module, example: torch.Tensor, state: Path) -> bytes:
+    """Compiled for images shaped like `example` (N, C, H, W); with the kernels of those before, where it has any.
+
+    A builder may choose others each time, and then more would differ between two homogenizers than was proven.
+    Raises ModelError.
+    """
+    if not isinstance(backend, SharesKernels):
+        return backend.compile(homogenizer, example)
+    path = _path(state, backend, example, "homogenizer")
+    before = _read(path)
+    if before is not None:
+        return backend.with_weights_of(homogenizer, before)
+    compiled = backend.compile(homogenizer, example)
+    _keep(path, compiled)
+    return compiled
+
+
+def _path(state: Path, backend: Backend, example: torch.Tensor, *of: str) -> Path:
+    """Another one for whatever else leads to other bytes."""
+    parts = [*of, list(example.shape[1:]), backend.name, backend.version()]
+    return state / FOLDER / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}.compiled"
+
+
+def _keep(path: Path, compiled: bytes) -> None:
+    try:
+        write_atomically(path, hashlib.sha256(compiled).digest() + compiled)
+    except OSError as error:  # a full disk costs the next time some seconds, not this one its service
+        log.warning("%s: what was compiled cannot be kept: %s", path, error.strerror)
 
 
 def _read(path: Path) -> bytes | None:

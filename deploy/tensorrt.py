@@ -56,6 +56,10 @@ class TensorRtBackend:
         packed = {ENGINE: torch.frombuffer(bytearray(engine), dtype=torch.uint8)} | weights
         return safetensors.torch.save(packed)
 
+    def with_weights_of(self, homogenizer: nn.Module, compiled: bytes) -> bytes:
+        packed = unpack(compiled)
+        return safetensors.torch.save({ENGINE: packed[ENGINE]} | _weights(homogenizer))
+
     def load(self, compiled: bytes, threads: int) -> GpuRunner:
         """Needs the GPU; `threads` is for processors. Raises BackendUnavailable, ModelError."""
         self.check_device()

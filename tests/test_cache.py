@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from deploy.cache import ModelCache
+from deploy.cache import ModelCache, compile_homogenizer
 from deploy.card import InputCard, ModelCard
 from deploy.frozen import FrozenModel
 
@@ -88,4 +88,28 @@ def test_a_damaged_file_is_built_again_and_repaired(frozen, tmp_path, caplog, da
 def test_a_folder_that_cannot_be_written_costs_only_a_warning(frozen, tmp_path, caplog):
     (tmp_path / "state").write_text("a file where the folder should be")
     assert compile_cached(Counting(), frozen, tmp_path / "state") == b"product 1"
-    assert "the compiled model cannot be kept" in caplog.text
+    assert "what was compiled cannot be kept" in caplog.text
+
+
+class Choosing(Counting):
+    """A builder that takes other kernels each time."""
+
+    def with_weights_of(self, homogenizer: nn.Module, compiled: bytes) -> bytes:
+        return compiled + b" reweighed"
+
+
+def test_a_homogenizer_has_the_kernels_of_those_before(tmp_path):
+    homogenizer, example, backend = nn.Identity(), torch.zeros(8, 3, 8, 8), Choosing()
+    made = [compile_homogenizer(backend, homogenizer, example[:n], tmp_path) for n in (1, 8, 1)]
+    assert made == [b"product 1", *2 * [b"product 1 reweighed"]]
+    assert compile_homogenizer(Choosing(), homogenizer, example, tmp_path) == b"product 1 reweighed"
+    assert compile_homogenizer(Choosing("2"), homogenizer, example, tmp_path) == b"product 1"
+    assert compile_homogenizer(backend, homogenizer, torch.zeros(1, 3, 8, 9), tmp_path) == b"product 2"
+    (tmp_path / "compiled").rename(tmp_path / "gone")
+    assert compile_homogenizer(backend, homogenizer, example, tmp_path) == b"product 3"
+
+
+def test_a_homogenizer_of_a_backend_that_chooses_none_is_compiled_each_time(tmp_path):
+    backend = Counting()
+    made = [compile_homogenizer(backend, nn.Identity(), torch.zeros(1, 3, 8, 8), tmp_path) for _ in range(2)]
+    assert made == [b"product 1", b"product 2"] and not list(tmp_path.iterdir())

@@ -23,6 +23,7 @@ SIMULATED = Path(__file__).parent / "simulated_gpu"
 SHAPE = (3, 16, 16)
 EXAMPLE = torch.zeros(1, *SHAPE)
 BACKENDS = ["cuda", "tensorrt"]
+COMPILED: dict[tuple, bytes] = {}
 
 
 @pytest.fixture
@@ -57,7 +58,16 @@ def homogenizer(seed: int) -> Homogenizer:
 
 
 def opened(backend, module: nn.Module):
-    return backend.load(backend.compile(module, EXAMPLE), threads=1)
+    return backend.load(compiled(backend, module), threads=1)
+
+
+def compiled(backend, module: nn.Module) -> bytes:
+    """Once for all tests, as that takes a second."""
+    weights = tuple(float(value.double().sum()) for value in module.state_dict().values())
+    key = backend.name, type(module), weights
+    if key not in COMPILED:
+        COMPILED[key] = backend.compile(module, EXAMPLE)
+    return COMPILED[key]
 
 
 @pytest.mark.parametrize("module", [network(), homogenizer(1)], ids=["network", "homogenizer"])
@@ -131,7 +141,7 @@ def test_a_closed_runner_refuses_and_may_be_closed_again(backend):
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"junk", lambda data: data[: len(data) // 2]])
 def test_bytes_of_another_making_are_refused(backend, damage):
     with pytest.raises(ModelError):
-        backend.load(damage(backend.compile(homogenizer(1), EXAMPLE)), threads=1)
+        backend.load(damage(compiled(backend, homogenizer(1))), threads=1)
 
 
 def test_homogenizers_share_an_engine_and_keep_their_own_weights(gpu):
@@ -141,6 +151,13 @@ def test_homogenizers_share_an_engine_and_keep_their_own_weights(gpu):
     frames = torch.randn(2, *SHAPE)
     for seed, runner in ((1, one), (2, other), (1, one)):
         check_parity(runner, homogenizer(seed), frames)
+
+
+def test_another_homogenizer_takes_over_the_engine(gpu):
+    backend = load_backend("tensorrt")
+    other = backend.with_weights_of(homogenizer(2), compiled(backend, homogenizer(1)))
+    assert other == compiled(backend, homogenizer(2))
+    check_parity(backend.load(other, threads=1), homogenizer(2), torch.randn(2, *SHAPE))
 
 
 @pytest.mark.parametrize("precision", sorted(PRECISIONS.keys() - {"float32"}))
@@ -176,7 +193,7 @@ def test_weights_of_another_engine_are_refused(gpu):
     import safetensors.torch
 
     backend = load_backend("tensorrt")
-    packed = safetensors.torch.load(backend.compile(homogenizer(1), EXAMPLE))
+    packed = safetensors.torch.load(compiled(backend, homogenizer(1)))
     without = {name: value for name, value in packed.items() if name != "kernel"}
     with pytest.raises(ModelError, match="do not belong together: kernel"):
         backend.load(safetensors.torch.save(without), threads=1)
@@ -202,12 +219,12 @@ def test_auto_takes_tensorrt_and_without_it_pytorchs_own_kernels(gpu, monkeypatc
 
 def test_kernels_that_cannot_be_captured_are_told_in_one_line(gpu, monkeypatch):
     backend = load_backend("cuda")
-    compiled = backend.compile(homogenizer(1), EXAMPLE)
+    given = compiled(backend, homogenizer(1))
 
     def refuse(self, capture_error_mode):
         raise RuntimeError("operation not permitted when stream is capturing\nat line 3")
 
     monkeypatch.setattr(gpu.Graph, "capture_begin", refuse)
     with pytest.raises(ModelError, match="cannot be captured into a CUDA graph: operation not permitted") as caught:
-        backend.load(compiled, threads=1)
+        backend.load(given, threads=1)
     assert "\n" not in str(caught.value)
