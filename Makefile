@@ -30,6 +30,7 @@ bench: $(READY)
 	$(BIN)/pip install -q --no-deps --target .bench/imagezmq imagezmq==1.2.0
 	$(BIN)/python -m bench intake --imagezmq .bench/imagezmq --json bench/results/intake.json
 	$(BIN)/python -m bench overhead --json bench/results/overhead.json
+	$(BIN)/python -m bench precision --json bench/results/precision.json
 	$(BIN)/python -m bench fit --json bench/results/fit.json
 	$(BIN)/python -m bench curve --json bench/results/curve.json
 	$(BIN)/python -m bench speed --json bench/results/speed.json

@@ -1,4 +1,4 @@
-"""`python -m bench latency|intake|swap|overhead|fit|curve|speed|peers|drifts|judge|streams|paper --json FILE`."""
+"""`python -m bench NAME --json FILE`: one claim, measured."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import curve, drifts, fit, intake, judge, latency, overhead, paper, peers, speed, streams, swap
+from bench import curve, drifts, fit, intake, judge, latency, overhead, paper, peers, precision, speed, streams, swap
 from bench.report import write
 
 BENCHES = {"latency": latency, "swap": swap, "fit": fit, "curve": curve, "speed": speed, "intake": intake}
 BENCHES |= {"overhead": overhead, "peers": peers, "drifts": drifts, "judge": judge, "streams": streams, "paper": paper}
+BENCHES |= {"precision": precision}
 
 
 def main() -> int:

@@ -48,7 +48,6 @@ from daemon.startup import (
     asking_for_patience,
     claim,
     on_probation,
-    open_compiled,
     open_model,
     restore,
     served_since,
@@ -194,7 +193,7 @@ class Daemon:
     def _open_workers(self) -> None:
         """The watch's and the fits' own processes; a fit may not delay a drift check."""
         common = (self.config.model.path, self._model.backend.name, self.config.state.directory)
-        recalibration = Recalibration(
+        self._recalibration = Recalibration(
             WorkerProcess(*common, threads=self.config.model.thread_count),
             self._store,
             self._model,
@@ -204,10 +203,10 @@ class Daemon:
             {"frames": self.config.recalibrate.keep_frames, "mib": self.config.recalibrate.keep_frames_mib},
             self._envelope,
         )
-        self._closing.callback(recalibration.close)
+        self._closing.callback(self._recalibration.close)
         frames = self.config.recalibrate.frames
         self._upkeep = Upkeep(
-            recalibration,
+            self._recalibration,
             self._persistence,
             frames,
             self.metrics,
@@ -222,15 +221,11 @@ class Daemon:
 
     def _begin_to_compile(self) -> None:
         """Φ with the backend that was asked for, where a stand-in serves it."""
-        self._compiled: Future[Runner] | None = None
-        if not self._model.stands_in:
-            return
-        log.info("%s serves until %s has compiled the model", self._model.served_by, self._model.backend.name)
-        build = ModelBuild(self.config, self._model.backend.name)
-        self._closing.callback(self._drop_compiled)
-        thread = self._closing.enter_context(ThreadPoolExecutor(1, thread_name_prefix="compile"))
-        self._closing.callback(build.close)
-        self._compiled = thread.submit(open_compiled, self.config, self._model, build)
+        self._build: ModelBuild | None = None
+        if self._model.stands_in:
+            log.info("%s serves until %s has compiled the model", self._model.served_by, self._model.backend.name)
+            self._build = ModelBuild(self.config, self._model)
+            self._closing.callback(self._build.close)
 
     def _publish_facts(self) -> None:
         backend = self._model.backend.name
@@ -306,8 +301,8 @@ class Daemon:
 
     def _do_what_is_due(self, now: float) -> None:
         self._obey()
-        if self._compiled is not None and self._compiled.done():
-            self._take_compiled(self._compiled)
+        if self._build is not None and self._build.done and self._recalibration.free:
+            self._take_compiled(self._build)  # no homogenizer is just being proven in front of the stand-in
         while not self._events.empty():
             event = self._events.get()
             self._upkeep.take_in(event, self.sensors[event.sensor], now)
@@ -320,10 +315,10 @@ class Daemon:
             self._record.retry()
             self._persistence.retry()
 
-    def _take_compiled(self, compiled: Future[Runner]) -> None:
+    def _take_compiled(self, build: ModelBuild) -> None:
         """Let the backend that was asked for serve Φ from the next frame on."""
-        before, self._compiled = self._model, None
-        self._model = before.served_as_asked(compiled.result())
+        before, self._build = self._model, None
+        self._model = before.served_as_asked(build.take())
         for sensor in self.sensors.values():
             sensor.path.exchange_model(self._model.runner)
             sensor.pace = Pace()  # what a frame took before tells nothing of now
@@ -331,11 +326,6 @@ class Daemon:
         self.metrics.set_model(self._model.digest, self._model.served_by)
         self._record("", "compiled", {"served_by": self._model.served_by, "backend": self._model.backend.version()})
         log.info("%s serves the model from now on", self._model.served_by)
-
-    def _drop_compiled(self) -> None:
-        """Close what was compiled too late to serve."""
-        if self._compiled is not None and self._compiled.exception() is None:
-            self._compiled.result().close()
 
     def _status_line(self) -> str:
         sensors = "; ".join(

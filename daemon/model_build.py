@@ -12,13 +12,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from daemon.config import Config
 from daemon.priority import step_back
-from deploy.backend import load_backend
+from daemon.startup import ServedModel, Unservable, open_runner
+from deploy.backend import Runner, load_backend
 from deploy.cache import ModelCache
 from deploy.frozen import load_frozen
 from deploy.program import ModelError
@@ -30,34 +32,57 @@ log = logging.getLogger(__name__)
 class ModelBuild:
     """Begins at once. `close` from any thread."""
 
-    def __init__(self, config: Config, backend: str):
-        model = config.model
-        arguments = ["--model", model.path, "--backend", backend, "--precision", model.precision]
-        self._backend = backend
+    def __init__(self, config: Config, model: ServedModel):
+        arguments = ["--model", config.model.path, "--backend", model.backend.name]
+        arguments += ["--precision", config.model.precision, "--state", config.state.directory]
+        self._config, self._model = config, model
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "daemon.model_build", *map(str, arguments), "--state", str(config.state.directory)],
+            [sys.executable, "-m", "daemon.model_build", *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C in a terminal is for the daemon, which ends it
         )
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="compile")
+        self._opened = self._executor.submit(self._open)
+        self._taken = False
 
-    def wait(self) -> bytes:
-        """What was made. ModelError where it cannot be made, OSError where the process did not live to make it."""
+    @property
+    def done(self) -> bool:
+        return self._opened.done()
+
+    def take(self) -> Runner:
+        """What was made, loaded and compared: the caller's to close.
+
+        Unservable where it cannot be made or differs, OSError where the process did not live to make it.
+        """
+        self._taken = True
+        return self._opened.result()
+
+    def close(self) -> None:
+        """End it, whatever it does; what nobody took is closed."""
+        self._process.kill()
+        self._executor.shutdown(wait=True)
+        if not self._taken and self._opened.exception() is None:
+            self._opened.result().close()
+
+    def _open(self) -> Runner:
+        try:
+            return open_runner(self._config, self._model.backend, self._model.frozen, self._wait())
+        except ModelError as error:
+            raise Unservable(str(error)) from error
+
+    def _wait(self) -> bytes:
         made, errors = self._process.communicate()
-        said = errors.decode(errors="replace").strip()
-        code = self._process.returncode
+        said, code = errors.decode(errors="replace").strip(), self._process.returncode
+        what = f"compiling the model with {self._model.backend.name}"
         if code == REFUSED:
             raise ModelError(said.splitlines()[-1])
         if code:
-            raise OSError(f"the process that compiles the model with {self._backend} ended with {code}: {said[-500:]}")
+            raise OSError(f"{what} ended with {code}: {said[-500:] or 'no word'}")
         if said:
-            log.warning("compiling the model with %s: %s", self._backend, said)
+            log.warning("%s: %s", what, said)
         return made
-
-    def close(self) -> None:
-        """End it, whatever it does."""
-        self._process.kill()
 
 
 @contextmanager

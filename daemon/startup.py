@@ -18,7 +18,6 @@ from calibrate.features import tap
 from daemon.commission import commissioned
 from daemon.config import Config
 from daemon.envelope import Envelope, OutsideEnvelope
-from daemon.model_build import ModelBuild
 from daemon.notify import Notifier
 from daemon.preprocess import Preprocessor
 from daemon.remembered import CLOCK_SET_S
@@ -94,7 +93,7 @@ def claim(directory: Path) -> int:
 def open_model(config: Config, notifier: Notifier) -> ServedModel:
     """Load Φ, refuse any other than the pinned one, compile it or take it from the cache, and prove it.
 
-    Where compiling it takes minutes, its backend's stand-in serves it until `open_runner` has what was compiled.
+    Where compiling it takes minutes, its backend's stand-in serves it until a ModelBuild has what was asked for.
     """
     backend = open_backend(config.model.backend)
     notifier.status("loading the frozen model")
@@ -117,14 +116,6 @@ def open_runner(config: Config, backend: Backend, frozen: FrozenModel, compiled:
         runner.close()
         raise ModelError(f"{frozen.path}: {backend.name} does not compute what the model does: {error}") from error
     return runner
-
-
-def open_compiled(config: Config, model: ServedModel, build: ModelBuild) -> Runner:
-    """What is being built, loaded and compared. Unservable where that fails, OSError where a restart may help."""
-    try:
-        return open_runner(config, model.backend, model.frozen, build.wait())
-    except ModelError as error:
-        raise Unservable(str(error)) from error
 
 
 def model_cache(config: Config, backend: Backend, frozen: FrozenModel) -> ModelCache:

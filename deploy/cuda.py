@@ -54,17 +54,17 @@ def _capture(program: ExportedProgram) -> GpuRunner:
     frame = torch.zeros(image_shape(program), device="cuda")
     module = evaluating(move_to_device_pass(program, "cuda"))
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()  # frame and weights were written on another stream
+    torch.cuda.current_stream().synchronize()  # where frame and weights were written
     with torch.no_grad(), torch.cuda.stream(stream):
         for _ in range(WARM_UPS):
             module(frame)
         # Other threads go on serving meanwhile. `torch.cuda.graph` would collect garbage here, and keep them waiting.
         graph.capture_begin(capture_error_mode="thread_local")
         try:
-            output = module(frame).float().contiguous()
+            output = module(frame).float().contiguous()  # else each copy of it would be converted
         finally:
             graph.capture_end()
-    torch.cuda.synchronize()
+    stream.synchronize()
 
     def enqueue(_: int, kept: Any = (module, frame)) -> bool:
         """Replays on the current stream; `kept`: memory that the graph reads."""

@@ -62,7 +62,8 @@ def _fold_batchnorms(network: GraphModule) -> None:
     """
     for node in network.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
         convolution: Any = node.args[0]
-        if convolution.target is aten.conv2d.default and len(convolution.users) == 1 and _constants(convolution, node):
+        alone = len(convolution.users) == 1  # else it would be computed twice
+        if convolution.target is aten.conv2d.default and alone and _constants(convolution, node):
             _fold(network, convolution, node)
     network.graph.eliminate_dead_code()
     network.recompile()

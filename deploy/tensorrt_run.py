@@ -43,7 +43,7 @@ def run_engine(engine: Engine, frames: str, weights: Mapping[str, Tensor]) -> Gp
     output = torch.empty(engine.shape(engine.output), device="cuda")
     bound = {name: tensor.float().contiguous().cuda() for name, tensor in weights.items()}
     bound |= {frames: frame, engine.output: output}
-    torch.cuda.synchronize()  # the weights were copied on another stream
+    torch.cuda.current_stream().synchronize()  # where the weights were copied, which no runner uses
     context = engine.context()
     for name, tensor in bound.items():
         if tuple(tensor.shape) != engine.shape(name):

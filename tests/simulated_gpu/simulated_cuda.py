@@ -41,6 +41,9 @@ class Stream:
                 self._work.popleft()()
 
 
+DEFAULT = Stream()
+
+
 def by_handle(handle: int) -> Stream:
     return _streams[handle]
 
@@ -89,9 +92,8 @@ def stream(used: Stream) -> Iterator[None]:
         _current.stream = before
 
 
-def synchronize() -> None:
-    for one in list(_streams.values()):
-        one.synchronize()
+def current_stream() -> Stream:
+    return getattr(_current, "stream", None) or DEFAULT
 
 
 def _copy_later(self: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
@@ -127,7 +129,7 @@ CUDA = _Instead(
     torch.cuda,
     is_available=lambda: True,
     get_device_name=lambda: NAME,
-    synchronize=synchronize,
+    current_stream=current_stream,
     Stream=Stream,
     stream=stream,
     CUDAGraph=Graph,

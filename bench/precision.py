@@ -1,0 +1,99 @@
+"""What float16 and bfloat16 cost Φ: outputs, labels and accuracy against float32, on clean and restored frames."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.cifar import LIMITS, WEIGHTS, accuracy, lossless, network, normalise
+from bench.perturbation import KAPPA, Perturbation
+from bench.report import show
+from calibrate import fit
+from deploy.backend import load_backend
+from deploy.precision import PRECISIONS, in_precision
+from deploy.program import ModelError, export_program, load_program, relative_error, save_program
+
+FITTED, FRAMES, DRAW = "resnet20", 512, 10
+NOISE_SEEDS = range(10)
+COLUMNS = ("network", "precision", "noise", "noise, onnx", "frames", "labels changed", "clean", "restored")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    default = Path(os.environ.get("RECALD_DATA", "../shared/data"))
+    parser.add_argument("--data", type=Path, default=default, help="CIFAR-10 and networks (%(default)s)")
+    parser.add_argument("--images", type=int, default=2048, help="to test on (%(default)s)")
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    test = lossless(args.data / "cifar10_test.npz")
+    labels, clean = test.labels[: args.images], normalise(test.pictures[: args.images])
+    restored = _restored(args.data, clean)
+    rows = [row for name in WEIGHTS for row in _rows(name, _traced(network(args.data, name)), clean, restored, labels)]
+    cells = [[_told(row[c]) for c in COLUMNS] for row in rows]
+    show("relative error against float32, and accuracy in %", COLUMNS, cells)
+    tolerances = {name: precision.tolerance for name, precision in PRECISIONS.items()}
+    return {
+        "settings": {"images": args.images, "fitted": FITTED, "frames": FRAMES, "draw": DRAW, "kappa": KAPPA}
+        | {"noise_seeds": list(NOISE_SEEDS), "tolerances": tolerances},
+        "rows": rows,
+    }
+
+
+def _restored(data: Path, clean: Tensor) -> Tensor:
+    """Frames of a drifted camera behind a homogenizer that was fitted without labels, in float32."""
+    drift = Perturbation(DRAW)
+    unlabelled = normalise(lossless(data / "cifar10_train_0.npz").pictures[:FRAMES])
+    fitted = fit(network(data, FITTED), drift(unlabelled), limits=LIMITS)
+    with torch.no_grad():
+        restored: Tensor = fitted.homogenizer(drift(clean))
+    return restored
+
+
+def _traced(module: nn.Module) -> nn.Module:
+    """As recald loads it."""
+    return load_program(save_program(export_program(module, torch.zeros(2, 3, 32, 32))))
+
+
+def _rows(name: str, whole: nn.Module, clean: Tensor, restored: Tensor, labels: Tensor) -> Iterator[dict[str, Any]]:
+    noise = [torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in NOISE_SEEDS]
+    expected = _outputs(whole, clean)
+    for precision in PRECISIONS:
+        lower = in_precision(whole, precision)
+        outputs = _outputs(lower, clean)
+        yield {
+            "network": name,
+            "precision": precision,
+            "noise": max(relative_error(_outputs(lower, n), _outputs(whole, n)) for n in noise),
+            "noise, onnx": _by_onnx(lower, whole, noise),
+            "frames": relative_error(outputs, expected),
+            "labels changed": int((outputs.argmax(1) != expected.argmax(1)).sum()),
+            "clean": accuracy(lower, clean, labels),
+            "restored": accuracy(lower, restored, labels),
+        }
+
+
+def _outputs(module: nn.Module, frames: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([module(chunk) for chunk in frames.split(256)])
+
+
+def _by_onnx(lower: nn.Module, whole: nn.Module, noise: list[Tensor]) -> float | None:
+    """The largest error of what ONNX Runtime computes; None where it has no such arithmetic."""
+    backend = load_backend("onnx")
+    try:
+        runner = backend.load(backend.compile(lower, noise[0]), threads=1)
+    except ModelError:
+        return None
+    return max(relative_error(torch.tensor(runner.run(n.numpy())), _outputs(whole, n)) for n in noise)
+
+
+def _told(value: object) -> object:
+    if value is None:
+        return "-"
+    return f"{value:.1e}" if isinstance(value, float) and value < 1 else value
