@@ -328,11 +328,12 @@ class Daemon:
         log.info("%s serves the model from now on", self._model.served_by)
 
     def _status_line(self) -> str:
-        sensors = "; ".join(
+        build = [] if self._build is None else [self._build.told]
+        sensors = [
             f"{s.name}: {s.recalibrator.state.value}, drift {s.drift_score:.2f}, ρ {s.path.version[:12]}"
             for s in self.sensors.values()
-        )
-        return f"compiling with {self._model.backend.name}; {sensors}" if self._model.stands_in else sensors
+        ]
+        return "; ".join([*build, *sensors])
 
     # ---- commands
 

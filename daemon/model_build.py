@@ -11,6 +11,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ class ModelBuild:
     def __init__(self, config: Config, model: ServedModel):
         arguments = ["--model", config.model.path, "--backend", model.backend.name]
         arguments += ["--precision", config.model.precision, "--state", config.state.directory]
-        self._config, self._model = config, model
+        self._config, self._model, self._began = config, model, time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "daemon.model_build", *map(str, arguments)],
             stdin=subprocess.DEVNULL,
@@ -46,6 +47,11 @@ class ModelBuild:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="compile")
         self._opened = self._executor.submit(self._open)
         self._taken = False
+
+    @property
+    def told(self) -> str:
+        """For a person who waits."""
+        return f"compiling with {self._model.backend.name} for {time.monotonic() - self._began:.0f} s"
 
     @property
     def done(self) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,8 +41,8 @@ class Jetson:
         return {"PYTHONPATH": path, "RECALD_TEST_BUILD_S": str(build_s), **files}
 
     @contextmanager
-    def daemon(self, build_s: float) -> Iterator[Daemon]:
-        with Daemon(self.config, **self.environment(build_s)) as daemon:
+    def daemon(self, build_s: float, **environment: str) -> Iterator[Daemon]:
+        with Daemon(self.config, **self.environment(build_s), **environment) as daemon:
             yield daemon.wait_until_serving()
 
 
@@ -107,12 +109,19 @@ def assert_it_ends_with_the_gpu(jetson: Jetson, daemon: Daemon, camera: Camera) 
     assert "the GPU failed" in daemon.log.splitlines()[-1]
 
 
-def test_a_daemon_that_is_stopped_while_it_compiles_leaves_nothing_behind(jetson):
-    with jetson.daemon(build_s=600) as daemon:
-        builder = builder_of(daemon)
-        code, took = daemon.stop()
-        assert code == 0 and took < 5
-        assert not builder.is_running()
+def test_systemd_is_told_and_a_daemon_that_is_stopped_while_it_compiles_leaves_nothing_behind(jetson, folder):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(folder / "notify"))
+        systemd.settimeout(30)
+        with jetson.daemon(build_s=600, NOTIFY_SOCKET=str(folder / "notify")) as daemon:
+            while not re.match(
+                r"STATUS=compiling with tensorrt for \d+ s; front: factory", systemd.recv(4096).decode()
+            ):
+                pass
+            builder = builder_of(daemon)
+            code, took = daemon.stop()
+            assert code == 0 and took < 5
+            assert not builder.is_running()
     assert len(list(jetson.compiled.iterdir())) == 1  # the stand-in's
 
 
