@@ -110,11 +110,13 @@ def open_runner(config: Config, backend: Backend, frozen: FrozenModel, compiled:
     """Load what `backend` compiled, and compare it with the eager network on golden frames. Raises ModelError."""
     runner = backend.load(compiled, config.model.thread_count)
     golden = torch.from_numpy(golden_noise(frozen.card.input.shape))
+    tolerance = PRECISIONS[config.model.precision].tolerance
     try:
-        check_parity(runner, frozen.module, golden, PRECISIONS[config.model.precision].tolerance)
-    except (ParityError, RuntimeError) as error:
+        error = check_parity(runner, frozen.module, golden, tolerance)
+    except (ParityError, RuntimeError) as failure:
         runner.close()
-        raise ModelError(f"{frozen.path}: {backend.name} does not compute what the model does: {error}") from error
+        raise ModelError(f"{frozen.path}: {backend.name} does not compute what the model does: {failure}") from failure
+    log.info("%s is within %.0e of the eager model, at most %.0e", backend.name, error, tolerance)
     return runner
 
 

@@ -1,4 +1,4 @@
-"""What runs on a GPU: computed on a real one where there is one, else on a simulated one."""
+"""What runs on a GPU, on a simulated one, and on a real one where there is one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from calibrate.homogenizer import Homogenizer
 from daemon.demo.networks import ResNet
-from deploy.backend import check_parity, choose_backend, load_backend, open_backend
+from deploy.backend import BackendUnavailable, check_parity, choose_backend, load_backend, open_backend
 from deploy.path import InferencePath
 from deploy.precision import PRECISIONS, in_precision
 from deploy.program import ModelError, export_program, load_program, save_program
@@ -24,9 +24,21 @@ BACKENDS = ["cuda", "tensorrt"]
 COMPILED: dict[tuple, bytes] = {}
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request, gpu):
-    return load_backend(request.param)
+def real(backend: str):
+    skip = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
+    return pytest.param((backend, "real"), marks=[pytest.mark.gpu, skip], id=f"{backend}, real")
+
+
+@pytest.fixture(params=[*((name, "simulated") for name in BACKENDS), *map(real, BACKENDS)], ids="-".join)
+def backend(request):
+    name, kind = request.param
+    if kind == "simulated":
+        request.getfixturevalue("gpu")
+    try:
+        backend = load_backend(name)
+    except BackendUnavailable as error:  # not where it is simulated
+        pytest.skip(str(error))
+    return backend
 
 
 def network() -> nn.Module:
@@ -49,7 +61,7 @@ def opened(backend, module: nn.Module):
 def compiled(backend, module: nn.Module) -> bytes:
     """Once for all tests, as that takes a second."""
     weights = tuple(float(value.double().sum()) for value in module.state_dict().values())
-    key = backend.name, type(module), weights
+    key = backend.version(), type(module), weights
     if key not in COMPILED:
         COMPILED[key] = backend.compile(module, EXAMPLE)
     return COMPILED[key]

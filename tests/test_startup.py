@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,16 @@ from typing import Any
 import pytest
 import torch
 from envelopes import envelope_of
+from running import write_config
 
 from calibrate.homogenizer import Homogenizer
+from daemon.config import load_config
 from daemon.envelope import Envelope
-from daemon.startup import claim, on_probation, restore, served_since, withdrawn
+from daemon.notify import Notifier
+from daemon.startup import claim, on_probation, open_model, restore, served_since, withdrawn
 from deploy.eager import EagerBackend
 from deploy.path import InferencePath
+from deploy.program import ModelError
 from deploy.store import FACTORY, ArtefactStore
 
 MODEL, SHAPE = "a" * 64, (3, 8, 8)
@@ -153,3 +158,30 @@ def test_what_was_taken_back_is_known_unless_it_cannot_be_read(restart, caplog):
     (path,) = restart.store.root.glob("sensors/front/withdrawn.json")
     path.write_bytes(b"")
     assert withdrawn("front", restart.store) == set() and "forgotten" in caplog.text
+
+
+def test_a_model_that_was_compiled_wrong_does_not_serve(tiny_model, tmp_path):
+    """What is kept for the next start is believed by its key and digest, and compared all the same."""
+    config = load_config(write_config(tmp_path, tiny_model))
+    right = open_model(config, Notifier({}))
+    right.runner.close()
+    (kept,) = (tmp_path / "state" / "compiled").iterdir()
+    other = EagerBackend().compile(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4)), torch.zeros(1, 3, 16, 16)
+    )
+    kept.write_bytes(hashlib.sha256(other).digest() + other)
+    with pytest.raises(ModelError, match="eager does not compute what the model does: .* differ by"):
+        open_model(config, Notifier({}))
+
+
+def test_a_stand_in_that_cannot_run_the_model_leaves_it_to_the_backend(tiny_model, tmp_path, monkeypatch, caplog):
+    config = load_config(write_config(tmp_path, tiny_model, model={"backend": "onnx"}))
+    monkeypatch.setattr("deploy.onnx.OnnxBackend.stand_in", "eager")
+    monkeypatch.setattr("deploy.eager.EagerBackend.load", refuse)
+    served = open_model(config, Notifier({}))
+    assert not served.stands_in and served.served_by == served.told == "onnx"
+    assert "nothing serves until the engine of onnx is built: kernels" in caplog.text
+
+
+def refuse(*_: object) -> None:
+    raise ModelError("kernels cannot be captured")
