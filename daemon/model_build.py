@@ -81,11 +81,11 @@ class ModelBuild:
     def _wait(self) -> bytes:
         made, errors = self._process.communicate()
         said, code = errors.decode(errors="replace").strip(), self._process.returncode
-        what = f"compiling the model with {self._model.backend.name}"
+        what, last = f"compiling the model with {self._model.backend.name}", said.rpartition("\n")[2]
         if code == REFUSED:
-            raise ModelError(said.splitlines()[-1])
+            raise ModelError(last)
         if code:
-            raise OSError(f"{what} ended with {code}: {said[-500:] or 'no word'}")
+            raise OSError(f"{what} ended with {code}: {last or 'it gives no reason'}")
         if said:
             log.warning("%s: %s", what, said)
         return made

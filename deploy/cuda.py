@@ -9,7 +9,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
-from deploy.gpu import describe_gpu, require_gpu
+from deploy.gpu import describe_gpu, gpu_errors, require_gpu
 from deploy.gpu_runner import GpuRunner
 from deploy.program import (
     FAULTS,
@@ -36,12 +36,13 @@ class CudaBackend:
         return save_program(export_static(module, example[:1]))
 
     def load(self, compiled: bytes, threads: int) -> GpuRunner:
-        """Needs the GPU; `threads` is for processors. Raises BackendUnavailable, ModelError."""
+        """Needs the GPU; `threads` is for processors. Raises BackendUnavailable, ModelError, OSError."""
         self.check_device()
         torch.backends.cudnn.allow_tf32 = False  # on by default: float32 with a mantissa of ten bits
         program = read_program(compiled)
         try:
-            return _capture(program)
+            with gpu_errors():
+                return _capture(program)
         except FAULTS as error:
             raise ModelError(f"its kernels cannot be captured into a CUDA graph: {first_line(error)}") from error
 

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from deploy.backend import BackendUnavailable
 from deploy.driver import nvidia_driver
+from deploy.program import first_line
+
+
+class GpuLost(OSError):
+    """The GPU failed in a way that ends its use by this process: CUDA refuses all that follows."""
+
+
+@contextmanager
+def gpu_errors() -> Iterator[None]:
+    """Tell what another process or a later time may cure from what is wrong with the network: GpuLost, OSError."""
+    try:
+        yield
+    except torch.AcceleratorError as error:
+        raise GpuLost(f"the GPU failed: {first_line(error)}") from error
+    except torch.OutOfMemoryError as error:
+        raise OSError(errno.ENOMEM, f"the GPU has no memory left: {first_line(error)}") from error
 
 
 def require_gpu(backend: str) -> None:

@@ -9,19 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploy.program import first_line
+from deploy.gpu import gpu_errors
 
 FRAME_AXES = 4  # (1, C, H, W)
 
 Enqueue = Callable[[int], bool]  # put the network's work on the stream with this handle; whether that went well
 
 
-class GpuLost(OSError):
-    """The GPU failed in a way that ends its use by this process: CUDA refuses all that follows."""
-
-
 class GpuRunner:
-    """Runs batches one frame at a time; several threads take turns.
+    """Runs batches one frame at a time; several threads take turns. GpuLost where the GPU is beyond use.
 
     `enqueue` makes the network read `frame` (1, C, H, W) and write `output`, both float32 on the GPU; it is dropped,
     with all that it holds, when the runner is closed.
@@ -53,10 +49,8 @@ class GpuRunner:
         expected = tuple(chain[0]._frame.shape)
         if batch.ndim != FRAME_AXES or batch.shape[1:] != expected[1:]:
             raise RuntimeError(f"the network on the GPU takes frames of {expected}, not {batch.shape}")
-        try:
+        with gpu_errors():
             return np.concatenate([self._run_one(chain, frame) for frame in batch])
-        except torch.AcceleratorError as error:
-            raise GpuLost(f"the GPU failed: {first_line(error)}") from error
 
     def _run_one(self, chain: list[GpuRunner], frame: np.ndarray) -> np.ndarray:
         np.copyto(chain[0]._staged_frame.numpy()[0], frame)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from calibrate.homogenizer import Homogenizer
-from deploy.gpu import describe_gpu, require_gpu
+from deploy.gpu import describe_gpu, gpu_errors, require_gpu
 from deploy.gpu_runner import GpuRunner
 from deploy.onnx_form import onnx_form
 from deploy.program import ModelError, export_static, first_line
@@ -61,15 +61,16 @@ class TensorRtBackend:
         return safetensors.torch.save({ENGINE: packed[ENGINE]} | _weights(homogenizer))
 
     def load(self, compiled: bytes, threads: int) -> GpuRunner:
-        """Needs the GPU; `threads` is for processors. Raises BackendUnavailable, ModelError."""
+        """Needs the GPU; `threads` is for processors. Raises BackendUnavailable, ModelError, OSError."""
         self.check_device()
         packed = unpack(compiled)
         serialized = packed.pop(ENGINE).numpy().tobytes()
         digest = hashlib.sha256(serialized).hexdigest()
-        engine = self._engines.get(digest)
-        if engine is None:
-            engine = self._engines[digest] = Engine(self._library, serialized)
-        return run_engine(engine, FRAMES, packed)
+        with gpu_errors():
+            engine = self._engines.get(digest)
+            if engine is None:
+                engine = self._engines[digest] = Engine(self._library, serialized)
+            return run_engine(engine, FRAMES, packed)
 
     def version(self) -> str:
         """Names the builder that is asked first: which networks that one refuses depends on its version alone."""

@@ -13,6 +13,7 @@ from torch import nn
 from calibrate.homogenizer import Homogenizer
 from daemon.demo.networks import ResNet
 from deploy.backend import BackendUnavailable, check_parity, choose_backend, load_backend, open_backend
+from deploy.gpu import GpuLost
 from deploy.path import InferencePath
 from deploy.precision import PRECISIONS, in_precision
 from deploy.program import ModelError, export_program, load_program, save_program
@@ -223,5 +224,26 @@ def test_kernels_that_cannot_be_captured_are_told_in_one_line(gpu, monkeypatch):
 
     monkeypatch.setattr(gpu.Graph, "capture_begin", refuse)
     with pytest.raises(ModelError, match="cannot be captured into a CUDA graph: operation not permitted") as caught:
+        backend.load(given, threads=1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised"),
+    [
+        (torch.AcceleratorError("CUDA error: unspecified launch failure\nmore"), GpuLost),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"), OSError),
+    ],
+)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_fault_of_the_gpu_while_a_network_is_loaded_is_none_of_the_network(gpu, monkeypatch, name, fault, raised):
+    backend = load_backend(name)
+    given = compiled(backend, homogenizer(1))
+
+    def fail(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(gpu.TORCH, "empty", fail)
+    with pytest.raises(raised, match="the GPU (failed: CUDA error|has no memory left: CUDA out)") as caught:
         backend.load(given, threads=1)
     assert "\n" not in str(caught.value)
