@@ -1,16 +1,19 @@
 """Fixtures that several test files share."""
 
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
 import zmq
 
 DATA = Path(os.environ.get("RECALD_DATA", Path(__file__).parents[2] / "shared" / "data"))
+SIMULATED_GPU = Path(__file__).parent / "simulated_gpu"
 DATA_OUTCOMES = pytest.StashKey[dict[str, str]]()  # of the tests marked data, by test
 
 os.environ["COLUMNS"] = "100"  # argparse and rich fold to it, whatever terminal the tests run in
@@ -103,3 +106,16 @@ def folder() -> Iterator[Path]:
     """A folder with a path short enough for UNIX sockets, wherever pytest keeps its own."""
     with tempfile.TemporaryDirectory(prefix="recald-", dir="/tmp") as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A simulated one, with a simulated TensorRT."""
+    monkeypatch.syspath_prepend(SIMULATED_GPU)
+    import simulated_cuda
+
+    for name, stand_in in simulated_cuda.STAND_INS.items():
+        monkeypatch.setattr(name, stand_in)
+    yield simulated_cuda
+    for name in ("tensorrt", "simulated_cuda"):
+        sys.modules.pop(name, None)

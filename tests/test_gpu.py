@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,24 +18,10 @@ from deploy.precision import PRECISIONS, in_precision
 from deploy.program import ModelError, export_program, load_program, save_program
 from deploy.tensorrt_library import load_tensorrt_rtx
 
-SIMULATED = Path(__file__).parent / "simulated_gpu"
 SHAPE = (3, 16, 16)
 EXAMPLE = torch.zeros(1, *SHAPE)
 BACKENDS = ["cuda", "tensorrt"]
 COMPILED: dict[tuple, bytes] = {}
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """A simulated one, with a simulated TensorRT."""
-    monkeypatch.syspath_prepend(SIMULATED)
-    import simulated_cuda
-
-    for name, stand_in in simulated_cuda.STAND_INS.items():
-        monkeypatch.setattr(name, stand_in)
-    yield simulated_cuda
-    for name in ("tensorrt", "simulated_cuda"):
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture(params=BACKENDS)
