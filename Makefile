@@ -4,7 +4,7 @@ TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 READY  := .venv/.ready
 
-.PHONY: demo test test-gpu check format bench clean
+.PHONY: demo test test-gpu bench-gpu check format bench clean
 
 demo: $(READY)
 	$(BIN)/recald demo
@@ -14,6 +14,9 @@ test: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
+
+bench-gpu: $(READY)
+	$(BIN)/python -m bench gpu --json bench/results/gpu.json
 
 check: $(READY)
 	$(BIN)/ruff check .

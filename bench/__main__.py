@@ -6,15 +6,32 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import curve, drifts, fit, intake, judge, latency, overhead, paper, peers, precision, speed, streams, swap
+from bench import (
+    curve,
+    drifts,
+    fit,
+    gpu,
+    intake,
+    judge,
+    latency,
+    overhead,
+    paper,
+    peers,
+    precision,
+    speed,
+    streams,
+    swap,
+)
 from bench.report import write
+from daemon.cli import EX_CONFIG
+from deploy.backend import BackendUnavailable
 
 BENCHES = {"latency": latency, "swap": swap, "fit": fit, "curve": curve, "speed": speed, "intake": intake}
 BENCHES |= {"overhead": overhead, "peers": peers, "drifts": drifts, "judge": judge, "streams": streams, "paper": paper}
-BENCHES |= {"precision": precision}
+BENCHES |= {"precision": precision, "gpu": gpu}
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="name", required=True)
     for name, module in BENCHES.items():
@@ -22,8 +39,13 @@ def main() -> int:
         command.add_argument("--json", type=Path, help="where the measurements are written")
         module.add_arguments(command)
         command.set_defaults(measure=module.measure)
-    args = parser.parse_args()
-    write(args.name, args.measure(args), args.json)
+    args = parser.parse_args(argv)
+    try:
+        results = args.measure(args)
+    except BackendUnavailable as error:
+        print(f"bench {args.name}: {error}", file=sys.stderr)
+        return EX_CONFIG
+    write(args.name, results, args.json)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,19 +14,23 @@ from rich.console import Console
 from rich.table import Table
 
 from daemon.machine import machine
+from deploy.files import write_atomically
 
 
 def write(name: str, results: dict[str, Any], path: Path | None) -> None:
+    if path is not None:
+        save(name, results, path)
+        print(f"written: {path}")
+
+
+def save(name: str, results: dict[str, Any], path: Path) -> None:
     document = {
         "bench": name,
         "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),
         **results,
     }
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=1) + "\n")
-        print(f"written: {path}")
+    write_atomically(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -43,6 +48,12 @@ def percentiles(seconds: Sequence[float] | np.ndarray) -> dict[str, float | int 
         return {"count": 0, "p50_ms": None, "p99_ms": None, "max_ms": None}
     p50, p99, top = np.percentile(np.asarray(seconds) * 1e3, [50, 99, 100])
     return {"count": len(seconds), "p50_ms": float(p50), "p99_ms": float(p99), "max_ms": float(top)}
+
+
+def resident(process: int | str) -> float:
+    """The resident memory of a process, by its number or as "self", MiB."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def read_rows(state: Path | None) -> list[dict[str, Any]]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bench.camera import FPS, SENSOR, Answer
-from bench.report import percentiles
+from bench.report import percentiles, resident
 from bench.scene import SIZE, Scene, account, scene
 from bench.swap_latency import AROUND_S, around_swaps
 from bench.swap_outputs import attribution
@@ -69,7 +67,7 @@ def _swap(here: Scene, count: int, pause: float) -> tuple[list[Answer], list[Mem
             time.sleep(pause)
             _recalibrate(endpoint)
             here.camera.swaps.get(timeout=SWAP_TIMEOUT_S)
-            memory.append(Memory(number, _resident(here.daemon.process.pid)))
+            memory.append(Memory(number, resident(here.daemon.process.pid)))
         time.sleep(2 * AROUND_S)
 
     return here.camera.run_during(order), memory
@@ -78,11 +76,6 @@ def _swap(here: Scene, count: int, pause: float) -> tuple[list[Answer], list[Mem
 def _recalibrate(endpoint: str) -> None:
     answer = request(endpoint, {"command": "recalibrate", "sensor": SENSOR}, SWAP_TIMEOUT_S)
     assert answer["ok"], answer
-
-
-def _resident(process: int) -> float:
-    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _pauses(log: str) -> dict[str, Any]:

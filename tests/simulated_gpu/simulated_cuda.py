@@ -83,13 +83,31 @@ class _Recorder(TorchDispatchMode):
                     _copy(old, new)
 
 
+class _InOrder(TorchDispatchMode):
+    """An operator on a stream sees what was put there before."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._stream.synchronize()
+        return function(*args, **(kwargs or {}))
+
+
 @contextmanager
 def stream(used: Stream) -> Iterator[None]:
     before, _current.stream = getattr(_current, "stream", None), used
     try:
-        yield
+        with _InOrder(used):
+            yield
     finally:
         _current.stream = before
+
+
+def synchronize() -> None:
+    for one in list(_streams.values()):
+        one.synchronize()
 
 
 def current_stream() -> Stream:
@@ -130,14 +148,20 @@ CUDA = _Instead(
     is_available=lambda: True,
     get_device_name=lambda: NAME,
     current_stream=current_stream,
+    synchronize=synchronize,
     Stream=Stream,
     stream=stream,
     CUDAGraph=Graph,
+    mem_get_info=lambda: (2**30, 2**31),
 )
-TORCH = _Instead(torch, cuda=CUDA, empty=_allocate, zeros=_zeros)
+TORCH = _Instead(torch, cuda=CUDA, empty=_allocate, zeros=_zeros, compile=lambda module, **_: module)
 USERS = ("backend", "cuda", "gpu", "gpu_runner", "tensorrt_run")  # those in deploy/ that speak to the GPU
 STAND_INS: dict[str, Any] = {f"deploy.{name}.torch": TORCH for name in USERS} | {
     "deploy.cuda.move_to_device_pass": lambda program, device: program,
     "torch.Tensor.copy_": _copy_later,
     "torch.Tensor.cuda": torch.Tensor.clone,
+}
+BENCH_USERS = ("gpu_ceilings", "gpu_engines", "gpu_swap")  # those in bench/, which a daemon need not import
+BENCH_STAND_INS: dict[str, Any] = {f"bench.{name}.torch": TORCH for name in BENCH_USERS} | {
+    "bench.gpu_engines.move_to_device_pass": lambda program, device: program,
 }

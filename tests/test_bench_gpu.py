@@ -1,0 +1,239 @@
+"""The bench of the GPU on a simulated one: each section has its rows, and what fails is noted and costs no other."""
+
+from __future__ import annotations
+
+import json
+import sys
+from array import array
+from contextlib import ExitStack
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bench.__main__ import main
+from bench.gpu import SECTIONS
+from bench.gpu_attempt import Budget
+from bench.gpu_engines import BACKENDS, EAGER, ENGINES, INDUCTOR, open_pair
+from bench.gpu_latency import _in_turns
+from bench.gpu_material import HOMOGENIZER, NETWORK, Material
+from bench.gpu_roofline import roofline
+from bench.gpu_swap import Seen, _summary, _within
+from bench.gpu_weights import measure_weights
+from daemon.cli import EX_CONFIG
+from deploy.precision import PRECISIONS
+
+SIZE = "16x16"
+SETTLED, SWAPS = 3, 4
+TIMES = {"count", "p50_ms", "p99_ms", "max_ms"}
+NO_TENSORRT = [engine for engine in BACKENDS if engine != "cuda"]
+
+
+def network() -> nn.Module:
+    """What ResNet-50 consists of, once."""
+    layers = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(8, 4)).eval()
+
+
+SMALL = {
+    "bench.gpu_ceilings.SIDE": 16,
+    "bench.gpu_ceilings.COPIED": 1024,
+    "bench.gpu_ceilings.FRAME_REPEATS": 2,
+    "bench.gpu_engines.WARM_UPS": 1,
+    "bench.gpu_material.FRAMES": 2,
+    "bench.gpu_swap.REST_S": 0.01,
+    "bench.gpu_swap.HOMOGENIZERS": 2,
+    "bench.gpu_swap.SETTLED": SETTLED,
+    "bench.gpu_weights.REPEATS": 1,
+    "bench.gpu_material.resnet50": network,
+    "bench.gpu_material.STATISTICS_SHAPE": (2, 3, 16, 16),
+}
+
+
+@pytest.fixture
+def simulated(gpu, monkeypatch):
+    """For the bench, too; everything small, and bfloat16 left out."""
+    for name, stand_in in (gpu.BENCH_STAND_INS | SMALL).items():
+        monkeypatch.setattr(name, stand_in)
+    monkeypatch.delitem(PRECISIONS, "bfloat16")
+    return gpu
+
+
+@pytest.fixture
+def no_tensorrt(monkeypatch):
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr("deploy.tensorrt_library.RTX_CARRIER", "no_such_wheel")
+
+
+@pytest.fixture
+def run(simulated, no_tensorrt, tmp_path):
+    """Runs the bench on a machine without TensorRT; returns what it wrote."""
+
+    def run(*arguments: str) -> dict:
+        path = tmp_path / "gpu.json"
+        assert main(["gpu", "--json", str(path), "--sizes", SIZE, "--seconds", "0.05", *arguments]) == 0
+        return json.loads(path.read_text())
+
+    return run
+
+
+def by(rows: list[dict], *keys: str) -> dict[tuple, dict]:
+    found = {tuple(row[key] for key in keys): row for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def test_every_section_has_its_rows_and_what_fails_costs_no_other(run, simulated, monkeypatch, capsys):
+    def refuse(module: nn.Module, **_: object) -> None:
+        raise RuntimeError("no C compiler\nat line 3")
+
+    monkeypatch.setattr(simulated.TORCH, "compile", refuse)
+    monkeypatch.setattr("bench.gpu.measure_weights", lambda *_: 1 / 0)
+    found = run("--swaps", str(SWAPS))
+    assert found["bench"] == "gpu" and found["settings"]["gpu"].startswith(simulated.NAME)
+    assert set(SECTIONS) < set(found)
+
+    teraflops = by(found["ceilings"], "what")
+    assert set(teraflops) == {("float32",), ("float16",), ("memory",)}
+    assert teraflops["float16",]["teraflops"] > 0 and teraflops["memory",]["gigabytes_per_second"] > 0
+    copies = by(found["copies"], "size", "direction", "pinned")
+    assert len(copies) == 4 and all(row["ms"] > 0 for row in copies.values())
+
+    latency = by(found["latency"], "size", "precision", "engine")
+    assert set(latency) == {(SIZE, precision, engine) for precision in ("float32", "float16") for engine in ENGINES}
+    for (_, precision, engine), row in latency.items():
+        if engine in (EAGER, "cuda"):
+            assert "not_run" not in row and row["ready_s"] > 0 and row["share"] > 0 and row["added"] > -1
+            assert all(set(row[name]) == TIMES for name in (HOMOGENIZER, NETWORK, "chained", "unchained"))
+            assert row["error"][HOMOGENIZER] < 1e-6
+            lower = 1e-6 < row["error"]["chained"] < 1e-2
+            assert lower if precision == "float16" else row["error"]["chained"] < 1e-5
+        else:
+            why = "RuntimeError: no C compiler" if engine == INDUCTOR else "needs NVIDIA's TensorRT"
+            assert why in row["not_run"] and "chained" not in row
+
+    for row in found["throughput"]:
+        assert row["roofline"]["limit"] in ("arithmetic", "memory", "host")
+        for working in ("one_thread", "two_threads"):
+            ratio = row[working]["frames_per_second"] / row["roofline"]["frames_per_second"]
+            assert row[working]["share"] == pytest.approx(ratio)
+    assert found["weights"] == [{"not_run": "ZeroDivisionError: division by zero"}]
+
+    swap = by(found["swap"], "engine")
+    assert all("not_run" in swap[engine,] for engine in NO_TENSORRT)
+    of_cuda = swap["cuda",]
+    assert "not_run" not in of_cuda and of_cuda["swaps"] == SWAPS
+    frames = of_cuda["frames"]
+    assert frames["lost"] == 0 and frames["attributed"] == frames["sent"] >= SWAPS
+    assert of_cuda["exchange"]["count"] == of_cuda["load_and_proof"]["count"] == SWAPS
+    assert [memory["swaps"] for memory in of_cuda["memory"]] == [0, SETTLED]
+    told = capsys.readouterr()
+    assert "no C compiler" in told.out and "ZeroDivisionError" in told.err
+
+
+def test_where_time_is_up_the_rest_is_not_begun(run):
+    found = run("--budget", "0")
+    assert all("s were left" in row["not_run"] for name in ("latency", "weights") for row in found[name])
+    assert [row["engine"] for row in found["swap"]] == list(BACKENDS)
+
+
+def test_a_swap_that_fails_leaves_what_was_seen_before_it(run, monkeypatch):
+    def lose(*_: object) -> float:
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr("deploy.path.InferencePath.commit", lose)
+    monkeypatch.setattr("bench.gpu.SECTIONS", {"swap": SECTIONS["swap"]})
+    monkeypatch.setattr("bench.gpu.show_tables", lambda results: None)
+    (row, *_) = run("--swaps", "3")["swap"]
+    assert row["not_run"] == "RuntimeError: lost" and row["swaps"] == 0 and row["frames"]["sent"] > 0
+
+
+def test_engines_that_take_weights_are_handed_others(simulated, monkeypatch):
+    monkeypatch.setattr("deploy.tensorrt_library.RTX_CARRIER", "no_such_wheel")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    rows = by(list(measure_weights(Material(network(), 16, 16), Budget(100))), "engine")
+    assert set(rows["tensorrt",]["exchange"]) == {"weights_s", "load_s"}
+    assert "holds the weights" in rows["cuda",]["exchange"]["not_run"] and rows["cuda",]["rebuild"]["compile_s"] > 0
+    assert "not_run" in rows["tensorrt-rtx",]
+
+
+def test_the_roofline_is_the_slowest_of_three_ways():
+    material = Material(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False)), 16, 16)
+    measured = [
+        {"what": "float32", "teraflops": 1.0},
+        {"what": "float16", "teraflops": 2.0},
+        {"what": "memory", "gigabytes_per_second": 1000.0},
+        {"size": SIZE, "direction": "to the card", "pinned": False, "gigabytes_per_second": 1.0},
+        {"size": SIZE, "direction": "to the card", "pinned": True, "gigabytes_per_second": 2.0},
+    ]
+    found = roofline(material, "float16", measured)
+    assert found["counted"][NETWORK]["multiplications"] == 14 * 14 * 8 * 3 * 9
+    assert found["counted"][NETWORK]["numbers"] == 3 * 16 * 16 + 8 * 3 * 9 + 8 * 14 * 14
+    assert found["host_ms"] == pytest.approx(4e3 * 3 * 16 * 16 / 2e9)
+    assert found["limit"] == "host" and found["frames_per_second"] == pytest.approx(1e3 / found["host_ms"])
+    multiplied = found["counted"][HOMOGENIZER]["multiplications"]
+    assert found["arithmetic_ms"] == pytest.approx(2e3 * (multiplied / 1e12 + 14 * 14 * 8 * 3 * 9 / 2e12))
+    with pytest.raises(LookupError, match="no teraflops of .*float16.* was measured"):
+        roofline(material, "float16", [row for row in measured if row.get("what") != "float16"])
+
+
+def test_an_engine_that_fails_in_its_turns_leaves_them_to_the_others():
+    turns: list[str] = []
+
+    def call(frame: np.ndarray) -> np.ndarray:
+        turns.append("bad")
+        if len(turns) > 1:
+            raise RuntimeError("lost")
+        return frame
+
+    pairs = {"bad": SimpleNamespace(calls=lambda: {"it": call}), "good": SimpleNamespace(calls=lambda: {"it": len})}
+    rows: dict[str, dict] = {engine: {} for engine in pairs}
+    taken = _in_turns(pairs, SimpleNamespace(frames=[np.zeros(3)]), 0.01, rows)
+    assert set(taken) == {"good"} and len(taken["good"]["it"]) > len(turns) == 2
+    assert rows == {"bad": {"not_run": "RuntimeError: lost"}, "good": {}}
+
+
+def test_every_engine_computes_the_same(simulated, no_tensorrt):
+    material = Material(network(), 16, 16)
+    for engine in (EAGER, INDUCTOR, "cuda"):
+        with ExitStack() as closing:
+            pair = open_pair(closing, engine, material, "float32")
+            for name, call in pair.calls().items():
+                found = np.concatenate([call(frame) for frame in material.frames])
+                expected = material.expected["chained" if name == "unchained" else name]
+                np.testing.assert_allclose(found, expected, atol=1e-5)
+        with pytest.raises(RuntimeError, match="closed"):
+            pair.network.run(material.frames[0])
+
+
+def test_an_output_of_another_homogenizer_is_not_attributed():
+    seen = Seen(
+        sent=array("d", [0.0, 1.0, 2.0, 3.0]),
+        latency=array("d", [0.1, 0.1, 0.5, 0.1]),
+        own=array("d", [0.0, 0.3, 0.0, 0.0]),
+        other=array("d", [0.3, 0.0, 0.0, 0.3]),
+        loading=[(1.5, 2.5)],
+        exchanged=[3.0],
+        pauses=[1e-6],
+    )
+    found = _summary(seen)
+    assert found["frames"] == {"sent": 4, "lost": 0, "attributed": 2}
+    assert (found["loading"]["count"], found["around"]["count"], found["away"]["count"]) == (1, 1, 2)
+    assert found["loading"]["p99_ratio"] == pytest.approx(5) and found["worst_own"] == 0.3
+
+
+def test_moments_are_found_in_their_intervals():
+    moments = np.array([0.0, 1.0, 1.5, 2.0, 2.5, 9.0])
+    assert _within(moments, [(1.0, 2.0), (2.4, 3.0)]).tolist() == [False, True, True, True, True, False]
+    assert not _within(moments, []).any()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU")
+def test_without_a_gpu_it_says_so_in_one_line(capsys):
+    assert main(["gpu"]) == EX_CONFIG
+    told = capsys.readouterr()
+    assert told.err.startswith("bench gpu: ") and "needs an NVIDIA GPU" in told.err
+    assert told.err.count("\n") == 1 and told.out == ""
