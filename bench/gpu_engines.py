@@ -14,7 +14,7 @@ from torch.export.passes import move_to_device_pass
 from bench.gpu_material import HOMOGENIZER, NETWORK, Material
 from deploy.backend import load_backend
 from deploy.gpu_runner import GpuRunner
-from deploy.program import evaluating, read_program
+from deploy.program import evaluating, export_static
 
 BACKENDS = ("cuda", "tensorrt", "tensorrt-rtx")
 EAGER, INDUCTOR = "eager", "inductor"
@@ -71,8 +71,8 @@ def free_memory() -> None:
 
 
 def _traced(material: Material, part: str, precision: str) -> nn.Module:
-    """The very program that the backend `cuda` captures, on the GPU."""
-    program = read_program(material.compiled(load_backend("cuda"), part, precision))
+    """On the GPU, of the very operators that the backend `cuda` captures."""
+    program = export_static(material.module(part, precision), torch.zeros(1, *material.shape))
     return evaluating(move_to_device_pass(program, "cuda"))
 
 

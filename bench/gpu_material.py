@@ -33,7 +33,7 @@ class Material:
         """The homogenizer's form is float32 whatever the precision, which is the network's."""
         key = backend.name, part, precision if part == NETWORK else FLOAT32
         if key not in self._compiled:
-            self._compiled[key] = backend.compile(self._module(part, precision), self._example)
+            self._compiled[key] = backend.compile(self.module(part, precision), self._example)
         return self._compiled[key]
 
     @cached_property
@@ -45,7 +45,7 @@ class Material:
             whole = {HOMOGENIZER: homogenized, NETWORK: self.network(frames), "chained": self.network(homogenized)}
         return whole
 
-    def _module(self, part: str, precision: str) -> nn.Module:
+    def module(self, part: str, precision: str) -> nn.Module:
         return in_precision(load_program(self._traced), precision) if part == NETWORK else self.homogenizer
 
     @cached_property

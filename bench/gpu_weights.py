@@ -14,11 +14,10 @@ from bench.gpu_attempt import NOT_RUN, Budget, attempt
 from bench.gpu_engines import BACKENDS
 from bench.gpu_material import Material
 from bench.overhead import some_homogenizer
-from deploy.backend import Backend, SharesKernels, load_backend
+from deploy.backend import Backend, load_backend
 
 REPEATS = 5
 BUILD_S = 20.0  # for all repeats
-HOLDS_WEIGHTS = "its compiled form holds the weights: each homogenizer is compiled"
 NO_REFIT = "recald builds no engine that can be refitted: the weights are inputs"
 
 Row = dict[str, Any]
@@ -44,10 +43,8 @@ def _ways(backend: Backend, material: Material) -> Row:
         homogenizer = some_homogenizer(material.shape, seed)
         compiled, compile_s = _timed(partial(backend.compile, homogenizer, example))
         rounds.append({"compile_s": compile_s, "load_s": _load(backend, compiled)})
-    ways: Row = {"rebuild": _medians(rounds), "exchange": {NOT_RUN: HOLDS_WEIGHTS}, "refit": {NOT_RUN: NO_REFIT}}
-    if isinstance(backend, SharesKernels):
-        ways["exchange"] = _medians([_exchange(backend, material, seed, compiled) for seed in range(REPEATS)])
-    return ways
+    exchanged = [_exchange(backend, material, seed, compiled) for seed in range(REPEATS)]
+    return {"rebuild": _medians(rounds), "exchange": _medians(exchanged), "refit": {NOT_RUN: NO_REFIT}}
 
 
 def _exchange(backend: Any, material: Material, seed: int, compiled: bytes) -> dict[str, float]:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections import deque
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
-from deploy.gpu import describe_gpu, gpu_errors, require_gpu
+from deploy.gpu import describe_gpu
+from deploy.gpu_backend import FRAMES, Engine, GpuBackend
 from deploy.gpu_runner import GpuRunner
 from deploy.program import (
     FAULTS,
     ModelError,
     evaluating,
-    export_static,
     first_line,
-    image_shape,
+    input_shapes,
     read_program,
     save_program,
 )
@@ -25,51 +26,75 @@ from deploy.program import (
 WARM_UPS = 3  # libraries load their kernels and workspaces at first use, which no graph may capture
 
 
-class CudaBackend:
+class CudaBackend(GpuBackend):
     name = "cuda"
-    stand_in = None
-
-    def check_device(self) -> None:
-        require_gpu(self.name)
-
-    def compile(self, module: nn.Module, example: torch.Tensor) -> bytes:
-        return save_program(export_static(module, example[:1]))
-
-    def load(self, compiled: bytes, threads: int) -> GpuRunner:
-        """Needs the GPU; `threads` is for processors. Raises BackendUnavailable, ModelError, OSError."""
-        self.check_device()
-        torch.backends.cudnn.allow_tf32 = False  # on by default: float32 with a mantissa of ten bits
-        program = read_program(compiled)
-        try:
-            with gpu_errors():
-                return _capture(program)
-        except FAULTS as error:
-            raise ModelError(f"its kernels cannot be captured into a CUDA graph: {first_line(error)}") from error
 
     def version(self) -> str:
         return f"torch {torch.__version__}, {describe_gpu()}"
 
+    def _build(self, program: ExportedProgram, inputs: Sequence[str]) -> bytes:
+        return save_program(program)
 
-def _capture(program: ExportedProgram) -> GpuRunner:
-    """The kernels of one frame, with fixed memory for it and for the output."""
-    frame = torch.zeros(image_shape(program), device="cuda")
-    module = evaluating(move_to_device_pass(program, "cuda"))
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    torch.cuda.current_stream().synchronize()  # where frame and weights were written
-    with torch.no_grad(), torch.cuda.stream(stream):
-        for _ in range(WARM_UPS):
-            module(frame)
-        # Other threads go on serving meanwhile. `torch.cuda.graph` would collect garbage here, and keep them waiting.
-        graph.capture_begin(capture_error_mode="thread_local")
+    def _open(self, serialized: bytes) -> Engine:
+        # TF32, float32 with a mantissa of ten bits, is on by default for convolutions.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        return CudaEngine(read_program(serialized))
+
+
+class CudaEngine:
+    """A network on the GPU; runners differ in their weights alone.
+
+    A graph whose runner was closed serves the next one, with other weights: PyTorch keeps the memory of a graph that
+    is gone until all its cache is emptied, which would let swaps eat up the GPU.
+    """
+
+    def __init__(self, program: ExportedProgram):
+        self.shapes = input_shapes(program)
+        self._module = evaluating(move_to_device_pass(program, "cuda"))
+        self._idle: deque[_Graph] = deque()
+
+    def runner(self, weights: Mapping[str, Tensor]) -> GpuRunner:
+        graph = self._graph()
+        for name, tensor in weights.items():
+            graph.inputs[name].copy_(tensor)
+        torch.cuda.current_stream().synchronize()  # where they were copied
+        return GpuRunner(graph.inputs[FRAMES], graph.output, graph.replay, lambda: self._idle.append(graph))
+
+    def _graph(self) -> _Graph:
         try:
-            output = module(frame).float().contiguous()  # else each copy of it would be converted
-        finally:
-            graph.capture_end()
-    stream.synchronize()
+            return self._idle.pop()
+        except IndexError:
+            return self._capture()
 
-    def enqueue(_: int, kept: Any = (module, frame)) -> bool:
-        """Replays on the current stream; `kept`: memory that the graph reads."""
-        graph.replay()
+    def _capture(self) -> _Graph:
+        inputs = {name: torch.zeros(shape, device="cuda") for name, shape in self.shapes.items()}
+        try:
+            return _Graph(self._module, inputs)
+        except (torch.AcceleratorError, torch.OutOfMemoryError):  # it is not the network's fault
+            raise
+        except FAULTS as error:
+            raise ModelError(f"its kernels cannot be captured into a CUDA graph: {first_line(error)}") from error
+
+
+class _Graph:
+    """The kernels of one frame, and the memory that they read and write."""
+
+    def __init__(self, module: nn.Module, inputs: dict[str, Tensor]):
+        self.inputs, self._module, self._graph = inputs, module, torch.cuda.CUDAGraph()
+        torch.cuda.current_stream().synchronize()  # where weights and inputs were written
+        stream = torch.cuda.Stream(priority=-1)  # of those with priority, as PyTorch hands out the others again
+        with torch.no_grad(), torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                module(*inputs.values())
+            # Others go on serving. `torch.cuda.graph` would collect garbage here, and keep them waiting.
+            self._graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                self.output: Tensor = module(*inputs.values()).float().contiguous()  # else each copy would convert it
+            finally:
+                self._graph.capture_end()
+        stream.synchronize()
+
+    def replay(self, _: int) -> bool:
+        """On the current stream."""
+        self._graph.replay()
         return True
-
-    return GpuRunner(frame, output, enqueue)

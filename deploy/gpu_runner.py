@@ -20,12 +20,13 @@ class GpuRunner:
     """Runs batches one frame at a time; several threads take turns. GpuLost where the GPU is beyond use.
 
     `enqueue` makes the network read `frame` (1, C, H, W) and write `output`, both float32 on the GPU; it is dropped,
-    with all that it holds, when the runner is closed.
+    with all that it holds, when the runner is closed, and `closed` is called.
     """
 
-    def __init__(self, frame: Tensor, output: Tensor, enqueue: Enqueue):
+    def __init__(self, frame: Tensor, output: Tensor, enqueue: Enqueue, closed: Callable[[], None] = lambda: None):
         self._lock = threading.Lock()
         self._enqueue: Enqueue | None = enqueue
+        self._closed = closed
         self._frame, self._output = frame, output
         # Copies from pageable memory would block the processor until they are done.
         self._staged_frame = torch.empty(frame.shape, pin_memory=True)
@@ -43,25 +44,30 @@ class GpuRunner:
 
     def close(self) -> None:
         with self._lock:
-            self._enqueue = None
+            if self._enqueue is not None:
+                self._enqueue = None
+                self._closed()
 
     def _run(self, chain: list[GpuRunner], batch: np.ndarray) -> np.ndarray:
         expected = tuple(chain[0]._frame.shape)
         if batch.ndim != FRAME_AXES or batch.shape[1:] != expected[1:]:
             raise RuntimeError(f"the network on the GPU takes frames of {expected}, not {batch.shape}")
         with gpu_errors():
-            return np.concatenate([self._run_one(chain, frame) for frame in batch])
+            outputs = [self._run_one(chain, frame) for frame in batch]
+        return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
     def _run_one(self, chain: list[GpuRunner], frame: np.ndarray) -> np.ndarray:
-        np.copyto(chain[0]._staged_frame.numpy()[0], frame)
         arriving = chain[0]._staged_frame
-        with torch.cuda.stream(self._stream):
-            for runner in chain:
-                runner._frame.copy_(arriving, non_blocking=True)
-                runner._start(self._stream.cuda_stream)
-                arriving = runner._output
-            self._staged_output.copy_(arriving, non_blocking=True)
-        self._stream.synchronize()
+        np.copyto(arriving.numpy()[0], frame)
+        try:
+            with torch.cuda.stream(self._stream):
+                for runner in chain:
+                    runner._frame.copy_(arriving, non_blocking=True)
+                    runner._start(self._stream.cuda_stream)
+                    arriving = runner._output
+                self._staged_output.copy_(arriving, non_blocking=True)
+        finally:
+            self._stream.synchronize()  # also where it broke off: what was begun reads and writes these buffers
         return self._staged_output.numpy().copy()
 
     def _start(self, stream: int) -> None:

@@ -67,6 +67,15 @@ def _fold_batchnorms(network: GraphModule) -> None:
             _fold(network, convolution, node)
     network.graph.eliminate_dead_code()
     network.recompile()
+    _drop_unused(network)
+
+
+def _drop_unused(network: GraphModule) -> None:
+    """What was folded into others would be stored and loaded as well."""
+    used = {node.target for node in network.graph.find_nodes(op="get_attr")}
+    for name in [name for name, _ in (*network.named_parameters(), *network.named_buffers()) if name not in used]:
+        path, _, leaf = name.rpartition(".")
+        delattr(network.get_submodule(path), leaf)
 
 
 def _constants(convolution: Any, norm: Any) -> bool:

@@ -78,11 +78,10 @@ def read_program(data: bytes) -> ExportedProgram:
         return torch.export.load(io.BytesIO(data))
 
 
-def image_shape(program: ExportedProgram) -> tuple[int, ...]:
-    """(N, C, H, W) as it was traced."""
-    (name,) = program.graph_signature.user_inputs
-    (node,) = (node for node in program.graph.find_nodes(op="placeholder") if node.name == name)
-    return tuple(node.meta["val"].shape)
+def input_shapes(program: ExportedProgram) -> dict[str, tuple[int, ...]]:
+    """Of all inputs, in their order, as they were traced."""
+    traced = {node.name: node.meta["val"].shape for node in program.graph.find_nodes(op="placeholder")}
+    return {str(name): tuple(traced[str(name)]) for name in program.graph_signature.user_inputs}
 
 
 def evaluating(program: ExportedProgram) -> nn.Module:

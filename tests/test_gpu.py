@@ -14,6 +14,7 @@ from calibrate.homogenizer import Homogenizer
 from daemon.demo.networks import ResNet
 from deploy.backend import BackendUnavailable, check_parity, choose_backend, load_backend, open_backend
 from deploy.gpu import GpuLost
+from deploy.gpu_backend import ENGINE, unpack
 from deploy.path import InferencePath
 from deploy.precision import PRECISIONS, in_precision
 from deploy.program import ModelError, export_program, load_program, save_program
@@ -142,17 +143,16 @@ def test_bytes_of_another_making_are_refused(backend, damage):
         backend.load(damage(compiled(backend, homogenizer(1))), threads=1)
 
 
-def test_homogenizers_share_an_engine_and_keep_their_own_weights(gpu):
-    backend = load_backend("tensorrt")
+def test_homogenizers_share_an_engine_and_keep_their_own_weights(backend):
+    engines = {unpack(compiled(backend, homogenizer(seed)))[ENGINE].numpy().tobytes() for seed in (1, 2)}
+    assert len(engines) == 1
     one, other = (opened(backend, homogenizer(seed)) for seed in (1, 2))
-    assert len(backend._engines) == 1
     frames = torch.randn(2, *SHAPE)
     for seed, runner in ((1, one), (2, other), (1, one)):
         check_parity(runner, homogenizer(seed), frames)
 
 
-def test_another_homogenizer_takes_over_the_engine(gpu):
-    backend = load_backend("tensorrt")
+def test_another_homogenizer_takes_over_the_engine(backend):
     other = backend.with_weights_of(homogenizer(2), compiled(backend, homogenizer(1)))
     assert other == compiled(backend, homogenizer(2))
     check_parity(backend.load(other, threads=1), homogenizer(2), torch.randn(2, *SHAPE))
@@ -179,6 +179,40 @@ def test_what_the_simulated_tensorrt_offers_nvidias_offers_too(gpu):
         assert offered <= set(dir(getattr(real, name)))
 
 
+def test_a_graph_whose_runner_was_closed_serves_the_next(gpu, monkeypatch):
+    """What PyTorch keeps for each graph that is gone would eat up the GPU swap by swap."""
+    captured = []
+    begin = gpu.Graph.capture_begin
+    monkeypatch.setattr(gpu.Graph, "capture_begin", lambda self, **mode: (captured.append(self), begin(self, **mode)))
+    backend, frames = load_backend("cuda"), torch.randn(1, *SHAPE)
+    active = opened(backend, homogenizer(0))
+    for seed in range(1, 10):
+        candidate = opened(backend, homogenizer(seed))
+        check_parity(active, homogenizer(seed - 1), frames)
+        active.close()
+        check_parity(candidate, homogenizer(seed), frames)
+        active = candidate
+    assert len(captured) == 2
+
+
+def test_a_chain_that_breaks_off_leaves_nothing_under_way(gpu):
+    backend, frames = load_backend("tensorrt"), torch.randn(2, 1, *SHAPE)
+    first, second = opened(backend, homogenizer(1)), opened(backend, network())
+    second.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        second.run_after(first, frames[0].numpy())
+    check_parity(first, homogenizer(1), frames[1])
+    assert not any(stream._work for stream in list(gpu._streams.values()))
+
+
+def test_an_engine_without_a_context_is_told(gpu, monkeypatch):
+    backend = load_backend("tensorrt")
+    given = compiled(backend, homogenizer(1))
+    monkeypatch.setattr("tensorrt.Engine.create_execution_context", lambda _: None)
+    with pytest.raises(ModelError, match="TensorRT gives no context"):
+        backend.load(given, threads=1)
+
+
 def test_an_engine_that_is_none_is_told(gpu):
     import safetensors.torch
 
@@ -187,10 +221,9 @@ def test_an_engine_that_is_none_is_told(gpu):
         load_backend("tensorrt").load(packed, threads=1)
 
 
-def test_weights_of_another_engine_are_refused(gpu):
+def test_weights_of_another_engine_are_refused(backend):
     import safetensors.torch
 
-    backend = load_backend("tensorrt")
     packed = safetensors.torch.load(compiled(backend, homogenizer(1)))
     without = {name: value for name, value in packed.items() if name != "kernel"}
     with pytest.raises(ModelError, match="do not belong together: kernel"):

@@ -69,6 +69,16 @@ def test_every_weight_has_the_precision(name):
     assert kinds == {PRECISIONS[name].dtype}
 
 
+@pytest.mark.parametrize("name", LOWER)
+def test_what_was_folded_is_not_kept_as_well(name):
+    whole = traced(trained(ResNet(2)))
+    statistics = sum(tensor.numel() for key, tensor in whole.state_dict().items() if "running" in key)
+    lower = in_precision(whole, name)
+    kept = sum(tensor.numel() for tensor in [*lower.parameters(), *lower.buffers()])
+    # of each BatchNorm with its scale, shift and two statistics one bias is left
+    assert kept <= sum(tensor.numel() for tensor in whole.state_dict().values()) - statistics
+
+
 def test_float32_is_the_network_itself():
     whole = traced(ResNet(1))
     assert in_precision(whole, "float32") is whole

@@ -27,7 +27,7 @@ _copy = torch.Tensor.copy_
 
 
 class Stream:
-    def __init__(self) -> None:
+    def __init__(self, priority: int = 0) -> None:
         self.cuda_stream = id(self)
         self._work: deque[Callable[[], Any]] = deque()
         _streams[self.cuda_stream] = self
