@@ -74,8 +74,7 @@ def _drop_unused(network: GraphModule) -> None:
     """What was folded into others would be stored and loaded as well."""
     used = {node.target for node in network.graph.find_nodes(op="get_attr")}
     for name in [name for name, _ in (*network.named_parameters(), *network.named_buffers()) if name not in used]:
-        path, _, leaf = name.rpartition(".")
-        delattr(network.get_submodule(path), leaf)
+        delattr(*_place(network, name))
 
 
 def _constants(convolution: Any, norm: Any) -> bool:
@@ -99,11 +98,13 @@ def _fold(network: GraphModule, convolution: Any, norm: Any) -> None:
 
 def _tensor(network: GraphModule, node: Any) -> Any:
     """What the node reads from the network, None where it is None."""
-    if node is None:
-        return None
-    *path, name = node.target.split(".")
-    owner = network.get_submodule(".".join(path))
-    return getattr(owner, name)
+    return None if node is None else getattr(*_place(network, node.target))
+
+
+def _place(network: GraphModule, name: str) -> tuple[nn.Module, str]:
+    """The part of the network that has the attribute, and how it is called there."""
+    path, _, leaf = name.rpartition(".")
+    return network.get_submodule(path), leaf
 
 
 def _constant(network: GraphModule, name: str, value: Tensor) -> Node:
