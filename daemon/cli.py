@@ -151,9 +151,8 @@ def status(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        title=f"recald {answer['version']}, model {answer['model'][:12]}, {answer['backend']}", box=box.SIMPLE
-    )
+    backend = answer["backend"] + (f" until {answer['compiling']} has compiled it" if answer["compiling"] else "")
+    table = Table(title=f"recald {answer['version']}, model {answer['model'][:12]}, {backend}", box=box.SIMPLE)
     columns = ("homogenizer", "candidate", "drift_score", "drift_alarm", "frames", "reason", "last_fit")
     for column in ("sensor", "state", *columns):
         table.add_column(column.removeprefix("drift_").replace("_", " "))

@@ -344,7 +344,8 @@ class Daemon:
             return {
                 "version": __version__,
                 "model": self._model.digest,
-                "backend": self._model.told,
+                "backend": self._model.served_by,
+                "compiling": self._model.backend.name if self._model.stands_in else None,
                 "sensors": {n: s.status() for n, s in self.sensors.items()},
             }
         if command not in self._orders.names():

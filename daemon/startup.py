@@ -59,11 +59,6 @@ class ServedModel:
     def stands_in(self) -> bool:
         return self.served_by != self.backend.name
 
-    @property
-    def told(self) -> str:
-        """Which backend it is, for a person."""
-        return f"{self.served_by} until {self.backend.name} has compiled it" if self.stands_in else self.served_by
-
     def served_as_asked(self, runner: Runner) -> ServedModel:
         return replace(self, runner=runner, served_by=self.backend.name)
 

@@ -171,7 +171,7 @@ def test_status_is_a_table_for_people(folder: Path, tiny_model: Path, context, c
     server = ControlServer(
         context,
         f"ipc://{folder}/control",
-        lambda _: {"version": "1", "model": "f" * 64, "backend": "onnx", "sensors": STATUS},
+        lambda _: {"version": "1", "model": "f" * 64, "backend": "onnx", "compiling": None, "sensors": STATUS},
     )
     server.start()
     try:

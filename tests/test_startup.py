@@ -179,7 +179,7 @@ def test_a_stand_in_that_cannot_run_the_model_leaves_it_to_the_backend(tiny_mode
     monkeypatch.setattr("deploy.onnx.OnnxBackend.stand_in", "eager")
     monkeypatch.setattr("deploy.eager.EagerBackend.load", refuse)
     served = open_model(config, Notifier({}))
-    assert not served.stands_in and served.served_by == served.told == "onnx"
+    assert not served.stands_in and served.served_by == "onnx"
     assert "nothing serves until the engine of onnx is built: kernels" in caplog.text
 
 
