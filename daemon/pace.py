@@ -7,7 +7,7 @@ from statistics import median
 
 FRAMES = 50  # of which a median tells, at least
 KEPT = 300  # the newest: ten seconds at 30 a second
-# Beside a fit frames take 1.53 times as long (bench swap), and even those are not counted.
+# Beside a fit frames take 1.4 times as long (bench swap), and even those are not counted.
 FACTOR = 2.0
 MARGIN_S = 0.002  # the path of a small network takes less than a scheduler's hiccup
 
