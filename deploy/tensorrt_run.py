@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from deploy.tensorrt_library import Library, listener
 
 
 class TensorRtEngine:
-    """Deserialised. Raises ModelError."""
+    """Deserialised. Raises ModelError, OSError where the GPU has no memory left."""
 
     def __init__(self, library: Library, serialized: bytes):
         self._name = library.name
@@ -23,7 +24,7 @@ class TensorRtEngine:
         self._runtime = library.api.Runtime(self._heard)
         self._engine = self._runtime.deserialize_cuda_engine(serialized)
         if self._engine is None:
-            raise ModelError(f"{library.name} cannot load the engine: {'; '.join(self._heard.errors[:1])}")
+            raise self._refusal("cannot load the engine")
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         is_input = {n: self._engine.get_tensor_mode(n) == library.api.TensorIOMode.INPUT for n in names}
         self.shapes = {name: self._shape(name) for name in names if is_input[name]}
@@ -50,5 +51,10 @@ class TensorRtEngine:
     def _context(self) -> Any:
         context = self._engine.create_execution_context()
         if context is None:
-            raise ModelError(f"{self._name} gives no context for the engine: {'; '.join(self._heard.errors[-1:])}")
+            raise self._refusal("gives no context for the engine")
         return context
+
+    def _refusal(self, what: str) -> ModelError | OSError:
+        """Memory may be there another time, as when a stand-in no longer holds the model as well."""
+        said = f"{self._name} {what}: {next(iter(self._heard.errors), 'it gives no reason')}"
+        return OSError(errno.ENOMEM, said) if "OutOfMemory" in said else ModelError(said)

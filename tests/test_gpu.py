@@ -18,7 +18,7 @@ from deploy.gpu_backend import ENGINE, unpack
 from deploy.path import InferencePath
 from deploy.precision import PRECISIONS, in_precision
 from deploy.program import ModelError, export_program, load_program, save_program
-from deploy.tensorrt_library import load_tensorrt_rtx
+from deploy.tensorrt_library import listener, load_tensorrt_rtx
 
 SHAPE = (3, 16, 16)
 EXAMPLE = torch.zeros(1, *SHAPE)
@@ -210,6 +210,21 @@ def test_an_engine_without_a_context_is_told(gpu, monkeypatch):
     given = compiled(backend, homogenizer(1))
     monkeypatch.setattr("tensorrt.Engine.create_execution_context", lambda _: None)
     with pytest.raises(ModelError, match="TensorRT gives no context"):
+        backend.load(given, threads=1)
+
+
+@pytest.mark.parametrize("step", ["Runtime.deserialize_cuda_engine", "Engine.create_execution_context"])
+def test_a_gpu_without_memory_is_no_fault_of_the_engine(gpu, monkeypatch, step):
+    backend = load_backend("tensorrt")
+    given = compiled(backend, homogenizer(1))
+    heard = []
+    monkeypatch.setattr("deploy.tensorrt_run.listener", lambda library: heard.append(listener(library)) or heard[-1])
+
+    def fail(*_: object) -> None:
+        heard[-1].log(heard[-1].ERROR, "Error Code 2: OutOfMemory (Requested size was 734003200 bytes.)")
+
+    monkeypatch.setattr(f"tensorrt.{step}", fail)
+    with pytest.raises(OSError, match="TensorRT .*: Error Code 2: OutOfMemory"):
         backend.load(given, threads=1)
 
 
