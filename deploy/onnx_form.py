@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from onnx import ModelProto
 
-from deploy.program import ModelError, first_line, quiet
+from deploy.program import ModelError, first_line, quiet, without_pytree_warning
 
 
 def onnx_form(program: torch.export.ExportedProgram) -> bytes:
@@ -15,15 +13,13 @@ def onnx_form(program: torch.export.ExportedProgram) -> bytes:
     try:
         model = _to_onnx(program)
     except RuntimeError as error:
-        raise ModelError(f"it cannot be expressed in ONNX: {first_line(error)}") from error
+        raise ModelError(f"it cannot be expressed in ONNX: {first_line(error.__cause__ or error)}") from error
     return model.SerializeToString(deterministic=True)
 
 
 def _to_onnx(program: torch.export.ExportedProgram) -> ModelProto:
-    with warnings.catch_warnings(), quiet("torch.onnx._internal.exporter._registration"):
-        # torch 2.13 copies its own pytree specs in a way it deprecates itself; the logger above reports
-        # at each export that torchvision, which is not used, is absent.
-        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+    # That logger reports at each export that torchvision, which is not used, is absent.
+    with without_pytree_warning(), quiet("torch.onnx._internal.exporter._registration"):
         exported = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
     assert exported is not None
     return exported.model_proto

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +11,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from deploy.backend import PARITY_TOLERANCE
+from deploy.program import without_pytree_warning
 
 FLOAT32 = "float32"
 aten = torch.ops.aten
@@ -43,7 +41,7 @@ def in_precision(module: nn.Module, name: str) -> nn.Module:
 class _Lower(nn.Module):
     def __init__(self, module: nn.Module, dtype: torch.dtype):
         super().__init__()
-        with _without_pytree_warning():
+        with without_pytree_warning():
             network = copy.deepcopy(module)
         assert isinstance(network, GraphModule)  # as Φ is loaded
         _fold_batchnorms(network)
@@ -110,11 +108,3 @@ def _place(network: GraphModule, name: str) -> tuple[nn.Module, str]:
 def _constant(network: GraphModule, name: str, value: Tensor) -> Node:
     network.register_buffer(name, value)
     return network.graph.get_attr(name)
-
-
-@contextmanager
-def _without_pytree_warning() -> Iterator[None]:
-    """torch 2.13 copies its own pytree specs in a way it deprecates itself."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
-        yield

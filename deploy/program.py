@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -139,6 +140,14 @@ def quiet(logger_name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+
+
+@contextmanager
+def without_pytree_warning() -> Iterator[None]:
+    """torch 2.13 copies its own pytree specs in a way it deprecates itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        yield
 
 
 def _refuse_pickles(data: bytes) -> None:

@@ -173,7 +173,7 @@ def test_a_network_for_one_batch_size_cannot_be_compiled(name):
 
 
 def test_an_operator_that_onnx_lacks_is_told_in_one_line(capfd):
-    with pytest.raises(ModelError, match="cannot be expressed in ONNX: ") as caught:
+    with pytest.raises(ModelError, match="cannot be expressed in ONNX: .*node %") as caught:
         load_backend("onnx").compile(NotInOnnx(), EXAMPLE)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
