@@ -11,6 +11,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from daemon.cli import EX_CONFIG
 from daemon.config import Config
 from daemon.priority import step_back
 from daemon.startup import ServedModel, Unservable, open_runner
@@ -26,7 +28,7 @@ from deploy.cache import ModelCache
 from deploy.frozen import load_frozen
 from deploy.program import ModelError
 
-REFUSED = 78  # as `recald run` ends where no restart helps
+WATCH_S = 1.0  # how often it is looked whether the daemon is still there
 log = logging.getLogger(__name__)
 
 
@@ -35,7 +37,7 @@ class ModelBuild:
 
     def __init__(self, config: Config, model: ServedModel):
         arguments = ["--model", config.model.path, "--backend", model.backend.name]
-        arguments += ["--precision", config.model.precision, "--state", config.state.directory]
+        arguments += ["--precision", config.model.precision, "--state", config.state.directory, "--daemon", os.getpid()]
         self._config, self._model, self._began = config, model, time.monotonic()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "daemon.model_build", *map(str, arguments)],
@@ -82,13 +84,20 @@ class ModelBuild:
         made, errors = self._process.communicate()
         said, code = errors.decode(errors="replace").strip(), self._process.returncode
         what, last = f"compiling the model with {self._model.backend.name}", said.rpartition("\n")[2]
-        if code == REFUSED:
+        if code == EX_CONFIG:
             raise ModelError(last)
         if code:
             raise OSError(f"{what} ended with {code}: {last or 'it gives no reason'}")
         if said:
             log.warning("%s: %s", what, said)
         return made
+
+
+def _end_with(daemon: int) -> None:
+    """A daemon that is killed cannot end this process, which would go on beside the next one's."""
+    while os.getppid() == daemon:
+        time.sleep(WATCH_S)
+    os._exit(1)
 
 
 @contextmanager
@@ -105,16 +114,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--backend", required=True)
     parser.add_argument("--precision", required=True)
     parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--daemon", type=int, required=True, help="whose child it is, and with which it ends")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s")
     step_back()
+    threading.Thread(target=_end_with, args=(args.daemon,), daemon=True).start()
     with _own_output() as output:
         try:
             cache = ModelCache(load_backend(args.backend), load_frozen(args.model), args.precision, args.state)
             output.write(cache.get())
         except ValueError as error:
             print(" ".join(str(error).split()), file=sys.stderr)
-            return REFUSED
+            return EX_CONFIG
     return 0
 
 

@@ -49,6 +49,7 @@ class TensorRtEngine:
         return tuple(self._engine.get_tensor_shape(name))
 
     def _context(self) -> Any:
+        self._heard.errors.clear()  # what is told is about this context
         context = self._engine.create_execution_context()
         if context is None:
             raise self._refusal("gives no context for the engine")
@@ -57,4 +58,5 @@ class TensorRtEngine:
     def _refusal(self, what: str) -> ModelError | OSError:
         """Memory may be there another time, as when a stand-in no longer holds the model as well."""
         said = f"{self._name} {what}: {next(iter(self._heard.errors), 'it gives no reason')}"
-        return OSError(errno.ENOMEM, said) if "OutOfMemory" in said else ModelError(said)
+        short_of_memory = any("OutOfMemory" in error for error in self._heard.errors)
+        return OSError(errno.ENOMEM, said) if short_of_memory else ModelError(said)

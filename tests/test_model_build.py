@@ -141,11 +141,19 @@ def test_a_builder_that_is_killed_costs_a_restart(jetson):
         assert "compiling the model with tensorrt ended with -9" in daemon.log.splitlines()[-1]
 
 
+def test_the_builder_ends_with_a_daemon_that_is_killed(jetson):
+    with jetson.daemon(build_s=600) as daemon:
+        builder = builder_of(daemon)
+        daemon.process.kill()
+        builder.wait(30)
+
+
 def test_a_disk_that_cannot_keep_it_does_not_keep_it_from_the_daemon(jetson, tiny_model, gpu):
     """In float16, which is another build than float32."""
     jetson.compiled.parent.mkdir()
     jetson.compiled.write_text("a file where the folder should be")
     arguments = ["--model", tiny_model, "--backend", "tensorrt", "--precision", "float16", "--state", "state"]
+    arguments += ["--daemon", os.getpid()]
     built = subprocess.run(
         [sys.executable, "-m", "daemon.model_build", *map(str, arguments)],
         cwd=jetson.config.parent,
