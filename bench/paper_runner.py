@@ -28,7 +28,7 @@ from bench.paper_scenes import (
 )
 from bench.perturbation import Perturbation
 from calibrate import FitConfig, FitError, Limits, fit
-from calibrate.feature_maps import FeatureMap
+from calibrate.features.feature_maps import FeatureMap
 from calibrate.paper import ReconstructionNetwork, fit_as_published
 
 KEPT_IMAGES = 8

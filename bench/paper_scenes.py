@@ -14,8 +14,8 @@ from bench import training
 from bench.cifar import WEIGHTS, lossless, network, normalise
 from bench.perturbation import KAPPA
 from calibrate import FeatureStatistics, Taps
-from calibrate.class_statistics import ClassStatistics, collect_statistics
-from calibrate.feature_maps import (
+from calibrate.features.class_statistics import ClassStatistics, collect_statistics
+from calibrate.features.feature_maps import (
     FeatureMap,
     LastLayer,
     all_layers,

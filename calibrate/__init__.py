@@ -7,16 +7,16 @@ restored = model(result.homogenizer(new_frames))
 """
 
 from calibrate.augmentation import PaddedCrop
-from calibrate.class_statistics import ClassStatistics, collect_statistics
 from calibrate.clean import CleanData, measure_clean
-from calibrate.feature_maps import all_layers, penultimate, random_network, random_projection, with_logits
-from calibrate.features import Taps, UnsupportedModel, reference_statistics, tap
+from calibrate.features.class_statistics import ClassStatistics, collect_statistics
+from calibrate.features.feature_maps import all_layers, penultimate, random_network, random_projection, with_logits
+from calibrate.features.statistics import FeatureStatistics, ImageMoments
+from calibrate.features.taps import Taps, UnsupportedModel, reference_statistics, tap
 from calibrate.fit import FitConfig, FitError, FitResult, fit
 from calibrate.homogenizer import Homogenizer
 from calibrate.objective import Limits
 from calibrate.paper import ReconstructionNetwork, fit_as_published
 from calibrate.source import Source, measured_source
-from calibrate.statistics import FeatureStatistics, ImageMoments
 
 __all__ = [
     "ClassStatistics",

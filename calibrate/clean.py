@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from calibrate.class_statistics import collect_statistics
-from calibrate.features import Taps
+from calibrate.features.class_statistics import collect_statistics
+from calibrate.features.statistics import FeatureStatistics
+from calibrate.features.taps import Taps
 from calibrate.refusals import FitError, refuse_unusable
 from calibrate.source import Source, measured_source
 from calibrate.spectra import Profile
-from calibrate.statistics import FeatureStatistics
 
 MIN_CLEAN_FRAMES = 256  # fewer hide a mild drift behind their own sampling error
 

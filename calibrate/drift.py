@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calibrate.statistics import VARIANCE_FLOOR, FeatureStatistics, ImageMoments, log_variance_error
+from calibrate.features.statistics import VARIANCE_FLOOR, FeatureStatistics, ImageMoments, log_variance_error
 
 TOLERANCE = 0.1  # of a channel's standard deviation: running statistics are moving averages under augmentation
 # where the frames behind the reference were like these; clean windows of 64 then reach 1.0 (CIFAR-10) and 1.3 (GTSRB)

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from calibrate.feature_maps import FeatureMap
-from calibrate.features import tap
+from calibrate.features.feature_maps import FeatureMap
+from calibrate.features.taps import tap
 from calibrate.homogenizer import Homogenizer
 from calibrate.initialize import (
     PATTERN_SIGMAS,

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calibrate.augmentation import PaddedCrop, augment
-from calibrate.class_statistics import ClassStatistics
-from calibrate.feature_maps import FeatureMap
-from calibrate.statistics import (
+from calibrate.features.class_statistics import ClassStatistics
+from calibrate.features.feature_maps import FeatureMap
+from calibrate.features.statistics import (
     VARIANCE_FLOOR,
     FeatureStatistics,
     ImageMoments,

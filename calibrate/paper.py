@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calibrate.class_statistics import ClassStatistics
-from calibrate.feature_maps import FeatureMap
+from calibrate.features.class_statistics import ClassStatistics
+from calibrate.features.feature_maps import FeatureMap
+from calibrate.features.statistics import FeatureStatistics, ImageMoments
 from calibrate.fit import FitError, Progress
-from calibrate.statistics import FeatureStatistics, ImageMoments
 
 ABSENT = (0.0, 1.0)  # mean and variance that stand for a class that a batch has no frame of
 

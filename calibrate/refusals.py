@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from calibrate.class_statistics import ClassStatistics
-from calibrate.feature_maps import FeatureMap
+from calibrate.features.class_statistics import ClassStatistics
+from calibrate.features.feature_maps import FeatureMap
 from calibrate.objective import Target
 
 MIN_FRAMES = 32  # below it the statistics of deep layers are noise

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from calibrate.augmentation import PaddedCrop
 from calibrate.clean import CleanData
 from calibrate.drift import LIKE_FRAMES_TOLERANCE, TOLERANCE, DriftScore, drift_score
-from calibrate.features import Tapped, Taps
+from calibrate.features.statistics import ImageMoments
+from calibrate.features.taps import Tapped, Taps
 from calibrate.objective import Limits
 from calibrate.proxy import AccuracyProxy, Answers, accuracy_proxy, answers
 from calibrate.source import Shape, read_crop
-from calibrate.statistics import ImageMoments
 from calibrate.view import is_narrow
 
 CHUNK = 64  # frames the network sees at once

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from calibrate import FitResult
+from calibrate.features.statistics import FeatureStatistics
 from calibrate.homogenizer import KNOTS, Homogenizer
 from calibrate.judge import Evidence, Verdict, finite
-from calibrate.statistics import FeatureStatistics
 from daemon.images import spread
 from deploy.card import Normalisation
 from deploy.dossier import Dossier, read_dossier

@@ -48,7 +48,7 @@ def _audit(config: Config) -> AuditLog:
 
 
 def _of_model(config: Config) -> Iterator[str]:
-    from calibrate.features import tap
+    from calibrate.features.taps import tap
     from daemon.commission import commissioned
     from deploy.frozen import ModelError, load_frozen
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from calibrate.features import tap
+from calibrate.features.taps import tap
 from daemon.commission import commissioned
 from daemon.config import Config
 from daemon.envelope import Envelope, OutsideEnvelope

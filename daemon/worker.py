@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from calibrate import FitError, FitResult, Limits, fit, tap
-from calibrate.features import Taps
+from calibrate.features.taps import Taps
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import (
     Evidence,

@@ -14,8 +14,8 @@ import torch
 from synthetic import MEAN, STD, drifted, images
 
 from calibrate import FitError, fit
+from calibrate.features.statistics import FeatureStatistics
 from calibrate.homogenizer import Homogenizer
-from calibrate.statistics import FeatureStatistics
 from daemon.account import LEVELS, digest_of, extents
 from daemon.worker import Worker
 from deploy.archive import Archive

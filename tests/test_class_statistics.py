@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibrate import FeatureStatistics
-from calibrate.class_statistics import ClassStatistics, collect_statistics
-from calibrate.features import Tapped
+from calibrate.features.class_statistics import ClassStatistics, collect_statistics
+from calibrate.features.taps import Tapped
 
 COUNT, CLASSES = 24, 3
 GENERATOR = torch.Generator().manual_seed(0)

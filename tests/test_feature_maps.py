@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from calibrate import UnsupportedModel, tap
-from calibrate.feature_maps import all_layers, penultimate, random_network, random_projection, with_logits
+from calibrate.features.feature_maps import all_layers, penultimate, random_network, random_projection, with_logits
 from deploy.program import export_program, load_program, save_program
 
 FRAMES = synthetic.normalised(synthetic.images(48, 1))

@@ -7,8 +7,8 @@ from torch import nn
 
 from bench.perturbation import Perturbation
 from calibrate import FeatureStatistics, FitError, ImageMoments
-from calibrate.class_statistics import ClassStatistics, collect_statistics
-from calibrate.feature_maps import all_layers, penultimate, random_projection
+from calibrate.features.class_statistics import ClassStatistics, collect_statistics
+from calibrate.features.feature_maps import all_layers, penultimate, random_projection
 from calibrate.paper import ReconstructionNetwork, fit_as_published, published_loss, statistics_distance
 
 DELTA = Perturbation(1, 0.3, synthetic.SHAPE)  # a third of what the network says becomes wrong

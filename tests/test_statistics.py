@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from calibrate.statistics import VARIANCE_FLOOR, FeatureStatistics, ImageMoments, _Moments, gaussian_divergence
+from calibrate.features.statistics import VARIANCE_FLOOR, FeatureStatistics, ImageMoments, _Moments, gaussian_divergence
 
 IMAGES = 12
 NAMES = ("conv", "linear")

@@ -8,8 +8,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from calibrate.feature_maps import FeatureMap
-from calibrate.statistics import FeatureStatistics, ImageMoments
+from calibrate.features.feature_maps import FeatureMap
+from calibrate.features.statistics import FeatureStatistics, ImageMoments
 
 CHUNK = 128  # frames that go through a feature map at once
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from calibrate.statistics import FeatureStatistics
+from calibrate.features.statistics import FeatureStatistics
 
 HOW_TO_EXPORT = "export the float model before BatchNorm is folded into the convolutions"
 

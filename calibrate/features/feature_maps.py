@@ -19,15 +19,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from calibrate.features import Tapped, Taps, UnsupportedModel, tap
-from calibrate.statistics import FeatureStatistics
+from calibrate.features.statistics import FeatureStatistics
+from calibrate.features.taps import Tapped, Taps, UnsupportedModel, tap
 
 PROJECTIONS = 512  # s_RP of the paper
 MEASURED_AT_ONCE = 128  # frames, the batch of the paper
 
 
 class FeatureMap(Protocol):
-    """Anything statistics can be taken of; `calibrate.features.Taps` is one.
+    """Anything statistics can be taken of; `calibrate.features.taps.Taps` is one.
 
     names: one for each feature. Called with frames (N, C, H, W) it returns the features, L of (N, C_l, ...), and
     as output the logits (N, K) of the frozen network, or None where it does not run that network.
