@@ -20,7 +20,7 @@ from bench.report import append_row, read_rows, show
 from calibrate import FitConfig, FitError, Limits, fit, tap
 from calibrate.extent import Extent
 from calibrate.judge import Verdict, incumbents, judge, needs_no_fit
-from calibrate.source import shape_of
+from calibrate.source.training import shape_of
 from calibrate.yardstick import Yardstick
 from daemon.config import DriftConfig
 from daemon.distort import Drift, parse_drift

@@ -18,7 +18,7 @@ from calibrate.initialize import negative_start
 from calibrate.objective import Objective
 from calibrate.refine import Coordinates, descend
 from calibrate.refusals import MIN_FRAMES
-from calibrate.source import read_crop, shape_of
+from calibrate.source.training import read_crop, shape_of
 
 GOOD, BAD_FIT, SABOTAGED, ADVERSARY = "fit", "bad fit", "sabotaged", "adversary"
 FIT, OTHER = "384 frames", "of another drift"  # names of the candidates that serve as active ones too

@@ -6,8 +6,6 @@ result = fit(model, frames, reference, limits=limits)  # frames: (N, C, H, W) fl
 restored = model(result.homogenizer(new_frames))
 """
 
-from calibrate.augmentation import PaddedCrop
-from calibrate.clean import CleanData, measure_clean
 from calibrate.features.class_statistics import ClassStatistics, collect_statistics
 from calibrate.features.feature_maps import all_layers, penultimate, random_network, random_projection, with_logits
 from calibrate.features.statistics import FeatureStatistics, ImageMoments
@@ -16,7 +14,9 @@ from calibrate.fit import FitConfig, FitError, FitResult, fit
 from calibrate.homogenizer import Homogenizer
 from calibrate.objective import Limits
 from calibrate.paper import ReconstructionNetwork, fit_as_published
-from calibrate.source import Source, measured_source
+from calibrate.source.augmentation import PaddedCrop
+from calibrate.source.commissioned import CleanData, measure_clean
+from calibrate.source.training import Source, measured_source
 
 __all__ = [
     "ClassStatistics",

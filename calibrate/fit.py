@@ -32,7 +32,7 @@ from calibrate.initialize import (
 from calibrate.objective import Limits, Objective, Target
 from calibrate.refine import Coordinates, descend
 from calibrate.refusals import MIN_FRAMES, FitError, refuse_mislabelled, refuse_unrelated, refuse_unusable
-from calibrate.source import Source, read_crop, shape_of, shipped_source
+from calibrate.source.training import Source, read_crop, shape_of, shipped_source
 from calibrate.tone import EXPONENTS, tone_start
 
 SLACK = 1.5  # of the objective of as many clean frames: below it a fit learns what these frames happen to show

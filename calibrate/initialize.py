@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calibrate.homogenizer import Homogenizer
-from calibrate.source import Source
-from calibrate.spectra import cross_spectra, cycles
+from calibrate.source.spectra import cross_spectra, cycles
+from calibrate.source.training import Source
 
 # px; a fixed pattern has 92 % and 99 % of its power in finer structure, and the mean of many pictures mostly has none.
 # Where the camera always looks at the same kind of thing the mean has some, and the finer measure spares it.

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calibrate.augmentation import PaddedCrop, augment
 from calibrate.features.class_statistics import ClassStatistics
 from calibrate.features.feature_maps import FeatureMap
 from calibrate.features.statistics import (
@@ -21,6 +20,7 @@ from calibrate.features.statistics import (
     gaussian_divergence,
     log_variance_error,
 )
+from calibrate.source.augmentation import PaddedCrop, augment
 
 CHUNK_PIXELS = 2**20  # of frames at once: 1,024 at 32x32, 20 at 224x224, about 2 GB of a ResNet-20's activations
 EXCESS_WEIGHT = 0.1  # nats per square unit: chosen from 0, 0.03, 0.1 and 0.3 on perturbation draws 0 and 4

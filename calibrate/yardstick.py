@@ -1,6 +1,6 @@
 """Measure frames against a frozen network: their drift score, and what the outputs say of accuracy.
 
-Shipped statistics are those of frames as training augmented them. Where that was a crop (calibrate.augmentation),
+Shipped statistics are those of frames as training augmented them. Where that was a crop (calibrate.source.augmentation),
 frames are scored cropped likewise; where clean frames were measured, as they are. What is left between clean frames
 and the statistics is so much less then that mild drifts show. The accuracy proxies are of the frames as served.
 """
@@ -13,14 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from calibrate.augmentation import PaddedCrop
-from calibrate.clean import CleanData
 from calibrate.drift import LIKE_FRAMES_TOLERANCE, TOLERANCE, DriftScore, drift_score
 from calibrate.features.statistics import ImageMoments
 from calibrate.features.taps import Tapped, Taps
 from calibrate.objective import Limits
 from calibrate.proxy import AccuracyProxy, Answers, accuracy_proxy, answers
-from calibrate.source import Shape, read_crop
+from calibrate.source.augmentation import PaddedCrop
+from calibrate.source.commissioned import CleanData
+from calibrate.source.training import Shape, read_crop
 from calibrate.view import is_narrow
 
 CHUNK = 64  # frames the network sees at once

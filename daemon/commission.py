@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from calibrate import CleanData, FitError, Limits, Taps, measure_clean, tap
-from calibrate.clean import MIN_CLEAN_FRAMES
+from calibrate.source.commissioned import MIN_CLEAN_FRAMES
 from calibrate.yardstick import Yardstick
 from daemon.config import DriftConfig
 from daemon.images import load_images

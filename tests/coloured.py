@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from calibrate.source import pink_noise
+from calibrate.source.training import pink_noise
 
 SHAPE = (3, 16, 16)
 MEAN = torch.tensor([0.3, -0.2, 0.5])

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibrate import PaddedCrop
-from calibrate.augmentation import augment
+from calibrate.source.augmentation import augment
 
 FILL = (-3.0, 7.0)
 HEIGHT, WIDTH = 9, 12

@@ -17,7 +17,7 @@ from synthetic import drifted, images, normalised, trained_network
 import daemon.commission
 import deploy.clean
 from calibrate import FitError, fit, measure_clean, tap
-from calibrate.clean import MIN_CLEAN_FRAMES, CleanData
+from calibrate.source.commissioned import MIN_CLEAN_FRAMES, CleanData
 from daemon.cli import EX_CONFIG
 from daemon.worker import Worker
 from deploy.card import card_path

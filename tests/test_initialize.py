@@ -17,7 +17,7 @@ from calibrate.initialize import (
     random_rotations,
     search_rotation,
 )
-from calibrate.spectra import cross_spectra
+from calibrate.source.spectra import cross_spectra
 
 MIX = torch.tensor([[0.5, 0.2, 0.0], [0.1, 0.6, 0.1], [0.0, 0.1, 0.4]])  # cross-talk at half the exposure
 ROTATIONS = [torch.tensor(vector) for vector in ([0.5, 0.0, 0.0], [-0.7, 0.9, 0.2], [0.0, 2.0, -2.4])]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from calibrate import PaddedCrop, measured_source, tap
-from calibrate.source import Source, pink_noise, read_crop, shipped_source
+from calibrate.source.training import Source, pink_noise, read_crop, shipped_source
 
 
 class Shift(nn.Module):

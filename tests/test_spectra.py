@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.source import pink_noise
-from calibrate.spectra import CHUNK, Profile, cross_spectra, cycles, radial_profile
+from calibrate.source.spectra import CHUNK, Profile, cross_spectra, cycles, radial_profile
+from calibrate.source.training import pink_noise
 
 MIX = torch.tensor([[0.5, 0.2, 0.0], [0.1, 0.6, 0.1], [0.0, 0.1, 0.4]])
 sizes = st.integers(1, 24)

@@ -1,6 +1,6 @@
 """What is measured once on clean frames, for networks whose shipped statistics do not say enough.
 
-Shipped statistics are those of frames as training augmented them. Crops are recognised (calibrate.source), other
+Shipped statistics are those of frames as training augmented them. Crops are recognised (calibrate.source.training), other
 augmentations are not; statistics measured on a camera's own clean frames are of frames as they come.
 """
 
@@ -16,8 +16,8 @@ from calibrate.features.class_statistics import collect_statistics
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.features.taps import Taps
 from calibrate.refusals import FitError, refuse_unusable
-from calibrate.source import Source, measured_source
-from calibrate.spectra import Profile
+from calibrate.source.spectra import Profile
+from calibrate.source.training import Source, measured_source
 
 MIN_CLEAN_FRAMES = 256  # fewer hide a mild drift behind their own sampling error
 

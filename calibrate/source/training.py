@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from calibrate.augmentation import PaddedCrop, augment
 from calibrate.features.taps import Taps
-from calibrate.spectra import Profile, cross_spectra, radial_profile
+from calibrate.source.augmentation import PaddedCrop, augment
+from calibrate.source.spectra import Profile, cross_spectra, radial_profile
 
 SPECTRAL_EXPONENTS = (1.0, 1.5, 2.0, 2.5, 3.0)  # power ~ 1/f^e; natural images are near 2 (Field 1987)
 PROBES = 64  # images a probe averages over: variances to about 2 %

@@ -1,0 +1,1 @@
+"""What is known of clean frames: training statistics, spectra, augmentation, commissioned measurements."""
