@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from calibrate import Limits, fit
-from calibrate.initialize import monge_map
+from calibrate.search.starts import monge_map
 
 LEVELS = 257  # quantiles a histogram is kept as
 TENT_RATE = 1e-3  # Wang et al. 2021 on CIFAR-10, with Adam and batches of 200

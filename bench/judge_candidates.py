@@ -14,11 +14,11 @@ from bench.judge_state import State
 from bench.sabotage import sabotaged
 from calibrate import FitConfig, fit, tap
 from calibrate.homogenizer import Homogenizer
-from calibrate.initialize import negative_start
-from calibrate.objective import Objective
-from calibrate.refine import Coordinates, descend
-from calibrate.refusals import MIN_FRAMES
+from calibrate.search.descent import Coordinates, descend
+from calibrate.search.objective import Objective
+from calibrate.search.starts import negative_start
 from calibrate.source.training import read_crop, shape_of
+from calibrate.validation import MIN_FRAMES
 
 GOOD, BAD_FIT, SABOTAGED, ADVERSARY = "fit", "bad fit", "sabotaged", "adversary"
 FIT, OTHER = "384 frames", "of another drift"  # names of the candidates that serve as active ones too

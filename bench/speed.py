@@ -16,7 +16,8 @@ from torch import nn
 from bench.cifar import accuracy
 from bench.fit import FRAMES, TEST_IMAGES, Drift, Setting, drifts, fit_once, load, show_rows, told
 from bench.perturbation import KAPPA
-from calibrate import FitConfig, objective
+from calibrate import FitConfig
+from calibrate.search import objective
 
 NETWORK, DRAWS = "resnet20", 5
 VARIANTS = (("float32", "contiguous"), ("float32", "channels last"), ("bfloat16", "contiguous")) + (

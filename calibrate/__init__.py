@@ -12,8 +12,8 @@ from calibrate.features.statistics import FeatureStatistics, ImageMoments
 from calibrate.features.taps import Taps, UnsupportedModel, reference_statistics, tap
 from calibrate.fit import FitConfig, FitError, FitResult, fit
 from calibrate.homogenizer import Homogenizer
-from calibrate.objective import Limits
 from calibrate.paper import ReconstructionNetwork, fit_as_published
+from calibrate.search.objective import Limits
 from calibrate.source.augmentation import PaddedCrop
 from calibrate.source.commissioned import CleanData, measure_clean
 from calibrate.source.training import Source, measured_source

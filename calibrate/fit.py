@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from calibrate.features.feature_maps import FeatureMap
 from calibrate.features.taps import tap
 from calibrate.homogenizer import Homogenizer
-from calibrate.initialize import (
+from calibrate.search.descent import Coordinates, descend
+from calibrate.search.objective import Limits, Objective, Target
+from calibrate.search.starts import (
     PATTERN_SIGMAS,
     SpectralStarts,
     colour_start,
@@ -29,11 +31,9 @@ from calibrate.initialize import (
     pattern_start,
     search_rotation,
 )
-from calibrate.objective import Limits, Objective, Target
-from calibrate.refine import Coordinates, descend
-from calibrate.refusals import MIN_FRAMES, FitError, refuse_mislabelled, refuse_unrelated, refuse_unusable
+from calibrate.search.tone import EXPONENTS, tone_start
 from calibrate.source.training import Source, read_crop, shape_of, shipped_source
-from calibrate.tone import EXPONENTS, tone_start
+from calibrate.validation import MIN_FRAMES, FitError, refuse_mislabelled, refuse_unrelated, refuse_unusable
 
 SLACK = 1.5  # of the objective of as many clean frames: below it a fit learns what these frames happen to show
 START_FRAMES = 256  # on which the starts are compared

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from calibrate.drift import LIKE_FRAMES_TOLERANCE, TOLERANCE, DriftScore, drift_score
 from calibrate.features.statistics import ImageMoments
 from calibrate.features.taps import Tapped, Taps
-from calibrate.objective import Limits
 from calibrate.proxy import AccuracyProxy, Answers, accuracy_proxy, answers
+from calibrate.search.objective import Limits
 from calibrate.source.augmentation import PaddedCrop
 from calibrate.source.commissioned import CleanData
 from calibrate.source.training import Shape, read_crop

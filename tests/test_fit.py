@@ -28,8 +28,8 @@ from calibrate import (
     tap,
     with_logits,
 )
-from calibrate.objective import Limits, Objective
-from calibrate.refusals import MAX_VALUE, MIN_FRAMES
+from calibrate.search.objective import Limits, Objective
+from calibrate.validation import MAX_VALUE, MIN_FRAMES
 from deploy.program import export_program, load_program, save_program
 
 SHORT = FitConfig(stages=((32, 3),))

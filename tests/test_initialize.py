@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from coloured import COVARIANCE, MEAN, SHAPE, coloured, distance
 
 from calibrate import measured_source
-from calibrate.initialize import (
+from calibrate.search.starts import (
     SpectralStarts,
     colour_start,
     monge_map,

@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from calibrate import FeatureStatistics, PaddedCrop, collect_statistics, objective, random_projection, tap
+from calibrate import FeatureStatistics, PaddedCrop, collect_statistics, random_projection, tap
 from calibrate.features.statistics import gaussian_divergence
 from calibrate.features.taps import Tapped
-from calibrate.objective import EXCESS_WEIGHT, Limits, Objective
+from calibrate.search import objective
+from calibrate.search.objective import EXCESS_WEIGHT, Limits, Objective
 
 SIDE, COUNT, CLASSES = 12, 10, 3
 LIMITS = Limits(torch.tensor([-0.5, -0.4, -0.3]), torch.tensor([0.2, 0.6, 0.4]))

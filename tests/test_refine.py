@@ -6,10 +6,11 @@ from coloured import coloured, network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibrate import Homogenizer, measured_source, objective, tap
-from calibrate.initialize import colour_start, offset_map
-from calibrate.objective import Objective
-from calibrate.refine import TRAINED_KERNEL, Coordinates, descend, patch_whitener
+from calibrate import Homogenizer, measured_source, tap
+from calibrate.search import objective
+from calibrate.search.descent import TRAINED_KERNEL, Coordinates, descend, patch_whitener
+from calibrate.search.objective import Objective
+from calibrate.search.starts import colour_start, offset_map
 
 COUNT = 48
 

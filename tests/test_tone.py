@@ -5,7 +5,7 @@ import torch
 from coloured import coloured, distance
 
 from calibrate import Limits, measured_source
-from calibrate.tone import EXPONENTS, tone_start
+from calibrate.search.tone import EXPONENTS, tone_start
 
 LIMITS = Limits(torch.tensor([-1.8, -2.2, -0.8]), torch.tensor([2.5, 2.0, 2.2]))
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from calibrate.features.class_statistics import collect_statistics
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.features.taps import Taps
-from calibrate.refusals import FitError, refuse_unusable
 from calibrate.source.spectra import Profile
 from calibrate.source.training import Source, measured_source
+from calibrate.validation import FitError, refuse_unusable
 
 MIN_CLEAN_FRAMES = 256  # fewer hide a mild drift behind their own sampling error
 

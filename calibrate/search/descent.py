@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from calibrate.homogenizer import Homogenizer
-from calibrate.objective import Objective
+from calibrate.search.objective import Objective
 
 TRAINED_KERNEL = 9  # taps that gradients move; the wider rim of the closed form stays as it is
 WHITENING_RIDGE = 1e-2  # of the mean patch variance: bounds how much a weak direction is amplified

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from calibrate.homogenizer import Homogenizer, bend
-from calibrate.initialize import colour_start
-from calibrate.objective import Limits
+from calibrate.search.objective import Limits
+from calibrate.search.starts import colour_start
 from calibrate.source.training import Source
 
 EXPONENTS = (0.45, 0.65, 1.5, 2.2)  # 1/2.2 and 2.2 are the gammas of displays, the others lie half way

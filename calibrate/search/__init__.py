@@ -1,0 +1,1 @@
+"""Where a fit starts, what it minimises and how it descends."""
