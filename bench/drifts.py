@@ -18,10 +18,10 @@ from bench import training
 from bench.cifar import LIMITS, accuracy, lossless, network, normalise
 from bench.report import append_row, read_rows, show
 from calibrate import FitConfig, FitError, Limits, fit, tap
-from calibrate.extent import Extent
 from calibrate.judge import Verdict, incumbents, judge, needs_no_fit
+from calibrate.scoring.extent import Extent
+from calibrate.scoring.scorer import Yardstick
 from calibrate.source.training import shape_of
-from calibrate.yardstick import Yardstick
 from daemon.config import DriftConfig
 from daemon.distort import Drift, parse_drift
 from daemon.images import read_npz

@@ -30,8 +30,8 @@ from bench.judge_tables import show_tables, summarise
 from bench.judge_truth import LEVEL, best, compare, from_text, to_text
 from calibrate import FitConfig, tap
 from calibrate.judge import Evidence, examine
+from calibrate.scoring.scorer import Yardstick
 from calibrate.source.training import shape_of
-from calibrate.yardstick import Yardstick
 
 QUICK = 2  # scenes of a quick run
 

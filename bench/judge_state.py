@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import Evidence
-from calibrate.proxy import AccuracyProxy, Answers
+from calibrate.scoring.accuracy import AccuracyProxy, Answers
 from deploy.files import write_atomically
 
 Record = dict[str, Any]

@@ -21,8 +21,8 @@ from bench.fit import CAMERA, FRAMES, REPORTED_DRAWS, TEST_IMAGES, Drifting, dri
 from bench.perturbation import KAPPA
 from bench.report import show
 from calibrate import FitConfig, tap
+from calibrate.scoring.scorer import Yardstick
 from calibrate.source.training import shape_of
-from calibrate.yardstick import Yardstick
 
 BATCH = 200  # of the test stream, as Wang et al. 2021 use on CIFAR-10
 PRIOR = 16  # images that the shipped statistics count as, N of Schneider et al. 2020

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from prometheus_client import CollectorRegistry
 
-from calibrate.drift import DriftDetector
+from calibrate.scoring.drift import DriftDetector
 from daemon.config import DriftConfig, RecalibrateConfig
 from daemon.metrics import Metrics
 from daemon.persistence import Persistence

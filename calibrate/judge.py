@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from calibrate.proxy import AccuracyProxy, Answers
-from calibrate.yardstick import Measured, Yardstick
+from calibrate.scoring.accuracy import AccuracyProxy, Answers
+from calibrate.scoring.scorer import Measured, Yardstick
 
 MARGIN = 0.2  # the score must fall by this share: well above its spread between windows of clean frames (0.1)
 LESS_SURE = 1.75  # standard errors; 18 of 24 looks at harmful candidates were below it, none of 176 at helpful ones
@@ -24,7 +24,7 @@ ERRORS = 2.0  # standard errors by which confidence may lie below the incumbent'
 class Evidence:
     """What is held for or against one homogenizer on the held-out frames.
 
-    layers: (L,) the score by layer. narrow: the frames show few classes (calibrate.view).
+    layers: (L,) the score by layer. narrow: the frames show few classes (calibrate.scoring.label_shift).
     """
 
     score: float

@@ -8,8 +8,8 @@ import torch
 from rich.console import Console
 
 from calibrate import CleanData, FitError, Limits, Taps, measure_clean, tap
+from calibrate.scoring.scorer import Yardstick
 from calibrate.source.commissioned import MIN_CLEAN_FRAMES
-from calibrate.yardstick import Yardstick
 from daemon.config import DriftConfig
 from daemon.images import load_images
 from daemon.preprocess import Preprocessor

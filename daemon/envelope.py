@@ -11,9 +11,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from calibrate.extent import Between, Extent
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import MARGIN
+from calibrate.scoring.extent import Between, Extent
 from daemon.config import Config, ConfigError, Duration, Mode, Section
 from daemon.worker import HELD_OUT_EVERY
 from deploy.document import parse_document, read_document
@@ -37,7 +37,7 @@ class Span(Section):
 
 
 class Bounds(Section):
-    """Of a homogenizer, by what calibrate.extent measures of it; what is not there is not bounded."""
+    """Of a homogenizer, by what calibrate.scoring.extent measures of it; what is not there is not bounded."""
 
     curve: Distance | None = None
     offset: Distance | None = None

@@ -19,7 +19,7 @@ import torch
 import zmq
 from prometheus_client import CollectorRegistry
 
-from calibrate.drift import DriftDetector
+from calibrate.scoring.drift import DriftDetector
 from daemon import __version__
 from daemon.arrivals import Arrivals
 from daemon.config import Config

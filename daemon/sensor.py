@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from calibrate.drift import DriftDetector
+from calibrate.scoring.drift import DriftDetector
 from daemon.arrivals import Arrivals
 from daemon.pace import Pace
 from daemon.recalibrator import WITH_CANDIDATE, Recalibrator, State

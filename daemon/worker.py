@@ -34,7 +34,7 @@ from calibrate.judge import (
     objections,
     weigh,
 )
-from calibrate.yardstick import Measured, Yardstick
+from calibrate.scoring.scorer import Measured, Yardstick
 from daemon import __version__
 from daemon.account import Account, digest_of, examples
 from daemon.commission import commissioned

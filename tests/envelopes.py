@@ -13,7 +13,7 @@ from deploy.signature import signature_path
 
 
 def envelope_of(**homogenizer: Any) -> Envelope:
-    """One that bounds homogenizers alone, by these names of calibrate.extent.Extent."""
+    """One that bounds homogenizers alone, by these names of calibrate.scoring.extent.Extent."""
     return Envelope(Path("/etc/envelope.yaml"), "", False, Contents(version=1, homogenizer=Bounds(**homogenizer)))
 
 

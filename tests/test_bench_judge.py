@@ -13,7 +13,7 @@ from bench.sabotage import changes, noisy, sabotaged, tiled
 from calibrate import Limits
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import Evidence
-from calibrate.proxy import AccuracyProxy, Answers
+from calibrate.scoring.accuracy import AccuracyProxy, Answers
 
 LIMITS = Limits.of((0.5, 0.4, 0.3), (0.25, 0.25, 0.25))
 FRAMES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from synthetic import images, normalised, trained_network
 
 from calibrate import ImageMoments, tap
-from calibrate.drift import MIN_IMAGES, DriftDetector, drift_score
-from calibrate.yardstick import Yardstick
+from calibrate.scoring.drift import MIN_IMAGES, DriftDetector, drift_score
+from calibrate.scoring.scorer import Yardstick
 
 THRESHOLD, HOLD = 2.0, 10.0
 CLEAN, DRIFTED = 1.0, 3.0

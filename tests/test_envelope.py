@@ -15,9 +15,9 @@ from envelopes import envelope_of, sign
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from calibrate.extent import Between, Extent
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import MARGIN
+from calibrate.scoring.extent import Between, Extent
 from daemon.config import Config, ConfigError, load_config
 from daemon.envelope import Bounds, OutsideEnvelope, load_envelope, open_envelope
 from deploy.document import DocumentError

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from calibrate.extent import Between, Extent, kernel_gain
 from calibrate.homogenizer import KNOTS, Homogenizer, bend, identity_kernel
+from calibrate.scoring.extent import Between, Extent, kernel_gain
 
 SIDE = 16
 ROUNDING = 1e-4  # of a float32 homogenizer

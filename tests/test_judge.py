@@ -21,8 +21,8 @@ from calibrate.judge import (
     needs_no_fit,
     objections,
 )
-from calibrate.proxy import AccuracyProxy, Answers
-from calibrate.yardstick import Yardstick
+from calibrate.scoring.accuracy import AccuracyProxy, Answers
+from calibrate.scoring.scorer import Yardstick
 
 BAND = 1.6
 

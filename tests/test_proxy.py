@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.proxy import MIN_ALIKE, Answers, accuracy_proxy, answers
+from calibrate.scoring.accuracy import MIN_ALIKE, Answers, accuracy_proxy, answers
 
 
 def test_equal_logits_are_a_guess():

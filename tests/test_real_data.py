@@ -8,7 +8,7 @@ from bench.cifar import LIMITS, accuracy, lossless, network, normalise
 from bench.fit import CAMERA
 from calibrate import fit, tap
 from calibrate.judge import incumbents, judge, needs_no_fit
-from calibrate.yardstick import Yardstick
+from calibrate.scoring.scorer import Yardstick
 from daemon.config import DriftConfig
 from daemon.distort import parse_drift
 

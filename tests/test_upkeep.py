@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from calibrate.drift import DriftDetector
+from calibrate.scoring.drift import DriftDetector
 from daemon.config import DAY, RecalibrateConfig
 from daemon.metrics import Metrics
 from daemon.pace import FRAMES

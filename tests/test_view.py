@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from calibrate.drift import DriftScore
-from calibrate.proxy import AccuracyProxy
-from calibrate.view import is_narrow
+from calibrate.scoring.accuracy import AccuracyProxy
+from calibrate.scoring.drift import DriftScore
+from calibrate.scoring.label_shift import is_narrow
 
 ONE_CLASS = AccuracyProxy(0.97, 0.95, top_share=0.9, confidence_error=0.01, classes=1.5, known=10)
 LATE = DriftScore(3.0, (3.0, 2.0, 2.0, 3.0, 8.0))

@@ -13,7 +13,7 @@ from synthetic import SHAPE, drifted, images, labelled, normalised
 from calibrate import fit
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import Evidence
-from calibrate.proxy import AccuracyProxy
+from calibrate.scoring.accuracy import AccuracyProxy
 from daemon.worker import Worker, _band, _clean_without
 from deploy.frozen import load_frozen
 from deploy.store import FACTORY, ArtefactStore

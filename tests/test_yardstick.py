@@ -7,8 +7,8 @@ from synthetic import images, normalised, trained_network
 from torch import nn
 
 from calibrate import Limits, PaddedCrop, tap
-from calibrate.proxy import accuracy_proxy
-from calibrate.yardstick import Yardstick
+from calibrate.scoring.accuracy import accuracy_proxy
+from calibrate.scoring.scorer import Yardstick
 
 LIMITS = Limits(torch.tensor(BLACK), -torch.tensor(BLACK))
 CROP = PaddedCrop(2, BLACK)
@@ -75,7 +75,7 @@ def test_a_homogenizer_stands_before_the_crop(cropped, crop):
 def test_chunks_do_not_matter(cropped, crop, size, monkeypatch):
     frames, yardstick = coloured(100, 7), Yardstick(cropped, crop)
     at_once = yardstick.measure(frames, Gain())
-    monkeypatch.setattr("calibrate.yardstick.CHUNK", size)
+    monkeypatch.setattr("calibrate.scoring.scorer.CHUNK", size)
     in_chunks = yardstick.measure(frames, Gain())
     assert in_chunks.drift.score == pytest.approx(at_once.drift.score, rel=1e-3)
     assert in_chunks.proxy.confidence == pytest.approx(at_once.proxy.confidence, rel=1e-4)

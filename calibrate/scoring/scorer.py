@@ -13,15 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from calibrate.drift import LIKE_FRAMES_TOLERANCE, TOLERANCE, DriftScore, drift_score
 from calibrate.features.statistics import ImageMoments
 from calibrate.features.taps import Tapped, Taps
-from calibrate.proxy import AccuracyProxy, Answers, accuracy_proxy, answers
+from calibrate.scoring.accuracy import AccuracyProxy, Answers, accuracy_proxy, answers
+from calibrate.scoring.drift import LIKE_FRAMES_TOLERANCE, TOLERANCE, DriftScore, drift_score
+from calibrate.scoring.label_shift import is_narrow
 from calibrate.search.objective import Limits
 from calibrate.source.augmentation import PaddedCrop
 from calibrate.source.commissioned import CleanData
 from calibrate.source.training import Shape, read_crop
-from calibrate.view import is_narrow
 
 CHUNK = 64  # frames the network sees at once
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from statistics import median
 
-from calibrate.drift import DriftScore
-from calibrate.proxy import AccuracyProxy
+from calibrate.scoring.accuracy import AccuracyProxy
+from calibrate.scoring.drift import DriftScore
 
 # Windows of 64 on CIFAR-10 and traffic signs: clean scenes of 1 to 3 classes have 1.0 to 4.6 effective classes, and a
 # last layer that scores 2.0 to 7 times the median layer. Of frames of all classes under 11 drifts, those with 4
