@@ -22,7 +22,7 @@ from bench.overhead import CLAIM
 from bench.report import save
 from deploy.backend import PARITY_TOLERANCE
 from deploy.gpu import describe_gpu, require_gpu
-from deploy.precision import PRECISIONS
+from deploy.model.precision import PRECISIONS
 
 SIZES = ((224, 224), (640, 640), (1080, 1920))
 LATER_S = 160.0  # what comes after the latencies

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from deploy.backend import BackendUnavailable
-from deploy.program import first_line
+from deploy.model.program import first_line
 
 NOT_RUN = "not_run"  # the key under which a row says why it holds nothing
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bench.gpu_attempt import attempt
-from deploy.precision import PRECISIONS
+from deploy.model.precision import PRECISIONS
 
 MEMORY = "memory"
 TO_CARD, FROM_CARD = "to the card", "from the card"

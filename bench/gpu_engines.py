@@ -14,7 +14,7 @@ from torch.export.passes import move_to_device_pass
 from bench.gpu_material import HOMOGENIZER, NETWORK, Material
 from deploy.backend import load_backend
 from deploy.gpu_runner import GpuRunner
-from deploy.program import evaluating, export_static
+from deploy.model.program import evaluating, export_static
 
 BACKENDS = ("cuda", "tensorrt", "tensorrt-rtx")
 EAGER, INDUCTOR = "eager", "inductor"

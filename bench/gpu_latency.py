@@ -15,7 +15,7 @@ from bench.gpu_attempt import Budget, attempt, ran, say
 from bench.gpu_engines import ENGINES, SLOW, Pair, free_memory, open_pair
 from bench.gpu_material import HOMOGENIZER, NETWORK, Material
 from bench.report import percentiles
-from deploy.program import relative_error
+from deploy.model.program import relative_error
 
 SLOW_S = 60.0  # compiling ρ and Φ, for one size and precision
 OPENING_S = 12.0  # all the others together

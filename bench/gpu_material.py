@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from bench.overhead import resnet50, some_homogenizer
 from deploy.backend import Backend
-from deploy.precision import FLOAT32, in_precision
-from deploy.program import export_program, load_program, save_program
+from deploy.model.precision import FLOAT32, in_precision
+from deploy.model.program import export_program, load_program, save_program
 
 HOMOGENIZER, NETWORK = "homogenizer", "network"
 FRAMES = 4  # of normal noise, as normalised images are

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from bench.gpu_ceilings import GIGABYTES, MEMORY, TERAFLOPS, TO_CARD
 from bench.gpu_material import HOMOGENIZER, NETWORK, Material
 from bench.overhead import count
-from deploy.precision import FLOAT32, PRECISIONS
+from deploy.model.precision import FLOAT32, PRECISIONS
 
 aten = torch.ops.aten
 PRODUCTS = (aten.convolution.default, aten.addmm.default)

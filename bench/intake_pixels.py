@@ -21,7 +21,7 @@ from daemon.frame import Frame, build_frame, decode, parse_frame
 from daemon.intake import Intake
 from daemon.pixels import COMPRESSED, RAW
 from daemon.preprocess import Preprocessor
-from deploy.card import InputCard, ModelCard, Normalisation
+from deploy.model.card import InputCard, ModelCard, Normalisation
 
 MODEL_SIDE = 224
 SIZES = ((1920, 1080), (640, 480))

@@ -16,8 +16,8 @@ from bench.perturbation import KAPPA, Perturbation
 from bench.report import show
 from calibrate import fit
 from deploy.backend import load_backend
-from deploy.precision import PRECISIONS, in_precision
-from deploy.program import export_program, load_program, relative_error, save_program
+from deploy.model.precision import PRECISIONS, in_precision
+from deploy.model.program import export_program, load_program, relative_error, save_program
 
 FITTED, FRAMES, DRAW, SHAPE = "resnet20", 512, 10, (3, 32, 32)
 NOISE_SEEDS = range(10)

@@ -19,7 +19,7 @@ from bench.camera import SENSOR, Camera
 from daemon.demo import material
 from daemon.demo.service import Daemon, Folder, export, free_port, write_config
 from deploy.backend import Runner, load_backend
-from deploy.frozen import load_frozen
+from deploy.model.frozen import load_frozen
 
 PICTURES = 300  # held out of training
 SIZE = 32  # that the network was trained at; its layers take any

@@ -27,7 +27,7 @@ from daemon.upkeep import Upkeep
 from daemon.watch import Observed
 from daemon.worker import Worker
 from deploy.backend import load_backend
-from deploy.frozen import load_frozen
+from deploy.model.frozen import load_frozen
 from deploy.path import InferencePath
 from deploy.store import ArtefactStore
 

@@ -13,7 +13,7 @@ from bench.camera import Answer
 from bench.scene import Scene, bare_runner
 from daemon.preprocess import Preprocessor
 from deploy.backend import Runner, load_backend
-from deploy.frozen import load_frozen
+from deploy.model.frozen import load_frozen
 from deploy.store import FACTORY, ArtefactStore
 
 SAMPLE = 1000  # outputs, besides those next to a swap

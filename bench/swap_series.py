@@ -18,7 +18,7 @@ from bench.swap_shelf import stock
 from daemon.config import load_config
 from daemon.control import request
 from daemon.demo.material import Material
-from deploy.frozen import load_frozen
+from deploy.model.frozen import load_frozen
 from deploy.store import ArtefactStore
 
 LEAST_FRAMES = 64  # the fewest that a recalibration may wait for

@@ -6,7 +6,7 @@ import torch
 
 from calibrate.homogenizer import Homogenizer
 from deploy.backend import load_backend
-from deploy.frozen import FrozenModel
+from deploy.model.frozen import FrozenModel
 from deploy.store import ArtefactStore
 
 HOMOGENIZERS = 16

@@ -68,8 +68,8 @@ def check_config(args: argparse.Namespace) -> int:
     from daemon.config import load_config
     from daemon.envelope import open_envelope
     from deploy.backend import open_backend
-    from deploy.card import card_path
-    from deploy.frozen import ModelError
+    from deploy.model.card import card_path
+    from deploy.model.frozen import ModelError
 
     config = load_config(args.config)
     for path in (config.model.path, card_path(config.model.path)):
@@ -116,7 +116,7 @@ def purge(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    from deploy.frozen import export_model
+    from deploy.model.frozen import export_model
 
     card = export_model(
         args.factory,

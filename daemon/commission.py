@@ -13,8 +13,8 @@ from calibrate.source.commissioned import MIN_CLEAN_FRAMES
 from daemon.config import DriftConfig
 from daemon.images import load_images
 from daemon.preprocess import Preprocessor
-from deploy.clean import AGAIN, load_clean, remove_clean, save_clean
-from deploy.frozen import FrozenModel, ModelError, load_frozen
+from deploy.model.commissioned import AGAIN, load_clean, remove_clean, save_clean
+from deploy.model.frozen import FrozenModel, ModelError, load_frozen
 
 BAND = DriftConfig().threshold
 RESTART = "restart recald where it serves this model"  # or its fits go by the new card, its alarms by the old one

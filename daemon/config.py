@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from daemon.frame import UNKNOWN_SENSOR
-from deploy.document import DocumentError, load_document
+from deploy.model.document import DocumentError, load_document
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 MAX_IPC_PATH = 107  # bytes; sun_path of a UNIX socket holds 108 with the terminating zero
@@ -109,7 +109,7 @@ ConnectEndpoint = Annotated[str, AfterValidator(_connect_endpoint)]
 SensorId = Annotated[str, AfterValidator(_sensor_id)]
 # deploy.backend.BACKENDS and AUTO, without the seconds that importing torch takes
 Backend = Literal["eager", "onnx", "cuda", "tensorrt", "tensorrt-rtx", "auto"]
-Precision = Literal["float32", "float16", "bfloat16"]  # deploy.precision.PRECISIONS
+Precision = Literal["float32", "float16", "bfloat16"]  # deploy.model.precision.PRECISIONS
 Mode = Literal["locked", "shadow", "supervised", "autonomous"]
 GivenPath = Annotated[Path, Field(strict=False)]
 

@@ -30,8 +30,8 @@ from deploy.backend import (
     choose_backend,
     load_backend,
 )
-from deploy.frozen import load_frozen
-from deploy.program import ModelError
+from deploy.model.frozen import load_frozen
+from deploy.model.program import ModelError
 
 IMAGE_SIZE = (3, 16, 16)  # channels, height, width of the tiny network
 ANSWER_TIMEOUT_S = 2.0

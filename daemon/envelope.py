@@ -16,7 +16,7 @@ from calibrate.judge import MARGIN
 from calibrate.scoring.extent import Between, Extent
 from daemon.config import Config, ConfigError, Duration, Mode, Section
 from daemon.worker import HELD_OUT_EVERY
-from deploy.document import parse_document, read_document
+from deploy.model.document import parse_document, read_document
 from deploy.signature import check_signature
 from deploy.store import Artefact
 

@@ -25,8 +25,8 @@ from daemon.priority import step_back
 from daemon.startup import ServedModel, Unservable, open_runner
 from deploy.backend import Runner, load_backend
 from deploy.cache import ModelCache
-from deploy.frozen import load_frozen
-from deploy.program import ModelError
+from deploy.model.frozen import load_frozen
+from deploy.model.program import ModelError
 
 WATCH_S = 1.0  # how often it is looked whether the daemon is still there
 log = logging.getLogger(__name__)

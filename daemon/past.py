@@ -50,7 +50,7 @@ def _audit(config: Config) -> AuditLog:
 def _of_model(config: Config) -> Iterator[str]:
     from calibrate.features.taps import tap
     from daemon.commission import commissioned
-    from deploy.frozen import ModelError, load_frozen
+    from deploy.model.frozen import ModelError, load_frozen
 
     try:
         frozen = load_frozen(config.model.path)

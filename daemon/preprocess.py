@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from deploy.card import ModelCard
+from deploy.model.card import ModelCard
 
 CONVERSIONS = {  # by dimensions, blue first or not, and the channels that the model wants
     (2, False, 3): cv2.COLOR_GRAY2RGB,

@@ -16,7 +16,7 @@ from daemon.envelope import Envelope, OutsideEnvelope
 from daemon.process import WorkerError, WorkerProcess, WorkerTimeout
 from daemon.sensor import Candidate, Sensor
 from daemon.startup import ServedModel
-from deploy.frozen import ModelError
+from deploy.model.frozen import ModelError
 from deploy.path import InferencePath, Prepared, SwapRejected
 from deploy.store import FACTORY, ArtefactStore, StoreError
 

@@ -23,9 +23,9 @@ from daemon.preprocess import Preprocessor
 from daemon.remembered import CLOCK_SET_S
 from deploy.backend import Backend, ParityError, Runner, check_parity, made_by, open_backend
 from deploy.cache import ModelCache, compile_homogenizer
-from deploy.frozen import FrozenModel, ModelError, load_frozen
+from deploy.model.frozen import FrozenModel, ModelError, load_frozen
+from deploy.model.precision import PRECISIONS
 from deploy.path import InferencePath, SwapRejected
-from deploy.precision import PRECISIONS
 from deploy.store import Artefact, ArtefactStore, StoreError
 
 PATIENCE_S = 30.0  # asked of systemd, again and again, while a compile goes on

@@ -44,7 +44,7 @@ from daemon.wire import pack, unpack
 from deploy.archive import Archive
 from deploy.backend import ParityError, check_parity, load_backend, made_by
 from deploy.cache import compile_homogenizer
-from deploy.frozen import FrozenModel, ModelError, load_frozen
+from deploy.model.frozen import FrozenModel, ModelError, load_frozen
 from deploy.retention import past, retain
 from deploy.store import FACTORY, ArtefactStore, StoreError
 

@@ -1,7 +1,7 @@
 """From a network to a running path whose homogenizer can be exchanged; knows nothing of frames' origin.
 
 A name below is imported when it is first used, so that a command which only reads a configuration
-(deploy.document, deploy.card) need not wait for torch.
+(deploy.model.document, deploy.model.card) need not wait for torch.
 """
 
 from __future__ import annotations

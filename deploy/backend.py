@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deploy.program import relative_error
+from deploy.model.program import relative_error
 
 BACKENDS = {
     "eager": "deploy.eager:EagerBackend",

@@ -12,8 +12,8 @@ from torch import nn
 
 from deploy.backend import Backend, SharesKernels
 from deploy.files import write_atomically
-from deploy.frozen import FrozenModel
-from deploy.precision import in_precision
+from deploy.model.frozen import FrozenModel
+from deploy.model.precision import in_precision
 
 FOLDER = "compiled"
 DIGEST_SIZE = hashlib.sha256().digest_size

@@ -13,7 +13,7 @@ from torch.export.passes import move_to_device_pass
 from deploy.gpu import describe_gpu
 from deploy.gpu_backend import FRAMES, Engine, GpuBackend
 from deploy.gpu_runner import GpuRunner
-from deploy.program import (
+from deploy.model.program import (
     FAULTS,
     ModelError,
     evaluating,

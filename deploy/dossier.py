@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from deploy.card import Normalisation
+from deploy.model.card import Normalisation
 
 Number = float | None  # None for what was not finite
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

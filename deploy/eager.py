@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deploy.program import FAULTS, export_program, first_line, load_program, save_program
+from deploy.model.program import FAULTS, export_program, first_line, load_program, save_program
 
 
 class EagerBackend:

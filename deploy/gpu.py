@@ -10,7 +10,7 @@ import torch
 
 from deploy.backend import BackendUnavailable
 from deploy.driver import nvidia_driver
-from deploy.program import first_line
+from deploy.model.program import first_line
 
 
 class GpuLost(OSError):

@@ -23,7 +23,7 @@ from torch.func import functional_call
 from calibrate.homogenizer import Homogenizer
 from deploy.gpu import gpu_errors, require_gpu
 from deploy.gpu_runner import GpuRunner
-from deploy.program import ModelError, export_static, first_line
+from deploy.model.program import ModelError, export_static, first_line
 
 FRAMES, ENGINE = "frames", "engine"  # the name of the network's input, and of the engine among its weights
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from onnx import ModelProto
 
-from deploy.program import ModelError, first_line, quiet, without_pytree_warning
+from deploy.model.program import ModelError, first_line, quiet, without_pytree_warning
 
 
 def onnx_form(program: torch.export.ExportedProgram) -> bytes:

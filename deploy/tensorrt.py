@@ -12,8 +12,8 @@ from torch.export import ExportedProgram
 
 from deploy.gpu import describe_gpu
 from deploy.gpu_backend import Engine, GpuBackend
+from deploy.model.program import ModelError
 from deploy.onnx_form import onnx_form
-from deploy.program import ModelError
 from deploy.tensorrt_build import build_engine
 from deploy.tensorrt_library import Library, load_tensorrt, load_tensorrt_rtx
 from deploy.tensorrt_run import TensorRtEngine

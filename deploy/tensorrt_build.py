@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deploy.program import ModelError, first_line
+from deploy.model.program import ModelError, first_line
 from deploy.tensorrt_library import Library, listener
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deploy.gpu_backend import FRAMES
 from deploy.gpu_runner import GpuRunner
-from deploy.program import ModelError
+from deploy.model.program import ModelError
 from deploy.tensorrt_library import Library, listener
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
-from deploy.program import ModelError, first_line
+from deploy.model.program import ModelError, first_line
 
 # What an engine must not be built without; torch-tensorrt swallows a keyword that it does not know.
 REQUIRED = {"disable_tf32": True, "immutable_weights": True, "require_full_compilation": True, "min_block_size": 1}

@@ -20,7 +20,7 @@ from daemon.account import LEVELS, digest_of, extents
 from daemon.worker import Worker
 from deploy.archive import Archive
 from deploy.dossier import Dossier
-from deploy.frozen import load_frozen
+from deploy.model.frozen import load_frozen
 from deploy.store import FACTORY, ArtefactStore
 
 DARK = drifted(images(64, seed=5))

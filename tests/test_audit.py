@@ -708,7 +708,7 @@ def digests(whole: bytes, path: Path) -> list[str]:
 KILLED_AT_A_LINE = """
 import hashlib, itertools, logging, os, shutil, signal, sys
 from pathlib import Path
-import deploy.frozen
+import deploy.model.frozen
 from deploy.audit import AuditLog
 
 root, content = Path(sys.argv[1]), b"junk" * 1024

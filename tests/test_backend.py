@@ -25,7 +25,7 @@ from deploy.backend import (
     load_backend,
     open_backend,
 )
-from deploy.program import ModelError, export_program, load_program, save_program
+from deploy.model.program import ModelError, export_program, load_program, save_program
 
 SHAPE = (3, 8, 10)
 EXAMPLE = torch.zeros(1, *SHAPE)

@@ -23,7 +23,7 @@ from bench.gpu_roofline import roofline
 from bench.gpu_swap import Seen, _summary, _within
 from bench.gpu_weights import measure_weights
 from daemon.cli import EX_CONFIG
-from deploy.precision import PRECISIONS
+from deploy.model.precision import PRECISIONS
 
 SIZE = "16x16"
 SETTLED, SWAPS = 3, 4

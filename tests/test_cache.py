@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from deploy.cache import ModelCache, compile_homogenizer
-from deploy.card import InputCard, ModelCard
-from deploy.frozen import FrozenModel
+from deploy.model.card import InputCard, ModelCard
+from deploy.model.frozen import FrozenModel
 
 
 class Counting:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from deploy.card import ModelCard, card_path
-from deploy.document import DocumentError, load_document
+from deploy.model.card import ModelCard, card_path
+from deploy.model.document import DocumentError, load_document
 
 GREY = {
     "v": 1,

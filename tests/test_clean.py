@@ -15,14 +15,14 @@ from running import recald, write_config
 from synthetic import drifted, images, normalised, trained_network
 
 import daemon.commission
-import deploy.clean
+import deploy.model.commissioned
 from calibrate import FitError, fit, measure_clean, tap
 from calibrate.source.commissioned import MIN_CLEAN_FRAMES, CleanData
 from daemon.cli import EX_CONFIG
 from daemon.worker import Worker
-from deploy.card import card_path
-from deploy.clean import clean_path, remove_clean, save_clean
-from deploy.frozen import FrozenModel, ModelError, digest_file, load_frozen
+from deploy.model.card import card_path
+from deploy.model.commissioned import clean_path, remove_clean, save_clean
+from deploy.model.frozen import FrozenModel, ModelError, digest_file, load_frozen
 from deploy.store import FACTORY, ArtefactStore
 
 COUNT = MIN_CLEAN_FRAMES
@@ -120,14 +120,14 @@ def test_measuring_again_replaces_the_file(model):
 @pytest.mark.parametrize("writes", [0, 1])
 def test_a_kill_at_any_write_leaves_what_was_there(model, monkeypatch, writes):
     before = kept(commissioned(model, images(COUNT, seed=3)))
-    done, write = [], deploy.clean.write_atomically
+    done, write = [], deploy.model.commissioned.write_atomically
 
     def killed(path, data):
         if len(done) == writes:
             raise KeyboardInterrupt
         done.append(write(path, data))
 
-    monkeypatch.setattr(deploy.clean, "write_atomically", killed)
+    monkeypatch.setattr(deploy.model.commissioned, "write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
         commissioned(model, images(COUNT, seed=4))
     assert equal(kept(load_frozen(model)), before)

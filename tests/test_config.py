@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from daemon.config import ConfigError, OutputConfig, load_config
 from deploy.backend import AUTO, BACKENDS
-from deploy.document import DocumentError
+from deploy.model.document import DocumentError
 
 MINIMAL = """\
 version: 1

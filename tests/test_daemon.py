@@ -21,8 +21,8 @@ from synthetic import images, normalised, trained_network
 from daemon.cli import EX_CONFIG, EX_TEMPFAIL
 from daemon.frame import build_frame
 from deploy.backend import GPU_BACKENDS
-from deploy.card import card_path
-from deploy.frozen import digest_file
+from deploy.model.card import card_path
+from deploy.model.frozen import digest_file
 
 MIB, GIB = 1 << 20, 1 << 30
 CLEAN = images(1, 7)[0]

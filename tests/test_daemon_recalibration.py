@@ -29,7 +29,7 @@ from daemon.recorder import audit_path
 from deploy.archive import Archive
 from deploy.audit import AuditLog
 from deploy.eager import EagerBackend
-from deploy.frozen import digest_file
+from deploy.model.frozen import digest_file
 from deploy.store import FACTORY, ArtefactStore
 from deploy.verify import problems
 

@@ -15,9 +15,9 @@ from running import Daemon, recald, write_config
 
 from daemon.cli import EX_CONFIG, main
 from deploy.backend import AUTO, BACKENDS, GPU_BACKENDS
-from deploy.card import card_path
 from deploy.driver import nvidia_driver
-from deploy.frozen import digest_file
+from deploy.model.card import card_path
+from deploy.model.frozen import digest_file
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU")
 

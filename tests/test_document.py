@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from deploy.document import DocumentError, load_document
+from deploy.model.document import DocumentError, load_document
 
 
 class Part(BaseModel):

@@ -20,7 +20,7 @@ from calibrate.judge import MARGIN
 from calibrate.scoring.extent import Between, Extent
 from daemon.config import Config, ConfigError, load_config
 from daemon.envelope import Bounds, OutsideEnvelope, load_envelope, open_envelope
-from deploy.document import DocumentError
+from deploy.model.document import DocumentError
 
 EXAMPLE = Path(__file__).parents[1] / "systemd" / "envelope.yaml"
 CONFIG = {

@@ -7,7 +7,7 @@ from torch import nn
 
 from calibrate import UnsupportedModel, tap
 from calibrate.features.feature_maps import all_layers, penultimate, random_network, random_projection, with_logits
-from deploy.program import export_program, load_program, save_program
+from deploy.model.program import export_program, load_program, save_program
 
 FRAMES = synthetic.normalised(synthetic.images(48, 1))
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from calibrate import FitError, UnsupportedModel, fit, reference_statistics, tap
-from deploy.program import export_program, load_program, save_program
+from deploy.model.program import export_program, load_program, save_program
 
 FRAMES = torch.randn(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

@@ -30,7 +30,7 @@ from calibrate import (
 )
 from calibrate.search.objective import Limits, Objective
 from calibrate.validation import MAX_VALUE, MIN_FRAMES
-from deploy.program import export_program, load_program, save_program
+from deploy.model.program import export_program, load_program, save_program
 
 SHORT = FitConfig(stages=((32, 3),))
 MIX = torch.tensor([[0.45, 0.15, 0.0], [0.05, 0.4, 0.15], [0.1, 0.0, 0.5]])  # colours mixed at half the exposure

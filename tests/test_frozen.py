@@ -10,11 +10,11 @@ import pytest
 import safetensors.torch
 import torch
 
-import deploy.frozen
-from deploy.card import ModelCard, card_path
-from deploy.document import DocumentError, load_document
-from deploy.frozen import FrozenModel, ModelError, digest_file, export_model, load_frozen
-from deploy.source import build_module
+import deploy.model.frozen
+from deploy.model.builder import build_module
+from deploy.model.card import ModelCard, card_path
+from deploy.model.document import DocumentError, load_document
+from deploy.model.frozen import FrozenModel, ModelError, digest_file, export_model, load_frozen
 
 FACTORIES = """
 import torch
@@ -78,7 +78,7 @@ def model(exported: Path, tmp_path: Path) -> Path:
 def unread(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The bytes handed to torch.export, which the test expects to stay empty."""
     seen: list[bytes] = []
-    monkeypatch.setattr(deploy.frozen, "load_program", seen.append)
+    monkeypatch.setattr(deploy.model.frozen, "load_program", seen.append)
     return seen
 
 

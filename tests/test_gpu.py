@@ -15,9 +15,9 @@ from daemon.demo.networks import ResNet
 from deploy.backend import BackendUnavailable, check_parity, choose_backend, load_backend, open_backend
 from deploy.gpu import GpuLost
 from deploy.gpu_backend import ENGINE, unpack
+from deploy.model.precision import PRECISIONS, in_precision
+from deploy.model.program import ModelError, export_program, load_program, save_program
 from deploy.path import InferencePath
-from deploy.precision import PRECISIONS, in_precision
-from deploy.program import ModelError, export_program, load_program, save_program
 from deploy.tensorrt_library import listener, load_tensorrt_rtx
 
 SHAPE = (3, 16, 16)

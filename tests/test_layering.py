@@ -14,10 +14,10 @@ FILES = {str(path.relative_to(ROOT)): path for room in ROOMS for path in sorted(
 LIBRARIES = {
     "onnx": {"deploy/onnx_form.py"},
     "onnxruntime": {"deploy/onnx.py"},
-    "yaml": {"deploy/card.py", "deploy/document.py", "daemon/demo/"},
+    "yaml": {"deploy/model/card.py", "deploy/model/document.py", "daemon/demo/"},
     "pydantic": {"deploy/", "daemon/config.py", "daemon/envelope.py"},
     "cryptography": {"deploy/signature.py"},
-    "pydantic_core": {"deploy/document.py"},
+    "pydantic_core": {"deploy/model/document.py"},
     "safetensors": {"deploy/", "daemon/demo/", "bench/"},
     "sklearn": {"daemon/demo/"},
     "cv2": {"daemon/", "bench/"},

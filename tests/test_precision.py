@@ -8,8 +8,8 @@ from torch import nn
 
 from daemon.demo.networks import ResNet
 from deploy.backend import ParityError, check_parity, load_backend
-from deploy.precision import PRECISIONS, in_precision
-from deploy.program import ModelError, export_program, load_program, relative_error, run_once, save_program
+from deploy.model.precision import PRECISIONS, in_precision
+from deploy.model.program import ModelError, export_program, load_program, relative_error, run_once, save_program
 
 SHAPE = (3, 16, 16)
 LOWER = sorted(PRECISIONS.keys() - {"float32"})

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from daemon.frame import build_frame, decode, parse_frame
 from daemon.preprocess import Preprocessor
-from deploy.card import InputCard, ModelCard, Normalisation
+from deploy.model.card import InputCard, ModelCard, Normalisation
 
 MEAN, STD = [0.48, 0.45, 0.4], [0.22, 0.23, 0.25]
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)

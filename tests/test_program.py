@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from deploy.program import ModelError, export_program, load_program, relative_error, run_once, save_program
+from deploy.model.program import ModelError, export_program, load_program, relative_error, run_once, save_program
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 OLDER_TORCH_WARNS = pytest.mark.filterwarnings("ignore:This version of file is deprecated")  # before 2.9

@@ -19,8 +19,8 @@ from daemon.envelope import Envelope
 from daemon.process import WorkerError, WorkerTimeout
 from daemon.recalibration import Finished, Recalibration
 from deploy.eager import EagerBackend
+from deploy.model.program import ModelError
 from deploy.path import InferencePath
-from deploy.program import ModelError
 from deploy.store import ArtefactStore
 
 SHAPE = (3, 4, 5)

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from deploy.program import ModelError
-from deploy.source import build_module, check_batchnorm
+from deploy.model.builder import build_module, check_batchnorm
+from deploy.model.program import ModelError
 
 FACTORIES = """
 import torch

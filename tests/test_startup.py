@@ -19,8 +19,8 @@ from daemon.envelope import Envelope
 from daemon.notify import Notifier
 from daemon.startup import claim, on_probation, open_model, restore, served_since, withdrawn
 from deploy.eager import EagerBackend
+from deploy.model.program import ModelError
 from deploy.path import InferencePath
-from deploy.program import ModelError
 from deploy.store import FACTORY, ArtefactStore
 
 MODEL, SHAPE = "a" * 64, (3, 8, 8)

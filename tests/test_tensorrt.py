@@ -15,9 +15,9 @@ from daemon.demo.networks import ResNet
 from deploy import tensorrt_library
 from deploy.backend import BackendUnavailable, check_parity, load_backend
 from deploy.gpu_backend import ENGINE, unpack
+from deploy.model.precision import in_precision
+from deploy.model.program import ModelError, export_program, load_program, save_program
 from deploy.onnx_form import onnx_form
-from deploy.precision import in_precision
-from deploy.program import ModelError, export_program, load_program, save_program
 from deploy.tensorrt_build import build_engine, parse
 from deploy.tensorrt_library import listener, load_tensorrt_rtx
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from calibrate.homogenizer import Homogenizer
 from deploy.gpu_backend import ENGINE, unpack
-from deploy.program import ModelError
+from deploy.model.program import ModelError
 from deploy.tensorrt import TensorRtBackend, TensorRtRtxBackend
 from deploy.tensorrt_library import Library
 from deploy.torch_tensorrt_build import build_with_torch_tensorrt, load_torch_tensorrt

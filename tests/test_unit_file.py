@@ -15,7 +15,7 @@ from running import recald
 from daemon.cli import EX_CONFIG, EX_TEMPFAIL
 from daemon.config import Config, ControlConfig, InputConfig, StateConfig, load_config
 from daemon.loop import TICK_S
-from deploy.card import card_path
+from deploy.model.card import card_path
 
 SYSTEMD = Path(__file__).parents[1] / "systemd"
 UNIT, EXAMPLE = SYSTEMD / "recald.service", SYSTEMD / "recald.yaml"

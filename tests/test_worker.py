@@ -15,7 +15,7 @@ from calibrate.homogenizer import Homogenizer
 from calibrate.judge import Evidence
 from calibrate.scoring.accuracy import AccuracyProxy
 from daemon.worker import Worker, _band, _clean_without
-from deploy.frozen import load_frozen
+from deploy.model.frozen import load_frozen
 from deploy.store import FACTORY, ArtefactStore
 
 BAND = 1.6

@@ -14,8 +14,8 @@ from daemon.demo.picture import Row
 from daemon.demo.show import percent
 from daemon.distort import Drift
 from daemon.preprocess import Preprocessor
-from deploy.card import ModelCard
-from deploy.frozen import load_frozen
+from deploy.model.card import ModelCard
+from deploy.model.frozen import load_frozen
 from deploy.store import ArtefactStore
 
 COLUMNS = 8

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from deploy.archive import Archive, Filed
-from deploy.card import Normalisation
 from deploy.dossier import Number
+from deploy.model.card import Normalisation
 from deploy.store import FACTORY, ArtefactStore, StoreError
 
 SHOWN_SIDE = 128  # pixels, about: a frame of 32x32 is enlarged, pixel by pixel

@@ -13,10 +13,10 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from deploy.card import CommissionCard, ModelCard, card_path
-from deploy.document import load_document
 from deploy.files import write_atomically
-from deploy.frozen import FrozenModel, ModelError
+from deploy.model.card import CommissionCard, ModelCard, card_path
+from deploy.model.document import load_document
+from deploy.model.frozen import FrozenModel, ModelError
 
 AGAIN = "restore it, measure again with `recald commission`, or do without with its --remove"
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from deploy.program import READ_FAULTS, ModelError, first_line
+from deploy.model.program import READ_FAULTS, ModelError, first_line
 
 NAMES_SHOWN = 3
 MODULE_PREFIX = "module."  # what nn.DataParallel puts before every name

@@ -11,10 +11,11 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from deploy.card import ModelCard, card_path
-from deploy.document import load_document
 from deploy.files import write_atomically
-from deploy.program import (
+from deploy.model.builder import build_module, check_batchnorm
+from deploy.model.card import ModelCard, card_path
+from deploy.model.document import load_document
+from deploy.model.program import (
     ModelError,
     export_program,
     load_program,
@@ -22,7 +23,6 @@ from deploy.program import (
     run_once,
     save_program,
 )
-from deploy.source import build_module, check_batchnorm
 
 SUFFIX = ".pt2"
 EXPORT_TOLERANCE = 1e-5  # the traced program runs the same float32 operators; more is another computation

@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from deploy.backend import PARITY_TOLERANCE
-from deploy.program import without_pytree_warning
+from deploy.model.program import without_pytree_warning
 
 FLOAT32 = "float32"
 aten = torch.ops.aten

@@ -1,0 +1,1 @@
+"""The frozen model: card, file, program, export, precision, commissioned statistics."""
