@@ -24,7 +24,7 @@ from bench import (
 )
 from bench.report import write
 from daemon.cli import EX_CONFIG
-from deploy.backend import BackendUnavailable
+from deploy.backends.protocol import BackendUnavailable
 
 BENCHES = {"latency": latency, "swap": swap, "fit": fit, "curve": curve, "speed": speed, "intake": intake}
 BENCHES |= {"overhead": overhead, "peers": peers, "drifts": drifts, "judge": judge, "streams": streams, "paper": paper}

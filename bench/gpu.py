@@ -20,8 +20,8 @@ from bench.gpu_throughput import measure_throughput
 from bench.gpu_weights import measure_weights
 from bench.overhead import CLAIM
 from bench.report import save
-from deploy.backend import PARITY_TOLERANCE
-from deploy.gpu import describe_gpu, require_gpu
+from deploy.backends.gpu.device import describe_gpu, require_gpu
+from deploy.backends.protocol import PARITY_TOLERANCE
 from deploy.model.precision import PRECISIONS
 
 SIZES = ((224, 224), (640, 640), (1080, 1920))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from deploy.backend import BackendUnavailable
+from deploy.backends.protocol import BackendUnavailable
 from deploy.model.program import first_line
 
 NOT_RUN = "not_run"  # the key under which a row says why it holds nothing

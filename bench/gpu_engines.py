@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
 from bench.gpu_material import HOMOGENIZER, NETWORK, Material
-from deploy.backend import load_backend
-from deploy.gpu_runner import GpuRunner
+from deploy.backends.gpu.runner import GpuRunner
+from deploy.backends.protocol import load_backend
 from deploy.model.program import evaluating, export_static
 
 BACKENDS = ("cuda", "tensorrt", "tensorrt-rtx")

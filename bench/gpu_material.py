@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.overhead import resnet50, some_homogenizer
-from deploy.backend import Backend
+from deploy.backends.protocol import Backend
 from deploy.model.precision import FLOAT32, in_precision
 from deploy.model.program import export_program, load_program, save_program
 

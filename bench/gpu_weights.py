@@ -14,7 +14,7 @@ from bench.gpu_attempt import NOT_RUN, Budget, attempt
 from bench.gpu_engines import BACKENDS
 from bench.gpu_material import Material
 from bench.overhead import some_homogenizer
-from deploy.backend import Backend, load_backend
+from deploy.backends.protocol import Backend, load_backend
 
 REPEATS = 5
 BUILD_S = 20.0  # for all repeats

@@ -13,7 +13,7 @@ from bench.report import percentiles, show
 from bench.scene import SIZE, Scene, account, bare_runner, digits, pictures, scene
 from daemon.demo.material import Material
 from daemon.distort import parse_drift
-from deploy.backend import Runner
+from deploy.backends.protocol import Runner
 from deploy.store import FACTORY
 
 FIT_FRAMES = 256

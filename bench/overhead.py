@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.report import percentiles, show
 from calibrate.homogenizer import Homogenizer
-from deploy.backend import load_backend
+from deploy.backends.protocol import load_backend
 
 SHAPE = (3, 224, 224)
 STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))  # width, blocks, stride: ResNet-50 (He et al. 2016)

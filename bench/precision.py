@@ -15,7 +15,7 @@ from bench.cifar import LIMITS, WEIGHTS, lossless, network, normalise
 from bench.perturbation import KAPPA, Perturbation
 from bench.report import show
 from calibrate import fit
-from deploy.backend import load_backend
+from deploy.backends.protocol import load_backend
 from deploy.model.precision import PRECISIONS, in_precision
 from deploy.model.program import export_program, load_program, relative_error, save_program
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from bench.camera import SENSOR, Camera
 from daemon.demo import material
 from daemon.demo.service import Daemon, Folder, export, free_port, write_config
-from deploy.backend import Runner, load_backend
+from deploy.backends.protocol import Runner, load_backend
 from deploy.model.frozen import load_frozen
 
 PICTURES = 300  # held out of training

@@ -26,7 +26,7 @@ from daemon.startup import ServedModel
 from daemon.upkeep import Upkeep
 from daemon.watch import Observed
 from daemon.worker import Worker
-from deploy.backend import load_backend
+from deploy.backends.protocol import load_backend
 from deploy.model.frozen import load_frozen
 from deploy.path import InferencePath
 from deploy.store import ArtefactStore

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from calibrate.homogenizer import Homogenizer
-from deploy.backend import load_backend
+from deploy.backends.protocol import load_backend
 from deploy.model.frozen import FrozenModel
 from deploy.store import ArtefactStore
 

@@ -107,7 +107,7 @@ IpcEndpoint = Annotated[str, AfterValidator(_ipc)]
 BindEndpoint = Annotated[str, AfterValidator(_bind_endpoint)]
 ConnectEndpoint = Annotated[str, AfterValidator(_connect_endpoint)]
 SensorId = Annotated[str, AfterValidator(_sensor_id)]
-# deploy.backend.BACKENDS and AUTO, without the seconds that importing torch takes
+# deploy.backends.protocol.BACKENDS and AUTO, without the seconds that importing torch takes
 Backend = Literal["eager", "onnx", "cuda", "tensorrt", "tensorrt-rtx", "auto"]
 Precision = Literal["float32", "float16", "bfloat16"]  # deploy.model.precision.PRECISIONS
 Mode = Literal["locked", "shadow", "supervised", "autonomous"]

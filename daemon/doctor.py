@@ -22,7 +22,7 @@ from daemon.config import Config, ConfigError, load_config
 from daemon.control import ControlError, request
 from daemon.envelope import open_envelope
 from daemon.machine import machine
-from deploy.backend import (
+from deploy.backends.protocol import (
     AUTO,
     BACKENDS,
     CPU_BACKEND,

@@ -56,7 +56,7 @@ from daemon.startup import (
 from daemon.upkeep import Event, Upkeep
 from daemon.watch import DriftWatch
 from deploy.audit import AuditLog
-from deploy.backend import Runner
+from deploy.backends.protocol import Runner
 from deploy.path import InferencePath
 from deploy.store import FACTORY, ArtefactStore
 

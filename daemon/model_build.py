@@ -23,8 +23,8 @@ from daemon.cli import EX_CONFIG
 from daemon.config import Config
 from daemon.priority import step_back
 from daemon.startup import ServedModel, Unservable, open_runner
-from deploy.backend import Runner, load_backend
-from deploy.cache import ModelCache
+from deploy.backends.engine_cache import ModelCache
+from deploy.backends.protocol import Runner, load_backend
 from deploy.model.frozen import load_frozen
 from deploy.model.program import ModelError
 

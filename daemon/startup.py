@@ -21,8 +21,8 @@ from daemon.envelope import Envelope, OutsideEnvelope
 from daemon.notify import Notifier
 from daemon.preprocess import Preprocessor
 from daemon.remembered import CLOCK_SET_S
-from deploy.backend import Backend, ParityError, Runner, check_parity, made_by, open_backend
-from deploy.cache import ModelCache, compile_homogenizer
+from deploy.backends.engine_cache import ModelCache, compile_homogenizer
+from deploy.backends.protocol import Backend, ParityError, Runner, check_parity, made_by, open_backend
 from deploy.model.frozen import FrozenModel, ModelError, load_frozen
 from deploy.model.precision import PRECISIONS
 from deploy.path import InferencePath, SwapRejected

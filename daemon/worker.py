@@ -42,8 +42,8 @@ from daemon.preprocess import Preprocessor
 from daemon.priority import step_back
 from daemon.wire import pack, unpack
 from deploy.archive import Archive
-from deploy.backend import ParityError, check_parity, load_backend, made_by
-from deploy.cache import compile_homogenizer
+from deploy.backends.engine_cache import compile_homogenizer
+from deploy.backends.protocol import ParityError, check_parity, load_backend, made_by
 from deploy.model.frozen import FrozenModel, ModelError, load_frozen
 from deploy.retention import past, retain
 from deploy.store import FACTORY, ArtefactStore, StoreError

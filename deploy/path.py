@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from deploy.backend import ParityError, Runner, check_parity
-from deploy.gpu_runner import GpuRunner
+from deploy.backends.gpu.runner import GpuRunner
+from deploy.backends.protocol import ParityError, Runner, check_parity
 from deploy.store import FACTORY
 
 WARM_UPS = 3  # lazy allocation, kernel choice and graph capture are over by then

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.archive import Archive, frame_path
-from deploy.cache import is_whole
+from deploy.backends.engine_cache import is_whole
 from deploy.files import unseal
 from deploy.store import FACTORY, ArtefactStore, StoreError
 

@@ -22,7 +22,7 @@ from daemon.persistence import Persistence
 from daemon.recorder import Recorder, audit_path
 from daemon.startup import claim, restore
 from deploy.audit import AuditLog
-from deploy.cache import ModelCache
+from deploy.backends.engine_cache import ModelCache
 from deploy.path import InferencePath
 from deploy.retention import retain
 from deploy.store import FACTORY, ArtefactStore, StoreError

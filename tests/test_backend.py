@@ -14,7 +14,7 @@ from torch import nn
 
 from calibrate.homogenizer import Homogenizer
 from deploy import backend as backends
-from deploy.backend import (
+from deploy.backends.protocol import (
     AUTO,
     BACKENDS,
     GPU_BACKENDS,

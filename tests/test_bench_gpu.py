@@ -65,7 +65,7 @@ def simulated(gpu, monkeypatch):
 def no_tensorrt(monkeypatch):
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr("deploy.tensorrt_library.RTX_CARRIER", "no_such_wheel")
+    monkeypatch.setattr("deploy.backends.gpu.tensorrt_library.RTX_CARRIER", "no_such_wheel")
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_swap_that_fails_leaves_what_was_seen_before_it(run, monkeypatch):
 
 
 def test_engines_that_take_weights_are_handed_others(simulated, monkeypatch):
-    monkeypatch.setattr("deploy.tensorrt_library.RTX_CARRIER", "no_such_wheel")
+    monkeypatch.setattr("deploy.backends.gpu.tensorrt_library.RTX_CARRIER", "no_such_wheel")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     rows = by(list(measure_weights(Material(network(), 16, 16), Budget(100))), "engine")
     for engine in ("cuda", "tensorrt"):

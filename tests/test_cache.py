@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from deploy.cache import ModelCache, compile_homogenizer
+from deploy.backends.engine_cache import ModelCache, compile_homogenizer
 from deploy.model.card import InputCard, ModelCard
 from deploy.model.frozen import FrozenModel
 
@@ -54,7 +54,7 @@ def test_it_is_built_once(frozen, tmp_path):
 
 
 def test_another_model_shape_backend_version_or_precision_is_built_anew(frozen, tmp_path, monkeypatch):
-    monkeypatch.setattr("deploy.cache.in_precision", lambda module, precision: module)
+    monkeypatch.setattr("deploy.backends.engine_cache.in_precision", lambda module, precision: module)
     compile_cached(Counting(), frozen, tmp_path)
     renamed = Counting()
     renamed.name = "renamed"

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.config import ConfigError, OutputConfig, load_config
-from deploy.backend import AUTO, BACKENDS
+from deploy.backends.protocol import AUTO, BACKENDS
 from deploy.model.document import DocumentError
 
 MINIMAL = """\

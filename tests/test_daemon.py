@@ -20,7 +20,7 @@ from synthetic import images, normalised, trained_network
 
 from daemon.cli import EX_CONFIG, EX_TEMPFAIL
 from daemon.frame import build_frame
-from deploy.backend import GPU_BACKENDS
+from deploy.backends.protocol import GPU_BACKENDS
 from deploy.model.card import card_path
 from deploy.model.frozen import digest_file
 

@@ -28,7 +28,7 @@ from calibrate.homogenizer import Homogenizer
 from daemon.recorder import audit_path
 from deploy.archive import Archive
 from deploy.audit import AuditLog
-from deploy.eager import EagerBackend
+from deploy.backends.eager import EagerBackend
 from deploy.model.frozen import digest_file
 from deploy.store import FACTORY, ArtefactStore
 from deploy.verify import problems

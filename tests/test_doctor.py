@@ -14,8 +14,8 @@ import torch
 from running import Daemon, recald, write_config
 
 from daemon.cli import EX_CONFIG, main
-from deploy.backend import AUTO, BACKENDS, GPU_BACKENDS
-from deploy.driver import nvidia_driver
+from deploy.backends.gpu.driver import nvidia_driver
+from deploy.backends.protocol import AUTO, BACKENDS, GPU_BACKENDS
 from deploy.model.card import card_path
 from deploy.model.frozen import digest_file
 

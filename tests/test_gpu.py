@@ -12,13 +12,13 @@ from torch import nn
 
 from calibrate.homogenizer import Homogenizer
 from daemon.demo.networks import ResNet
-from deploy.backend import BackendUnavailable, check_parity, choose_backend, load_backend, open_backend
-from deploy.gpu import GpuLost
-from deploy.gpu_backend import ENGINE, unpack
+from deploy.backends.gpu.backend import ENGINE, unpack
+from deploy.backends.gpu.device import GpuLost
+from deploy.backends.gpu.tensorrt_library import listener, load_tensorrt_rtx
+from deploy.backends.protocol import BackendUnavailable, check_parity, choose_backend, load_backend, open_backend
 from deploy.model.precision import PRECISIONS, in_precision
 from deploy.model.program import ModelError, export_program, load_program, save_program
 from deploy.path import InferencePath
-from deploy.tensorrt_library import listener, load_tensorrt_rtx
 
 SHAPE = (3, 16, 16)
 EXAMPLE = torch.zeros(1, *SHAPE)
@@ -96,7 +96,7 @@ def test_the_path_serves_both_networks_without_leaving_the_gpu(backend, monkeypa
     with torch.no_grad():
         expected = model(rho(torch.from_numpy(golden)))
     left = []
-    monkeypatch.setattr("deploy.gpu_runner.GpuRunner.run", lambda *_: left.append("the GPU"))
+    monkeypatch.setattr("deploy.backends.gpu.runner.GpuRunner.run", lambda *_: left.append("the GPU"))
     np.testing.assert_allclose(path.infer(golden[:1]).output, expected[:1], rtol=1e-4, atol=1e-5)
     assert not left
 
@@ -220,7 +220,9 @@ def test_a_gpu_without_memory_is_no_fault_of_the_engine(gpu, monkeypatch, step):
     backend = load_backend("tensorrt")
     given = compiled(backend, homogenizer(1))
     heard = []
-    monkeypatch.setattr("deploy.tensorrt_run.listener", lambda library: heard.append(listener(library)) or heard[-1])
+    monkeypatch.setattr(
+        "deploy.backends.gpu.tensorrt_engine.listener", lambda library: heard.append(listener(library)) or heard[-1]
+    )
 
     def fail(*_: object) -> None:
         heard[-1].log(heard[-1].ERROR, "Error Code 2: OutOfMemory (Requested size was 734003200 bytes.)")
@@ -261,7 +263,7 @@ def test_auto_takes_tensorrt_and_without_it_pytorchs_own_kernels(gpu, monkeypatc
     assert choose_backend() == ("tensorrt", "there is a simulated GPU")
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    monkeypatch.setattr("deploy.tensorrt_library.RTX_CARRIER", "no_such_wheel")
+    monkeypatch.setattr("deploy.backends.gpu.tensorrt_library.RTX_CARRIER", "no_such_wheel")
     assert open_backend("auto").name == "cuda"
 
 

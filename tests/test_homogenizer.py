@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibrate.homogenizer import KERNEL_SIZE, KNOTS, Homogenizer, identity_kernel, largest_kernel
-from deploy.backend import check_parity, load_backend
+from deploy.backends.protocol import check_parity, load_backend
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 24), st.integers(1, 24))
 

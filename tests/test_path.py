@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibrate.homogenizer import Homogenizer
-from deploy.backend import Runner, load_backend
+from deploy.backends.protocol import Runner, load_backend
 from deploy.path import REACH, WARM_UPS, InferencePath, Prepared, SwapRejected
 from deploy.store import FACTORY
 

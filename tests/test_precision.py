@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from daemon.demo.networks import ResNet
-from deploy.backend import ParityError, check_parity, load_backend
+from deploy.backends.protocol import ParityError, check_parity, load_backend
 from deploy.model.precision import PRECISIONS, in_precision
 from deploy.model.program import ModelError, export_program, load_program, relative_error, run_once, save_program
 

@@ -18,7 +18,7 @@ from calibrate.homogenizer import Homogenizer
 from daemon.envelope import Envelope
 from daemon.process import WorkerError, WorkerTimeout
 from daemon.recalibration import Finished, Recalibration
-from deploy.eager import EagerBackend
+from deploy.backends.eager import EagerBackend
 from deploy.model.program import ModelError
 from deploy.path import InferencePath
 from deploy.store import ArtefactStore

@@ -18,7 +18,7 @@ from daemon.config import load_config
 from daemon.envelope import Envelope
 from daemon.notify import Notifier
 from daemon.startup import claim, on_probation, open_model, restore, served_since, withdrawn
-from deploy.eager import EagerBackend
+from deploy.backends.eager import EagerBackend
 from deploy.model.program import ModelError
 from deploy.path import InferencePath
 from deploy.store import FACTORY, ArtefactStore
@@ -176,8 +176,8 @@ def test_a_model_that_was_compiled_wrong_does_not_serve(tiny_model, tmp_path):
 
 def test_a_stand_in_that_cannot_run_the_model_leaves_it_to_the_backend(tiny_model, tmp_path, monkeypatch, caplog):
     config = load_config(write_config(tmp_path, tiny_model, model={"backend": "onnx"}))
-    monkeypatch.setattr("deploy.onnx.OnnxBackend.stand_in", "eager")
-    monkeypatch.setattr("deploy.eager.EagerBackend.load", refuse)
+    monkeypatch.setattr("deploy.backends.onnx.OnnxBackend.stand_in", "eager")
+    monkeypatch.setattr("deploy.backends.eager.EagerBackend.load", refuse)
     served = open_model(config, Notifier({}))
     assert not served.stands_in and served.served_by == "onnx"
     assert "nothing serves until the engine of onnx is built: kernels" in caplog.text

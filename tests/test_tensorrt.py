@@ -12,14 +12,14 @@ from torch import nn
 
 from calibrate.homogenizer import Homogenizer
 from daemon.demo.networks import ResNet
-from deploy import tensorrt_library
-from deploy.backend import BackendUnavailable, check_parity, load_backend
-from deploy.gpu_backend import ENGINE, unpack
+from deploy.backends.gpu import tensorrt_library
+from deploy.backends.gpu.backend import ENGINE, unpack
+from deploy.backends.gpu.tensorrt_build import build_engine, parse
+from deploy.backends.gpu.tensorrt_library import listener, load_tensorrt_rtx
+from deploy.backends.onnx_export import onnx_form
+from deploy.backends.protocol import BackendUnavailable, check_parity, load_backend
 from deploy.model.precision import in_precision
 from deploy.model.program import ModelError, export_program, load_program, save_program
-from deploy.onnx_form import onnx_form
-from deploy.tensorrt_build import build_engine, parse
-from deploy.tensorrt_library import listener, load_tensorrt_rtx
 
 SHAPE = (3, 32, 32)
 EXAMPLE = torch.zeros(1, *SHAPE)
@@ -155,7 +155,7 @@ def test_what_the_homogenizers_engine_is_built_of_computes_what_it_does(backend,
     import onnxruntime
 
     models: list[bytes] = []
-    monkeypatch.setattr("deploy.tensorrt.build_engine", lambda _, model: models.append(model) or b"engine")
+    monkeypatch.setattr("deploy.backends.gpu.tensorrt.build_engine", lambda _, model: models.append(model) or b"engine")
     module = homogenizer(1)
     packed = unpack(backend.compile(module, EXAMPLE))
     session = onnxruntime.InferenceSession(models[0], providers=["CPUExecutionProvider"])

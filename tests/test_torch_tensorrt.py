@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from calibrate.homogenizer import Homogenizer
-from deploy.gpu_backend import ENGINE, unpack
+from deploy.backends.gpu.backend import ENGINE, unpack
+from deploy.backends.gpu.tensorrt import TensorRtBackend, TensorRtRtxBackend
+from deploy.backends.gpu.tensorrt_library import Library
+from deploy.backends.gpu.torch_tensorrt_build import build_with_torch_tensorrt, load_torch_tensorrt
 from deploy.model.program import ModelError
-from deploy.tensorrt import TensorRtBackend, TensorRtRtxBackend
-from deploy.tensorrt_library import Library
-from deploy.torch_tensorrt_build import build_with_torch_tensorrt, load_torch_tensorrt
 
 EXAMPLE = torch.zeros(1, 3, 8, 10)
 WEIGHTS = ["curve", "offset", "kernel", "bias"]
@@ -117,7 +117,7 @@ def backend_with(monkeypatch) -> Callable[[Any], TensorRtBackend]:
     """The backend over a TensorRT that is not there, whose parser makes an engine of the ONNX model itself."""
     library = Library("TensorRT", SimpleNamespace(__version__="10.13.0"))
     monkeypatch.setattr(TensorRtBackend, "_load_library", staticmethod(lambda: library))
-    monkeypatch.setattr("deploy.tensorrt.build_engine", lambda library, model: b"parsed:" + model)
+    monkeypatch.setattr("deploy.backends.gpu.tensorrt.build_engine", lambda library, model: b"parsed:" + model)
 
     def backend_with(torch_tensorrt: Any) -> TensorRtBackend:
         monkeypatch.setattr(TensorRtBackend, "_load_torch_tensorrt", staticmethod(lambda: torch_tensorrt))
@@ -294,7 +294,7 @@ def test_a_network_that_it_refuses_is_built_by_the_parser_with_a_warning(backend
 
 
 def test_the_parser_is_left_alone_where_torch_tensorrt_takes_the_network(backend_with, monkeypatch, caplog):
-    monkeypatch.delattr("deploy.tensorrt.build_engine")
+    monkeypatch.delattr("deploy.backends.gpu.tensorrt.build_engine")
     assert engine_of(backend_with(stand_in()), Network()) == b"frames" and warned(caplog) == []
 
 

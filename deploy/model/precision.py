@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from deploy.backend import PARITY_TOLERANCE
+from deploy.backends.protocol import PARITY_TOLERANCE
 from deploy.model.program import without_pytree_warning
 
 FLOAT32 = "float32"

@@ -157,7 +157,7 @@ CUDA = _Instead(
 TORCH = _Instead(torch, cuda=CUDA, empty=_allocate, zeros=_zeros, compile=lambda module, **_: module)
 USERS = ("backend", "cuda", "gpu", "gpu_runner", "tensorrt_run")  # those in deploy/ that speak to the GPU
 STAND_INS: dict[str, Any] = {f"deploy.{name}.torch": TORCH for name in USERS} | {
-    "deploy.cuda.move_to_device_pass": lambda program, device: program,
+    "deploy.backends.gpu.cuda.move_to_device_pass": lambda program, device: program,
     "torch.Tensor.copy_": _copy_later,
     "torch.Tensor.cuda": torch.Tensor.clone,
 }

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from deploy.gpu_backend import FRAMES
-from deploy.gpu_runner import GpuRunner
+from deploy.backends.gpu.backend import FRAMES
+from deploy.backends.gpu.runner import GpuRunner
+from deploy.backends.gpu.tensorrt_library import Library, listener
 from deploy.model.program import ModelError
-from deploy.tensorrt_library import Library, listener
 
 
 class TensorRtEngine:

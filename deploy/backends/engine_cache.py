@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deploy.backend import Backend, SharesKernels
+from deploy.backends.protocol import Backend, SharesKernels
 from deploy.files import write_atomically
 from deploy.model.frozen import FrozenModel
 from deploy.model.precision import in_precision

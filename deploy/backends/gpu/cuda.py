@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
-from deploy.gpu import describe_gpu
-from deploy.gpu_backend import FRAMES, Engine, GpuBackend
-from deploy.gpu_runner import GpuRunner
+from deploy.backends.gpu.backend import FRAMES, Engine, GpuBackend
+from deploy.backends.gpu.device import describe_gpu
+from deploy.backends.gpu.runner import GpuRunner
 from deploy.model.program import (
     FAULTS,
     ModelError,

@@ -21,8 +21,8 @@ from torch.export import ExportedProgram
 from torch.func import functional_call
 
 from calibrate.homogenizer import Homogenizer
-from deploy.gpu import gpu_errors, require_gpu
-from deploy.gpu_runner import GpuRunner
+from deploy.backends.gpu.device import gpu_errors, require_gpu
+from deploy.backends.gpu.runner import GpuRunner
 from deploy.model.program import ModelError, export_static, first_line
 
 FRAMES, ENGINE = "frames", "engine"  # the name of the network's input, and of the engine among its weights

@@ -14,11 +14,11 @@ from torch import nn
 from deploy.model.program import relative_error
 
 BACKENDS = {
-    "eager": "deploy.eager:EagerBackend",
-    "onnx": "deploy.onnx:OnnxBackend",
-    "cuda": "deploy.cuda:CudaBackend",
-    "tensorrt": "deploy.tensorrt:TensorRtBackend",
-    "tensorrt-rtx": "deploy.tensorrt:TensorRtRtxBackend",
+    "eager": "deploy.backends.eager:EagerBackend",
+    "onnx": "deploy.backends.onnx:OnnxBackend",
+    "cuda": "deploy.backends.gpu.cuda:CudaBackend",
+    "tensorrt": "deploy.backends.gpu.tensorrt:TensorRtBackend",
+    "tensorrt-rtx": "deploy.backends.gpu.tensorrt:TensorRtRtxBackend",
 }
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda")  # the best first
 CPU_BACKEND = "onnx"

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
-from deploy.backend import BackendUnavailable
-from deploy.driver import nvidia_driver
+from deploy.backends.gpu.driver import nvidia_driver
+from deploy.backends.protocol import BackendUnavailable
 from deploy.model.program import first_line
 
 

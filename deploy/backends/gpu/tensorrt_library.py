@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from deploy.backend import BackendUnavailable
+from deploy.backends.protocol import BackendUnavailable
 
 # The wheel of the Python API is without the library; this one carries it.
 RTX_BINDINGS, RTX_CARRIER = "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from deploy.backends.gpu.tensorrt_library import Library, listener
 from deploy.model.program import ModelError, first_line
-from deploy.tensorrt_library import Library, listener
 
 
 def build_engine(library: Library, model: bytes) -> bytes:

@@ -8,8 +8,8 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import nn
 
+from deploy.backends.onnx_export import onnx_form
 from deploy.model.program import FAULTS, ModelError, export_program, first_line
-from deploy.onnx_form import onnx_form
 
 # ONNX Runtime's exceptions share no base class of their own.
 ORT_FAULTS: tuple[type[Exception], ...] = (

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deploy.gpu import gpu_errors
+from deploy.backends.gpu.device import gpu_errors
 
 FRAME_AXES = 4  # (1, C, H, W)
 

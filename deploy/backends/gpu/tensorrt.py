@@ -10,14 +10,14 @@ from types import ModuleType
 import torch
 from torch.export import ExportedProgram
 
-from deploy.gpu import describe_gpu
-from deploy.gpu_backend import Engine, GpuBackend
+from deploy.backends.gpu.backend import Engine, GpuBackend
+from deploy.backends.gpu.device import describe_gpu
+from deploy.backends.gpu.tensorrt_build import build_engine
+from deploy.backends.gpu.tensorrt_engine import TensorRtEngine
+from deploy.backends.gpu.tensorrt_library import Library, load_tensorrt, load_tensorrt_rtx
+from deploy.backends.gpu.torch_tensorrt_build import build_with_torch_tensorrt, load_torch_tensorrt
+from deploy.backends.onnx_export import onnx_form
 from deploy.model.program import ModelError
-from deploy.onnx_form import onnx_form
-from deploy.tensorrt_build import build_engine
-from deploy.tensorrt_library import Library, load_tensorrt, load_tensorrt_rtx
-from deploy.tensorrt_run import TensorRtEngine
-from deploy.torch_tensorrt_build import build_with_torch_tensorrt, load_torch_tensorrt
 
 log = logging.getLogger(__name__)
 

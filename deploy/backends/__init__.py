@@ -1,0 +1,1 @@
+"""What runs networks: the protocol, one file for each backend, and the engine cache."""

@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: what all their backends share, CUDA graphs, TensorRT and TensorRT for RTX."""
