@@ -18,7 +18,7 @@ from daemon.frame import build_frame
 from daemon.results import parse_result
 from daemon.simulate import open_camera, paced, wait_for_reader
 from daemon.sockets import connect, open_socket
-from deploy.store import FACTORY
+from deploy.store.artefacts import FACTORY
 
 FPS = 30.0
 SENSOR = "front"

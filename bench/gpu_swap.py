@@ -24,7 +24,7 @@ from bench.swap_latency import p99_ratio
 from deploy.backends.protocol import PARITY_TOLERANCE, Backend, Runner, SharesKernels, load_backend
 from deploy.model.precision import FLOAT32
 from deploy.path import InferencePath, Prepared
-from deploy.store import FACTORY
+from deploy.store.artefacts import FACTORY
 
 HOMOGENIZERS = 8
 AROUND_S = 0.02  # on either side of an exchange

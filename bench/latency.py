@@ -14,7 +14,7 @@ from bench.scene import SIZE, Scene, account, bare_runner, digits, pictures, sce
 from daemon.demo.material import Material
 from daemon.distort import parse_drift
 from deploy.backends.protocol import Runner
-from deploy.store import FACTORY
+from deploy.store.artefacts import FACTORY
 
 FIT_FRAMES = 256
 AROUND_SWAP_S = 1.0

@@ -29,7 +29,7 @@ from daemon.worker import Worker
 from deploy.backends.protocol import load_backend
 from deploy.model.frozen import load_frozen
 from deploy.path import InferencePath
-from deploy.store import ArtefactStore
+from deploy.store.artefacts import ArtefactStore
 
 NAME = "front"
 WORK_S = 20.0  # that a recalibration takes in simulated time, whatever it takes here

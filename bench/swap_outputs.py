@@ -14,7 +14,7 @@ from bench.scene import Scene, bare_runner
 from daemon.preprocess import Preprocessor
 from deploy.backends.protocol import Runner, load_backend
 from deploy.model.frozen import load_frozen
-from deploy.store import FACTORY, ArtefactStore
+from deploy.store.artefacts import FACTORY, ArtefactStore
 
 SAMPLE = 1000  # outputs, besides those next to a swap
 TOLERANCE = 1e-5  # of logits: what the same compiled networks may differ by

@@ -19,7 +19,7 @@ from daemon.config import load_config
 from daemon.control import request
 from daemon.demo.material import Material
 from deploy.model.frozen import load_frozen
-from deploy.store import ArtefactStore
+from deploy.store.artefacts import ArtefactStore
 
 LEAST_FRAMES = 64  # the fewest that a recalibration may wait for
 BETWEEN_S = 2.0  # from a swap to the order of the next, so that there are frames away from both

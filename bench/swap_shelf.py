@@ -7,7 +7,7 @@ import torch
 from calibrate.homogenizer import Homogenizer
 from deploy.backends.protocol import load_backend
 from deploy.model.frozen import FrozenModel
-from deploy.store import ArtefactStore
+from deploy.store.artefacts import ArtefactStore
 
 HOMOGENIZERS = 16
 REACH = 0.02  # in the network's input units: no drift, and yet no two homogenizers give the same output

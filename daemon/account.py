@@ -17,8 +17,8 @@ from calibrate.features.statistics import FeatureStatistics
 from calibrate.homogenizer import KNOTS, Homogenizer
 from calibrate.judge import Evidence, Verdict, finite
 from daemon.images import spread
-from deploy.dossier import Dossier, read_dossier
 from deploy.model.card import Normalisation
+from deploy.store.dossier import Dossier, read_dossier
 
 LEVELS = tuple(range(0, 256, 15))  # grey levels at which the answer of a homogenizer to an even frame is told
 DIGITS = 4  # of its weights: a page draws them, the artefact holds them

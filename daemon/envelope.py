@@ -18,7 +18,7 @@ from daemon.config import Config, ConfigError, Duration, Mode, Section
 from daemon.worker import HELD_OUT_EVERY
 from deploy.model.document import parse_document, read_document
 from deploy.signature import check_signature
-from deploy.store import Artefact
+from deploy.store.artefacts import Artefact
 
 Distance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

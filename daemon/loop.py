@@ -58,7 +58,7 @@ from daemon.watch import DriftWatch
 from deploy.audit import AuditLog
 from deploy.backends.protocol import Runner
 from deploy.path import InferencePath
-from deploy.store import FACTORY, ArtefactStore
+from deploy.store.artefacts import FACTORY, ArtefactStore
 
 TICK_S = 0.05  # how often what is due is looked at, and the longest a signal waits
 STATUS_S = 1.0  # between two status lines for systemd

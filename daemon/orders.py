@@ -12,7 +12,7 @@ from daemon.recorder import Recorder
 from daemon.remembered import BY_OPERATOR
 from daemon.sensor import Sensor
 from daemon.upkeep import Upkeep
-from deploy.store import FACTORY
+from deploy.store.artefacts import FACTORY
 
 ANSWERS = ("approve", "reject")  # to a candidate, which they may name
 LEAST_DIGITS = 8  # of its version, as `recald status` shows it

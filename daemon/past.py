@@ -28,8 +28,8 @@ def history(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> bool:
     """Print what is wrong with model, artefacts, pointers and audit log; whether nothing is."""
-    from deploy.store import ArtefactStore
-    from deploy.verify import problems
+    from deploy.store.artefacts import ArtefactStore
+    from deploy.store.verify import problems
 
     config = load_config(args.config)
     found = [*_of_model(config), *problems(ArtefactStore(config.state.directory)), *_of_audit(config, args.anchor)]
@@ -81,7 +81,7 @@ def _of_audit(config: Config, anchor: str | None) -> Iterator[str]:
 
 def _of_dossiers(config: Config, records: list[Record]) -> Iterator[str]:
     """What the log names and is gone, though nothing of recald's removed it yet."""
-    from deploy.archive import Archive
+    from deploy.store.dossier_archive import Archive
 
     archive, named = Archive(config.state.directory), dossiers_named(records)
     for sensor in sorted({record.sensor for record in named.values()}):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
 
-from deploy.store import ArtefactStore, StoreError
+from deploy.store.artefacts import ArtefactStore, StoreError
 
 log = logging.getLogger(__name__)
 Write = Callable[[], None]

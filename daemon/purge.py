@@ -8,8 +8,8 @@ from pathlib import Path
 
 from daemon.config import load_config
 from daemon.recorder import audit_path
-from deploy.archive import Archive
 from deploy.audit import AuditLog
+from deploy.store.dossier_archive import Archive
 
 
 def purge(args: argparse.Namespace, by: str) -> None:

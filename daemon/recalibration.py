@@ -18,7 +18,7 @@ from daemon.sensor import Candidate, Sensor
 from daemon.startup import ServedModel
 from deploy.model.frozen import ModelError
 from deploy.path import InferencePath, Prepared, SwapRejected
-from deploy.store import FACTORY, ArtefactStore, StoreError
+from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
 
 GOLDEN_FRAMES = 4
 SERVES = ("accepted", "recalled", "factory")  # results with a version that may serve

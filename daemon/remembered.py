@@ -9,7 +9,7 @@ from typing import TypeGuard
 from daemon.config import DAY, RecalibrateConfig
 from deploy.audit import AuditLog
 from deploy.audit_chain import Record
-from deploy.store import FACTORY
+from deploy.store.artefacts import FACTORY
 
 CLOCK_SET_S = 1_577_836_800.0  # 2020-01-01; a device that tells an earlier time has not yet learnt the date
 BY_OPERATOR = "the operator holds swaps"

@@ -26,7 +26,7 @@ from deploy.backends.protocol import Backend, ParityError, Runner, check_parity,
 from deploy.model.frozen import FrozenModel, ModelError, load_frozen
 from deploy.model.precision import PRECISIONS
 from deploy.path import InferencePath, SwapRejected
-from deploy.store import Artefact, ArtefactStore, StoreError
+from deploy.store.artefacts import Artefact, ArtefactStore, StoreError
 
 PATIENCE_S = 30.0  # asked of systemd, again and again, while a compile goes on
 GOLDEN_FRAMES = 2  # of noise: at a start there are no frames yet to prove a homogenizer on

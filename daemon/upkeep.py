@@ -29,7 +29,7 @@ from daemon.remembered import Remembered
 from daemon.sensor import Sensor
 from daemon.watch import Observed
 from deploy.path import Prepared
-from deploy.store import FACTORY
+from deploy.store.artefacts import FACTORY
 
 AWAITED = (State.COLLECTING, *IN_WORK)  # in which a recalibration's result means something
 LAYERS_EXPORTED = 64  # layer drift scores, so that a deep network cannot flood the scrape

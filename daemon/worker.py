@@ -41,12 +41,12 @@ from daemon.commission import commissioned
 from daemon.preprocess import Preprocessor
 from daemon.priority import step_back
 from daemon.wire import pack, unpack
-from deploy.archive import Archive
 from deploy.backends.engine_cache import compile_homogenizer
 from deploy.backends.protocol import ParityError, check_parity, load_backend, made_by
 from deploy.model.frozen import FrozenModel, ModelError, load_frozen
-from deploy.retention import past, retain
-from deploy.store import FACTORY, ArtefactStore, StoreError
+from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
+from deploy.store.dossier_archive import Archive
+from deploy.store.retention import past, retain
 
 HELD_OUT_EVERY = 4  # every fourth frame judges and is not fitted to
 GOLDEN_FRAMES = 8

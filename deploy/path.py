@@ -14,7 +14,7 @@ from torch import nn
 
 from deploy.backends.gpu.runner import GpuRunner
 from deploy.backends.protocol import ParityError, Runner, check_parity
-from deploy.store import FACTORY
+from deploy.store.artefacts import FACTORY
 
 WARM_UPS = 3  # lazy allocation, kernel choice and graph capture are over by then
 # ρ undoes a change of the camera. Three stops of exposure are a gain of 8; a ρ that reaches further than

@@ -24,9 +24,9 @@ from daemon.startup import claim, restore
 from deploy.audit import AuditLog
 from deploy.backends.engine_cache import ModelCache
 from deploy.path import InferencePath
-from deploy.retention import retain
-from deploy.store import FACTORY, ArtefactStore, StoreError
-from deploy.verify import problems
+from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
+from deploy.store.retention import retain
+from deploy.store.verify import problems
 
 MODEL, SHAPE = "a" * 64, (1, 8, 8)
 SENSORS = ("front", "rear")

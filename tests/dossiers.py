@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deploy.dossier import Dossier, read_dossier
+from deploy.store.dossier import Dossier, read_dossier
 
 MODEL, REFERENCE, CANDIDATE, ACTIVE = "a" * 64, "b" * 64, "c" * 64, "d" * 64
 AT = 1_795_600_000.25  # 2026-11-25 09:46:40 UTC

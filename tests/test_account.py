@@ -18,10 +18,10 @@ from calibrate.features.statistics import FeatureStatistics
 from calibrate.homogenizer import Homogenizer
 from daemon.account import LEVELS, digest_of, extents
 from daemon.worker import Worker
-from deploy.archive import Archive
-from deploy.dossier import Dossier
 from deploy.model.frozen import load_frozen
-from deploy.store import FACTORY, ArtefactStore
+from deploy.store.artefacts import FACTORY, ArtefactStore
+from deploy.store.dossier import Dossier
+from deploy.store.dossier_archive import Archive
 
 DARK = drifted(images(64, seed=5))
 FITS: list[Any] = []  # one is enough for all tests: it takes seconds

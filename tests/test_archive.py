@@ -12,12 +12,12 @@ from dossiers import AT, content, dossier
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import deploy.archive
-from deploy.archive import Archive
-from deploy.dossier import read_dossier
+import deploy.store.dossier_archive
 from deploy.files import seal
-from deploy.store import ArtefactStore, StoreError
-from deploy.verify import problems
+from deploy.store.artefacts import ArtefactStore, StoreError
+from deploy.store.dossier import read_dossier
+from deploy.store.dossier_archive import Archive
+from deploy.store.verify import problems
 
 QUOTA = 1 << 20
 
@@ -111,14 +111,14 @@ def test_a_sensor_that_is_no_folder_is_refused(archive):
 
 
 def test_without_its_frames_a_dossier_is_still_one(archive, monkeypatch, caplog):
-    write = deploy.archive.write_atomically
+    write = deploy.store.dossier_archive.write_atomically
 
     def refuse(path: Path, data: bytes) -> None:
         if path.suffix == ".png":
             raise OSError(28, "No space left on device")
         write(path, data)
 
-    monkeypatch.setattr(deploy.archive, "write_atomically", refuse)
+    monkeypatch.setattr(deploy.store.dossier_archive, "write_atomically", refuse)
     assert put(archive, 0, b"a frame") == archive.filed()[0].digest
     assert "not all of its frames are kept" in caplog.text and wrong(archive) == []
 
@@ -127,7 +127,7 @@ def test_without_its_frames_a_dossier_is_still_one(archive, monkeypatch, caplog)
 
 
 def test_the_oldest_of_a_sensor_go_and_their_frames_with_them(archive, monkeypatch):
-    monkeypatch.setattr(deploy.archive, "KEPT", 3)
+    monkeypatch.setattr(deploy.store.dossier_archive, "KEPT", 3)
     put(archive, -1, b"rear", sensor="rear")
     digests = [put(archive, number, b"frame %d" % number) for number in range(5)]
     assert [one.digest for one in archive.filed("front")] == digests[:1:-1]
@@ -168,7 +168,7 @@ def test_a_purge_deletes_frames_alone_and_what_killed_writers_left_of_any(archiv
 def test_only_what_was_not_removed_as_one_of_the_oldest_is_missing(named: list[bool], lost: int):
     """named: whether the daemon lived long enough to name it; lost: which of those somebody deletes."""
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deploy.archive, "KEPT", 4)
+        patch.setattr(deploy.store.dossier_archive, "KEPT", 4)
         archive = Archive(Path(folder))
         digests = [put(archive, number) for number in range(len(named))]
         told = [digest for digest, is_named in zip(digests, named, strict=True) if is_named][::-1]

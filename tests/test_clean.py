@@ -23,7 +23,7 @@ from daemon.worker import Worker
 from deploy.model.card import card_path
 from deploy.model.commissioned import clean_path, remove_clean, save_clean
 from deploy.model.frozen import FrozenModel, ModelError, digest_file, load_frozen
-from deploy.store import FACTORY, ArtefactStore
+from deploy.store.artefacts import FACTORY, ArtefactStore
 
 COUNT = MIN_CLEAN_FRAMES
 

@@ -26,12 +26,12 @@ from synthetic import SHAPE, drifted, images
 
 from calibrate.homogenizer import Homogenizer
 from daemon.recorder import audit_path
-from deploy.archive import Archive
 from deploy.audit import AuditLog
 from deploy.backends.eager import EagerBackend
 from deploy.model.frozen import digest_file
-from deploy.store import FACTORY, ArtefactStore
-from deploy.verify import problems
+from deploy.store.artefacts import FACTORY, ArtefactStore
+from deploy.store.dossier_archive import Archive
+from deploy.store.verify import problems
 
 CLEAN, OTHER = images(256, 1), images(256, 2)
 DARK = drifted(CLEAN)

@@ -32,7 +32,7 @@ from daemon.distort import parse_drift
 from daemon.frame import decode, parse_frame
 from daemon.results import Publisher
 from deploy.model.frozen import digest_file, export_model
-from deploy.store import FACTORY, ArtefactStore
+from deploy.store.artefacts import FACTORY, ArtefactStore
 
 DATA = Path(os.environ.get("RECALD_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 FITTED = "f" * 64

@@ -22,7 +22,7 @@ from synthetic import drifted, images, normalised, trained_network
 from daemon.cli import EX_CONFIG, EX_TEMPFAIL
 from daemon.control import request
 from deploy.backends.protocol import load_backend
-from deploy.store import FACTORY
+from deploy.store.artefacts import FACTORY
 
 CLEAN = images(64, 7)
 

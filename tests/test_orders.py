@@ -18,7 +18,7 @@ from daemon.orders import Order, Orders
 from daemon.recalibrator import Commit, Facts, Recalibrator, Refused, State
 from daemon.sensor import Candidate, Sensor
 from deploy.path import InferencePath, Prepared
-from deploy.store import FACTORY
+from deploy.store.artefacts import FACTORY
 
 ROLLBACK = {"command": "rollback", "sensor": "front", "by": "somebody"}
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from calibrate.homogenizer import Homogenizer
 from deploy.backends.protocol import Runner, load_backend
 from deploy.path import REACH, WARM_UPS, InferencePath, Prepared, SwapRejected
-from deploy.store import FACTORY
+from deploy.store.artefacts import FACTORY
 
 SHAPE = (3, 4, 5)
 GOLDEN = np.linspace(-2, 2, 2 * 60, dtype=np.float32).reshape(2, *SHAPE)  # spans 4 units around 0

@@ -10,7 +10,7 @@ import torch
 
 from calibrate.homogenizer import Homogenizer
 from daemon.persistence import Persistence
-from deploy.store import ArtefactStore, StoreError
+from deploy.store.artefacts import ArtefactStore, StoreError
 
 MODEL = "a" * 64
 

@@ -12,8 +12,8 @@ from running import write_config
 
 from daemon.cli import EX_TEMPFAIL, main
 from daemon.recorder import audit_path
-from deploy.archive import Archive
 from deploy.audit import AuditLog
+from deploy.store.dossier_archive import Archive
 
 
 class Place:

@@ -21,7 +21,7 @@ from daemon.recalibration import Finished, Recalibration
 from deploy.backends.eager import EagerBackend
 from deploy.model.program import ModelError
 from deploy.path import InferencePath
-from deploy.store import ArtefactStore
+from deploy.store.artefacts import ArtefactStore
 
 SHAPE = (3, 4, 5)
 MODEL = "d" * 64

@@ -28,10 +28,10 @@ from daemon.recorder import audit_path
 from daemon.report.charts import chart
 from daemon.report.chronicle import Chronicle
 from daemon.report.page import render
-from deploy.archive import Archive
 from deploy.audit import AuditLog
-from deploy.dossier import Dossier
-from deploy.store import ArtefactStore
+from deploy.store.artefacts import ArtefactStore
+from deploy.store.dossier import Dossier
+from deploy.store.dossier_archive import Archive
 
 EMPTY = {"meta", "img", "circle", "line", "polyline"}
 HOSTILE = "</p></style></svg><script>alert(1)</script>\" onload='x' <img src=http://evil/ onerror=y> {{ 7 * 7 }} &amp;"

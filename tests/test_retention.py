@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from calibrate.homogenizer import Homogenizer
-from deploy.retention import past, retain, stored
-from deploy.store import ArtefactStore, StoreError
-from deploy.verify import problems
+from deploy.store.artefacts import ArtefactStore, StoreError
+from deploy.store.retention import past, retain, stored
+from deploy.store.verify import problems
 
 MODEL = "a" * 64
 

@@ -21,7 +21,7 @@ from daemon.startup import claim, on_probation, open_model, restore, served_sinc
 from deploy.backends.eager import EagerBackend
 from deploy.model.program import ModelError
 from deploy.path import InferencePath
-from deploy.store import FACTORY, ArtefactStore
+from deploy.store.artefacts import FACTORY, ArtefactStore
 
 MODEL, SHAPE = "a" * 64, (3, 8, 8)
 BACKEND = EagerBackend()

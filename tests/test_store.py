@@ -14,10 +14,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import deploy.store
+import deploy.store.artefacts
 from calibrate.homogenizer import Homogenizer
 from deploy.files import seal, unseal
-from deploy.store import FACTORY, Artefact, ArtefactStore, Pointer, StoreError
+from deploy.store.artefacts import FACTORY, Artefact, ArtefactStore, Pointer, StoreError
 
 MODEL = "a" * 64
 MANIFEST = {"model": MODEL, "sensor": "left", "metrics": {"score": 1.25, "frames": 512}}
@@ -140,7 +140,7 @@ def test_weights_that_are_not_finite_are_neither_put_nor_got(store, monkeypatch)
         store.put(broken, MANIFEST, b"", "onnx")
     assert not files(store)
     with monkeypatch.context() as patch:
-        patch.setattr(deploy.store, "_finite", lambda state: True)
+        patch.setattr(deploy.store.artefacts, "_finite", lambda state: True)
         version = store.put(broken, MANIFEST, b"", "onnx")
     with pytest.raises(StoreError, match=r"\.safetensors: holds weights that are not finite"):
         store.get(version, MODEL)
@@ -305,7 +305,7 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 from calibrate.homogenizer import Homogenizer
-from deploy.store import ArtefactStore, StoreError
+from deploy.store.artefacts import ArtefactStore, StoreError
 
 root, model = Path(sys.argv[1]), "a" * 64
 store = ArtefactStore(root)

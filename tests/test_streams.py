@@ -15,7 +15,7 @@ from bench.stream_daemon import Records, SimulatedDaemon
 from bench.stream_scenes import BEGINS, COURSES, RATE, SCENE_S, SINGLE_S, STREAMS, Stream, play
 from bench.streams import changes, counts, harm
 from daemon.config import DriftConfig, RecalibrateConfig
-from deploy.store import FACTORY
+from deploy.store.artefacts import FACTORY
 
 TICK_S = 4.0
 PICTURES = Images(np.random.default_rng(0).integers(0, 256, (100, 8, 8, 3), np.uint8), torch.arange(100) % 10)

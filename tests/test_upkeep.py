@@ -22,7 +22,7 @@ from daemon.sensor import Candidate, Sensor
 from daemon.upkeep import Upkeep
 from daemon.watch import Observed
 from deploy.path import InferencePath, Prepared
-from deploy.store import FACTORY
+from deploy.store.artefacts import FACTORY
 
 WINDOW = 64
 

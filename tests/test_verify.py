@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from calibrate.homogenizer import Homogenizer
-from deploy.store import ArtefactStore
-from deploy.verify import problems
+from deploy.store.artefacts import ArtefactStore
+from deploy.store.verify import problems
 
 MODEL = "a" * 64
 

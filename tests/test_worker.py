@@ -16,7 +16,7 @@ from calibrate.judge import Evidence
 from calibrate.scoring.accuracy import AccuracyProxy
 from daemon.worker import Worker, _band, _clean_without
 from deploy.model.frozen import load_frozen
-from deploy.store import FACTORY, ArtefactStore
+from deploy.store.artefacts import FACTORY, ArtefactStore
 
 BAND = 1.6
 JOB = {"sensor": "front", "active": FACTORY, "withdrawn": [], "trigger": "drift", "recall": True, "band": BAND}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from deploy.store import FACTORY
+from deploy.store.artefacts import FACTORY
 
 ROLLING = 90  # answers in the rolling accuracy and the rate: 3 s at 30 frames a second
 GRACE_S = 1.0  # a picture without an answer for longer will not get one

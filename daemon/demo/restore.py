@@ -16,7 +16,7 @@ from daemon.distort import Drift
 from daemon.preprocess import Preprocessor
 from deploy.model.card import ModelCard
 from deploy.model.frozen import load_frozen
-from deploy.store import ArtefactStore
+from deploy.store.artefacts import ArtefactStore
 
 COLUMNS = 8
 TITLES = ("clean", "drifted", "restored")

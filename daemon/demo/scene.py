@@ -10,7 +10,7 @@ from daemon.demo.camera import Cameras
 from daemon.demo.ledger import Ledger, Reading
 from daemon.demo.service import Daemon, Metrics
 from daemon.demo.show import HISTORY, Display, SensorView, short
-from deploy.store import FACTORY
+from deploy.store.artefacts import FACTORY
 
 LOOK_S = 0.25  # from one look to the next
 SAMPLE_S = 2.0  # from one point of the accuracy curve to the next

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from daemon.demo.ledger import PHASES, Reading
 from daemon.demo.show import percent, short
-from deploy.store import FACTORY
+from deploy.store.artefacts import FACTORY
 
 REQUIRED_RECOVERY = 0.8  # of the accuracy that drift took
 LEAST_LOSS = 0.05  # of accuracy; a share of less says nothing

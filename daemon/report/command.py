@@ -12,9 +12,9 @@ from typing import Any
 from daemon.config import load_config
 from daemon.recorder import audit_path
 from daemon.report.chronicle import Chronicle
-from deploy.archive import Archive, Filed
 from deploy.files import write_atomically
-from deploy.store import ArtefactStore
+from deploy.store.artefacts import ArtefactStore
+from deploy.store.dossier_archive import Archive, Filed
 
 
 def report(args: argparse.Namespace) -> None:

@@ -15,9 +15,9 @@ from daemon.report import words
 from daemon.report.charts import WIDE, Chart, Series, chart
 from daemon.report.chronicle import MOST_AFTER, Chronicle
 from daemon.report.pictures import gallery, kernel_picture
-from deploy.archive import Archive, Filed
-from deploy.dossier import Dossier, Evidence, Extents
-from deploy.store import ArtefactStore
+from deploy.store.artefacts import ArtefactStore
+from deploy.store.dossier import Dossier, Evidence, Extents
+from deploy.store.dossier_archive import Archive, Filed
 
 COLOURS = {1: [("grey", "grey")], 3: [(name, name) for name in ("red", "green", "blue")]}  # name and class
 MEASURED = {

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from deploy.archive import Archive, Filed
-from deploy.dossier import Number
 from deploy.model.card import Normalisation
-from deploy.store import FACTORY, ArtefactStore, StoreError
+from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
+from deploy.store.dossier import Number
+from deploy.store.dossier_archive import Archive, Filed
 
 SHOWN_SIDE = 128  # pixels, about: a frame of 32x32 is enlarged, pixel by pixel
 LARGEST_SIDE = 640  # of a picture on the page; the kept file is whole

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from daemon.report.chronicle import details, of_event
 from deploy.audit_chain import Record
-from deploy.dossier import Criterion, Dossier
-from deploy.store import FACTORY
+from deploy.store.artefacts import FACTORY
+from deploy.store.dossier import Criterion, Dossier
 
 DECIDES = {
     "autonomous": "recald decides by itself",

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from deploy.archive import Archive, frame_path
 from deploy.backends.engine_cache import is_whole
 from deploy.files import unseal
-from deploy.store import FACTORY, ArtefactStore, StoreError
+from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
+from deploy.store.dossier_archive import Archive, frame_path
 
 NAMED_BY_CONTENT = (".safetensors", ".compiled")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deploy.files import unseal
-from deploy.store import ArtefactStore, StoreError
+from deploy.store.artefacts import ArtefactStore, StoreError
 
 
 class Stored(NamedTuple):

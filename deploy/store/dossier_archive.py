@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from deploy.dossier import Dossier, read_dossier
 from deploy.files import seal, sweep, unseal, write_atomically
-from deploy.store import SENSOR, StoreError
+from deploy.store.artefacts import SENSOR, StoreError
+from deploy.store.dossier import Dossier, read_dossier
 
 # Of a sensor: at a fit an hour those of the last eight days, some 20 kB each. What was decided stays in the audit log.
 KEPT = 200

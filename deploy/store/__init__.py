@@ -1,0 +1,1 @@
+"""What is kept on the disk: homogenizer artefacts, retention, dossiers, and their verification."""
