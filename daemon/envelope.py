@@ -16,8 +16,8 @@ from calibrate.judge import MARGIN
 from calibrate.scoring.extent import Between, Extent
 from daemon.config import Config, ConfigError, Duration, Mode, Section
 from daemon.worker import HELD_OUT_EVERY
+from deploy.audit.signature import check_signature
 from deploy.model.document import parse_document, read_document
-from deploy.signature import check_signature
 from deploy.store.artefacts import Artefact
 
 Distance = Annotated[float, Field(ge=0, allow_inf_nan=False)]

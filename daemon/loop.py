@@ -55,7 +55,7 @@ from daemon.startup import (
 )
 from daemon.upkeep import Event, Upkeep
 from daemon.watch import DriftWatch
-from deploy.audit import AuditLog
+from deploy.audit.log import AuditLog
 from deploy.backends.protocol import Runner
 from deploy.path import InferencePath
 from deploy.store.artefacts import FACTORY, ArtefactStore

@@ -10,8 +10,8 @@ from typing import Any
 
 from daemon.config import Config, load_config
 from daemon.recorder import audit_path
-from deploy.audit import AuditError, AuditLog
-from deploy.audit_chain import Record
+from deploy.audit.chain import Record
+from deploy.audit.log import AuditError, AuditLog
 
 UNIMPORTANT = ("state",)  # events that a person is shown with --all only
 

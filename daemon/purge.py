@@ -8,7 +8,7 @@ from pathlib import Path
 
 from daemon.config import load_config
 from daemon.recorder import audit_path
-from deploy.audit import AuditLog
+from deploy.audit.log import AuditLog
 from deploy.store.dossier_archive import Archive
 
 

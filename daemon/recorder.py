@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from daemon.config import DAY
 from daemon.metrics import Metrics
-from deploy.audit import AuditLog
+from deploy.audit.log import AuditLog
 
 MOST_PENDING = 10_000  # records that wait for a disk that is full; what comes then is given up, and counted
 KEPT_S = 730 * DAY  # laws ask for six months and more

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from daemon.config import DAY, RecalibrateConfig
-from deploy.audit import AuditLog
-from deploy.audit_chain import Record
+from deploy.audit.chain import Record
+from deploy.audit.log import AuditLog
 from deploy.store.artefacts import FACTORY
 
 CLOCK_SET_S = 1_577_836_800.0  # 2020-01-01; a device that tells an earlier time has not yet learnt the date

@@ -21,7 +21,7 @@ from daemon.metrics import Metrics
 from daemon.persistence import Persistence
 from daemon.recorder import Recorder, audit_path
 from daemon.startup import claim, restore
-from deploy.audit import AuditLog
+from deploy.audit.log import AuditLog
 from deploy.backends.engine_cache import ModelCache
 from deploy.path import InferencePath
 from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError

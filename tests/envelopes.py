@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from daemon.envelope import Bounds, Contents, Envelope
-from deploy.signature import signature_path
+from deploy.audit.signature import signature_path
 
 
 def envelope_of(**homogenizer: Any) -> Envelope:

@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from running import read_only
 
-from deploy import audit_file
-from deploy.audit import AuditError, AuditLog
-from deploy.audit_chain import BEGUN, PRUNED, Record, canonical, chained, problems
+from deploy.audit import sqlite as audit_file
+from deploy.audit.chain import BEGUN, PRUNED, Record, canonical, chained, problems
+from deploy.audit.log import AuditError, AuditLog
 
 NOW = 1_795_600_000.25  # 2026-11-25
 DAY = 86_400.0
@@ -421,7 +421,7 @@ def test_pruning_does_not_clear_what_was_tampered_with(log, clock, path):
 APPENDING = """
 import sys
 from pathlib import Path
-from deploy.audit import AuditLog
+from deploy.audit.log import AuditLog
 log = AuditLog(Path(sys.argv[1]))
 for step in range(int(sys.argv[2])):
     record = log.append(sys.argv[3], "fit", {"step": step, "filler": "x" * 300})
@@ -503,8 +503,8 @@ FULL_DISK = """
 mount -t tmpfs -o size=160k none "$1" && exec "$2" -c '
 import sys
 from pathlib import Path
-from deploy import audit_file
-from deploy.audit import AuditError, AuditLog
+from deploy.audit import sqlite as audit_file
+from deploy.audit.log import AuditError, AuditLog
 log = AuditLog(Path(sys.argv[1]) / "audit.sqlite")
 filler = Path(sys.argv[1]) / "filler"
 kept = 1
@@ -536,7 +536,7 @@ def test_a_disk_that_is_full_is_told_and_harms_nothing(tmp_path):
 
 
 def test_a_log_that_another_holds_is_waited_for_and_then_told_of(path, monkeypatch):
-    monkeypatch.setattr("deploy.audit_file.BUSY_S", 0.05)
+    monkeypatch.setattr("deploy.audit.sqlite.BUSY_S", 0.05)
     with closing(AuditLog(path)) as log, closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(AuditError, match="database is locked: another process held it for"):
@@ -619,7 +619,9 @@ def test_a_disk_that_lets_it_only_be_read_for_once_is_no_damage(five, tmp_path, 
 
 
 def test_a_log_on_a_read_only_disk_can_be_looked_into(five, tmp_path):
-    look = "from deploy.audit import *; log = AuditLog(Path(sys.argv[1]), look_only=True); print(len(log.records()))"
+    look = (
+        "from deploy.audit.log import *; log = AuditLog(Path(sys.argv[1]), look_only=True); print(len(log.records()))"
+    )
     program = [sys.executable, "-c", f"import sys; from pathlib import Path; {look}"]
     (folder := tmp_path / "disk").mkdir()
     (path := folder / "audit.sqlite").write_bytes(five.read_bytes())
@@ -709,7 +711,7 @@ KILLED_AT_A_LINE = """
 import hashlib, itertools, logging, os, shutil, signal, sys
 from pathlib import Path
 import deploy.model.frozen
-from deploy.audit import AuditLog
+from deploy.audit.log import AuditLog
 
 root, content = Path(sys.argv[1]), b"junk" * 1024
 logging.disable()

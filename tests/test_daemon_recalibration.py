@@ -26,7 +26,7 @@ from synthetic import SHAPE, drifted, images
 
 from calibrate.homogenizer import Homogenizer
 from daemon.recorder import audit_path
-from deploy.audit import AuditLog
+from deploy.audit.log import AuditLog
 from deploy.backends.eager import EagerBackend
 from deploy.model.frozen import digest_file
 from deploy.store.artefacts import FACTORY, ArtefactStore

@@ -22,8 +22,8 @@ from every_fault import NEW, NEXT, STARTS
 
 from daemon.config import DAY
 from daemon.recorder import audit_path
-from deploy.audit import AuditLog
-from deploy.audit_chain import Anchor
+from deploy.audit.chain import Anchor
+from deploy.audit.log import AuditLog
 
 MEMORY = Path("/dev/shm")  # where there is one: a sync takes no time there
 BEFORE = {"used": {"front": 3, "rear": 5}, "new": {"front": 0, "rear": 0}}

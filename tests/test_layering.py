@@ -16,7 +16,7 @@ LIBRARIES = {
     "onnxruntime": {"deploy/backends/onnx.py"},
     "yaml": {"deploy/model/card.py", "deploy/model/document.py", "daemon/demo/"},
     "pydantic": {"deploy/", "daemon/config.py", "daemon/envelope.py"},
-    "cryptography": {"deploy/signature.py"},
+    "cryptography": {"deploy/audit/signature.py"},
     "pydantic_core": {"deploy/model/document.py"},
     "safetensors": {"deploy/", "daemon/demo/", "bench/"},
     "sklearn": {"daemon/demo/"},

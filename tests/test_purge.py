@@ -12,7 +12,7 @@ from running import write_config
 
 from daemon.cli import EX_TEMPFAIL, main
 from daemon.recorder import audit_path
-from deploy.audit import AuditLog
+from deploy.audit.log import AuditLog
 from deploy.store.dossier_archive import Archive
 
 

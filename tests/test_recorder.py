@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from daemon.metrics import Metrics
 from daemon.recorder import Recorder
-from deploy.audit import AuditError, AuditLog
+from deploy.audit.log import AuditError, AuditLog
 
 
 class Disk:

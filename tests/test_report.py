@@ -28,7 +28,7 @@ from daemon.recorder import audit_path
 from daemon.report.charts import chart
 from daemon.report.chronicle import Chronicle
 from daemon.report.page import render
-from deploy.audit import AuditLog
+from deploy.audit.log import AuditLog
 from deploy.store.artefacts import ArtefactStore
 from deploy.store.dossier import Dossier
 from deploy.store.dossier_archive import Archive

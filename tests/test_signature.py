@@ -14,7 +14,7 @@ from envelopes import public_pem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deploy.signature import SIZE, SignatureError, check_signature, signature_path
+from deploy.audit.signature import SIZE, SignatureError, check_signature, signature_path
 
 CONTENT = b"version: 1\n"
 

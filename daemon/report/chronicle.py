@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from daemon.past import dossiers_named
-from deploy.audit import AuditError, AuditLog
-from deploy.audit_chain import Record
+from deploy.audit.chain import Record
+from deploy.audit.log import AuditError, AuditLog
 
 MOST_BEFORE = 8  # records that are shown of what led to a fit
 MOST_AFTER = 60  # and of what followed it

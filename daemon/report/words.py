@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from daemon.report.chronicle import details, of_event
-from deploy.audit_chain import Record
+from deploy.audit.chain import Record
 from deploy.store.artefacts import FACTORY
 from deploy.store.dossier import Criterion, Dossier
 

@@ -12,8 +12,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from deploy.audit_chain import BEGUN, PRUNED, Anchor, Record, canonical, chained, problems
-from deploy.audit_file import BUSY_S, insert, join, look_into, open_database
+from deploy.audit.chain import BEGUN, PRUNED, Anchor, Record, canonical, chained, problems
+from deploy.audit.sqlite import BUSY_S, insert, join, look_into, open_database
 
 CLOCK_SET = "2020"  # an earlier time comes from a device that had not yet learnt the date
 PROBLEMS_KEPT = 10  # in the record of what was pruned; the first few show what happened

@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple
 from pathlib import Path
 
-from deploy.audit_chain import BEGUN, START, Record, canonical, chained
+from deploy.audit.chain import BEGUN, START, Record, canonical, chained
 from deploy.files import write_atomically
 
 FORMAT = 1

@@ -1,0 +1,1 @@
+"""The audit log: a hash chain in SQLite, and signatures beside files."""
