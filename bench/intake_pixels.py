@@ -17,10 +17,10 @@ import zmq
 from bench.intake_readers import running_intake, take_frame
 from bench.intake_sender import SENSOR
 from bench.report import percentiles
-from daemon.frame import Frame, build_frame, decode, parse_frame
-from daemon.intake import Intake
-from daemon.pixels import COMPRESSED, RAW
 from daemon.preprocess import Preprocessor
+from daemon.serving.intake import Intake
+from daemon.serving.message import Frame, build_frame, decode, parse_frame
+from daemon.serving.pixels import COMPRESSED, RAW
 from deploy.model.card import InputCard, ModelCard, Normalisation
 
 MODEL_SIDE = 224

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import numpy as np
 import zmq
 
-from daemon.frame import build_frame
+from daemon.serving.message import build_frame
 from daemon.simulate import open_camera, paced, wait_for_reader
 
 SENSOR = "front"

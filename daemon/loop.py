@@ -25,8 +25,6 @@ from daemon.arrivals import Arrivals
 from daemon.config import Config
 from daemon.control import ControlServer
 from daemon.envelope import open_envelope
-from daemon.frame import Frame, FrameError
-from daemon.intake import Intake
 from daemon.metrics import Metrics, serve_metrics
 from daemon.model_build import ModelBuild
 from daemon.notify import Notifier
@@ -39,10 +37,12 @@ from daemon.recalibrator import Recalibrator
 from daemon.recorder import Recorder, audit_path
 from daemon.remembered import remembered
 from daemon.reservoir import Reservoir
-from daemon.results import Publisher
 from daemon.screening import Screening
 from daemon.sensor import Sensor
-from daemon.serving import Serving
+from daemon.serving.intake import Intake
+from daemon.serving.message import Frame, FrameError
+from daemon.serving.results import Publisher
+from daemon.serving.serve import Serving
 from daemon.startup import (
     Unservable,
     asking_for_patience,

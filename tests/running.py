@@ -24,8 +24,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from synthetic import images
 
 from daemon.control import request
-from daemon.frame import build_frame
-from daemon.results import parse_result
+from daemon.serving.message import build_frame
+from daemon.serving.results import parse_result
 
 PATIENCE = 60.0  # s for what takes a few on an idle machine
 PERIOD = 0.02  # s between frames: 50 a second
@@ -155,7 +155,7 @@ class Camera:
         self._in = self._context.socket(zmq.SUB)
         self._in.subscribe(b"")
         self._out.connect(daemon.frames)
-        self._in.connect(daemon.results)
+        self._in.connect(daemon.serving.results)
 
     def __enter__(self) -> Camera:
         self._join()

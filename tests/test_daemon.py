@@ -19,7 +19,7 @@ from running import Camera, Daemon, eventually, recald, serving, write_config
 from synthetic import images, normalised, trained_network
 
 from daemon.cli import EX_CONFIG, EX_TEMPFAIL
-from daemon.frame import build_frame
+from daemon.serving.message import build_frame
 from deploy.backends.protocol import GPU_BACKENDS
 from deploy.model.card import card_path
 from deploy.model.frozen import digest_file

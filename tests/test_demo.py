@@ -29,8 +29,8 @@ from daemon.demo.service import Daemon, Folder, Metrics, Network, export, free_p
 from daemon.demo.show import Display, SensorView
 from daemon.demo.summary import Summary
 from daemon.distort import parse_drift
-from daemon.frame import decode, parse_frame
-from daemon.results import Publisher
+from daemon.serving.message import decode, parse_frame
+from daemon.serving.results import Publisher
 from deploy.model.frozen import digest_file, export_model
 from deploy.store.artefacts import FACTORY, ArtefactStore
 

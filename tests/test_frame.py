@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from daemon.frame import MAX_HEADER_BYTES, Frame, FrameError, build_frame, decode, parse_frame
+from daemon.serving.message import MAX_HEADER_BYTES, Frame, FrameError, build_frame, decode, parse_frame
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 

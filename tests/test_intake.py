@@ -12,9 +12,9 @@ import zmq
 from prometheus_client import CollectorRegistry
 
 from daemon.config import InputConfig
-from daemon.frame import build_frame
-from daemon.intake import Intake
 from daemon.metrics import Metrics
+from daemon.serving.intake import Intake
+from daemon.serving.message import build_frame
 
 NOW = 1_700_000_000_000_000_000
 IMAGE = np.zeros((4, 4, 3), np.uint8)
@@ -257,7 +257,7 @@ def test_the_payload_is_not_copied(receive, push):
 
 def test_once_it_runs_the_memory_of_freed_frames_is_kept(receive, monkeypatch):
     kept = []
-    monkeypatch.setattr("daemon.intake.keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr("daemon.serving.intake.keep_freed_memory", lambda: kept.append(True))
     receive(start=False)
     assert not kept
     receive()

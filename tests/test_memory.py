@@ -6,7 +6,7 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from daemon.memory import keep_freed_memory
+from daemon.serving.memory import keep_freed_memory
 
 if sys.argv[1] == "keep":
     keep_freed_memory()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.pixels import MAX_PIXELS, PixelError, image_size, pack, unpack_compressed
+from daemon.serving.pixels import MAX_PIXELS, PixelError, image_size, pack, unpack_compressed
 
 SMOOTH = cv2.resize(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8), (96, 64))
 JPEG = pack(SMOOTH, "jpeg")[0]

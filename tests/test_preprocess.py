@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.frame import build_frame, decode, parse_frame
 from daemon.preprocess import Preprocessor
+from daemon.serving.message import build_frame, decode, parse_frame
 from deploy.model.card import InputCard, ModelCard, Normalisation
 
 MEAN, STD = [0.48, 0.45, 0.4], [0.22, 0.23, 0.25]

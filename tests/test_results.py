@@ -7,7 +7,7 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.results import DTYPES, SEND_QUEUE, Publisher, ResultError, parse_result
+from daemon.serving.results import DTYPES, SEND_QUEUE, Publisher, ResultError, parse_result
 
 OUTPUT = np.linspace(-1, 1, 10, dtype=np.float32).reshape(1, 10)
 

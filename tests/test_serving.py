@@ -11,12 +11,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from daemon.arrivals import LEAST_S, Arrivals
-from daemon.frame import build_frame, parse_frame
 from daemon.metrics import Metrics
 from daemon.pace import FRAMES, Pace
 from daemon.reservoir import Reservoir
 from daemon.screening import Screening
-from daemon.serving import Serving
+from daemon.serving.message import build_frame, parse_frame
+from daemon.serving.serve import Serving
 
 
 class Scene:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from daemon.distort import KINDS, SimulationError, parse_drift
-from daemon.frame import decode, parse_frame
 from daemon.images import load_images
+from daemon.serving.message import decode, parse_frame
 from daemon.simulate import ENCODINGS, open_camera, paced, publish, wait_for_reader
 
 pictures = arrays(np.uint8, (5, 6, 3))

@@ -12,8 +12,8 @@ import zmq
 
 from daemon.demo.ledger import Ledger
 from daemon.distort import Drift
-from daemon.frame import build_frame
-from daemon.results import parse_result
+from daemon.serving.message import build_frame
+from daemon.serving.results import parse_result
 from daemon.simulate import open_camera, paced, send
 from daemon.sockets import connect, open_socket
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from daemon.frame import Frame, decode
 from daemon.metrics import Metrics
-from daemon.results import Publisher
 from daemon.sensor import Sensor
+from daemon.serving.message import Frame, decode
+from daemon.serving.results import Publisher
 from daemon.startup import ServedModel
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from daemon.pixels import COMPRESSED, RAW, PixelError, image_size, pack, unpack_compressed, unpack_raw
+from daemon.serving.pixels import COMPRESSED, RAW, PixelError, image_size, pack, unpack_compressed, unpack_raw
 
 VERSION = 1
 MAX_HEADER_BYTES = 64 * 1024

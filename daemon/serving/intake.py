@@ -10,9 +10,9 @@ from collections.abc import Callable, Collection
 import zmq
 
 from daemon.config import InputConfig
-from daemon.frame import Frame, FrameError, parse_frame
-from daemon.memory import keep_freed_memory
 from daemon.metrics import Metrics
+from daemon.serving.memory import keep_freed_memory
+from daemon.serving.message import Frame, FrameError, parse_frame
 from daemon.sockets import bind, connect, open_socket
 
 log = logging.getLogger(__name__)

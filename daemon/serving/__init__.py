@@ -1,0 +1,1 @@
+"""The way of a frame: received, checked, decoded, served, published."""
