@@ -14,13 +14,13 @@ from prometheus_client import CollectorRegistry
 
 from calibrate.scoring.drift import DriftDetector
 from daemon.config import DriftConfig, RecalibrateConfig
+from daemon.frames.quality_filter import Screening
+from daemon.frames.reservoir import Reservoir
 from daemon.metrics import Metrics
 from daemon.persistence import Persistence
 from daemon.preprocess import Preprocessor
 from daemon.recalibration import Finished, Progressed, Recalibration
 from daemon.recalibrator import Recalibrator
-from daemon.reservoir import Reservoir
-from daemon.screening import Screening
 from daemon.sensor import Sensor
 from daemon.startup import ServedModel
 from daemon.upkeep import Upkeep

@@ -21,23 +21,23 @@ from prometheus_client import CollectorRegistry
 
 from calibrate.scoring.drift import DriftDetector
 from daemon import __version__
-from daemon.arrivals import Arrivals
 from daemon.config import Config
 from daemon.control import ControlServer
 from daemon.envelope import open_envelope
+from daemon.frames.latency_monitor import Pace
+from daemon.frames.quality_filter import Screening
+from daemon.frames.reservoir import Reservoir
+from daemon.frames.stall_detector import Arrivals
 from daemon.metrics import Metrics, serve_metrics
 from daemon.model_build import ModelBuild
 from daemon.notify import Notifier
 from daemon.orders import Order, Orders
-from daemon.pace import Pace
 from daemon.persistence import Persistence
 from daemon.process import WorkerProcess
 from daemon.recalibration import Recalibration
 from daemon.recalibrator import Recalibrator
 from daemon.recorder import Recorder, audit_path
 from daemon.remembered import remembered
-from daemon.reservoir import Reservoir
-from daemon.screening import Screening
 from daemon.sensor import Sensor
 from daemon.serving.intake import Intake
 from daemon.serving.message import Frame, FrameError

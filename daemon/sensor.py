@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from calibrate.scoring.drift import DriftDetector
-from daemon.arrivals import Arrivals
-from daemon.pace import Pace
+from daemon.frames.latency_monitor import Pace
+from daemon.frames.reservoir import Reservoir
+from daemon.frames.stall_detector import Arrivals
 from daemon.recalibrator import WITH_CANDIDATE, Recalibrator, State
-from daemon.reservoir import Reservoir
 from deploy.path import InferencePath, Prepared
 
 

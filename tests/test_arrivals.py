@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.arrivals import LEAST_S, LONG, Arrivals
+from daemon.frames.stall_detector import LEAST_S, LONG, Arrivals
 
 
 def fed(*times: float, since: float | None = None) -> Arrivals:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.pace import FACTOR, FRAMES, KEPT, MARGIN_S, Pace
+from daemon.frames.latency_monitor import FACTOR, FRAMES, KEPT, MARGIN_S, Pace
 
 MS = 1e-3
 DURATIONS = st.floats(0, 1)

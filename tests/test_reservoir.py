@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.reservoir import HORIZON_S, MAX_SHARE, OVER_SHARE_S, Reservoir
+from daemon.frames.reservoir import HORIZON_S, MAX_SHARE, OVER_SHARE_S, Reservoir
 
 FPS = 30
 

@@ -12,7 +12,7 @@ import synthetic
 from bench.cifar import lossless
 from daemon.demo.digits import load_digits, render_split
 from daemon.distort import parse_drift
-from daemon.screening import SAME_S, Screening, clipped_share
+from daemon.frames.quality_filter import SAME_S, Screening, clipped_share
 
 FPS = 10
 STRONG = (

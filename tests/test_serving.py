@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from daemon.arrivals import LEAST_S, Arrivals
+from daemon.frames.latency_monitor import FRAMES, Pace
+from daemon.frames.quality_filter import Screening
+from daemon.frames.reservoir import Reservoir
+from daemon.frames.stall_detector import LEAST_S, Arrivals
 from daemon.metrics import Metrics
-from daemon.pace import FRAMES, Pace
-from daemon.reservoir import Reservoir
-from daemon.screening import Screening
 from daemon.serving.message import build_frame, parse_frame
 from daemon.serving.serve import Serving
 

@@ -12,12 +12,12 @@ from prometheus_client import CollectorRegistry
 
 from calibrate.scoring.drift import DriftDetector
 from daemon.config import DAY, RecalibrateConfig
+from daemon.frames.latency_monitor import FRAMES
+from daemon.frames.reservoir import Reservoir
 from daemon.metrics import Metrics
-from daemon.pace import FRAMES
 from daemon.recalibration import Finished
 from daemon.recalibrator import Recalibrator, State
 from daemon.remembered import Remembered
-from daemon.reservoir import Reservoir
 from daemon.sensor import Candidate, Sensor
 from daemon.upkeep import Upkeep
 from daemon.watch import Observed

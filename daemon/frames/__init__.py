@@ -1,0 +1,1 @@
+"""What is kept and watched of a sensor's frames."""
