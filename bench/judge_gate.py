@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bench.judge_scenes import LOOK_FRAMES
 from calibrate.judge import Evidence, needs_no_fit, needs_no_homogenizer, objections, weigh
 from daemon.config import DriftConfig, RecalibrateConfig
-from daemon.recalibrator import Commit, Discard, Facts, Recalibrator
+from daemon.recalibration.state_machine import Commit, Discard, Facts, Recalibrator
 
 BAND = DriftConfig().threshold  # the drift score up to which frames count as clean
 FRAME_RATE = 30  # a second, at which the frames of a look come

@@ -19,12 +19,12 @@ from daemon.frames.reservoir import Reservoir
 from daemon.metrics import Metrics
 from daemon.persistence import Persistence
 from daemon.preprocess import Preprocessor
-from daemon.recalibration import Finished, Progressed, Recalibration
-from daemon.recalibrator import Recalibrator
-from daemon.sensor import Sensor
+from daemon.recalibration.controller import Upkeep
+from daemon.recalibration.drift_monitor import Observed
+from daemon.recalibration.job import Finished, Progressed, Recalibration
+from daemon.recalibration.sensor import Sensor
+from daemon.recalibration.state_machine import Recalibrator
 from daemon.startup import ServedModel
-from daemon.upkeep import Upkeep
-from daemon.watch import Observed
 from daemon.worker import Worker
 from deploy.backends.protocol import load_backend
 from deploy.model.frozen import load_frozen

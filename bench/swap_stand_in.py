@@ -21,8 +21,8 @@ import numpy as np
 
 from daemon.cli import main
 from daemon.process import WorkerProcess
-from daemon.sensor import Sensor
-from daemon.upkeep import Upkeep
+from daemon.recalibration.controller import Upkeep
+from daemon.recalibration.sensor import Sensor
 
 log = logging.getLogger(f"daemon.{__name__}")  # said as loudly as what the daemon says
 

@@ -66,7 +66,7 @@ def run_daemon(args: argparse.Namespace) -> int:
 
 def check_config(args: argparse.Namespace) -> int:
     from daemon.config import load_config
-    from daemon.envelope import open_envelope
+    from daemon.recalibration.envelope import open_envelope
     from deploy.backends.protocol import open_backend
     from deploy.model.card import card_path
     from deploy.model.frozen import ModelError

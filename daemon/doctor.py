@@ -20,8 +20,8 @@ from rich.table import Table
 from calibrate.homogenizer import Homogenizer
 from daemon.config import Config, ConfigError, load_config
 from daemon.control import ControlError, request
-from daemon.envelope import open_envelope
 from daemon.machine import machine
+from daemon.recalibration.envelope import open_envelope
 from deploy.backends.protocol import (
     AUTO,
     BACKENDS,

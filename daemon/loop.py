@@ -23,7 +23,6 @@ from calibrate.scoring.drift import DriftDetector
 from daemon import __version__
 from daemon.config import Config
 from daemon.control import ControlServer
-from daemon.envelope import open_envelope
 from daemon.frames.latency_monitor import Pace
 from daemon.frames.quality_filter import Screening
 from daemon.frames.reservoir import Reservoir
@@ -34,11 +33,14 @@ from daemon.notify import Notifier
 from daemon.orders import Order, Orders
 from daemon.persistence import Persistence
 from daemon.process import WorkerProcess
-from daemon.recalibration import Recalibration
-from daemon.recalibrator import Recalibrator
+from daemon.recalibration.controller import Event, Upkeep
+from daemon.recalibration.drift_monitor import DriftWatch
+from daemon.recalibration.envelope import open_envelope
+from daemon.recalibration.job import Recalibration
+from daemon.recalibration.sensor import Sensor
+from daemon.recalibration.state_machine import Recalibrator
 from daemon.recorder import Recorder, audit_path
 from daemon.remembered import remembered
-from daemon.sensor import Sensor
 from daemon.serving.intake import Intake
 from daemon.serving.message import Frame, FrameError
 from daemon.serving.results import Publisher
@@ -53,8 +55,6 @@ from daemon.startup import (
     served_since,
     withdrawn,
 )
-from daemon.upkeep import Event, Upkeep
-from daemon.watch import DriftWatch
 from deploy.audit.log import AuditLog
 from deploy.backends.protocol import Runner
 from deploy.path import InferencePath

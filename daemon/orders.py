@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.recalibrator import Refused
+from daemon.recalibration.controller import Upkeep
+from daemon.recalibration.sensor import Sensor
+from daemon.recalibration.state_machine import Refused
 from daemon.recorder import Recorder
 from daemon.remembered import BY_OPERATOR
-from daemon.sensor import Sensor
-from daemon.upkeep import Upkeep
 from deploy.store.artefacts import FACTORY
 
 ANSWERS = ("approve", "reject")  # to a candidate, which they may name

@@ -8,7 +8,7 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from daemon.envelope import Bounds, Contents, Envelope
+from daemon.recalibration.envelope import Bounds, Contents, Envelope
 from deploy.audit.signature import signature_path
 
 

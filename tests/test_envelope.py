@@ -19,7 +19,7 @@ from calibrate.homogenizer import Homogenizer
 from calibrate.judge import MARGIN
 from calibrate.scoring.extent import Between, Extent
 from daemon.config import Config, ConfigError, load_config
-from daemon.envelope import Bounds, OutsideEnvelope, load_envelope, open_envelope
+from daemon.recalibration.envelope import Bounds, OutsideEnvelope, load_envelope, open_envelope
 from deploy.model.document import DocumentError
 
 EXAMPLE = Path(__file__).parents[1] / "systemd" / "envelope.yaml"

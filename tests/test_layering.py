@@ -15,7 +15,7 @@ LIBRARIES = {
     "onnx": {"deploy/backends/onnx_export.py"},
     "onnxruntime": {"deploy/backends/onnx.py"},
     "yaml": {"deploy/model/card.py", "deploy/model/document.py", "daemon/demo/"},
-    "pydantic": {"deploy/", "daemon/config.py", "daemon/envelope.py"},
+    "pydantic": {"deploy/", "daemon/config.py", "daemon/recalibration/envelope.py"},
     "cryptography": {"deploy/audit/signature.py"},
     "pydantic_core": {"deploy/model/document.py"},
     "safetensors": {"deploy/", "daemon/demo/", "bench/"},

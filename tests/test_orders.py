@@ -15,8 +15,8 @@ from daemon.config import RecalibrateConfig, load_config
 from daemon.loop import Daemon
 from daemon.notify import Notifier
 from daemon.orders import Order, Orders
-from daemon.recalibrator import Commit, Facts, Recalibrator, Refused, State
-from daemon.sensor import Candidate, Sensor
+from daemon.recalibration.sensor import Candidate, Sensor
+from daemon.recalibration.state_machine import Commit, Facts, Recalibrator, Refused, State
 from deploy.path import InferencePath, Prepared
 from deploy.store.artefacts import FACTORY
 

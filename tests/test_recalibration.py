@@ -15,9 +15,9 @@ import torch
 from envelopes import envelope_of
 
 from calibrate.homogenizer import Homogenizer
-from daemon.envelope import Envelope
 from daemon.process import WorkerError, WorkerTimeout
-from daemon.recalibration import Finished, Recalibration
+from daemon.recalibration.envelope import Envelope
+from daemon.recalibration.job import Finished, Recalibration
 from deploy.backends.eager import EagerBackend
 from deploy.model.program import ModelError
 from deploy.path import InferencePath

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from daemon.config import DAY, RecalibrateConfig
-from daemon.recalibrator import (
+from daemon.recalibration.state_machine import (
     AT_REST,
     HOPELESS,
     IN_WORK,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from daemon.config import RecalibrateConfig
-from daemon.recalibrator import (
+from daemon.recalibration.state_machine import (
     AT_REST,
     IN_WORK,
     WITH_CANDIDATE,

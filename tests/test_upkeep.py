@@ -15,12 +15,12 @@ from daemon.config import DAY, RecalibrateConfig
 from daemon.frames.latency_monitor import FRAMES
 from daemon.frames.reservoir import Reservoir
 from daemon.metrics import Metrics
-from daemon.recalibration import Finished
-from daemon.recalibrator import Recalibrator, State
+from daemon.recalibration.controller import Upkeep
+from daemon.recalibration.drift_monitor import Observed
+from daemon.recalibration.job import Finished
+from daemon.recalibration.sensor import Candidate, Sensor
+from daemon.recalibration.state_machine import Recalibrator, State
 from daemon.remembered import Remembered
-from daemon.sensor import Candidate, Sensor
-from daemon.upkeep import Upkeep
-from daemon.watch import Observed
 from deploy.path import InferencePath, Prepared
 from deploy.store.artefacts import FACTORY
 

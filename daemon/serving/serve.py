@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from daemon.metrics import Metrics
-from daemon.sensor import Sensor
+from daemon.recalibration.sensor import Sensor
 from daemon.serving.message import Frame, decode
 from daemon.serving.results import Publisher
 from daemon.startup import ServedModel

@@ -11,7 +11,7 @@ from typing import Any
 
 from daemon.config import DriftConfig
 from daemon.process import WorkerError, WorkerProcess
-from daemon.sensor import Sensor
+from daemon.recalibration.sensor import Sensor
 
 CHECK_TIMEOUT = 60.0  # s; a check is one forward pass of a window
 RESTART_PAUSE = 10.0  # s between a broken check and the next, so that a worker that dies at once costs little

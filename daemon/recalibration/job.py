@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from daemon.envelope import Envelope, OutsideEnvelope
 from daemon.process import WorkerError, WorkerProcess, WorkerTimeout
-from daemon.sensor import Candidate, Sensor
+from daemon.recalibration.envelope import Envelope, OutsideEnvelope
+from daemon.recalibration.sensor import Candidate, Sensor
 from daemon.startup import ServedModel
 from deploy.model.frozen import ModelError
 from deploy.path import InferencePath, Prepared, SwapRejected

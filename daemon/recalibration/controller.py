@@ -10,8 +10,10 @@ from typing import Any
 
 from daemon.metrics import Metrics
 from daemon.persistence import Persistence
-from daemon.recalibration import Finished, Progressed, Recalibration
-from daemon.recalibrator import (
+from daemon.recalibration.drift_monitor import Observed
+from daemon.recalibration.job import Finished, Progressed, Recalibration
+from daemon.recalibration.sensor import Sensor
+from daemon.recalibration.state_machine import (
     IN_WORK,
     Collect,
     Commit,
@@ -26,8 +28,6 @@ from daemon.recalibrator import (
 )
 from daemon.recorder import Recorder
 from daemon.remembered import Remembered
-from daemon.sensor import Sensor
-from daemon.watch import Observed
 from deploy.path import Prepared
 from deploy.store.artefacts import FACTORY
 

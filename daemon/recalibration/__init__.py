@@ -1,0 +1,1 @@
+"""The way of a recalibration, in the daemon's own process."""
