@@ -25,7 +25,7 @@ from daemon.recalibration.job import Finished, Progressed, Recalibration
 from daemon.recalibration.sensor import Sensor
 from daemon.recalibration.state_machine import Recalibrator
 from daemon.startup import ServedModel
-from daemon.worker import Worker
+from daemon.worker.main import Worker
 from deploy.backends.protocol import load_backend
 from deploy.model.frozen import load_frozen
 from deploy.path import InferencePath

@@ -20,9 +20,9 @@ from unittest.mock import patch
 import numpy as np
 
 from daemon.cli import main
-from daemon.process import WorkerProcess
 from daemon.recalibration.controller import Upkeep
 from daemon.recalibration.sensor import Sensor
+from daemon.worker.client import WorkerProcess
 
 log = logging.getLogger(f"daemon.{__name__}")  # said as loudly as what the daemon says
 

@@ -32,7 +32,6 @@ from daemon.model_build import ModelBuild
 from daemon.notify import Notifier
 from daemon.orders import Order, Orders
 from daemon.persistence import Persistence
-from daemon.process import WorkerProcess
 from daemon.recalibration.controller import Event, Upkeep
 from daemon.recalibration.drift_monitor import DriftWatch
 from daemon.recalibration.envelope import open_envelope
@@ -55,6 +54,7 @@ from daemon.startup import (
     served_since,
     withdrawn,
 )
+from daemon.worker.client import WorkerProcess
 from deploy.audit.log import AuditLog
 from deploy.backends.protocol import Runner
 from deploy.path import InferencePath

@@ -16,8 +16,8 @@ from synthetic import MEAN, STD, drifted, images
 from calibrate import FitError, fit
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.homogenizer import Homogenizer
-from daemon.account import LEVELS, digest_of, extents
-from daemon.worker import Worker
+from daemon.worker.dossier_builder import LEVELS, digest_of, extents
+from daemon.worker.main import Worker
 from deploy.model.frozen import load_frozen
 from deploy.store.artefacts import FACTORY, ArtefactStore
 from deploy.store.dossier import Dossier
@@ -56,7 +56,7 @@ def scene(tmp_path: Path, tiny_model: Path, monkeypatch) -> Scene:
             FITS.append(fit(*given, **options))
         return FITS[0]
 
-    monkeypatch.setattr("daemon.worker.fit", fit_once)
+    monkeypatch.setattr("daemon.worker.main.fit", fit_once)
     return Scene(tmp_path, tiny_model)
 
 
@@ -101,7 +101,7 @@ def test_one_that_fails_is_told_with_why(scene, monkeypatch):
     def fail(*_: Any, **__: Any) -> Any:
         raise FitError("the loss is not finite")
 
-    monkeypatch.setattr("daemon.worker.fit", fail)
+    monkeypatch.setattr("daemon.worker.main.fit", fail)
     told = scene.dossier(scene.recalibrate())
     assert (told.result, told.reason) == ("failed", "FitError: the loss is not finite")
     assert set(told.evidence) == {"factory"}

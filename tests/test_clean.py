@@ -19,7 +19,7 @@ import deploy.model.commissioned
 from calibrate import FitError, fit, measure_clean, tap
 from calibrate.source.commissioned import MIN_CLEAN_FRAMES, CleanData
 from daemon.cli import EX_CONFIG
-from daemon.worker import Worker
+from daemon.worker.main import Worker
 from deploy.model.card import card_path
 from deploy.model.commissioned import clean_path, remove_clean, save_clean
 from deploy.model.frozen import FrozenModel, ModelError, digest_file, load_frozen
@@ -212,7 +212,7 @@ def test_the_worker_measures_and_fits_by_it(model, tmp_path, monkeypatch):
     assert worker.observe(job, drifted(images(64, seed=5)))["raw"] < 1
     assert worker.observe(job, images(64, seed=5))["raw"] > 2
     results = []
-    monkeypatch.setattr("daemon.worker.fit", lambda *a, **k: results.append(fit(*a, **k)) or results[-1])
+    monkeypatch.setattr("daemon.worker.main.fit", lambda *a, **k: results.append(fit(*a, **k)) or results[-1])
     job |= {"job": "recalibrate", "recall": False, "seed": 0, "trigger": "operator", "until": 0, "withdrawn": []}
     job |= {"refused": {}, "keep": {"frames": 0, "mib": 1}}
     worker.recalibrate(job, images(256, seed=6), lambda message: None)

@@ -331,8 +331,8 @@ def test_workers_end_with_a_daemon_that_was_killed(tiny_model: Path, folder: Pat
     with Daemon(write_config(folder, tiny_model)) as daemon:
         eventually(daemon.wait_until_serving().workers, "the drift watch has its worker")
         workers = daemon.workers()
-        daemon.process.kill()
-        daemon.process.wait()
+        daemon.worker.client.kill()
+        daemon.worker.client.wait()
         eventually(lambda: not any(worker.is_running() for worker in workers), "the worker has ended")
         with Daemon(daemon.config) as restarted:
             restarted.wait_until_serving()

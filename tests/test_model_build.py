@@ -107,7 +107,7 @@ def assert_it_ends_with_the_gpu(jetson: Jetson, daemon: Daemon, camera: Camera) 
     """After a fault on the GPU, CUDA refuses all that follows in the same process: only a new one can go on."""
     jetson.lost.touch()
     camera.send(CLEAN[0])
-    assert daemon.process.wait(30) == EX_TEMPFAIL
+    assert daemon.worker.client.wait(30) == EX_TEMPFAIL
     assert "the GPU failed" in daemon.log.splitlines()[-1]
 
 
@@ -130,21 +130,21 @@ def test_systemd_is_told_and_a_daemon_that_is_stopped_while_it_compiles_leaves_n
 def test_a_model_that_is_refused_ends_the_daemon_for_good(jetson):
     jetson.refuse.touch()
     with Daemon(jetson.config, **jetson.environment(0)) as daemon:
-        assert daemon.process.wait(60) == EX_CONFIG
+        assert daemon.worker.client.wait(60) == EX_CONFIG
         assert daemon.log.splitlines()[-1] == "recald run: TensorRT cannot build it: no kernel for this layer"
 
 
 def test_a_builder_that_is_killed_costs_a_restart(jetson):
     with jetson.daemon(build_s=600) as daemon:
         builder_of(daemon).kill()
-        assert daemon.process.wait(60) == EX_TEMPFAIL
+        assert daemon.worker.client.wait(60) == EX_TEMPFAIL
         assert "compiling the model with tensorrt ended with -9" in daemon.log.splitlines()[-1]
 
 
 def test_the_builder_ends_with_a_daemon_that_is_killed(jetson):
     with jetson.daemon(build_s=600) as daemon:
         builder = builder_of(daemon)
-        daemon.process.kill()
+        daemon.worker.client.kill()
         builder.wait(30)
 
 

@@ -15,9 +15,9 @@ import torch
 from envelopes import envelope_of
 
 from calibrate.homogenizer import Homogenizer
-from daemon.process import WorkerError, WorkerTimeout
 from daemon.recalibration.envelope import Envelope
 from daemon.recalibration.job import Finished, Recalibration
+from daemon.worker.client import WorkerError, WorkerTimeout
 from deploy.backends.eager import EagerBackend
 from deploy.model.program import ModelError
 from deploy.path import InferencePath

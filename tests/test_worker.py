@@ -14,7 +14,7 @@ from calibrate import fit
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import Evidence
 from calibrate.scoring.accuracy import AccuracyProxy
-from daemon.worker import Worker, _band, _clean_without
+from daemon.worker.main import Worker, _band, _clean_without
 from deploy.model.frozen import load_frozen
 from deploy.store.artefacts import FACTORY, ArtefactStore
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from daemon.config import DriftConfig
-from daemon.process import WorkerError, WorkerProcess
 from daemon.recalibration.sensor import Sensor
+from daemon.worker.client import WorkerError, WorkerProcess
 
 CHECK_TIMEOUT = 60.0  # s; a check is one forward pass of a window
 RESTART_PAUSE = 10.0  # s between a broken check and the next, so that a worker that dies at once costs little

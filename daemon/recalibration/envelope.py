@@ -15,7 +15,7 @@ from calibrate.homogenizer import Homogenizer
 from calibrate.judge import MARGIN
 from calibrate.scoring.extent import Between, Extent
 from daemon.config import Config, ConfigError, Duration, Mode, Section
-from daemon.worker import HELD_OUT_EVERY
+from daemon.worker.main import HELD_OUT_EVERY
 from deploy.audit.signature import check_signature
 from deploy.model.document import parse_document, read_document
 from deploy.store.artefacts import Artefact

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from daemon.process import WorkerError, WorkerProcess, WorkerTimeout
 from daemon.recalibration.envelope import Envelope, OutsideEnvelope
 from daemon.recalibration.sensor import Candidate, Sensor
 from daemon.startup import ServedModel
+from daemon.worker.client import WorkerError, WorkerProcess, WorkerTimeout
 from deploy.model.frozen import ModelError
 from deploy.path import InferencePath, Prepared, SwapRejected
 from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from daemon.wire import pack, unpack
+from daemon.worker.ipc import pack, unpack
 
 START_TIMEOUT = 120.0  # s; importing torch and loading a model takes 3 s on a PC, far more on a cold flash
 SEND_TIMEOUT = 10  # s; a worker reads its next job at once, or it hangs
@@ -93,7 +93,7 @@ class WorkerProcess:
         with theirs:
             arguments = [*map(str, self._arguments), "--connection", str(theirs.fileno())]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "daemon.worker", *arguments],
+                [sys.executable, "-m", "daemon.worker.main", *arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C in a terminal is for the daemon, which ends its workers

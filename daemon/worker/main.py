@@ -36,11 +36,11 @@ from calibrate.judge import (
 )
 from calibrate.scoring.scorer import Measured, Yardstick
 from daemon import __version__
-from daemon.account import Account, digest_of, examples
 from daemon.commission import commissioned
 from daemon.preprocess import Preprocessor
 from daemon.priority import step_back
-from daemon.wire import pack, unpack
+from daemon.worker.dossier_builder import Account, digest_of, examples
+from daemon.worker.ipc import pack, unpack
 from deploy.backends.engine_cache import compile_homogenizer
 from deploy.backends.protocol import ParityError, check_parity, load_backend, made_by
 from deploy.model.frozen import FrozenModel, ModelError, load_frozen
