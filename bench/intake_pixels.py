@@ -17,7 +17,7 @@ import zmq
 from bench.intake_readers import running_intake, take_frame
 from bench.intake_sender import SENSOR
 from bench.report import percentiles
-from daemon.preprocess import Preprocessor
+from daemon.model.preprocess import Preprocessor
 from daemon.serving.intake import Intake
 from daemon.serving.message import Frame, build_frame, decode, parse_frame
 from daemon.serving.pixels import COMPRESSED, RAW

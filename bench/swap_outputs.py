@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.camera import Answer
 from bench.scene import Scene, bare_runner
-from daemon.preprocess import Preprocessor
+from daemon.model.preprocess import Preprocessor
 from deploy.backends.protocol import Runner, load_backend
 from deploy.model.frozen import load_frozen
 from deploy.store.artefacts import FACTORY, ArtefactStore

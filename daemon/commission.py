@@ -12,7 +12,7 @@ from calibrate.scoring.scorer import Yardstick
 from calibrate.source.commissioned import MIN_CLEAN_FRAMES
 from daemon.config import DriftConfig
 from daemon.images import load_images
-from daemon.preprocess import Preprocessor
+from daemon.model.preprocess import Preprocessor
 from deploy.model.commissioned import AGAIN, load_clean, remove_clean, save_clean
 from deploy.model.frozen import FrozenModel, ModelError, load_frozen
 

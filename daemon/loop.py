@@ -28,7 +28,17 @@ from daemon.frames.quality_filter import Screening
 from daemon.frames.reservoir import Reservoir
 from daemon.frames.stall_detector import Arrivals
 from daemon.metrics import Metrics, serve_metrics
-from daemon.model_build import ModelBuild
+from daemon.model.engine_build import ModelBuild
+from daemon.model.served_model import (
+    Unservable,
+    asking_for_patience,
+    claim,
+    on_probation,
+    open_model,
+    restore,
+    served_since,
+    withdrawn,
+)
 from daemon.notify import Notifier
 from daemon.orders import Order, Orders
 from daemon.persistence import Persistence
@@ -44,16 +54,6 @@ from daemon.serving.intake import Intake
 from daemon.serving.message import Frame, FrameError
 from daemon.serving.results import Publisher
 from daemon.serving.serve import Serving
-from daemon.startup import (
-    Unservable,
-    asking_for_patience,
-    claim,
-    on_probation,
-    open_model,
-    restore,
-    served_since,
-    withdrawn,
-)
 from daemon.worker.client import WorkerProcess
 from deploy.audit.log import AuditLog
 from deploy.backends.protocol import Runner

@@ -18,9 +18,9 @@ from prometheus_client import CollectorRegistry
 
 from calibrate.homogenizer import Homogenizer
 from daemon.metrics import Metrics
+from daemon.model.served_model import claim, restore
 from daemon.persistence import Persistence
 from daemon.recorder import Recorder, audit_path
-from daemon.startup import claim, restore
 from deploy.audit.log import AuditLog
 from deploy.backends.engine_cache import ModelCache
 from deploy.path import InferencePath

@@ -228,7 +228,7 @@ def test_what_is_damaged_is_not_served_and_the_log_says_why(story: Story, restar
     weights.write_bytes(weights.read_bytes()[:-100])
     with serving(restart) as (daemon, camera):
         assert versions(camera) == ["factory"]
-        assert f"ERROR daemon.startup: front: {weights}: damaged" in daemon.log
+        assert f"ERROR daemon.model.served_model: front: {weights}: damaged" in daemon.log
 
 
 def test_on_a_disk_that_is_read_only_the_last_good_homogenizer_serves(story: Story, restart: Path):

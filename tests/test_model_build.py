@@ -52,7 +52,7 @@ def jetson(folder: Path, tiny_model: Path) -> Jetson:
 
 
 def builder_of(daemon: Daemon) -> psutil.Process:
-    (builder,) = [process for process in daemon.workers() if "daemon.model_build" in process.cmdline()]
+    (builder,) = [process for process in daemon.workers() if "daemon.model.engine_build" in process.cmdline()]
     return builder
 
 
@@ -155,7 +155,7 @@ def test_a_disk_that_cannot_keep_it_does_not_keep_it_from_the_daemon(jetson, tin
     arguments = ["--model", tiny_model, "--backend", "tensorrt", "--precision", "float16", "--state", "state"]
     arguments += ["--daemon", os.getpid()]
     built = subprocess.run(
-        [sys.executable, "-m", "daemon.model_build", *map(str, arguments)],
+        [sys.executable, "-m", "daemon.model.engine_build", *map(str, arguments)],
         cwd=jetson.config.parent,
         env=os.environ | jetson.environment(0),
         capture_output=True,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.preprocess import Preprocessor
+from daemon.model.preprocess import Preprocessor
 from daemon.serving.message import build_frame, decode, parse_frame
 from deploy.model.card import InputCard, ModelCard, Normalisation
 

@@ -13,7 +13,7 @@ from daemon.demo.material import Material
 from daemon.demo.picture import Row
 from daemon.demo.show import percent
 from daemon.distort import Drift
-from daemon.preprocess import Preprocessor
+from daemon.model.preprocess import Preprocessor
 from deploy.model.card import ModelCard
 from deploy.model.frozen import load_frozen
 from deploy.store.artefacts import ArtefactStore

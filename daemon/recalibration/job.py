@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from daemon.model.served_model import ServedModel
 from daemon.recalibration.envelope import Envelope, OutsideEnvelope
 from daemon.recalibration.sensor import Candidate, Sensor
-from daemon.startup import ServedModel
 from daemon.worker.client import WorkerError, WorkerProcess, WorkerTimeout
 from deploy.model.frozen import ModelError
 from deploy.path import InferencePath, Prepared, SwapRejected

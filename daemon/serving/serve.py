@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from daemon.metrics import Metrics
+from daemon.model.served_model import ServedModel
 from daemon.recalibration.sensor import Sensor
 from daemon.serving.message import Frame, decode
 from daemon.serving.results import Publisher
-from daemon.startup import ServedModel
 
 
 class Serving:

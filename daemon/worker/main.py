@@ -37,7 +37,7 @@ from calibrate.judge import (
 from calibrate.scoring.scorer import Measured, Yardstick
 from daemon import __version__
 from daemon.commission import commissioned
-from daemon.preprocess import Preprocessor
+from daemon.model.preprocess import Preprocessor
 from daemon.priority import step_back
 from daemon.worker.dossier_builder import Account, digest_of, examples
 from daemon.worker.ipc import pack, unpack

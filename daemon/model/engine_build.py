@@ -21,8 +21,8 @@ from typing import BinaryIO
 
 from daemon.cli import EX_CONFIG
 from daemon.config import Config
+from daemon.model.served_model import ServedModel, Unservable, open_runner
 from daemon.priority import step_back
-from daemon.startup import ServedModel, Unservable, open_runner
 from deploy.backends.engine_cache import ModelCache
 from deploy.backends.protocol import Runner, load_backend
 from deploy.model.frozen import load_frozen
@@ -40,7 +40,7 @@ class ModelBuild:
         arguments += ["--precision", config.model.precision, "--state", config.state.directory, "--daemon", os.getpid()]
         self._config, self._model, self._began = config, model, time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "daemon.model_build", *map(str, arguments)],
+            [sys.executable, "-m", "daemon.model.engine_build", *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

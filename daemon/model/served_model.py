@@ -17,8 +17,8 @@ import torch
 from calibrate.features.taps import tap
 from daemon.commission import commissioned
 from daemon.config import Config
+from daemon.model.preprocess import Preprocessor
 from daemon.notify import Notifier
-from daemon.preprocess import Preprocessor
 from daemon.recalibration.envelope import Envelope, OutsideEnvelope
 from daemon.remembered import CLOCK_SET_S
 from deploy.backends.engine_cache import ModelCache, compile_homogenizer
