@@ -19,12 +19,12 @@ from daemon.frames.reservoir import Reservoir
 from daemon.metrics import Metrics
 from daemon.model.preprocess import Preprocessor
 from daemon.model.served_model import ServedModel
-from daemon.persistence import Persistence
 from daemon.recalibration.controller import Upkeep
 from daemon.recalibration.drift_monitor import Observed
 from daemon.recalibration.job import Finished, Progressed, Recalibration
 from daemon.recalibration.sensor import Sensor
 from daemon.recalibration.state_machine import Recalibrator
+from daemon.state.state_writer import Persistence
 from daemon.worker.main import Worker
 from deploy.backends.protocol import load_backend
 from deploy.model.frozen import load_frozen

@@ -41,19 +41,19 @@ from daemon.model.served_model import (
 )
 from daemon.notify import Notifier
 from daemon.orders import Order, Orders
-from daemon.persistence import Persistence
 from daemon.recalibration.controller import Event, Upkeep
 from daemon.recalibration.drift_monitor import DriftWatch
 from daemon.recalibration.envelope import open_envelope
 from daemon.recalibration.job import Recalibration
 from daemon.recalibration.sensor import Sensor
 from daemon.recalibration.state_machine import Recalibrator
-from daemon.recorder import Recorder, audit_path
-from daemon.remembered import remembered
 from daemon.serving.intake import Intake
 from daemon.serving.message import Frame, FrameError
 from daemon.serving.results import Publisher
 from daemon.serving.serve import Serving
+from daemon.state.audit_writer import Recorder, audit_path
+from daemon.state.restart import remembered
+from daemon.state.state_writer import Persistence
 from daemon.worker.client import WorkerProcess
 from deploy.audit.log import AuditLog
 from deploy.backends.protocol import Runner

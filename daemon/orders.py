@@ -10,8 +10,8 @@ from typing import Any
 from daemon.recalibration.controller import Upkeep
 from daemon.recalibration.sensor import Sensor
 from daemon.recalibration.state_machine import Refused
-from daemon.recorder import Recorder
-from daemon.remembered import BY_OPERATOR
+from daemon.state.audit_writer import Recorder
+from daemon.state.restart import BY_OPERATOR
 from deploy.store.artefacts import FACTORY
 
 ANSWERS = ("approve", "reject")  # to a candidate, which they may name

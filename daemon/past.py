@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import Any
 
 from daemon.config import Config, load_config
-from daemon.recorder import audit_path
+from daemon.state.audit_writer import audit_path
 from deploy.audit.chain import Record
 from deploy.audit.log import AuditError, AuditLog
 

@@ -19,8 +19,8 @@ from prometheus_client import CollectorRegistry
 from calibrate.homogenizer import Homogenizer
 from daemon.metrics import Metrics
 from daemon.model.served_model import claim, restore
-from daemon.persistence import Persistence
-from daemon.recorder import Recorder, audit_path
+from daemon.state.audit_writer import Recorder, audit_path
+from daemon.state.state_writer import Persistence
 from deploy.audit.log import AuditLog
 from deploy.backends.engine_cache import ModelCache
 from deploy.path import InferencePath

@@ -19,7 +19,7 @@ import device
 import faults
 import torch
 
-from daemon import recorder
+from daemon.state import audit_writer as recorder
 
 NEW, NEXT = 6, 7  # homogenizers of the front camera: after the swap, after the one that follows
 STARTS = {"used": faults.FAULTS, "new": ("torn", "power cut")}  # the others are met often enough in one

@@ -25,7 +25,7 @@ from running import PATIENCE, Camera, Daemon, eventually, read_only, recald, ser
 from synthetic import SHAPE, drifted, images
 
 from calibrate.homogenizer import Homogenizer
-from daemon.recorder import audit_path
+from daemon.state.audit_writer import audit_path
 from deploy.audit.log import AuditLog
 from deploy.backends.eager import EagerBackend
 from deploy.model.frozen import digest_file

@@ -21,7 +21,7 @@ import pytest
 from every_fault import NEW, NEXT, STARTS
 
 from daemon.config import DAY
-from daemon.recorder import audit_path
+from daemon.state.audit_writer import audit_path
 from deploy.audit.chain import Anchor
 from deploy.audit.log import AuditLog
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from calibrate.homogenizer import Homogenizer
-from daemon.persistence import Persistence
+from daemon.state.state_writer import Persistence
 from deploy.store.artefacts import ArtefactStore, StoreError
 
 MODEL = "a" * 64

@@ -11,7 +11,7 @@ from dossiers import dossier
 from running import write_config
 
 from daemon.cli import EX_TEMPFAIL, main
-from daemon.recorder import audit_path
+from daemon.state.audit_writer import audit_path
 from deploy.audit.log import AuditLog
 from deploy.store.dossier_archive import Archive
 

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from daemon.metrics import Metrics
-from daemon.recorder import Recorder
+from daemon.state.audit_writer import Recorder
 from deploy.audit.log import AuditError, AuditLog
 
 
@@ -87,7 +87,7 @@ def test_what_json_cannot_hold_stands_in_nobodys_way(record, disk, background, c
 
 
 def test_a_record_tells_when_it_happened_not_when_there_was_room(record, disk, background, monkeypatch):
-    monkeypatch.setattr("daemon.recorder.time.time", lambda: 86_400.0)
+    monkeypatch.setattr("daemon.state.audit_writer.time.time", lambda: 86_400.0)
     record("front", "swap", {})
     background.shutdown()
     audit = AuditLog(disk.path)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.config import DAY, HOUR, RecalibrateConfig
-from daemon.remembered import BY_DAMAGE, BY_OPERATOR, CLOCK_SET_S, Remembered, ages, remembered
+from daemon.state.restart import BY_DAMAGE, BY_OPERATOR, CLOCK_SET_S, Remembered, ages, remembered
 from deploy.audit.log import AuditLog
 
 NOW = CLOCK_SET_S + 1000 * DAY

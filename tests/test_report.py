@@ -24,10 +24,10 @@ from running import write_config
 
 from calibrate.homogenizer import Homogenizer
 from daemon.cli import EX_CONFIG, main
-from daemon.recorder import audit_path
 from daemon.report.charts import chart
 from daemon.report.chronicle import Chronicle
 from daemon.report.page import render
+from daemon.state.audit_writer import audit_path
 from deploy.audit.log import AuditLog
 from deploy.store.artefacts import ArtefactStore
 from deploy.store.dossier import Dossier

@@ -20,7 +20,7 @@ from daemon.recalibration.drift_monitor import Observed
 from daemon.recalibration.job import Finished
 from daemon.recalibration.sensor import Candidate, Sensor
 from daemon.recalibration.state_machine import Recalibrator, State
-from daemon.remembered import Remembered
+from daemon.state.restart import Remembered
 from deploy.path import InferencePath, Prepared
 from deploy.store.artefacts import FACTORY
 

@@ -20,7 +20,7 @@ from daemon.config import Config
 from daemon.model.preprocess import Preprocessor
 from daemon.notify import Notifier
 from daemon.recalibration.envelope import Envelope, OutsideEnvelope
-from daemon.remembered import CLOCK_SET_S
+from daemon.state.restart import CLOCK_SET_S
 from deploy.backends.engine_cache import ModelCache, compile_homogenizer
 from deploy.backends.protocol import Backend, ParityError, Runner, check_parity, made_by, open_backend
 from deploy.model.frozen import FrozenModel, ModelError, load_frozen

@@ -9,7 +9,6 @@ from concurrent.futures import Executor
 from typing import Any
 
 from daemon.metrics import Metrics
-from daemon.persistence import Persistence
 from daemon.recalibration.drift_monitor import Observed
 from daemon.recalibration.job import Finished, Progressed, Recalibration
 from daemon.recalibration.sensor import Sensor
@@ -26,8 +25,9 @@ from daemon.recalibration.state_machine import (
     ServeFactory,
     State,
 )
-from daemon.recorder import Recorder
-from daemon.remembered import Remembered
+from daemon.state.audit_writer import Recorder
+from daemon.state.restart import Remembered
+from daemon.state.state_writer import Persistence
 from deploy.path import Prepared
 from deploy.store.artefacts import FACTORY
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from daemon.config import load_config
-from daemon.recorder import audit_path
 from daemon.report.chronicle import Chronicle
+from daemon.state.audit_writer import audit_path
 from deploy.files import write_atomically
 from deploy.store.artefacts import ArtefactStore
 from deploy.store.dossier_archive import Archive, Filed

@@ -1,0 +1,1 @@
+"""What outlives the process: the audit log, pointers, what a restart must know, the lock."""
