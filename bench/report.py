@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from daemon.machine import machine
+from daemon.operator.machine import machine
 from deploy.files import write_atomically
 
 

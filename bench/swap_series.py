@@ -16,8 +16,8 @@ from bench.swap_latency import AROUND_S, around_swaps
 from bench.swap_outputs import attribution
 from bench.swap_shelf import stock
 from daemon.config import load_config
-from daemon.control import request
 from daemon.demo.material import Material
+from daemon.operator.control import request
 from deploy.model.frozen import load_frozen
 from deploy.store.artefacts import ArtefactStore
 

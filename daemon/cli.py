@@ -83,33 +83,33 @@ def check_config(args: argparse.Namespace) -> int:
 
 
 def examine(args: argparse.Namespace) -> int:
-    from daemon import doctor
+    from daemon.operator import doctor
 
     return 0 if doctor.run(args) else EX_CONFIG
 
 
 def history(args: argparse.Namespace) -> int:
-    from daemon import past
+    from daemon.operator import history as past
 
     past.history(args)
     return 0
 
 
 def verify(args: argparse.Namespace) -> int:
-    from daemon import past
+    from daemon.operator import history as past
 
     return 0 if past.verify(args) else EX_CONFIG
 
 
 def report(args: argparse.Namespace) -> int:
-    from daemon.report import command
+    from daemon.operator.report import command
 
     command.report(args)
     return 0
 
 
 def purge(args: argparse.Namespace) -> int:
-    from daemon import purge
+    from daemon.operator import purge
 
     purge.purge(args, _user())
     return 0
@@ -133,7 +133,7 @@ def export(args: argparse.Namespace) -> int:
 
 
 def commission(args: argparse.Namespace) -> int:
-    from daemon.commission import commission, remove
+    from daemon.operator.commission import commission, remove
 
     if args.remove:
         remove(args.model)
@@ -191,7 +191,7 @@ def _user() -> str:
 
 def _ask(args: argparse.Namespace, message: dict[str, Any]) -> dict[str, Any]:
     from daemon.config import ControlConfig, load_config
-    from daemon.control import ControlError, request
+    from daemon.operator.control import ControlError, request
 
     control = load_config(args.config).control if args.config else ControlConfig()
     answer = request(control.endpoint, message, timeout=args.timeout)

@@ -22,7 +22,6 @@ from prometheus_client import CollectorRegistry
 from calibrate.scoring.drift import DriftDetector
 from daemon import __version__
 from daemon.config import Config
-from daemon.control import ControlServer
 from daemon.frames.latency_monitor import Pace
 from daemon.frames.quality_filter import Screening
 from daemon.frames.reservoir import Reservoir
@@ -40,7 +39,8 @@ from daemon.model.served_model import (
     withdrawn,
 )
 from daemon.notify import Notifier
-from daemon.orders import Order, Orders
+from daemon.operator.control import ControlServer
+from daemon.operator.orders import Order, Orders
 from daemon.recalibration.controller import Event, Upkeep
 from daemon.recalibration.drift_monitor import DriftWatch
 from daemon.recalibration.envelope import open_envelope

@@ -23,7 +23,7 @@ import zmq
 from prometheus_client.parser import text_string_to_metric_families
 from synthetic import images
 
-from daemon.control import request
+from daemon.operator.control import request
 from daemon.serving.message import build_frame
 from daemon.serving.results import parse_result
 

@@ -14,7 +14,7 @@ import torch
 from running import recald, write_config
 from synthetic import drifted, images, normalised, trained_network
 
-import daemon.commission
+import daemon.operator.commission
 import deploy.model.commissioned
 from calibrate import FitError, fit, measure_clean, tap
 from calibrate.source.commissioned import MIN_CLEAN_FRAMES, CleanData
@@ -47,7 +47,7 @@ def commissioned(model: Path, pictures: np.ndarray) -> FrozenModel:
 
 
 def kept(frozen: FrozenModel) -> CleanData | None:
-    return daemon.commission.commissioned(frozen, tap(frozen.module))
+    return daemon.operator.commission.commissioned(frozen, tap(frozen.module))
 
 
 def equal(one: CleanData, other: CleanData) -> bool:
@@ -252,7 +252,7 @@ def test_a_folder_of_larger_pictures_is_taken_as_the_camera_would_be(model, tmp_
     for number, image in enumerate(images(COUNT + 44, seed=3)):
         large = cv2.resize(image, (48, 48), interpolation=cv2.INTER_NEAREST)
         cv2.imwrite(str(folder / f"{number:04d}.png"), cv2.cvtColor(large, cv2.COLOR_RGB2BGR))
-    daemon.commission.commission(model, folder, COUNT)
+    daemon.operator.commission.commission(model, folder, COUNT)
     spread = np.arange(COUNT) * (COUNT + 44) // COUNT
     assert equal(kept(load_frozen(model)), measured(load_frozen(model), images(COUNT + 44, seed=3)[spread]))
 

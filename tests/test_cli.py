@@ -13,7 +13,7 @@ from running import recald, write_config
 
 from daemon import __version__
 from daemon.cli import EX_CONFIG, EX_TEMPFAIL, main
-from daemon.control import ControlServer
+from daemon.operator.control import ControlServer
 from deploy.model.card import ModelCard, card_path
 from deploy.model.frozen import digest_file
 

@@ -11,7 +11,7 @@ import time
 import pytest
 import zmq
 
-from daemon.control import MAX_REQUEST_BYTES, ControlError, ControlServer, request
+from daemon.operator.control import MAX_REQUEST_BYTES, ControlError, ControlServer, request
 
 WAIT = 5.0
 
@@ -130,7 +130,7 @@ def test_a_hung_daemon_keeps_its_socket(context, endpoint):
 def test_the_socket_of_a_killed_daemon_is_replaced(context, endpoint, tmp_path):
     lines = [
         "import time, zmq",
-        "from daemon.control import ControlServer",
+        "from daemon.operator.control import ControlServer",
         f"server = ControlServer(zmq.Context(), {endpoint!r}, dict)",
         "print('bound', flush=True)",
         "time.sleep(60)",

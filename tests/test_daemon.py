@@ -271,7 +271,7 @@ def _stop(daemon: Daemon, number: int) -> None:
     assert code == 0, daemon.log
     assert seconds < STOP_S
     assert not [worker for worker in workers if worker.is_running()]
-    assert not list(Path(daemon.control.removeprefix("ipc://")).parent.glob("state/**/.*.tmp"))
+    assert not list(Path(daemon.operator.control.removeprefix("ipc://")).parent.glob("state/**/.*.tmp"))
 
 
 def test_systemd_hears_the_whole_life(tiny_model: Path, folder: Path):

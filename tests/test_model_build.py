@@ -20,7 +20,7 @@ from running import Camera, Daemon, recald, write_config
 from synthetic import drifted, images, normalised, trained_network
 
 from daemon.cli import EX_CONFIG, EX_TEMPFAIL
-from daemon.control import request
+from daemon.operator.control import request
 from deploy.backends.protocol import load_backend
 from deploy.store.artefacts import FACTORY
 
@@ -57,7 +57,7 @@ def builder_of(daemon: Daemon) -> psutil.Process:
 
 
 def backend_of(daemon: Daemon) -> str:
-    return request(daemon.control, {"command": "status"}, 10)["backend"]
+    return request(daemon.operator.control, {"command": "status"}, 10)["backend"]
 
 
 def expected(image: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from running import write_config
 from daemon.config import RecalibrateConfig, load_config
 from daemon.loop import Daemon
 from daemon.notify import Notifier
-from daemon.orders import Order, Orders
+from daemon.operator.orders import Order, Orders
 from daemon.recalibration.sensor import Candidate, Sensor
 from daemon.recalibration.state_machine import Commit, Facts, Recalibrator, Refused, State
 from deploy.path import InferencePath, Prepared

@@ -13,7 +13,7 @@ from dossiers import AT, dossier
 from running import write_config
 
 import deploy.store.dossier_archive
-from daemon.past import history, parse_anchor, verify
+from daemon.operator.history import history, parse_anchor, verify
 from daemon.state.audit_writer import audit_path
 from deploy.audit.log import AuditLog
 from deploy.store.dossier_archive import Archive

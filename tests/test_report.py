@@ -24,9 +24,9 @@ from running import write_config
 
 from calibrate.homogenizer import Homogenizer
 from daemon.cli import EX_CONFIG, main
-from daemon.report.charts import chart
-from daemon.report.chronicle import Chronicle
-from daemon.report.page import render
+from daemon.operator.report.charts import chart
+from daemon.operator.report.chronicle import Chronicle
+from daemon.operator.report.page import render
 from daemon.state.audit_writer import audit_path
 from deploy.audit.log import AuditLog
 from deploy.store.artefacts import ArtefactStore
@@ -411,9 +411,9 @@ def test_the_page_may_go_to_standard_output_and_nothing_is_changed(several, caps
 
 
 def test_the_template_is_shipped():
-    assert resources.files("daemon.report").joinpath("page.html").is_file()
+    assert resources.files("daemon.operator.report").joinpath("page.html").is_file()
     project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    assert '[tool.setuptools.package-data]\n"daemon.report" = ["page.html"]\n' in project
+    assert '[tool.setuptools.package-data]\n"daemon.operator.report" = ["page.html"]\n' in project
 
 
 # ---- charts

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from calibrate.features.taps import tap
-from daemon.commission import commissioned
 from daemon.config import Config
 from daemon.model.preprocess import Preprocessor
 from daemon.notify import Notifier
+from daemon.operator.commission import commissioned
 from daemon.recalibration.envelope import Envelope, OutsideEnvelope
 from daemon.state.restart import CLOCK_SET_S
 from deploy.backends.engine_cache import ModelCache, compile_homogenizer

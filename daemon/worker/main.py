@@ -36,8 +36,8 @@ from calibrate.judge import (
 )
 from calibrate.scoring.scorer import Measured, Yardstick
 from daemon import __version__
-from daemon.commission import commissioned
 from daemon.model.preprocess import Preprocessor
+from daemon.operator.commission import commissioned
 from daemon.priority import step_back
 from daemon.worker.dossier_builder import Account, digest_of, examples
 from daemon.worker.ipc import pack, unpack

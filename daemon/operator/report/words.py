@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
-from daemon.report.chronicle import details, of_event
+from daemon.operator.report.chronicle import details, of_event
 from deploy.audit.chain import Record
 from deploy.store.artefacts import FACTORY
 from deploy.store.dossier import Criterion, Dossier

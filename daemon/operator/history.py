@@ -49,7 +49,7 @@ def _audit(config: Config) -> AuditLog:
 
 def _of_model(config: Config) -> Iterator[str]:
     from calibrate.features.taps import tap
-    from daemon.commission import commissioned
+    from daemon.operator.commission import commissioned
     from deploy.model.frozen import ModelError, load_frozen
 
     try:

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from daemon.past import dossiers_named
+from daemon.operator.history import dossiers_named
 from deploy.audit.chain import Record
 from deploy.audit.log import AuditError, AuditLog
 

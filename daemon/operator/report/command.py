@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.config import load_config
-from daemon.report.chronicle import Chronicle
+from daemon.operator.report.chronicle import Chronicle
 from daemon.state.audit_writer import audit_path
 from deploy.files import write_atomically
 from deploy.store.artefacts import ArtefactStore
@@ -54,7 +54,7 @@ def choose(filed: list[Filed], chronicle: Chronicle, number: int | None, version
 
 
 def _page(filed: Filed, chronicle: Chronicle, archive: Archive, state: Path) -> str:
-    from daemon.report.page import render
+    from daemon.operator.report.page import render
 
     return render(filed, chronicle, archive, ArtefactStore(state), time.time())
 
@@ -77,7 +77,7 @@ def _list(filed: list[Filed], chronicle: Chronicle, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from daemon.report.words import moment, short
+    from daemon.operator.report.words import moment, short
 
     table = Table(box=box.SIMPLE)
     for column in ("number", "at", "sensor", "result", "candidate", "reason"):

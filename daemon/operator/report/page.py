@@ -11,10 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from calibrate.homogenizer import bend
 from daemon import __version__
-from daemon.report import words
-from daemon.report.charts import WIDE, Chart, Series, chart
-from daemon.report.chronicle import MOST_AFTER, Chronicle
-from daemon.report.pictures import gallery, kernel_picture
+from daemon.operator.report import words
+from daemon.operator.report.charts import WIDE, Chart, Series, chart
+from daemon.operator.report.chronicle import MOST_AFTER, Chronicle
+from daemon.operator.report.pictures import gallery, kernel_picture
 from deploy.store.artefacts import ArtefactStore
 from deploy.store.dossier import Dossier, Evidence, Extents
 from deploy.store.dossier_archive import Archive, Filed

@@ -19,8 +19,8 @@ from rich.table import Table
 
 from calibrate.homogenizer import Homogenizer
 from daemon.config import Config, ConfigError, load_config
-from daemon.control import ControlError, request
-from daemon.machine import machine
+from daemon.operator.control import ControlError, request
+from daemon.operator.machine import machine
 from daemon.recalibration.envelope import open_envelope
 from deploy.backends.protocol import (
     AUTO,
