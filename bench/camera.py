@@ -13,10 +13,10 @@ import zmq
 
 from daemon.config import load_config
 from daemon.demo.service import Folder
-from daemon.distort import Drift
 from daemon.serving.message import build_frame
 from daemon.serving.results import parse_result
-from daemon.simulate import open_camera, paced, wait_for_reader
+from daemon.simulation.camera import open_camera, paced, wait_for_reader
+from daemon.simulation.drifts import Drift
 from daemon.sockets import connect, open_socket
 from deploy.store.artefacts import FACTORY
 

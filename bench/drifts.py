@@ -23,8 +23,8 @@ from calibrate.scoring.extent import Extent
 from calibrate.scoring.scorer import Yardstick
 from calibrate.source.training import shape_of
 from daemon.config import DriftConfig
-from daemon.distort import Drift, parse_drift
 from daemon.images import read_npz
+from daemon.simulation.drifts import Drift, parse_drift
 
 STRENGTHS = ("mild", "medium", "strong")
 DRIFTS = {  # in the order of the light's way, for 32x32 pixels

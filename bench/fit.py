@@ -18,7 +18,7 @@ from bench.metrics import l2_error, psnr, ssim
 from bench.perturbation import KAPPA, Perturbation
 from bench.report import show
 from calibrate import CleanData, FitConfig, fit, measure_clean, tap
-from daemon.distort import parse_drift
+from daemon.simulation.drifts import parse_drift
 
 FRAMES, TEST_IMAGES, CLEAN_IMAGES = 512, 1024, 2048
 REPORTED_DRAWS = range(10, 20)  # 0 to 9 are for choosing methods and settings on

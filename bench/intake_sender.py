@@ -14,7 +14,7 @@ import numpy as np
 import zmq
 
 from daemon.serving.message import build_frame
-from daemon.simulate import open_camera, paced, wait_for_reader
+from daemon.simulation.camera import open_camera, paced, wait_for_reader
 
 SENSOR = "front"
 HEIGHT, WIDTH = 1080, 1920

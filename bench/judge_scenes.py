@@ -14,7 +14,7 @@ from torch import Tensor
 from bench.drifts import DRIFTS, SUBJECTS, Subject
 from bench.fit import CAMERA
 from bench.perturbation import Perturbation
-from daemon.distort import parse_drift
+from daemon.simulation.drifts import parse_drift
 
 CHOOSING, REPORTED = range(0, 10), range(10, 20)
 FIT_FRAMES, JUDGE_FRAMES, LOOKS, LOOK_FRAMES, TEST_IMAGES = 384, 128, 3, 64, 1024  # fit and judge share 512, as shipped

@@ -12,7 +12,7 @@ from bench.camera import FPS, Answer
 from bench.report import percentiles, show
 from bench.scene import SIZE, Scene, account, bare_runner, digits, pictures, scene
 from daemon.demo.material import Material
-from daemon.distort import parse_drift
+from daemon.simulation.drifts import parse_drift
 from deploy.backends.protocol import Runner
 from deploy.store.artefacts import FACTORY
 

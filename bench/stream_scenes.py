@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.cifar import Images
-from daemon.distort import Drift
+from daemon.simulation.drifts import Drift
 
 RATE = 4  # frames a second
 MINUTE = 60.0

@@ -11,7 +11,7 @@ from bench.report import percentiles
 from bench.scene import SIZE, Scene, account, scene
 from bench.swap_latency import p99_ratio
 from daemon.demo.material import Material
-from daemon.distort import parse_drift
+from daemon.simulation.drifts import parse_drift
 
 FIT_FRAMES = 256
 FIT_TIMEOUT_S = 300.0

@@ -332,8 +332,8 @@ def _add_report(commands: Any) -> Any:
 
 
 def _add_camera(commands: Any) -> None:
-    from daemon import simulate
     from daemon.demo import run as demo
+    from daemon.simulation import camera as simulate
 
     camera = _add(
         commands,

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from daemon.distort import SimulationError
+from daemon.simulation.drifts import SimulationError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 Convert = Callable[[np.ndarray], np.ndarray]

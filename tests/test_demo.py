@@ -28,9 +28,9 @@ from daemon.demo.restore import picture_rows
 from daemon.demo.service import Daemon, Folder, Metrics, Network, export, free_port, write_config
 from daemon.demo.show import Display, SensorView
 from daemon.demo.summary import Summary
-from daemon.distort import parse_drift
 from daemon.serving.message import decode, parse_frame
 from daemon.serving.results import Publisher
+from daemon.simulation.drifts import parse_drift
 from deploy.model.frozen import digest_file, export_model
 from deploy.store.artefacts import FACTORY, ArtefactStore
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from daemon.distort import KINDS, SimulationError, motion_blur, parse_drift, quantise, vignetting
+from daemon.simulation.drifts import KINDS, SimulationError, motion_blur, parse_drift, quantise, vignetting
 
 
 def grey(level, shape=(32, 32, 3)):

@@ -10,7 +10,7 @@ from calibrate import fit, tap
 from calibrate.judge import incumbents, judge, needs_no_fit
 from calibrate.scoring.scorer import Yardstick
 from daemon.config import DriftConfig
-from daemon.distort import parse_drift
+from daemon.simulation.drifts import parse_drift
 
 pytestmark = pytest.mark.data
 BAND = DriftConfig().threshold

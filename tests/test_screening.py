@@ -11,8 +11,8 @@ import synthetic
 
 from bench.cifar import lossless
 from daemon.demo.digits import load_digits, render_split
-from daemon.distort import parse_drift
 from daemon.frames.quality_filter import SAME_S, Screening, clipped_share
+from daemon.simulation.drifts import parse_drift
 
 FPS = 10
 STRONG = (

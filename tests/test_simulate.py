@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from daemon.distort import KINDS, SimulationError, parse_drift
 from daemon.images import load_images
 from daemon.serving.message import decode, parse_frame
-from daemon.simulate import ENCODINGS, open_camera, paced, publish, wait_for_reader
+from daemon.simulation.camera import ENCODINGS, open_camera, paced, publish, wait_for_reader
+from daemon.simulation.drifts import KINDS, SimulationError, parse_drift
 
 pictures = arrays(np.uint8, (5, 6, 3))
 

@@ -11,10 +11,10 @@ import numpy as np
 import zmq
 
 from daemon.demo.ledger import Ledger
-from daemon.distort import Drift
 from daemon.serving.message import build_frame
 from daemon.serving.results import parse_result
-from daemon.simulate import open_camera, paced, send
+from daemon.simulation.camera import open_camera, paced, send
+from daemon.simulation.drifts import Drift
 from daemon.sockets import connect, open_socket
 
 RESULT_QUEUE = 1000  # results; far more than can be under way, so that none is lost on this side

@@ -12,8 +12,8 @@ from daemon.demo.ledger import PHASES
 from daemon.demo.material import Material
 from daemon.demo.picture import Row
 from daemon.demo.show import percent
-from daemon.distort import Drift
 from daemon.model.preprocess import Preprocessor
+from daemon.simulation.drifts import Drift
 from deploy.model.card import ModelCard
 from deploy.model.frozen import load_frozen
 from deploy.store.artefacts import ArtefactStore

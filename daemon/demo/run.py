@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from daemon.simulate import at_least
+from daemon.simulation.camera import at_least
 
 # Takes 45 to 65 points of the digit network's accuracy, by seed, and clips less than 0.1 % of the values: what
 # the network no longer recognises is still in the picture.

@@ -19,9 +19,9 @@ import zmq
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from daemon.distort import KINDS, Drift, SimulationError, parse_drift
 from daemon.images import load_images
 from daemon.serving.message import build_frame
+from daemon.simulation.drifts import KINDS, Drift, SimulationError, parse_drift
 from daemon.sockets import bind, connect, open_socket
 
 ENCODINGS = ("rgb8", "bgr8", "mono8", "mono16", "jpeg", "png")
