@@ -17,7 +17,7 @@ from daemon.serving.message import build_frame
 from daemon.serving.results import parse_result
 from daemon.simulation.camera import open_camera, paced, wait_for_reader
 from daemon.simulation.drifts import Drift
-from daemon.sockets import connect, open_socket
+from daemon.zmq_sockets import connect, open_socket
 from deploy.store.artefacts import FACTORY
 
 FPS = 30.0

@@ -58,7 +58,7 @@ def run_daemon(args: argparse.Namespace) -> int:
     from prometheus_client import REGISTRY
 
     from daemon.loop import Daemon
-    from daemon.notify import Notifier
+    from daemon.systemd_notify import Notifier
 
     Daemon(config, REGISTRY, Notifier()).run()
     return 0

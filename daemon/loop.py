@@ -38,7 +38,6 @@ from daemon.model.served_model import (
     served_since,
     withdrawn,
 )
-from daemon.notify import Notifier
 from daemon.operator.control import ControlServer
 from daemon.operator.orders import Order, Orders
 from daemon.recalibration.controller import Event, Upkeep
@@ -54,6 +53,7 @@ from daemon.serving.serve import Serving
 from daemon.state.audit_writer import Recorder, audit_path
 from daemon.state.restart import remembered
 from daemon.state.state_writer import Persistence
+from daemon.systemd_notify import Notifier
 from daemon.worker.client import WorkerProcess
 from deploy.audit.log import AuditLog
 from deploy.backends.protocol import Runner

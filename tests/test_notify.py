@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from daemon.notify import Notifier
+from daemon.systemd_notify import Notifier
 
 
 class Clock:

@@ -13,10 +13,10 @@ from running import write_config
 
 from daemon.config import RecalibrateConfig, load_config
 from daemon.loop import Daemon
-from daemon.notify import Notifier
 from daemon.operator.orders import Order, Orders
 from daemon.recalibration.sensor import Candidate, Sensor
 from daemon.recalibration.state_machine import Commit, Facts, Recalibrator, Refused, State
+from daemon.systemd_notify import Notifier
 from deploy.path import InferencePath, Prepared
 from deploy.store.artefacts import FACTORY
 

@@ -4,7 +4,7 @@ import socket as unix
 import pytest
 import zmq
 
-from daemon.sockets import bind, connect, open_socket
+from daemon.zmq_sockets import bind, connect, open_socket
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from running import write_config
 from calibrate.homogenizer import Homogenizer
 from daemon.config import load_config
 from daemon.model.served_model import claim, on_probation, open_model, restore, served_since, withdrawn
-from daemon.notify import Notifier
 from daemon.recalibration.envelope import Envelope
+from daemon.systemd_notify import Notifier
 from deploy.backends.eager import EagerBackend
 from deploy.model.program import ModelError
 from deploy.path import InferencePath

@@ -15,7 +15,7 @@ from daemon.serving.message import build_frame
 from daemon.serving.results import parse_result
 from daemon.simulation.camera import open_camera, paced, send
 from daemon.simulation.drifts import Drift
-from daemon.sockets import connect, open_socket
+from daemon.zmq_sockets import connect, open_socket
 
 RESULT_QUEUE = 1000  # results; far more than can be under way, so that none is lost on this side
 DRAIN_S = 1.0  # the last answers are on their way for less

@@ -22,7 +22,7 @@ from typing import BinaryIO
 from daemon.cli import EX_CONFIG
 from daemon.config import Config
 from daemon.model.served_model import ServedModel, Unservable, open_runner
-from daemon.priority import step_back
+from daemon.niceness import step_back
 from deploy.backends.engine_cache import ModelCache
 from deploy.backends.protocol import Runner, load_backend
 from deploy.model.frozen import load_frozen

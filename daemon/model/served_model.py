@@ -17,10 +17,10 @@ import torch
 from calibrate.features.taps import tap
 from daemon.config import Config
 from daemon.model.preprocess import Preprocessor
-from daemon.notify import Notifier
 from daemon.operator.commission import commissioned
 from daemon.recalibration.envelope import Envelope, OutsideEnvelope
 from daemon.state.restart import CLOCK_SET_S
+from daemon.systemd_notify import Notifier
 from deploy.backends.engine_cache import ModelCache, compile_homogenizer
 from deploy.backends.protocol import Backend, ParityError, Runner, check_parity, made_by, open_backend
 from deploy.model.frozen import FrozenModel, ModelError, load_frozen

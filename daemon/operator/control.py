@@ -11,7 +11,7 @@ from typing import Any
 
 import zmq
 
-from daemon.sockets import bind, connect, ipc_path, knock, open_socket
+from daemon.zmq_sockets import bind, connect, ipc_path, knock, open_socket
 
 log = logging.getLogger(__name__)
 

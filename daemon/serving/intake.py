@@ -13,7 +13,7 @@ from daemon.config import InputConfig
 from daemon.metrics import Metrics
 from daemon.serving.memory import keep_freed_memory
 from daemon.serving.message import Frame, FrameError, parse_frame
-from daemon.sockets import bind, connect, open_socket
+from daemon.zmq_sockets import bind, connect, open_socket
 
 log = logging.getLogger(__name__)
 

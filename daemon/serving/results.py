@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import zmq
 
-from daemon.sockets import bind, open_socket
+from daemon.zmq_sockets import bind, open_socket
 
 VERSION = 1
 DTYPES = frozenset("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split())

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from daemon.images import load_images
 from daemon.serving.message import build_frame
 from daemon.simulation.drifts import KINDS, Drift, SimulationError, parse_drift
-from daemon.sockets import bind, connect, open_socket
+from daemon.zmq_sockets import bind, connect, open_socket
 
 ENCODINGS = ("rgb8", "bgr8", "mono8", "mono16", "jpeg", "png")
 SEND_QUEUE = 4  # frames; a longer queue would only show the reader older pictures

@@ -37,8 +37,8 @@ from calibrate.judge import (
 from calibrate.scoring.scorer import Measured, Yardstick
 from daemon import __version__
 from daemon.model.preprocess import Preprocessor
+from daemon.niceness import step_back
 from daemon.operator.commission import commissioned
-from daemon.priority import step_back
 from daemon.worker.dossier_builder import Account, digest_of, examples
 from daemon.worker.ipc import pack, unpack
 from deploy.backends.engine_cache import compile_homogenizer
