@@ -23,7 +23,7 @@ from bench import (
     swap,
 )
 from bench.report import write
-from daemon.cli import EX_CONFIG
+from daemon.exit_codes import EX_CONFIG
 from deploy.backends.protocol import BackendUnavailable
 
 BENCHES = {"latency": latency, "swap": swap, "fit": fit, "curve": curve, "speed": speed, "intake": intake}

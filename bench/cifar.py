@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from calibrate import Limits
 from daemon.demo import material, networks
 from daemon.images import read_npz
-from deploy.model.builder import build_module
+from deploy.model.export import build_module
 
 WEIGHTS = {
     "resnet20": "resnet20-12fca82f.th",

@@ -21,8 +21,7 @@ from bench.gpu_weights import measure_weights
 from bench.overhead import CLAIM
 from bench.report import save
 from deploy.backends.gpu.device import describe_gpu, require_gpu
-from deploy.backends.protocol import PARITY_TOLERANCE
-from deploy.model.precision import PRECISIONS
+from deploy.model.precision import PARITY_TOLERANCE, PRECISIONS
 
 SIZES = ((224, 224), (640, 640), (1080, 1920))
 LATER_S = 160.0  # what comes after the latencies

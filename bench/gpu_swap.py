@@ -21,8 +21,8 @@ from bench.gpu_material import NETWORK, Material
 from bench.overhead import some_homogenizer
 from bench.report import percentiles, resident
 from bench.swap_latency import p99_ratio
-from deploy.backends.protocol import PARITY_TOLERANCE, Backend, Runner, SharesKernels, load_backend
-from deploy.model.precision import FLOAT32
+from deploy.backends.protocol import Backend, Runner, SharesKernels, load_backend
+from deploy.model.precision import FLOAT32, PARITY_TOLERANCE
 from deploy.path import InferencePath, Prepared
 from deploy.store.artefacts import FACTORY
 

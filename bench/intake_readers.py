@@ -15,8 +15,7 @@ from prometheus_client import CollectorRegistry
 from bench.intake_sender import PATIENCE_S, SENSOR
 from daemon.config import InputConfig
 from daemon.metrics import Metrics
-from daemon.serving.intake import RECEIVE_QUEUE, Intake
-from daemon.serving.memory import keep_freed_memory
+from daemon.serving.intake import RECEIVE_QUEUE, Intake, keep_freed_memory
 from daemon.serving.message import Frame
 
 TIMEOUT_MS = int(1e3 * PATIENCE_S)

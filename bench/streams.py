@@ -23,7 +23,7 @@ from bench.stream_daemon import Records, SimulatedDaemon
 from bench.stream_scenes import RATE, STREAMS, Stream, Tick, play
 from daemon.config import DriftConfig, RecalibrateConfig
 from daemon.demo import material, networks
-from deploy.model.frozen import export_model
+from deploy.model.export import export_model
 
 HOURS = 1.0
 TICK_S = 8.0  # between two looks of the watch: half of its window of 64 frames is new then

@@ -13,10 +13,9 @@ from calibrate.features.taps import Taps, UnsupportedModel, reference_statistics
 from calibrate.fit import FitConfig, FitError, FitResult, fit
 from calibrate.homogenizer import Homogenizer
 from calibrate.paper import ReconstructionNetwork, fit_as_published
-from calibrate.search.objective import Limits
 from calibrate.source.augmentation import PaddedCrop
 from calibrate.source.commissioned import CleanData, measure_clean
-from calibrate.source.training import Source, measured_source
+from calibrate.source.training import Limits, Source, measured_source
 
 __all__ = [
     "ClassStatistics",

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from calibrate.features.class_statistics import Target
 from calibrate.features.feature_maps import FeatureMap
 from calibrate.features.taps import tap
 from calibrate.homogenizer import Homogenizer
 from calibrate.search.descent import Coordinates, descend
-from calibrate.search.objective import Limits, Objective, Target
+from calibrate.search.objective import Objective
 from calibrate.search.starts import (
     PATTERN_SIGMAS,
     SpectralStarts,
@@ -32,7 +33,7 @@ from calibrate.search.starts import (
     search_rotation,
 )
 from calibrate.search.tone import EXPONENTS, tone_start
-from calibrate.source.training import Source, read_crop, shape_of, shipped_source
+from calibrate.source.training import Limits, Source, read_crop, shape_of, shipped_source
 from calibrate.validation import MIN_FRAMES, FitError, refuse_mislabelled, refuse_unrelated, refuse_unusable
 
 SLACK = 1.5  # of the objective of as many clean frames: below it a fit learns what these frames happen to show

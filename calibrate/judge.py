@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from calibrate.scoring.accuracy import AccuracyProxy, Answers
 from calibrate.scoring.scorer import Measured, Yardstick
 
+HELD_OUT_EVERY = 4  # every fourth frame judges and is not fitted to
+
 MARGIN = 0.2  # the score must fall by this share: well above its spread between windows of clean frames (0.1)
 LESS_SURE = 1.75  # standard errors; 18 of 24 looks at harmful candidates were below it, none of 176 at helpful ones
 SURER = 0.05  # nats of the odds, mean over all frames: 0 let 4 times as many bad ones pass, 0.1 lost more good ones

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from calibrate.features.class_statistics import ClassStatistics
+from calibrate.features.class_statistics import ClassStatistics, Target
 from calibrate.features.feature_maps import FeatureMap
-from calibrate.search.objective import Target
 
 MIN_FRAMES = 32  # below it the statistics of deep layers are noise
 MAX_VALUE = 1e4  # normalised frames stay near 3; far beyond it float32 loses the covariances

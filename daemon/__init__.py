@@ -2,6 +2,8 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+UNKNOWN_SENSOR = "unknown"
+
 try:
     __version__ = version("recald")
 except PackageNotFoundError:  # a source tree that was never installed

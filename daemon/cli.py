@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon import __version__
-
-EX_TEMPFAIL = 75  # sysexits.h: try again, systemd restarts
-EX_CONFIG = 78  # will fail again: systemd does not restart (RestartPreventExitStatus=)
+from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,7 +114,7 @@ def purge(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> int:
-    from deploy.model.frozen import export_model
+    from deploy.model.export import export_model
 
     card = export_model(
         args.factory,

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from daemon.serving.message import UNKNOWN_SENSOR
+from daemon import UNKNOWN_SENSOR
 from deploy.model.document import DocumentError, load_document
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30

@@ -28,34 +28,27 @@ from daemon.frames.reservoir import Reservoir
 from daemon.frames.stall_detector import Arrivals
 from daemon.metrics import Metrics, serve_metrics
 from daemon.model.engine_build import ModelBuild
-from daemon.model.served_model import (
-    Unservable,
-    asking_for_patience,
-    claim,
-    on_probation,
-    open_model,
-    restore,
-    served_since,
-    withdrawn,
-)
+from daemon.model.served_model import Unservable, open_model
 from daemon.operator.control import ControlServer
 from daemon.operator.orders import Order, Orders
 from daemon.recalibration.controller import Event, Upkeep
 from daemon.recalibration.drift_monitor import DriftWatch
 from daemon.recalibration.envelope import open_envelope
 from daemon.recalibration.job import Recalibration
+from daemon.recalibration.restore import on_probation, restore, served_since, withdrawn
 from daemon.recalibration.sensor import Sensor
 from daemon.recalibration.state_machine import Recalibrator
 from daemon.serving.intake import Intake
 from daemon.serving.message import Frame, FrameError
 from daemon.serving.results import Publisher
 from daemon.serving.serve import Serving
-from daemon.state.audit_writer import Recorder, audit_path
+from daemon.state.audit_writer import Recorder
+from daemon.state.lock import claim
 from daemon.state.restart import remembered
 from daemon.state.state_writer import Persistence
-from daemon.systemd_notify import Notifier
+from daemon.systemd_notify import Notifier, asking_for_patience
 from daemon.worker.client import WorkerProcess
-from deploy.audit.log import AuditLog
+from deploy.audit.log import AuditLog, audit_path
 from deploy.backends.protocol import Runner
 from deploy.path import InferencePath
 from deploy.store.artefacts import FACTORY, ArtefactStore

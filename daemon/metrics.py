@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram
 from prometheus_client import Metric as Family
 from prometheus_client.registry import Collector
 
-from daemon.recalibration.state_machine import State
+from daemon.states import State
 
 LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.033, 0.05, 0.1, 0.2, 0.5, 1.0)
 PAUSE_BUCKETS = (1e-6, 1e-5, 1e-4, 0.001, 0.005, 0.01, 0.033, 0.1)  # a swap exchanges one reference

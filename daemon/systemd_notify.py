@@ -5,8 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+PATIENCE_S = 30.0  # asked of systemd, again and again, while a compile goes on
 
 log = logging.getLogger(__name__)
 
@@ -73,3 +77,21 @@ def _watchdog_period(environ: Mapping[str, str], pid: int) -> float | None:
     if not period.isdecimal() or int(period) == 0 or meant_for != str(pid):
         return None
     return int(period) / 1e6
+
+
+@contextmanager
+def asking_for_patience(notifier: Notifier) -> Iterator[None]:
+    """A compile may take minutes on a small device: systemd hears that it goes on."""
+    done = threading.Event()
+
+    def tell() -> None:
+        while not done.wait(PATIENCE_S / 6):
+            notifier.extend_timeout(PATIENCE_S)
+
+    teller = threading.Thread(target=tell, name="patience", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        done.set()
+        teller.join()

@@ -86,7 +86,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The exported synthetic network, with its card; not to be changed."""
     import synthetic  # both take the second that torch needs
 
-    from deploy.model.frozen import export_model
+    from deploy.model.export import export_model
 
     path = tmp_path_factory.mktemp("model") / "tiny.pt2"
     export_model(

@@ -18,10 +18,11 @@ from prometheus_client import CollectorRegistry
 
 from calibrate.homogenizer import Homogenizer
 from daemon.metrics import Metrics
-from daemon.model.served_model import claim, restore
-from daemon.state.audit_writer import Recorder, audit_path
+from daemon.recalibration.restore import restore
+from daemon.state.audit_writer import Recorder
+from daemon.state.lock import claim
 from daemon.state.state_writer import Persistence
-from deploy.audit.log import AuditLog
+from deploy.audit.log import AuditLog, audit_path
 from deploy.backends.engine_cache import ModelCache
 from deploy.path import InferencePath
 from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError

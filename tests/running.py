@@ -155,7 +155,7 @@ class Camera:
         self._in = self._context.socket(zmq.SUB)
         self._in.subscribe(b"")
         self._out.connect(daemon.frames)
-        self._in.connect(daemon.serving.results)
+        self._in.connect(daemon.results)
 
     def __enter__(self) -> Camera:
         self._join()

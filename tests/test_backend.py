@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from calibrate.homogenizer import Homogenizer
-from deploy import backend as backends
+from deploy.backends import protocol as backends
 from deploy.backends.protocol import (
     AUTO,
     BACKENDS,

@@ -22,7 +22,7 @@ from bench.gpu_material import HOMOGENIZER, NETWORK, Material
 from bench.gpu_roofline import roofline
 from bench.gpu_swap import Seen, _summary, _within
 from bench.gpu_weights import measure_weights
-from daemon.cli import EX_CONFIG
+from daemon.exit_codes import EX_CONFIG
 from deploy.model.precision import PRECISIONS
 
 SIZE = "16x16"

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibrate.blocks import convolve_in_blocks
+from calibrate.homogenizer import convolve_in_blocks
 
 sizes = st.sampled_from([1, 3, 5, 15])
 extents = st.integers(0, 19)  # of the output, less one

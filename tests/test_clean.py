@@ -18,11 +18,12 @@ import daemon.operator.commission
 import deploy.model.commissioned
 from calibrate import FitError, fit, measure_clean, tap
 from calibrate.source.commissioned import MIN_CLEAN_FRAMES, CleanData
-from daemon.cli import EX_CONFIG
+from daemon.exit_codes import EX_CONFIG
 from daemon.worker.main import Worker
+from deploy.files import digest_file
 from deploy.model.card import card_path
 from deploy.model.commissioned import clean_path, remove_clean, save_clean
-from deploy.model.frozen import FrozenModel, ModelError, digest_file, load_frozen
+from deploy.model.frozen import FrozenModel, ModelError, load_frozen
 from deploy.store.artefacts import FACTORY, ArtefactStore
 
 COUNT = MIN_CLEAN_FRAMES

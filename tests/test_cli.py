@@ -12,10 +12,11 @@ from envelopes import sign
 from running import recald, write_config
 
 from daemon import __version__
-from daemon.cli import EX_CONFIG, EX_TEMPFAIL, main
+from daemon.cli import main
+from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
 from daemon.operator.control import ControlServer
+from deploy.files import digest_file
 from deploy.model.card import ModelCard, card_path
-from deploy.model.frozen import digest_file
 
 COMMANDS = ["run", "check-config", "doctor", "export", "commission", "status", "recalibrate", "approve", "reject"]
 COMMANDS += ["rollback", "hold", "history", "verify", "report", "purge", "simulate", "demo"]

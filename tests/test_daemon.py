@@ -18,11 +18,11 @@ import torch
 from running import Camera, Daemon, eventually, recald, serving, write_config
 from synthetic import images, normalised, trained_network
 
-from daemon.cli import EX_CONFIG, EX_TEMPFAIL
+from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
 from daemon.serving.message import build_frame
 from deploy.backends.protocol import GPU_BACKENDS
+from deploy.files import digest_file
 from deploy.model.card import card_path
-from deploy.model.frozen import digest_file
 
 MIB, GIB = 1 << 20, 1 << 30
 CLEAN = images(1, 7)[0]
@@ -271,7 +271,7 @@ def _stop(daemon: Daemon, number: int) -> None:
     assert code == 0, daemon.log
     assert seconds < STOP_S
     assert not [worker for worker in workers if worker.is_running()]
-    assert not list(Path(daemon.operator.control.removeprefix("ipc://")).parent.glob("state/**/.*.tmp"))
+    assert not list(Path(daemon.control.removeprefix("ipc://")).parent.glob("state/**/.*.tmp"))
 
 
 def test_systemd_hears_the_whole_life(tiny_model: Path, folder: Path):
@@ -331,8 +331,8 @@ def test_workers_end_with_a_daemon_that_was_killed(tiny_model: Path, folder: Pat
     with Daemon(write_config(folder, tiny_model)) as daemon:
         eventually(daemon.wait_until_serving().workers, "the drift watch has its worker")
         workers = daemon.workers()
-        daemon.worker.client.kill()
-        daemon.worker.client.wait()
+        daemon.process.kill()
+        daemon.process.wait()
         eventually(lambda: not any(worker.is_running() for worker in workers), "the worker has ended")
         with Daemon(daemon.config) as restarted:
             restarted.wait_until_serving()

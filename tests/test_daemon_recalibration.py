@@ -25,10 +25,9 @@ from running import PATIENCE, Camera, Daemon, eventually, read_only, recald, ser
 from synthetic import SHAPE, drifted, images
 
 from calibrate.homogenizer import Homogenizer
-from daemon.state.audit_writer import audit_path
-from deploy.audit.log import AuditLog
+from deploy.audit.log import AuditLog, audit_path
 from deploy.backends.eager import EagerBackend
-from deploy.model.frozen import digest_file
+from deploy.files import digest_file
 from deploy.store.artefacts import FACTORY, ArtefactStore
 from deploy.store.dossier_archive import Archive
 from deploy.store.verify import problems
@@ -249,10 +248,10 @@ def kill_after(daemon: Daemon, words: str, delay: float) -> None:
     """End the process without warning, `delay` s after its log says this."""
 
     def watch() -> None:
-        while words not in daemon.log and daemon.worker.client.poll() is None:
+        while words not in daemon.log and daemon.process.poll() is None:
             time.sleep(0.001)
         time.sleep(delay)
-        daemon.worker.client.kill()
+        daemon.process.kill()
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -265,7 +264,7 @@ def test_kills_while_swaps_are_written_down_leave_all_of_one_of_the_two(story: S
             assert versions(camera) == [serves]
             better = {"front": CLEAN if serves == story.version else DARK}
             kill_after(daemon, " serves, pause ", random.uniform(0, 0.01))
-            camera.stream(better, lambda daemon=daemon: daemon.worker.client.poll() is not None, "a swap, and the kill")
+            camera.stream(better, lambda daemon=daemon: daemon.process.poll() is not None, "a swap, and the kill")
         serves, _, complaints = store.load_current("front", story.status["model"])
         assert serves in (FACTORY, story.version)
         with closing(AuditLog(store.root / "audit.sqlite")) as audit:

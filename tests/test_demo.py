@@ -31,7 +31,8 @@ from daemon.demo.summary import Summary
 from daemon.serving.message import decode, parse_frame
 from daemon.serving.results import Publisher
 from daemon.simulation.drifts import parse_drift
-from deploy.model.frozen import digest_file, export_model
+from deploy.files import digest_file
+from deploy.model.export import export_model
 from deploy.store.artefacts import FACTORY, ArtefactStore
 
 DATA = Path(os.environ.get("RECALD_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))

@@ -13,11 +13,12 @@ import pytest
 import torch
 from running import Daemon, recald, write_config
 
-from daemon.cli import EX_CONFIG, main
-from deploy.backends.gpu.driver import nvidia_driver
+from daemon.cli import main
+from daemon.exit_codes import EX_CONFIG
+from deploy.backends.gpu.device import nvidia_driver
 from deploy.backends.protocol import AUTO, BACKENDS, GPU_BACKENDS
+from deploy.files import digest_file
 from deploy.model.card import card_path
-from deploy.model.frozen import digest_file
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU")
 

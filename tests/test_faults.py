@@ -21,9 +21,8 @@ import pytest
 from every_fault import NEW, NEXT, STARTS
 
 from daemon.config import DAY
-from daemon.state.audit_writer import audit_path
 from deploy.audit.chain import Anchor
-from deploy.audit.log import AuditLog
+from deploy.audit.log import AuditLog, audit_path
 
 MEMORY = Path("/dev/shm")  # where there is one: a sync takes no time there
 BEFORE = {"used": {"front": 3, "rear": 5}, "new": {"front": 0, "rear": 0}}

@@ -28,7 +28,8 @@ from calibrate import (
     tap,
     with_logits,
 )
-from calibrate.search.objective import Limits, Objective
+from calibrate.search.objective import Objective
+from calibrate.source.training import Limits
 from calibrate.validation import MAX_VALUE, MIN_FRAMES
 from deploy.model.program import export_program, load_program, save_program
 

@@ -11,10 +11,11 @@ import safetensors.torch
 import torch
 
 import deploy.model.frozen
-from deploy.model.builder import build_module
+from deploy.files import digest_file
 from deploy.model.card import ModelCard, card_path
 from deploy.model.document import DocumentError, load_document
-from deploy.model.frozen import FrozenModel, ModelError, digest_file, export_model, load_frozen
+from deploy.model.export import build_module, export_model
+from deploy.model.frozen import FrozenModel, ModelError, load_frozen
 
 FACTORIES = """
 import torch

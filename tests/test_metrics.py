@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from daemon.metrics import Metrics, serve_metrics
-from daemon.recalibration.state_machine import State
+from daemon.states import State
 
 LABELS = {  # every metric of the daemon, which later code must feed and dashboards may ask for
     "build_info": ("version", "torch", "backend"),

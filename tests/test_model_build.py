@@ -19,7 +19,7 @@ from conftest import SIMULATED_GPU
 from running import Camera, Daemon, recald, write_config
 from synthetic import drifted, images, normalised, trained_network
 
-from daemon.cli import EX_CONFIG, EX_TEMPFAIL
+from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
 from daemon.operator.control import request
 from deploy.backends.protocol import load_backend
 from deploy.store.artefacts import FACTORY
@@ -57,7 +57,7 @@ def builder_of(daemon: Daemon) -> psutil.Process:
 
 
 def backend_of(daemon: Daemon) -> str:
-    return request(daemon.operator.control, {"command": "status"}, 10)["backend"]
+    return request(daemon.control, {"command": "status"}, 10)["backend"]
 
 
 def expected(image: np.ndarray) -> np.ndarray:
@@ -107,7 +107,7 @@ def assert_it_ends_with_the_gpu(jetson: Jetson, daemon: Daemon, camera: Camera) 
     """After a fault on the GPU, CUDA refuses all that follows in the same process: only a new one can go on."""
     jetson.lost.touch()
     camera.send(CLEAN[0])
-    assert daemon.worker.client.wait(30) == EX_TEMPFAIL
+    assert daemon.process.wait(30) == EX_TEMPFAIL
     assert "the GPU failed" in daemon.log.splitlines()[-1]
 
 
@@ -130,21 +130,21 @@ def test_systemd_is_told_and_a_daemon_that_is_stopped_while_it_compiles_leaves_n
 def test_a_model_that_is_refused_ends_the_daemon_for_good(jetson):
     jetson.refuse.touch()
     with Daemon(jetson.config, **jetson.environment(0)) as daemon:
-        assert daemon.worker.client.wait(60) == EX_CONFIG
+        assert daemon.process.wait(60) == EX_CONFIG
         assert daemon.log.splitlines()[-1] == "recald run: TensorRT cannot build it: no kernel for this layer"
 
 
 def test_a_builder_that_is_killed_costs_a_restart(jetson):
     with jetson.daemon(build_s=600) as daemon:
         builder_of(daemon).kill()
-        assert daemon.worker.client.wait(60) == EX_TEMPFAIL
+        assert daemon.process.wait(60) == EX_TEMPFAIL
         assert "compiling the model with tensorrt ended with -9" in daemon.log.splitlines()[-1]
 
 
 def test_the_builder_ends_with_a_daemon_that_is_killed(jetson):
     with jetson.daemon(build_s=600) as daemon:
         builder = builder_of(daemon)
-        daemon.worker.client.kill()
+        daemon.process.kill()
         builder.wait(30)
 
 

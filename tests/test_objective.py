@@ -11,7 +11,8 @@ from calibrate import FeatureStatistics, PaddedCrop, collect_statistics, random_
 from calibrate.features.statistics import gaussian_divergence
 from calibrate.features.taps import Tapped
 from calibrate.search import objective
-from calibrate.search.objective import EXCESS_WEIGHT, Limits, Objective
+from calibrate.search.objective import EXCESS_WEIGHT, Objective
+from calibrate.source.training import Limits
 
 SIDE, COUNT, CLASSES = 12, 10, 3
 LIMITS = Limits(torch.tensor([-0.5, -0.4, -0.3]), torch.tensor([0.2, 0.6, 0.4]))

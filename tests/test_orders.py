@@ -15,7 +15,8 @@ from daemon.config import RecalibrateConfig, load_config
 from daemon.loop import Daemon
 from daemon.operator.orders import Order, Orders
 from daemon.recalibration.sensor import Candidate, Sensor
-from daemon.recalibration.state_machine import Commit, Facts, Recalibrator, Refused, State
+from daemon.recalibration.state_machine import Commit, Facts, Recalibrator, Refused
+from daemon.states import State
 from daemon.systemd_notify import Notifier
 from deploy.path import InferencePath, Prepared
 from deploy.store.artefacts import FACTORY

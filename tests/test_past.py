@@ -14,8 +14,7 @@ from running import write_config
 
 import deploy.store.dossier_archive
 from daemon.operator.history import history, parse_anchor, verify
-from daemon.state.audit_writer import audit_path
-from deploy.audit.log import AuditLog
+from deploy.audit.log import AuditLog, audit_path
 from deploy.store.dossier_archive import Archive
 
 

@@ -10,9 +10,9 @@ import yaml
 from dossiers import dossier
 from running import write_config
 
-from daemon.cli import EX_TEMPFAIL, main
-from daemon.state.audit_writer import audit_path
-from deploy.audit.log import AuditLog
+from daemon.cli import main
+from daemon.exit_codes import EX_TEMPFAIL
+from deploy.audit.log import AuditLog, audit_path
 from deploy.store.dossier_archive import Archive
 
 

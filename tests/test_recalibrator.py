@@ -9,11 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from daemon.config import DAY, RecalibrateConfig
 from daemon.recalibration.state_machine import (
-    AT_REST,
     HOPELESS,
-    IN_WORK,
     LOOKS,
-    WITH_CANDIDATE,
     Collect,
     Commit,
     Discard,
@@ -24,8 +21,8 @@ from daemon.recalibration.state_machine import (
     Refused,
     RollBack,
     ServeFactory,
-    State,
 )
+from daemon.states import AT_REST, IN_WORK, WITH_CANDIDATE, State
 
 TIMES = {"every": 1000.0, "frames": 64, "collect": 0.0, "backoff": 10.0, "shadow": 5.0, "probation": 60.0}
 OTHER = {"fits_a_day": "swaps", "swaps_a_day": "fits"}

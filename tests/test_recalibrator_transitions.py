@@ -9,19 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from daemon.config import RecalibrateConfig
-from daemon.recalibration.state_machine import (
-    AT_REST,
-    IN_WORK,
-    WITH_CANDIDATE,
-    Commit,
-    Discard,
-    Facts,
-    Recalibrator,
-    Refused,
-    RollBack,
-    ServeFactory,
-    State,
-)
+from daemon.recalibration.state_machine import Commit, Discard, Facts, Recalibrator, Refused, RollBack, ServeFactory
+from daemon.states import AT_REST, IN_WORK, WITH_CANDIDATE, State
 
 PAUSES = (100.0, 9000.0, 20_000.0)  # s to a step: shadow and probation are over, the back-off, the timer has come
 CONFIG = {"every": 10_000.0, "frames": 256, "collect": 0.0, "backoff": 500.0, "shadow": 5.0, "probation": 60.0}

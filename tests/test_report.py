@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 from running import write_config
 
 from calibrate.homogenizer import Homogenizer
-from daemon.cli import EX_CONFIG, main
+from daemon.cli import main
+from daemon.exit_codes import EX_CONFIG
 from daemon.operator.report.charts import chart
 from daemon.operator.report.chronicle import Chronicle
 from daemon.operator.report.page import render
-from daemon.state.audit_writer import audit_path
-from deploy.audit.log import AuditLog
+from deploy.audit.log import AuditLog, audit_path
 from deploy.store.artefacts import ArtefactStore
 from deploy.store.dossier import Dossier
 from deploy.store.dossier_archive import Archive

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from deploy.model.builder import build_module, check_batchnorm
+from deploy.model.export import build_module, check_batchnorm
 from deploy.model.program import ModelError
 
 FACTORIES = """

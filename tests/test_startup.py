@@ -15,8 +15,10 @@ from running import write_config
 
 from calibrate.homogenizer import Homogenizer
 from daemon.config import load_config
-from daemon.model.served_model import claim, on_probation, open_model, restore, served_since, withdrawn
+from daemon.model.served_model import open_model
 from daemon.recalibration.envelope import Envelope
+from daemon.recalibration.restore import on_probation, restore, served_since, withdrawn
+from daemon.state.lock import claim
 from daemon.systemd_notify import Notifier
 from deploy.backends.eager import EagerBackend
 from deploy.model.program import ModelError

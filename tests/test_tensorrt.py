@@ -14,7 +14,7 @@ from calibrate.homogenizer import Homogenizer
 from daemon.demo.networks import ResNet
 from deploy.backends.gpu import tensorrt_library
 from deploy.backends.gpu.backend import ENGINE, unpack
-from deploy.backends.gpu.tensorrt_build import build_engine, parse
+from deploy.backends.gpu.tensorrt import build_engine, parse
 from deploy.backends.gpu.tensorrt_library import listener, load_tensorrt_rtx
 from deploy.backends.onnx_export import onnx_form
 from deploy.backends.protocol import BackendUnavailable, check_parity, load_backend

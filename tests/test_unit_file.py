@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from running import recald
 
-from daemon.cli import EX_CONFIG, EX_TEMPFAIL
 from daemon.config import Config, ControlConfig, InputConfig, StateConfig, load_config
+from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
 from daemon.loop import TICK_S
 from deploy.model.card import card_path
 

@@ -19,8 +19,9 @@ from daemon.recalibration.controller import Upkeep
 from daemon.recalibration.drift_monitor import Observed
 from daemon.recalibration.job import Finished
 from daemon.recalibration.sensor import Candidate, Sensor
-from daemon.recalibration.state_machine import Recalibrator, State
+from daemon.recalibration.state_machine import Recalibrator
 from daemon.state.restart import Remembered
+from daemon.states import State
 from deploy.path import InferencePath, Prepared
 from deploy.store.artefacts import FACTORY
 

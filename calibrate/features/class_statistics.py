@@ -42,6 +42,9 @@ class ClassStatistics:
         )
 
 
+Target = FeatureStatistics | ClassStatistics  # what a fit aims at
+
+
 @overload
 def collect_statistics(
     feature_map: FeatureMap, frames: Tensor, labels: None = None, *, chunk: int = CHUNK

@@ -1,8 +1,9 @@
 """Measure frames against a frozen network: their drift score, and what the outputs say of accuracy.
 
-Shipped statistics are those of frames as training augmented them. Where that was a crop (calibrate.source.augmentation),
-frames are scored cropped likewise; where clean frames were measured, as they are. What is left between clean frames
-and the statistics is so much less then that mild drifts show. The accuracy proxies are of the frames as served.
+Shipped statistics are those of frames as training augmented them. Where that was a crop
+(calibrate.source.augmentation), frames are scored cropped likewise; where clean frames were measured, as they are.
+What is left between clean frames and the statistics is so much less then that mild drifts show. The accuracy
+proxies are of the frames as served.
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ from calibrate.features.taps import Tapped, Taps
 from calibrate.scoring.accuracy import AccuracyProxy, Answers, accuracy_proxy, answers
 from calibrate.scoring.drift import LIKE_FRAMES_TOLERANCE, TOLERANCE, DriftScore, drift_score
 from calibrate.scoring.label_shift import is_narrow
-from calibrate.search.objective import Limits
 from calibrate.source.augmentation import PaddedCrop
 from calibrate.source.commissioned import CleanData
-from calibrate.source.training import Shape, read_crop
+from calibrate.source.training import Limits, Shape, read_crop
 
 CHUNK = 64  # frames the network sees at once
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calibrate.features.class_statistics import ClassStatistics
+from calibrate.features.class_statistics import Target
 from calibrate.features.feature_maps import FeatureMap
 from calibrate.features.statistics import (
     VARIANCE_FLOOR,
@@ -21,32 +20,12 @@ from calibrate.features.statistics import (
     log_variance_error,
 )
 from calibrate.source.augmentation import PaddedCrop, augment
+from calibrate.source.training import Limits
 
 CHUNK_PIXELS = 2**20  # of frames at once: 1,024 at 32x32, 20 at 224x224, about 2 GB of a ResNet-20's activations
 EXCESS_WEIGHT = 0.1  # nats per square unit: chosen from 0, 0.03, 0.1 and 0.3 on perturbation draws 0 and 4
 
 Transform = Callable[[Tensor], Tensor]
-Target = FeatureStatistics | ClassStatistics
-
-
-class Limits(NamedTuple):
-    """The least and the greatest value, (C,), that an image can have: black and white, as the network sees them.
-
-    Channel statistics hardly tell when the colours of large areas are turned; that some are darker than black does.
-    """
-
-    black: Tensor
-    white: Tensor
-
-    @staticmethod
-    def of(mean: Sequence[float], std: Sequence[float]) -> Limits:
-        """Those of images normalised as (value - mean) / std, values from 0 to 1."""
-        return Limits(*((level - torch.tensor(mean)) / torch.tensor(std) for level in (0.0, 1.0)))
-
-    def excess(self, frames: Tensor) -> Tensor:
-        """Mean square (N,) of how far values of (N, C, H, W) lie outside."""
-        black, white = self.black.view(-1, 1, 1), self.white.view(-1, 1, 1)
-        return (frames - frames.clamp(black, white)).square().mean((1, 2, 3))
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from calibrate.homogenizer import Homogenizer, bend
-from calibrate.search.objective import Limits
 from calibrate.search.starts import colour_start
-from calibrate.source.training import Source
+from calibrate.source.training import Limits, Source
 
 EXPONENTS = (0.45, 0.65, 1.5, 2.2)  # 1/2.2 and 2.2 are the gammas of displays, the others lie half way
 LEVELS = 256  # quantiles of the frames' values, at which a curve is fitted

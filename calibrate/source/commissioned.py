@@ -1,7 +1,8 @@
 """What is measured once on clean frames, for networks whose shipped statistics do not say enough.
 
-Shipped statistics are those of frames as training augmented them. Crops are recognised (calibrate.source.training), other
-augmentations are not; statistics measured on a camera's own clean frames are of frames as they come.
+Shipped statistics are those of frames as training augmented them. Crops are recognised
+(calibrate.source.training), other augmentations are not; statistics measured on a camera's own clean frames
+are of frames as they come.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ crops of padded frames has them in its statistics, and what the filters answer a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -198,3 +199,23 @@ def _response_covariances(
         responses.append(response - response.mean(1, keepdim=True))
     stacked = torch.stack(responses, 1)  # (C_1, C, P)
     return stacked @ stacked.transpose(1, 2) / stacked.shape[2]
+
+
+class Limits(NamedTuple):
+    """The least and the greatest value, (C,), that an image can have: black and white, as the network sees them.
+
+    Channel statistics hardly tell when the colours of large areas are turned; that some are darker than black does.
+    """
+
+    black: Tensor
+    white: Tensor
+
+    @staticmethod
+    def of(mean: Sequence[float], std: Sequence[float]) -> Limits:
+        """Those of images normalised as (value - mean) / std, values from 0 to 1."""
+        return Limits(*((level - torch.tensor(mean)) / torch.tensor(std) for level in (0.0, 1.0)))
+
+    def excess(self, frames: Tensor) -> Tensor:
+        """Mean square (N,) of how far values of (N, C, H, W) lie outside."""
+        black, white = self.black.view(-1, 1, 1), self.white.view(-1, 1, 1)
+        return (frames - frames.clamp(black, white)).square().mean((1, 2, 3))

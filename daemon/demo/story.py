@@ -26,7 +26,7 @@ from daemon.demo.service import Daemon, Folder, export, free_port, write_config
 from daemon.demo.show import Display
 from daemon.demo.summary import Summary
 from daemon.simulation.drifts import Drift, parse_drift
-from deploy.model.frozen import digest_file
+from deploy.files import digest_file
 
 DRIFTING, STEADY = "front", "rear"
 SENSORS = (DRIFTING, STEADY)

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from daemon.cli import EX_CONFIG
 from daemon.config import Config
+from daemon.exit_codes import EX_CONFIG
 from daemon.model.served_model import ServedModel, Unservable, open_runner
 from daemon.niceness import step_back
 from deploy.backends.engine_cache import ModelCache

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,18 +11,13 @@ import torch
 from calibrate.features.taps import tap
 from daemon.config import Config
 from daemon.model.preprocess import Preprocessor
-from daemon.operator.commission import commissioned
-from daemon.recalibration.envelope import Envelope, OutsideEnvelope
-from daemon.state.restart import CLOCK_SET_S
-from daemon.systemd_notify import Notifier
-from deploy.backends.engine_cache import ModelCache, compile_homogenizer
-from deploy.backends.protocol import Backend, ParityError, Runner, check_parity, made_by, open_backend
+from daemon.systemd_notify import Notifier, asking_for_patience
+from deploy.backends.engine_cache import ModelCache
+from deploy.backends.protocol import Backend, ParityError, Runner, check_parity, open_backend
+from deploy.model.commissioned import commissioned
 from deploy.model.frozen import FrozenModel, ModelError, load_frozen
 from deploy.model.precision import PRECISIONS
-from deploy.path import InferencePath, SwapRejected
-from deploy.store.artefacts import Artefact, ArtefactStore, StoreError
 
-PATIENCE_S = 30.0  # asked of systemd, again and again, while a compile goes on
 GOLDEN_FRAMES = 2  # of noise: at a start there are no frames yet to prove a homogenizer on
 
 log = logging.getLogger(__name__)
@@ -65,24 +54,6 @@ class ServedModel:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         return self.frozen.card.input.shape
-
-
-def claim(directory: Path) -> int:
-    """Lock the state directory; returns the descriptor that holds the lock. OSError where another daemon has it.
-
-    The directory itself is locked, so that a full disk does not keep the daemon from starting.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise OSError(
-            error.errno,
-            f"another recald uses {directory}: stop it first, or set another state.directory",
-        ) from error
-    return descriptor
 
 
 def open_model(config: Config, notifier: Notifier) -> ServedModel:
@@ -140,83 +111,6 @@ def _opened(config: Config, backend: Backend, serving: Backend, frozen: FrozenMo
     with asking_for_patience(notifier):
         runner = open_runner(config, serving, frozen, model_cache(config, serving, frozen).get())
     return ServedModel(frozen, backend, runner, Preprocessor(frozen.card), serving.name)
-
-
-def restore(
-    sensor: str, path: InferencePath, store: ArtefactStore, model: ServedModel, envelope: Envelope | None = None
-) -> None:
-    """Let the last good homogenizer serve again, the one before it a step away; or the factory one if there is none
-    that can be believed and is inside of the envelope."""
-    version, artefact, problems = store.load_current(sensor, model.digest)
-    for problem in problems:
-        log.error("%s: %s", sensor, problem)
-    if artefact is None:
-        return
-    before = store.load_before(sensor, version, model.digest)
-    if before is not None:
-        _serve_again(sensor, before, path, store, model, envelope)
-    _serve_again(sensor, artefact, path, store, model, envelope)
-
-
-def served_since(sensor: str, version: str, store: ArtefactStore) -> float | None:
-    """Since when, s since the epoch, the pointer says that `version` serves; None where it says nothing of it."""
-    try:
-        pointer = store.current(sensor)
-    except StoreError:  # restore() has told
-        return None
-    return pointer.since if pointer is not None and pointer.homogenizer == version else None
-
-
-def on_probation(since: float | None, now: float, probation: float) -> bool:
-    """Whether what serves `since` (s since the epoch) has yet to prove itself; so too where no clock told that time."""
-    return since is not None and (since < CLOCK_SET_S or now - since < probation)
-
-
-def withdrawn(sensor: str, store: ArtefactStore) -> set[str]:
-    """The versions that were taken back, none where that cannot be read."""
-    try:
-        return store.withdrawn(sensor)
-    except StoreError as error:
-        log.warning("%s: what was taken back before is forgotten: %s", sensor, error)
-        return set()
-
-
-def _serve_again(
-    sensor: str,
-    artefact: Artefact,
-    path: InferencePath,
-    store: ArtefactStore,
-    model: ServedModel,
-    envelope: Envelope | None,
-) -> None:
-    try:
-        measured = None if envelope is None else envelope.admit(artefact)
-        compiled = artefact.compiled
-        if compiled is None or not made_by(model.backend, artefact.manifest):
-            example = torch.zeros(1, *model.input_shape)
-            compiled = compile_homogenizer(model.backend, artefact.homogenizer, example, store.root)
-        golden = golden_noise(model.input_shape)
-        path.commit(path.prepare(artefact.version, model.backend.load(compiled, threads=1), golden, measured))
-    except (ModelError, SwapRejected, OutsideEnvelope) as error:
-        log.warning("%s: homogenizer %s cannot serve: %s", sensor, artefact.version[:12], error)
-
-
-@contextmanager
-def asking_for_patience(notifier: Notifier) -> Iterator[None]:
-    """A compile may take minutes on a small device: systemd hears that it goes on."""
-    done = threading.Event()
-
-    def tell() -> None:
-        while not done.wait(PATIENCE_S / 6):
-            notifier.extend_timeout(PATIENCE_S)
-
-    teller = threading.Thread(target=tell, name="patience", daemon=True)
-    teller.start()
-    try:
-        yield
-    finally:
-        done.set()
-        teller.join()
 
 
 def _refuse_other_model(frozen: FrozenModel, pinned: str | None) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from calibrate import CleanData, FitError, Limits, Taps, measure_clean, tap
+from calibrate import FitError, Limits, measure_clean, tap
 from calibrate.scoring.scorer import Yardstick
 from calibrate.source.commissioned import MIN_CLEAN_FRAMES
 from daemon.config import DriftConfig
 from daemon.images import load_images
 from daemon.model.preprocess import Preprocessor
-from deploy.model.commissioned import AGAIN, load_clean, remove_clean, save_clean
-from deploy.model.frozen import FrozenModel, ModelError, load_frozen
+from deploy.model.commissioned import remove_clean, save_clean
+from deploy.model.frozen import FrozenModel, load_frozen
 
 BAND = DriftConfig().threshold
 RESTART = "restart recald where it serves this model"  # or its fits go by the new card, its alarms by the old one
@@ -41,19 +41,6 @@ def commission(model: Path, pictures: Path, count: int) -> None:
     print(f"{model}: commissioned on {len(images)} frames; the model is unchanged, sha256 {frozen.digest}")
     print(f"their drift score by the statistics shipped in the model is {score:.2f}: look at them if above {BAND}")
     print(RESTART)
-
-
-def commissioned(frozen: FrozenModel, taps: Taps) -> CleanData | None:
-    """What was measured on clean frames, where it was; ModelError where it is damaged or of another model."""
-    tensors, card = load_clean(frozen), frozen.card
-    if tensors is None or card.commissioned is None:
-        return None
-    try:
-        return CleanData.of_tensors(tensors, card.commissioned.frames, taps.reference, card.input.channels)
-    except ValueError as error:
-        raise ModelError(
-            f"{frozen.path}: its clean-frame measurements are of another model: {error}: {AGAIN}"
-        ) from error
 
 
 def _shipped_yardstick(frozen: FrozenModel) -> Yardstick:

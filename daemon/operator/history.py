@@ -9,9 +9,8 @@ from contextlib import closing
 from typing import Any
 
 from daemon.config import Config, load_config
-from daemon.state.audit_writer import audit_path
 from deploy.audit.chain import Record
-from deploy.audit.log import AuditError, AuditLog
+from deploy.audit.log import AuditError, AuditLog, audit_path
 
 UNIMPORTANT = ("state",)  # events that a person is shown with --all only
 
@@ -49,7 +48,7 @@ def _audit(config: Config) -> AuditLog:
 
 def _of_model(config: Config) -> Iterator[str]:
     from calibrate.features.taps import tap
-    from daemon.operator.commission import commissioned
+    from deploy.model.commissioned import commissioned
     from deploy.model.frozen import ModelError, load_frozen
 
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from daemon import __version__
-from deploy.backends.gpu.driver import nvidia_driver
+from deploy.backends.gpu.device import nvidia_driver
 
 JETSON = Path("/etc/nv_tegra_release")
 

@@ -7,8 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from daemon.config import load_config
-from daemon.state.audit_writer import audit_path
-from deploy.audit.log import AuditLog
+from deploy.audit.log import AuditLog, audit_path
 from deploy.store.dossier_archive import Archive
 
 

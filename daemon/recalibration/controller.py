@@ -13,7 +13,6 @@ from daemon.recalibration.drift_monitor import Observed
 from daemon.recalibration.job import Finished, Progressed, Recalibration
 from daemon.recalibration.sensor import Sensor
 from daemon.recalibration.state_machine import (
-    IN_WORK,
     Collect,
     Commit,
     Decision,
@@ -23,11 +22,11 @@ from daemon.recalibration.state_machine import (
     Recall,
     RollBack,
     ServeFactory,
-    State,
 )
 from daemon.state.audit_writer import Recorder
 from daemon.state.restart import Remembered
 from daemon.state.state_writer import Persistence
+from daemon.states import IN_WORK, State
 from deploy.path import Prepared
 from deploy.store.artefacts import FACTORY
 

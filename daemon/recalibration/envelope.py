@@ -12,10 +12,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from calibrate.homogenizer import Homogenizer
-from calibrate.judge import MARGIN
+from calibrate.judge import HELD_OUT_EVERY, MARGIN
 from calibrate.scoring.extent import Between, Extent
 from daemon.config import Config, ConfigError, Duration, Mode, Section
-from daemon.worker.main import HELD_OUT_EVERY
 from deploy.audit.signature import check_signature
 from deploy.model.document import parse_document, read_document
 from deploy.store.artefacts import Artefact

@@ -10,7 +10,8 @@ from calibrate.scoring.drift import DriftDetector
 from daemon.frames.latency_monitor import Pace
 from daemon.frames.reservoir import Reservoir
 from daemon.frames.stall_detector import Arrivals
-from daemon.recalibration.state_machine import WITH_CANDIDATE, Recalibrator, State
+from daemon.recalibration.state_machine import Recalibrator
+from daemon.states import WITH_CANDIDATE, State
 from deploy.path import InferencePath, Prepared
 
 

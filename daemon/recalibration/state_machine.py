@@ -6,9 +6,9 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 from daemon.config import DAY, RecalibrateConfig
+from daemon.states import AT_REST, IN_WORK, WITH_CANDIDATE, State
 
 MAX_BACKOFF_DOUBLINGS = 6
 LOOKS = 3  # at the candidate in the shadow, and at what serves on probation, at least
@@ -18,28 +18,6 @@ REGRESSIONS = 2  # looks in a row that find the one before better: one may be ch
 RECALL_S = 60.0  # between two looks whether what helped before helps the newest frames; a fit takes longer
 NARROW = "few classes are in view, and the model is sure of them: that is no drift"
 HOPELESS = 3  # tries in a row that led to nothing while the drift lasts
-
-
-class State(str, Enum):
-    """Values of recald_calibration_state."""
-
-    FACTORY = "factory"  # at rest, the identity serves
-    COLLECTING = "collecting"
-    FITTING = "fitting"
-    JUDGING = "judging"
-    COMPILING = "compiling"
-    SHADOW = "shadow"  # a proven candidate runs beside what serves
-    AWAITING_APPROVAL = "awaiting_approval"
-    PROBATION = "probation"  # it serves, and the one before is a step away
-    ACTIVE = "active"  # at rest, a fitted homogenizer serves
-    ROLLED_BACK = "rolled_back"  # at rest, until the back-off is over
-    FAILED = "failed"  # at rest after a fit that broke, until the back-off is over
-    INVALID = "invalid"  # at rest, and what is served can not be relied on
-
-
-AT_REST = (State.FACTORY, State.ACTIVE, State.ROLLED_BACK, State.FAILED, State.INVALID)
-IN_WORK = (State.FITTING, State.JUDGING, State.COMPILING)
-WITH_CANDIDATE = (State.SHADOW, State.AWAITING_APPROVAL)
 
 
 @dataclass(frozen=True)

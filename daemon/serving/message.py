@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from daemon import UNKNOWN_SENSOR
 from daemon.serving.pixels import COMPRESSED, RAW, PixelError, image_size, pack, unpack_compressed, unpack_raw
 
 VERSION = 1
@@ -17,7 +18,6 @@ MAX_HEADER_BYTES = 64 * 1024
 MAX_SIDE = 16384  # pixels
 MAX_NUMBER = 2**63 - 1  # sequence numbers and timestamps fit a signed 64-bit integer
 MAX_FUTURE_NS = 1_000_000_000  # more than the clocks of two synchronised machines differ
-UNKNOWN_SENSOR = "unknown"
 
 IMAGEZMQ_ENCODINGS = {
     ("uint8", 3): "bgr8",

@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from daemon.config import DAY
@@ -30,10 +29,6 @@ class Entry(NamedTuple):
     event: str
     details: dict[str, Any]
     at: float
-
-
-def audit_path(state: Path) -> Path:
-    return state / "audit.sqlite"
 
 
 class Recorder:

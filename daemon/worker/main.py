@@ -25,6 +25,7 @@ from calibrate import FitError, FitResult, Limits, fit, tap
 from calibrate.features.taps import Taps
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import (
+    HELD_OUT_EVERY,
     Evidence,
     examine,
     incumbents,
@@ -38,17 +39,16 @@ from calibrate.scoring.scorer import Measured, Yardstick
 from daemon import __version__
 from daemon.model.preprocess import Preprocessor
 from daemon.niceness import step_back
-from daemon.operator.commission import commissioned
 from daemon.worker.dossier_builder import Account, digest_of, examples
 from daemon.worker.ipc import pack, unpack
 from deploy.backends.engine_cache import compile_homogenizer
 from deploy.backends.protocol import ParityError, check_parity, load_backend, made_by
+from deploy.model.commissioned import commissioned
 from deploy.model.frozen import FrozenModel, ModelError, load_frozen
 from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
 from deploy.store.dossier_archive import Archive
 from deploy.store.retention import past, retain
 
-HELD_OUT_EVERY = 4  # every fourth frame judges and is not fitted to
 GOLDEN_FRAMES = 8
 MOST_TRIED = 4  # of a sensor's earlier homogenizers, the newest first
 KEPT_OF_A_SENSOR = 50  # homogenizers on the disk, each about 1 MB at 224x224

@@ -190,3 +190,7 @@ def _told(path: Path) -> Iterator[None]:
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
         advice = next((text for words, text in ADVICE.items() if words in reason.lower()), "see the kernel's log")
         raise AuditError(f"{path}: {reason}: {advice}") from error
+
+
+def audit_path(state: Path) -> Path:
+    return state / "audit.sqlite"

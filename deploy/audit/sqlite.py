@@ -158,7 +158,7 @@ def _damaged_files(path: Path) -> dict[str, str]:
     found = sorted(path.parent.glob(f"{path.name}.damaged-*"))
     if not found:
         return {}
-    from deploy.model.frozen import digest_file  # brings torch, for which no other use of the log has to wait
+    from deploy.files import digest_file
 
     return {file.name: digest_file(file) for file in found}
 

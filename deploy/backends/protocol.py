@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from deploy.model.precision import PARITY_TOLERANCE
 from deploy.model.program import relative_error
 
 BACKENDS = {
@@ -24,8 +25,6 @@ GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda")  # the best first
 CPU_BACKEND = "onnx"
 AUTO = "auto"  # in place of a backend's name: the one that suits the machine
 NO_GPU = "there is no NVIDIA GPU, or this PyTorch is not built for one"
-# Float32 summed in another order differs by about 1e-6; TF32, or a wrong weight, by 1e-3 and more.
-PARITY_TOLERANCE = 1e-4
 
 log = logging.getLogger(__name__)
 

@@ -13,6 +13,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from calibrate.features.taps import Taps
+from calibrate.source.commissioned import CleanData
 from deploy.files import write_atomically
 from deploy.model.card import CommissionCard, ModelCard, card_path
 from deploy.model.document import load_document
@@ -72,3 +74,16 @@ def _exchange(frozen: FrozenModel, commissioned: CommissionCard | None) -> None:
     for path in list(frozen.path.parent.iterdir()):
         if path.name.startswith(f"{frozen.path.stem}.clean-") and path.suffix == ".safetensors" and path != kept:
             path.unlink(missing_ok=True)
+
+
+def commissioned(frozen: FrozenModel, taps: Taps) -> CleanData | None:
+    """What was measured on clean frames, where it was; ModelError where it is damaged or of another model."""
+    tensors, card = load_clean(frozen), frozen.card
+    if tensors is None or card.commissioned is None:
+        return None
+    try:
+        return CleanData.of_tensors(tensors, card.commissioned.frames, taps.reference, card.input.channels)
+    except ValueError as error:
+        raise ModelError(
+            f"{frozen.path}: its clean-frame measurements are of another model: {error}: {AGAIN}"
+        ) from error

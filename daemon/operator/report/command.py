@@ -11,7 +11,7 @@ from typing import Any
 
 from daemon.config import load_config
 from daemon.operator.report.chronicle import Chronicle
-from daemon.state.audit_writer import audit_path
+from deploy.audit.log import audit_path
 from deploy.files import write_atomically
 from deploy.store.artefacts import ArtefactStore
 from deploy.store.dossier_archive import Archive, Filed

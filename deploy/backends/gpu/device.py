@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
-from deploy.backends.gpu.driver import nvidia_driver
 from deploy.backends.protocol import BackendUnavailable
 from deploy.model.program import first_line
+
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 class GpuLost(OSError):
@@ -48,3 +51,13 @@ def _why_none() -> str:
     if torch.version.cuda is None:
         return f"driver {driver} is here, but torch {torch.__version__} is not built for CUDA; install one that is"
     return f"torch {torch.__version__} (CUDA {torch.version.cuda}) does not find one behind driver {driver}"
+
+
+def nvidia_driver(path: Path = DRIVER) -> str | None:
+    """Its version, such as 570.86.10; "of unknown version" where it does not say, None where there is none."""
+    try:
+        text = path.read_text()
+    except OSError:
+        return None
+    found = re.search(r"\d+\.\d+(\.\d+)*", text)
+    return found[0] if found else "of unknown version"

@@ -1,0 +1,6 @@
+"""Exit codes of every recald process, from sysexits.h; the systemd unit names the same numbers."""
+
+from __future__ import annotations
+
+EX_TEMPFAIL = 75  # try again: systemd restarts the service
+EX_CONFIG = 78  # would fail again: systemd does not restart it (RestartPreventExitStatus=)

@@ -1,0 +1,25 @@
+"""The lock on the state directory: one daemon at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+
+def claim(directory: Path) -> int:
+    """Lock the state directory; returns the descriptor that holds the lock. OSError where another daemon has it.
+
+    The directory itself is locked, so that a full disk does not keep the daemon from starting.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise OSError(
+            error.errno,
+            f"another recald uses {directory}: stop it first, or set another state.directory",
+        ) from error
+    return descriptor
