@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import lru_cache, partial
@@ -18,9 +19,9 @@ from bench import training
 from bench.cifar import LIMITS, accuracy, lossless, network, normalise
 from bench.report import append_row, read_rows, show
 from calibrate import FitConfig, FitError, Limits, fit, tap
-from calibrate.judge import Verdict, incumbents, judge, needs_no_fit
+from calibrate.judge import Verdict, champions, judge, needs_no_fit
 from calibrate.scoring.extent import Extent
-from calibrate.scoring.scorer import Yardstick
+from calibrate.scoring.scorer import Scorer
 from calibrate.source.training import shape_of
 from daemon.config import DriftConfig
 from daemon.images import read_npz
@@ -142,17 +143,19 @@ def _recalibrate(subject: Subject, drift: Drift, accurate: Callable[[nn.Module],
     """What the daemon's worker does with its frames, and how accurate the candidate is."""
     frames = _frames(subject, drift, subject.unlabelled[: FIT_FRAMES + JUDGE_FRAMES], 0)
     held_out = frames[FIT_FRAMES:]
-    yardstick = Yardstick.of(tap(subject.network), shape_of(frames), subject.limits)
-    against = incumbents(yardstick, None, held_out)
+    scorer = Scorer.of(tap(subject.network), shape_of(frames), subject.limits)
+    against = champions(scorer, None, held_out)
     row: Row = {"score": against["factory"].score, "candidate": None, "candidate_score": None, "seconds": 0.0}
     if needs_no_fit(against, BAND):
         return row | {"verdict": "unneeded", "reason": ""}
     try:
-        fitted = fit(subject.network, frames[:FIT_FRAMES], limits=subject.limits, seed=drift.seed)
+        fitted = fit(
+            subject.network, frames[:FIT_FRAMES], limits=subject.limits, seed=drift.seed, clock=time.perf_counter
+        )
     except FitError as error:
         return row | {"verdict": "failed", "reason": str(error)}
     candidate = fitted.homogenizer.eval()
-    verdict = judge(yardstick, candidate, held_out, against, BAND)
+    verdict = judge(scorer, candidate, held_out, against, BAND)
     fit_of_it = {"seconds": fitted.seconds, "start": fitted.start, "extent": asdict(Extent.of(fitted.homogenizer))}
     return row | _judged(verdict) | {"candidate": accurate(candidate)} | fit_of_it
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,7 +119,14 @@ def fit_once(
     known = setting.known[mode]
     reference, source = (known.statistics, known.source) if known else (None, None)
     with counted_passes(setting.model) as passes:
-        result = fit(setting.model, drift(setting.unlabelled[:frames]), reference, source=source, limits=LIMITS)
+        result = fit(
+            setting.model,
+            drift(setting.unlabelled[:frames]),
+            reference,
+            source=source,
+            limits=LIMITS,
+            clock=time.perf_counter,
+        )
     with torch.no_grad():
         restored = result.homogenizer(drifted)
     clean, before = (accuracy(setting.model, f, setting.labels) for f in (setting.clean, drifted))

@@ -30,7 +30,7 @@ from bench.judge_tables import show_tables, summarise
 from bench.judge_truth import LEVEL, best, compare, from_text, to_text
 from calibrate import FitConfig, tap
 from calibrate.judge import Evidence, examine
-from calibrate.scoring.scorer import Yardstick
+from calibrate.scoring.scorer import Scorer
 from calibrate.source.training import shape_of
 
 QUICK = 2  # scenes of a quick run
@@ -81,7 +81,7 @@ class Court:
         self._scene, self._neighbour, self._state = scene, neighbour, state
         network = scene.subject.network
         frames = scene.film(scene.fitted_to()[:1])
-        self._yardstick = Yardstick.of(tap(network), shape_of(frames), scene.subject.limits)
+        self._scorer = Scorer.of(tap(network), shape_of(frames), scene.subject.limits)
         self._window = lru_cache(maxsize=None)(scene.window)
         self._test = lru_cache(maxsize=None)(scene.test)
         self._homogenizers: dict[str, nn.Module | None] = {FACTORY: None}
@@ -109,10 +109,10 @@ class Court:
                 yield told | self._verdict(candidate, see, clean, active)
 
     def _verdict(self, candidate: Candidate, see: Examine, clean: bool, active: str | None) -> Row:
-        incumbent = best([self._right(name, clean) for name in {FACTORY, active or FACTORY}])
+        champion = best([self._right(name, clean) for name in {FACTORY, active or FACTORY}])
         right = self._right(candidate.name, clean)
         row: Row = {"kind": candidate.kind, "candidate": candidate.name}
-        row |= {"accuracy": _percent(right), "incumbent": _percent(incumbent)} | compare(right, incumbent)._asdict()
+        row |= {"accuracy": _percent(right), "incumbent": _percent(champion)} | compare(right, champion)._asdict()
         return row | vars(passage(see, candidate.name, active))
 
     def _seen(self, clean: bool, view: str) -> Callable[[str, int], Evidence]:
@@ -120,9 +120,7 @@ class Court:
 
         def see(name: str, part: int) -> Evidence:
             def look() -> Row:
-                return to_record(
-                    examine(self._yardstick, self._homogenizers[name], self._window(view, clean).parts[part])
-                )
+                return to_record(examine(self._scorer, self._homogenizers[name], self._window(view, clean).parts[part]))
 
             return from_record(self._state.record(f"{self._key(name, clean)}, {view}, {part}", look))
 

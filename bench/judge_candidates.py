@@ -22,7 +22,7 @@ from calibrate.validation import MIN_FRAMES
 
 GOOD, BAD_FIT, SABOTAGED, ADVERSARY = "fit", "bad fit", "sabotaged", "adversary"
 FIT, OTHER = "384 frames", "of another drift"  # names of the candidates that serve as active ones too
-NARROW, MIXED = 96, 128  # frames of the bad fits: they need not be as good as can be
+FEW_FRAMES, MIXED = 96, 128  # frames of the bad fits: they need not be as good as can be
 EARLY = FitConfig(stages=((32, 2),))
 EVALUATIONS, ATTACKED = 14, 96  # of an adversary's objective, and the frames it knows
 WEIGHT = 1.0  # of the cross-entropy that an adversary adds to the objective
@@ -55,7 +55,7 @@ def fitted(scene: Scene, state: State) -> Homogenizer:
 def bad_fits(scene: Scene) -> dict[str, Callable[[], Homogenizer]]:
     rows = scene.fitted_to()
     return {
-        f"{scene.few} of the classes": lambda: _fit(scene, scene.film(scene.of_classes(scene.few, NARROW, 2))),
+        f"{scene.few} of the classes": lambda: _fit(scene, scene.film(scene.of_classes(scene.few, FEW_FRAMES, 2))),
         f"{MIN_FRAMES} frames": lambda: _fit(scene, scene.film(rows[:MIN_FRAMES])),
         f"{_clean_share(scene):.0%} clean frames": lambda: _fit(scene, _mixed(scene, rows[:MIXED])),
         "stopped early": lambda: _fit(scene, scene.film(rows[:64]), EARLY),

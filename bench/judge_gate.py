@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bench.judge_scenes import LOOK_FRAMES
 from calibrate.judge import Evidence, needs_no_fit, needs_no_homogenizer, objections, weigh
 from daemon.config import DriftConfig, RecalibrateConfig
-from daemon.recalibration.state_machine import Commit, Discard, Facts, Recalibrator
+from daemon.recalibration.state_machine import Commit, Discard, Facts, StateMachine
 
 BAND = DriftConfig().threshold  # the drift score up to which frames count as clean
 FRAME_RATE = 30  # a second, at which the frames of a look come
@@ -57,16 +57,16 @@ def passage(examine: Examine, candidate: str, active: str | None) -> Passage:
 def shadow(look: Callable[[int], bool]) -> bool:
     """Let the daemon's own state machine watch a judged candidate; whether it serves. look: at part 1, 2, ..."""
     config = RecalibrateConfig(collect=0.0)
-    recalibrator = Recalibrator(config, now=0.0)
-    recalibrator.request()
+    state_machine = StateMachine(config, now=0.0)
+    state_machine.request()
     for _ in ("collect", "fit"):
-        recalibrator.step(0.0, Facts(collected=config.frames))
-    recalibrator.proven(0.0)
+        state_machine.step(0.0, Facts(collected=config.frames))
+    state_machine.proven(0.0)
     part, decision = 0, None
     while not isinstance(decision, Commit | Discard):
         part += 1
-        recalibrator.looked(look(part))
-        decision = recalibrator.step(part * LOOK_FRAMES / FRAME_RATE, Facts())
+        state_machine.looked(look(part))
+        decision = state_machine.step(part * LOOK_FRAMES / FRAME_RATE, Facts())
     return isinstance(decision, Commit)
 
 

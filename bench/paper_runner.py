@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -122,6 +123,7 @@ class Runner:
             rate=self._args.rate,
             seed=piece.draw,
             progress=stepped,
+            clock=time.perf_counter,
         )
         return Fitted(result.rho, result.seconds, result.history)
 
@@ -137,6 +139,7 @@ class Runner:
             limits=Limits.of(scene.mean, scene.std),
             seed=piece.draw,
             progress=stepped,
+            clock=time.perf_counter,
         )
         return Fitted(result.homogenizer, result.seconds, result.history)
 

@@ -21,7 +21,7 @@ from bench.fit import CAMERA, FRAMES, REPORTED_DRAWS, TEST_IMAGES, Drifting, dri
 from bench.perturbation import KAPPA
 from bench.report import show
 from calibrate import FitConfig, tap
-from calibrate.scoring.scorer import Yardstick
+from calibrate.scoring.scorer import Scorer
 from calibrate.source.training import shape_of
 
 BATCH = 200  # of the test stream, as Wang et al. 2021 use on CIFAR-10
@@ -108,8 +108,8 @@ def _one(peer: Peer, model: nn.Module, source: Tensor, scene: Scene) -> dict[str
     changed = {"changed_values": changed_values(model, adapted.model), "digest": digest(adapted.model)}
     clean, _ = serve(adapted, scene.clean)  # nobody tells the method; what adapts online goes on
     order = scene.labels.argsort(stable=True)
-    narrow, _ = _adapted(peer, model, source, scene.few_classes)
-    in_order, _ = serve(narrow, scene.stream[order])
+    label_shift, _ = _adapted(peer, model, source, scene.few_classes)
+    in_order, _ = serve(label_shift, scene.stream[order])
     return {
         "accuracy": percent(named, scene.labels),
         "single": percent(alone, scene.labels[:SINGLE_FRAMES]),
@@ -143,8 +143,8 @@ def percent(named: Tensor, labels: Tensor) -> float:
 
 def score(model: nn.Module, frames: Tensor) -> float:
     """Mean drift score of windows of these frames, as the untouched model sees them."""
-    yardstick = Yardstick.of(tap(model), shape_of(frames), LIMITS)
-    return float(np.mean([yardstick.measure(window).drift.score for window in frames.split(WINDOW)]))
+    scorer = Scorer.of(tap(model), shape_of(frames), LIMITS)
+    return float(np.mean([scorer.measure(window).drift.score for window in frames.split(WINDOW)]))
 
 
 def digest(model: nn.Module) -> str:

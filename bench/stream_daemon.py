@@ -14,18 +14,20 @@ from prometheus_client import CollectorRegistry
 
 from calibrate.scoring.drift import DriftDetector
 from daemon.config import DriftConfig, RecalibrateConfig
-from daemon.frames.quality_filter import Screening
+from daemon.frames.quality_filter import QualityFilter
 from daemon.frames.reservoir import Reservoir
 from daemon.metrics import Metrics
 from daemon.model.preprocess import Preprocessor
 from daemon.model.served_model import ServedModel
-from daemon.recalibration.controller import Upkeep
-from daemon.recalibration.drift_monitor import Observed
-from daemon.recalibration.job import Finished, Progressed, Recalibration
+from daemon.recalibration.controller import Controller
+from daemon.recalibration.drift_monitor import DriftCheck
+from daemon.recalibration.job import JobProgress, JobResult, JobRunner
 from daemon.recalibration.sensor import Sensor
-from daemon.recalibration.state_machine import Recalibrator
-from daemon.state.state_writer import Persistence
-from daemon.worker.main import Worker
+from daemon.recalibration.state_machine import StateMachine
+from daemon.state.state_writer import StateWriter
+from daemon.worker.context import WorkerContext
+from daemon.worker.main import answer
+from daemon.worker.observe_job import observe
 from deploy.backends.protocol import load_backend
 from deploy.model.frozen import load_frozen
 from deploy.path import InferencePath
@@ -61,7 +63,7 @@ class Records(list[tuple[float, str, dict[str, Any]]]):
 class InProcess:
     """Stands in for the worker's process; `seed` makes the fits the same in each run."""
 
-    def __init__(self, worker: Worker, seed: int):
+    def __init__(self, worker: WorkerContext, seed: int):
         self._worker = worker
         self._seed = seed
 
@@ -69,7 +71,7 @@ class InProcess:
         self, job: dict[str, Any], images: np.ndarray, timeout: float, on_message: Callable[[dict[str, Any]], None]
     ) -> dict[str, Any]:
         said: list[dict[str, Any]] = []
-        self._worker.answer(job | {"seed": self._seed}, images, said.append)
+        answer(self._worker, job | {"seed": self._seed}, images, said.append)
         for message in said[:-1]:
             on_message(message)
         return said[-1]
@@ -85,16 +87,16 @@ class SimulatedDaemon:
 
     def __init__(self, model: Path, state: Path, drift: DriftConfig, recalibrate: RecalibrateConfig, seed: int):
         self.now = 0.0
-        self._due: list[tuple[float, Finished | Progressed]] = []
+        self._due: list[tuple[float, JobResult | JobProgress]] = []
         self._drift = drift
         frozen, store, backend = load_frozen(model), ArtefactStore(state), load_backend(BACKEND)
         runner = backend.load(backend.compile(frozen.module, torch.zeros(1, *frozen.card.input.shape)), threads=1)
         self._model = ServedModel(frozen, backend, runner, Preprocessor(frozen.card), backend.name)
-        self._worker = Worker(frozen, BACKEND, store)
+        self._worker = WorkerContext(frozen, BACKEND, store)
         self.records = Records(lambda: self.now)
         self.sensor = self._new_sensor(recalibrate)
         in_process: Any = InProcess(self._worker, seed)
-        self._recalibration = Recalibration(
+        self._jobs = JobRunner(
             in_process,
             store,
             self._model,
@@ -105,9 +107,9 @@ class SimulatedDaemon:
         )
         record: Any = self.records
         at_once = Immediately()
-        self._upkeep = Upkeep(
-            self._recalibration,
-            Persistence(store, frozen.digest, at_once),
+        self._controller = Controller(
+            self._jobs,
+            StateWriter(store, frozen.digest, at_once),
             recalibrate.frames,
             Metrics(CollectorRegistry()),
             at_once,
@@ -125,14 +127,14 @@ class SimulatedDaemon:
         self._observe()
         for due, event in [part for part in self._due if part[0] <= self.now]:
             self._due.remove((due, event))
-            self._upkeep.take_in(event, self.sensor, self.now)
-        self._upkeep.step(self.sensor, self.now)
-        while not self._recalibration.free:  # simulated time stands still meanwhile
+            self._controller.take_in(event, self.sensor, self.now)
+        self._controller.step(self.sensor, self.now)
+        while not self._jobs.free:  # simulated time stands still meanwhile
             time.sleep(0.01)
         return labels
 
     def close(self) -> None:
-        self._recalibration.close()
+        self._jobs.close()
         self.sensor.path.close()
         self._model.runner.close()
 
@@ -141,9 +143,9 @@ class SimulatedDaemon:
         return Sensor(
             NAME,
             InferencePath(self._model.runner),
-            Reservoir(config.frames + window, window=window, screen=Screening()),
+            Reservoir(config.frames + window, window=window, screen=QualityFilter()),
             DriftDetector(self._drift.threshold, self._drift.hold),
-            Recalibrator(config, self.now),
+            StateMachine(config, self.now),
         )
 
     def _serve(self, images: np.ndarray) -> np.ndarray:
@@ -157,11 +159,11 @@ class SimulatedDaemon:
         if len(images) < window:
             return
         job = {"job": "observe", "active": sensor.path.version, "band": self._drift.threshold}
-        if (rival := sensor.rival) is not None:
-            job |= {"rival": rival.version, "role": rival.role}
-        scores = self._worker.observe(job, images)
-        seen = Observed(NAME, sensor.path.version, scores, len(images), sensor.reservoir.added)
-        self._upkeep.take_in(seen, sensor, self.now)
+        if (challenger := sensor.challenger) is not None:
+            job |= {"challenger": challenger.version, "role": challenger.role}
+        scores = observe(self._worker, job, images)
+        seen = DriftCheck(NAME, sensor.path.version, scores, len(images), sensor.reservoir.added)
+        self._controller.take_in(seen, sensor, self.now)
 
-    def _post(self, event: Finished | Progressed) -> None:
-        self._due.append((self.now + (WORK_S if isinstance(event, Finished) else 0.0), event))
+    def _post(self, event: JobResult | JobProgress) -> None:
+        self._due.append((self.now + (WORK_S if isinstance(event, JobResult) else 0.0), event))

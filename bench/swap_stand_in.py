@@ -20,14 +20,14 @@ from unittest.mock import patch
 import numpy as np
 
 from daemon.cli import main
-from daemon.recalibration.controller import Upkeep
+from daemon.recalibration.controller import Controller
 from daemon.recalibration.sensor import Sensor
-from daemon.worker.client import WorkerProcess
+from daemon.worker.client import WorkerClient
 
 log = logging.getLogger(f"daemon.{__name__}")  # said as loudly as what the daemon says
 
 
-class Shelf(WorkerProcess):
+class Shelf(WorkerClient):
     """Checks drift like any worker, but a fit is answered at once."""
 
     def __init__(self, model: Path, backend: str, state: Path, threads: int):
@@ -47,7 +47,7 @@ class Shelf(WorkerProcess):
         return answer | {"version": next(self._versions)}
 
 
-class TimedUpkeep(Upkeep):
+class TimedUpkeep(Controller):
     """Says how long a swap kept the frame thread, with all that follows it before the next frame."""
 
     def step(self, sensor: Sensor, now: float) -> None:
@@ -64,7 +64,7 @@ def _stored(state: Path) -> Iterator[str]:
     yield from itertools.cycle(path.parent.name + path.stem for path in manifests)
 
 
-STAND_INS: dict[str, Any] = {"loop.WorkerProcess": Shelf, "loop.Upkeep": TimedUpkeep, "recalibrator.LOOKS": 0}
+STAND_INS: dict[str, Any] = {"loop.WorkerClient": Shelf, "loop.Controller": TimedUpkeep, "recalibrator.LOOKS": 0}
 
 if __name__ == "__main__":
     with ExitStack() as patched:

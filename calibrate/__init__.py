@@ -4,18 +4,51 @@ reference = reference_statistics(model)                # the BatchNorm statistic
 limits = Limits.of(mean, std)                          # black and white, where frames are (value / 255 - mean) / std
 result = fit(model, frames, reference, limits=limits)  # frames: (N, C, H, W) float32, normalised, no labels
 restored = model(result.homogenizer(new_frames))
+
+A name below is imported when it is first used, so that `calibrate.errors` costs nobody the seconds that torch takes.
 """
 
-from calibrate.features.class_statistics import ClassStatistics, collect_statistics
-from calibrate.features.feature_maps import all_layers, penultimate, random_network, random_projection, with_logits
-from calibrate.features.statistics import FeatureStatistics, ImageMoments
-from calibrate.features.taps import Taps, UnsupportedModel, reference_statistics, tap
-from calibrate.fit import FitConfig, FitError, FitResult, fit
-from calibrate.homogenizer import Homogenizer
-from calibrate.paper import ReconstructionNetwork, fit_as_published
-from calibrate.source.augmentation import PaddedCrop
-from calibrate.source.commissioned import CleanData, measure_clean
-from calibrate.source.training import Limits, Source, measured_source
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from calibrate.errors import RecaldError
+    from calibrate.features.class_statistics import ClassStatistics, collect_statistics
+    from calibrate.features.feature_maps import all_layers, penultimate, random_network, random_projection, with_logits
+    from calibrate.features.statistics import FeatureStatistics, ImageMoments
+    from calibrate.features.taps import Taps, UnsupportedModel, reference_statistics, tap
+    from calibrate.fitting import FitConfig, FitResult, fit
+    from calibrate.homogenizer import Homogenizer
+    from calibrate.paper import ReconstructionNetwork, fit_as_published
+    from calibrate.source.augmentation import PaddedCrop
+    from calibrate.source.commissioned import CleanData, measure_clean
+    from calibrate.source.training import Limits, Source, measured_source
+    from calibrate.validation import FitError
+
+_NAMES_BY_MODULE = {
+    "errors": ("RecaldError",),
+    "features.class_statistics": ("ClassStatistics", "collect_statistics"),
+    "features.feature_maps": ("all_layers", "penultimate", "random_network", "random_projection", "with_logits"),
+    "features.statistics": ("FeatureStatistics", "ImageMoments"),
+    "features.taps": ("Taps", "UnsupportedModel", "reference_statistics", "tap"),
+    "fitting": ("FitConfig", "FitResult", "fit"),
+    "homogenizer": ("Homogenizer",),
+    "paper": ("ReconstructionNetwork", "fit_as_published"),
+    "source.augmentation": ("PaddedCrop",),
+    "source.commissioned": ("CleanData", "measure_clean"),
+    "source.training": ("Limits", "Source", "measured_source"),
+    "validation": ("FitError",),
+}
+_MODULE_BY_NAME = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_BY_NAME:
+        raise AttributeError(f"module 'calibrate' has no attribute {name!r}")
+    return getattr(import_module(f"calibrate.{_MODULE_BY_NAME[name]}"), name)
+
 
 __all__ = [
     "ClassStatistics",
@@ -28,6 +61,7 @@ __all__ = [
     "ImageMoments",
     "Limits",
     "PaddedCrop",
+    "RecaldError",
     "ReconstructionNetwork",
     "Source",
     "Taps",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from calibrate.errors import RecaldError
 from calibrate.features.class_statistics import ClassStatistics, Target
 from calibrate.features.feature_maps import FeatureMap
 
@@ -12,11 +13,11 @@ MIN_FRAMES = 32  # below it the statistics of deep layers are noise
 MAX_VALUE = 1e4  # normalised frames stay near 3; far beyond it float32 loses the covariances
 
 
-class FitError(ValueError):
+class FitError(RecaldError):
     """The frames cannot be fitted, or the fit broke; nothing was changed."""
 
 
-def refuse_unusable(frames: Tensor) -> None:
+def validate_frames(frames: Tensor) -> None:
     if frames.dim() != 4 or not frames.is_floating_point():
         raise FitError(f"frames must be float (N, C, H, W), got {frames.dtype} {tuple(frames.shape)}")
     if 0 in frames.shape[1:]:
@@ -29,7 +30,7 @@ def refuse_unusable(frames: Tensor) -> None:
         raise FitError("all frames are the same image: a covered or frozen camera cannot be fitted")
 
 
-def refuse_unrelated(features: FeatureMap, frames: Tensor, target: Target) -> int:
+def validate_reference(features: FeatureMap, frames: Tensor, target: Target) -> int:
     """The number of classes that the features' logits tell apart, 0 without logits."""
     if target.names != features.names:
         raise FitError("the reference statistics are those of other layers than the model has")
@@ -42,7 +43,7 @@ def refuse_unrelated(features: FeatureMap, frames: Tensor, target: Target) -> in
     return output.shape[1] if output is not None and output.dim() == 2 else 0
 
 
-def refuse_mislabelled(frames: Tensor, target: Target, labels: Tensor | None, criterion: float, classes: int) -> None:
+def validate_labels(frames: Tensor, target: Target, labels: Tensor | None, criterion: float, classes: int) -> None:
     if criterion and not classes:
         raise FitError("the criterion needs features that come with logits: see with_logits")
     known = [classes] if criterion else []

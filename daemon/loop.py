@@ -22,32 +22,32 @@ from prometheus_client import CollectorRegistry
 from calibrate.scoring.drift import DriftDetector
 from daemon import __version__
 from daemon.config import Config
-from daemon.frames.latency_monitor import Pace
-from daemon.frames.quality_filter import Screening
+from daemon.frames.latency_monitor import LatencyMonitor
+from daemon.frames.quality_filter import QualityFilter
 from daemon.frames.reservoir import Reservoir
-from daemon.frames.stall_detector import Arrivals
+from daemon.frames.stall_detector import StallDetector
 from daemon.metrics import Metrics, serve_metrics
-from daemon.model.engine_build import ModelBuild
+from daemon.model.engine_build import EngineBuild
 from daemon.model.served_model import Unservable, open_model
 from daemon.operator.control import ControlServer
 from daemon.operator.orders import Order, Orders
-from daemon.recalibration.controller import Event, Upkeep
-from daemon.recalibration.drift_monitor import DriftWatch
+from daemon.recalibration.controller import Controller, Event
+from daemon.recalibration.drift_monitor import DriftMonitor
 from daemon.recalibration.envelope import open_envelope
-from daemon.recalibration.job import Recalibration
+from daemon.recalibration.job import JobRunner
 from daemon.recalibration.restore import on_probation, restore, served_since, withdrawn
 from daemon.recalibration.sensor import Sensor
-from daemon.recalibration.state_machine import Recalibrator
+from daemon.recalibration.state_machine import StateMachine
 from daemon.serving.intake import Intake
 from daemon.serving.message import Frame, FrameError
 from daemon.serving.results import Publisher
-from daemon.serving.serve import Serving
-from daemon.state.audit_writer import Recorder
+from daemon.serving.serve import FrameServer
+from daemon.state.audit_writer import AuditWriter
 from daemon.state.lock import claim
-from daemon.state.restart import remembered
-from daemon.state.state_writer import Persistence
+from daemon.state.restart import restart_state
+from daemon.state.state_writer import StateWriter
 from daemon.systemd_notify import Notifier, asking_for_patience
-from daemon.worker.client import WorkerProcess
+from daemon.worker.client import WorkerClient
 from deploy.audit.log import AuditLog, audit_path
 from deploy.backends.protocol import Runner
 from deploy.path import InferencePath
@@ -114,8 +114,8 @@ class Daemon:
         self._store = ArtefactStore(self.config.state.directory)
         self._store.sweep()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="background")
-        self._persistence = Persistence(self._store, self._model.digest, self._background)
-        self._record = Recorder(self._open_audit, self._background, self.metrics)
+        self._state_writer = StateWriter(self._store, self._model.digest, self._background)
+        self._record = AuditWriter(self._open_audit, self._background, self.metrics)
         self._closing.callback(self._record.close)
         self._closing.callback(self._background.shutdown, wait=True)
         with asking_for_patience(self._notifier):
@@ -142,20 +142,20 @@ class Daemon:
                 config.recalibrate.frames + window,
                 config.sensors[name].sample_every,
                 window=window,
-                screen=Screening(),
+                screen=QualityFilter(),
             ),
             DriftDetector(config.drift.threshold, config.drift.hold),
-            self._new_recalibrator(name, path.version),
-            arrivals=Arrivals(self._clock()),
+            self._new_state_machine(name, path.version),
+            stall_detector=StallDetector(self._clock()),
             operator_hold=None,
             withdrawn=withdrawn(name, self._store),
         )
 
-    def _new_recalibrator(self, sensor: str, version: str) -> Recalibrator:
+    def _new_state_machine(self, sensor: str, version: str) -> StateMachine:
         """A homogenizer that had not served its probation before the restart begins it anew."""
         config, since = self.config.recalibrate, served_since(sensor, version, self._store)
         anew = version != FACTORY and on_probation(since, time.time(), config.probation)
-        return Recalibrator(
+        return StateMachine(
             config,
             self._clock(),
             serving=version != FACTORY,
@@ -169,7 +169,7 @@ class Daemon:
         with ExitStack() as on_failure:
             audit = AuditLog(audit_path(config.state.directory))
             on_failure.callback(audit.close)
-            past = [remembered(audit, name, config.recalibrate, time.time()) for name in config.sensors]
+            past = [restart_state(audit, name, config.recalibrate, time.time()) for name in config.sensors]
             on_failure.pop_all()
         for event in past:
             self._events.put(event)
@@ -186,8 +186,8 @@ class Daemon:
     def _open_workers(self) -> None:
         """The watch's and the fits' own processes; a fit may not delay a drift check."""
         common = (self.config.model.path, self._model.backend.name, self.config.state.directory)
-        self._recalibration = Recalibration(
-            WorkerProcess(*common, threads=self.config.model.thread_count),
+        self._jobs = JobRunner(
+            WorkerClient(*common, threads=self.config.model.thread_count),
             self._store,
             self._model,
             self.config.recalibrate.timeout,
@@ -196,28 +196,28 @@ class Daemon:
             {"frames": self.config.recalibrate.keep_frames, "mib": self.config.recalibrate.keep_frames_mib},
             self._envelope,
         )
-        self._closing.callback(self._recalibration.close)
+        self._closing.callback(self._jobs.close)
         frames = self.config.recalibrate.frames
-        self._upkeep = Upkeep(
-            self._recalibration,
-            self._persistence,
+        self._controller = Controller(
+            self._jobs,
+            self._state_writer,
             frames,
             self.metrics,
             self._background,
             self._record,
             self._clock,
         )
-        self._orders = Orders(self._upkeep, self._record)
-        watch = DriftWatch(self.config.drift, self.sensors, WorkerProcess(*common, threads=1), self._events.put)
+        self._orders = Orders(self._controller, self._record)
+        watch = DriftMonitor(self.config.drift, self.sensors, WorkerClient(*common, threads=1), self._events.put)
         self._closing.callback(watch.close)
         watch.start()
 
     def _begin_to_compile(self) -> None:
         """Φ with the backend that was asked for, where a stand-in serves it."""
-        self._build: ModelBuild | None = None
+        self._build: EngineBuild | None = None
         if self._model.stands_in:
             log.info("%s serves until %s has compiled the model", self._model.served_by, self._model.backend.name)
-            self._build = ModelBuild(self.config, self._model)
+            self._build = EngineBuild(self.config, self._model)
             self._closing.callback(self._build.close)
 
     def _publish_facts(self) -> None:
@@ -226,8 +226,8 @@ class Daemon:
         self.metrics.set_model(self._model.digest, self._model.served_by)
         self._record("", "start", self._facts())
         for sensor in self.sensors.values():
-            self._upkeep.show_homogenizer(sensor, "restored")
-            self._upkeep.show_state(sensor)
+            self._controller.show_homogenizer(sensor, "restored")
+            self._controller.show_state(sensor)
 
     def _facts(self) -> dict[str, Any]:
         """What runs, for the audit log."""
@@ -249,7 +249,7 @@ class Daemon:
         context = self._closing.enter_context(zmq.Context())
         publisher = Publisher(context, config.output.bind)
         self._closing.callback(publisher.close)
-        self._serving = Serving(self._model, publisher, self.metrics)
+        self._serving = FrameServer(self._model, publisher, self.metrics)
         self._intake = Intake(context, config.input, self.sensors, self.metrics)
         self._closing.callback(self._intake.close)
         control = ControlServer(context, config.control.endpoint, self._answer)
@@ -287,34 +287,34 @@ class Daemon:
         if sensor.path.version == FACTORY:
             self.metrics.frames_dropped.labels(sensor.name, "inference").inc()
             return
-        self._upkeep.roll_back(sensor, "error")
+        self._controller.roll_back(sensor, "error")
         self._serve(frame, sensor)
 
     # ---- what is due
 
     def _do_what_is_due(self, now: float) -> None:
         self._obey()
-        if self._build is not None and self._build.done and self._recalibration.free:
+        if self._build is not None and self._build.done and self._jobs.free:
             self._take_compiled(self._build)  # no homogenizer is just being proven in front of the stand-in
         while not self._events.empty():
             event = self._events.get()
-            self._upkeep.take_in(event, self.sensors[event.sensor], now)
+            self._controller.take_in(event, self.sensors[event.sensor], now)
         for sensor in self.sensors.values():
-            self._upkeep.step(sensor, now)
+            self._controller.step(sensor, now)
         self._notifier.watchdog()
         if now >= self._status_due:
             self._status_due = now + STATUS_S
             self._notifier.status(self._status_line())
             self._record.retry()
-            self._persistence.retry()
+            self._state_writer.retry()
 
-    def _take_compiled(self, build: ModelBuild) -> None:
+    def _take_compiled(self, build: EngineBuild) -> None:
         """Let the backend that was asked for serve Φ from the next frame on."""
         before, self._build = self._model, None
         self._model = before.served_as_asked(build.take())
         for sensor in self.sensors.values():
             sensor.path.exchange_model(self._model.runner)
-            sensor.pace = Pace()  # what a frame took before tells nothing of now
+            sensor.latency_monitor = LatencyMonitor()  # what a frame took before tells nothing of now
         self._close_later(before.runner)
         self.metrics.set_model(self._model.digest, self._model.served_by)
         self._record("", "compiled", {"served_by": self._model.served_by, "backend": self._model.backend.version()})
@@ -323,7 +323,7 @@ class Daemon:
     def _status_line(self) -> str:
         build = [] if self._build is None else [self._build.told]
         sensors = [
-            f"{s.name}: {s.recalibrator.state.value}, drift {s.drift_score:.2f}, ρ {s.path.version[:12]}"
+            f"{s.name}: {s.state_machine.state.value}, drift {s.drift_score:.2f}, ρ {s.path.version[:12]}"
             for s in self.sensors.values()
         ]
         return "; ".join([*build, *sensors])

@@ -47,7 +47,7 @@ class Metrics:
         self._frames(make)
         self._durations(make)
         self._drift(make)
-        self._recalibration(make)
+        self._jobs(make)
         self._homogenizers: dict[str, tuple[str, str, str]] = {}  # the label values now exported
 
     def _what_runs(self, make: _Maker) -> None:
@@ -102,7 +102,7 @@ class Metrics:
             "accuracy_proxy_ratio", "Accuracy estimated without labels.", "sensor", "proxy"
         )
 
-    def _recalibration(self, make: _Maker) -> None:
+    def _jobs(self, make: _Maker) -> None:
         self.calibration_state = make.state(
             "calibration_state", "What recalibration is doing.", tuple(state.value for state in State), "sensor"
         )

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from calibrate.errors import RecaldError
 from deploy.backends.gpu.runner import GpuRunner
 from deploy.backends.protocol import ParityError, Runner, check_parity
 from deploy.store.artefacts import FACTORY
@@ -31,7 +32,7 @@ class Served(NamedTuple):
     homogenizer: str
 
 
-class SwapRejected(ValueError):
+class SwapRejected(RecaldError):
     """The new ρ failed its proof; it is closed and the active one keeps serving."""
 
 

@@ -19,9 +19,9 @@ from prometheus_client import CollectorRegistry
 from calibrate.homogenizer import Homogenizer
 from daemon.metrics import Metrics
 from daemon.recalibration.restore import restore
-from daemon.state.audit_writer import Recorder
+from daemon.state.audit_writer import AuditWriter
 from daemon.state.lock import claim
-from daemon.state.state_writer import Persistence
+from daemon.state.state_writer import StateWriter
 from deploy.audit.log import AuditLog, audit_path
 from deploy.backends.engine_cache import ModelCache
 from deploy.path import InferencePath
@@ -87,9 +87,9 @@ class Writer:
         card = SimpleNamespace(input=SimpleNamespace(shape=SHAPE))
         frozen: Any = SimpleNamespace(digest=MODEL, module=homogenizer(0), card=card)
         ModelCache(BACKEND, frozen, "float32", self.state).get()
-        self.persistence = Persistence(self.store, MODEL, AtOnce())
+        self.state_writer = StateWriter(self.store, MODEL, AtOnce())
         audit = partial(AuditLog, audit_path(self.state))
-        self.record = Recorder(audit, AtOnce(), Metrics(CollectorRegistry()))
+        self.record = AuditWriter(audit, AtOnce(), Metrics(CollectorRegistry()))
         self._closing.callback(self.record.close)
         self.record("", "start", {})
         return self
@@ -111,19 +111,19 @@ class Writer:
         self.record(sensor, "fit", {"result": "accepted", "candidate": version})
         if not self.record.failing:
             self.record(sensor, "swap", {"from": active, "to": version, "number": number})
-            self.persistence.serves(sensor, version)
+            self.state_writer.serves(sensor, version)
 
     def roll_back(self, sensor: str) -> None:
         pointer = self.store.current(sensor)
         if pointer is None or pointer.previous is None:
             return
-        self.persistence.withdrawn(sensor, {pointer.homogenizer})
+        self.state_writer.withdrawn(sensor, {pointer.homogenizer})
         self.record(sensor, "rollback", {"from": pointer.homogenizer, "to": pointer.previous})
-        self.persistence.serves(sensor, pointer.previous)
+        self.state_writer.serves(sensor, pointer.previous)
 
     def retry(self) -> None:
         self.record.retry()
-        self.persistence.retry()
+        self.state_writer.retry()
 
     def serving(self, sensor: str) -> str:
         return self.store.load_current(sensor, MODEL)[0]

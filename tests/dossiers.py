@@ -16,7 +16,7 @@ def evidence(score: float | None) -> dict[str, Any]:
     return {"score": score, "proxy": proxy, "layers": [score, 2.0]}
 
 
-def verdict(accepted: bool = True, reason: str = "better than every incumbent") -> dict[str, Any]:
+def verdict(accepted: bool = True, reason: str = "better than every champion") -> dict[str, Any]:
     names = ("score", "confidence", "concentration", "sureness", "gain")
     criteria = [
         {"name": name, "against": "factory", "value": 1.1, "limit": 7.0, "met": accepted, "objection": "worse"}
@@ -57,7 +57,7 @@ def content(**changes: Any) -> dict[str, Any]:
         },
         "verdict": verdict(),
         "result": "accepted",
-        "reason": "better than every incumbent",
+        "reason": "better than every champion",
         "candidate": CANDIDATE,
         "seconds": [["incumbents", 0.5], ["fit: source", 1.5]],
     } | changes

@@ -16,12 +16,13 @@ from synthetic import MEAN, STD, drifted, images
 from calibrate import FitError, fit
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.homogenizer import Homogenizer
+from daemon.worker.context import WorkerContext
 from daemon.worker.dossier_builder import LEVELS, digest_of, extents
-from daemon.worker.main import Worker
+from daemon.worker.fit_job import FitJob
 from deploy.model.frozen import load_frozen
 from deploy.store.artefacts import FACTORY, ArtefactStore
 from deploy.store.dossier import Dossier
-from deploy.store.dossier_archive import Archive
+from deploy.store.dossier_archive import DossierArchive
 
 DARK = drifted(images(64, seed=5))
 FITS: list[Any] = []  # one is enough for all tests: it takes seconds
@@ -31,8 +32,8 @@ class Scene:
     """A worker, and what it has written down."""
 
     def __init__(self, folder: Path, model: Path) -> None:
-        self.store, self.archive = ArtefactStore(folder), Archive(folder)
-        self.worker = Worker(load_frozen(model), "eager", self.store)
+        self.store, self.archive = ArtefactStore(folder), DossierArchive(folder)
+        self.worker = WorkerContext(load_frozen(model), "eager", self.store)
 
     def recalibrate(self, pictures: np.ndarray = DARK, frames: int = 0, **changes: Any) -> dict[str, Any]:
         job = {"job": "recalibrate", "sensor": "front", "active": FACTORY, "band": 1.6, "seed": 3, "until": 12.5}
@@ -43,7 +44,7 @@ class Scene:
             "refused": {"blank": 2},
             "keep": {"frames": frames, "mib": 1},
         }
-        return self.worker.recalibrate(job | changes, pictures, lambda message: None)
+        return FitJob(self.worker, job | changes, pictures, lambda message: None).run()
 
     def dossier(self, answer: dict[str, Any]) -> Dossier:
         return self.archive.read(self.archive.path("front", answer["dossier"])).dossier
@@ -56,7 +57,7 @@ def scene(tmp_path: Path, tiny_model: Path, monkeypatch) -> Scene:
             FITS.append(fit(*given, **options))
         return FITS[0]
 
-    monkeypatch.setattr("daemon.worker.main.fit", fit_once)
+    monkeypatch.setattr("daemon.worker.fit_job.fit", fit_once)
     return Scene(tmp_path, tiny_model)
 
 
@@ -71,7 +72,7 @@ def test_an_accepted_one_is_told_in_full(scene):
     assert told.verdict.accepted and {c.name for c in told.verdict.criteria} >= {"score", "band"}
     assert told.fit.history == FITS[0].history and told.fit.start == FITS[0].start
     assert [name for name, _ in told.seconds][0] == "incumbents" and told.seconds[-1][0] == "compiling"
-    assert told.model == load_frozen(scene.worker._frozen.path).digest
+    assert told.model == load_frozen(scene.worker.frozen.path).digest
     weights = scene.store.get(answer["version"], told.model).homogenizer
     assert np.allclose(told.extents.colour, weights.kernel.sum((2, 3)), rtol=1e-3, atol=1e-6)
 
@@ -101,7 +102,7 @@ def test_one_that_fails_is_told_with_why(scene, monkeypatch):
     def fail(*_: Any, **__: Any) -> Any:
         raise FitError("the loss is not finite")
 
-    monkeypatch.setattr("daemon.worker.main.fit", fail)
+    monkeypatch.setattr("daemon.worker.fit_job.fit", fail)
     told = scene.dossier(scene.recalibrate())
     assert (told.result, told.reason) == ("failed", "FitError: the loss is not finite")
     assert set(told.evidence) == {"factory"}
@@ -111,7 +112,7 @@ def test_a_disk_that_refuses_the_dossier_does_not_cost_the_answer(scene, caplog)
     scene.archive.folder.write_text("in the way")
     answer = scene.recalibrate()
     assert (answer["result"], answer["dossier"]) == ("accepted", None)
-    assert scene.store.get(answer["version"], scene.worker._frozen.digest)
+    assert scene.store.get(answer["version"], scene.worker.frozen.digest)
     assert "this recalibration has no dossier" in caplog.text
 
 

@@ -16,26 +16,26 @@ import deploy.store.dossier_archive
 from deploy.files import seal
 from deploy.store.artefacts import ArtefactStore, StoreError
 from deploy.store.dossier import read_dossier
-from deploy.store.dossier_archive import Archive
+from deploy.store.dossier_archive import DossierArchive
 from deploy.store.verify import problems
 
 QUOTA = 1 << 20
 
 
 @pytest.fixture
-def archive(tmp_path: Path) -> Archive:
-    return Archive(tmp_path)
+def archive(tmp_path: Path) -> DossierArchive:
+    return DossierArchive(tmp_path)
 
 
-def frames(archive: Archive, sensor: str = "*") -> list[str]:
+def frames(archive: DossierArchive, sensor: str = "*") -> list[str]:
     return sorted(path.name for path in archive.folder.glob(f"{sensor}/*.png"))
 
 
-def wrong(archive: Archive) -> list[str]:
+def wrong(archive: DossierArchive) -> list[str]:
     return list(problems(ArtefactStore(archive.folder.parent)))
 
 
-def put(archive: Archive, number: int, *kept: bytes, sensor: str = "front", quota: int = QUOTA) -> str:
+def put(archive: DossierArchive, number: int, *kept: bytes, sensor: str = "front", quota: int = QUOTA) -> str:
     return archive.put(dossier(at=AT + number, sensor=sensor), kept, quota)
 
 
@@ -169,7 +169,7 @@ def test_only_what_was_not_removed_as_one_of_the_oldest_is_missing(named: list[b
     """named: whether the daemon lived long enough to name it; lost: which of those somebody deletes."""
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(deploy.store.dossier_archive, "KEPT", 4)
-        archive = Archive(Path(folder))
+        archive = DossierArchive(Path(folder))
         digests = [put(archive, number) for number in range(len(named))]
         told = [digest for digest, is_named in zip(digests, named, strict=True) if is_named][::-1]
         assert archive.missing("front", told) == []

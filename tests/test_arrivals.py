@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.frames.stall_detector import LEAST_S, LONG, Arrivals
+from daemon.frames.stall_detector import LEAST_S, LONG, StallDetector
 
 
-def fed(*times: float, since: float | None = None) -> Arrivals:
-    arrivals = Arrivals(since)
+def fed(*times: float, since: float | None = None) -> StallDetector:
+    stall_detector = StallDetector(since)
     for time in times:
-        arrivals.arrived(time)
-    return arrivals
+        stall_detector.arrived(time)
+    return stall_detector
 
 
 def steadily(period: float, count: int = 100, begin: float = 0.0) -> list[float]:
@@ -31,9 +31,9 @@ def test_nothing_is_missed_where_nobody_waits():
 
 @pytest.mark.parametrize(("period", "patience"), [(1 / 30, LEAST_S), (1.0, LEAST_S), (60.0, LONG * 60.0)])
 def test_silence_is_what_is_long_for_this_camera(period, patience):
-    arrivals = fed(*(times := steadily(period)))
-    assert arrivals.silence(times[-1] + 0.99 * patience) == 0
-    assert arrivals.silence(times[-1] + 1.01 * patience) == pytest.approx(1.01 * patience)
+    stall_detector = fed(*(times := steadily(period)))
+    assert stall_detector.silence(times[-1] + 0.99 * patience) == 0
+    assert stall_detector.silence(times[-1] + 1.01 * patience) == pytest.approx(1.01 * patience)
 
 
 def test_frames_that_come_in_bursts_are_not_missed_between_them():
@@ -48,9 +48,9 @@ def test_an_outage_is_no_habit():
 
 @given(st.lists(st.floats(0, 1e6)).map(sorted), st.floats(0, 1e6))
 def test_silence_ends_with_a_frame_and_never_begins_within_seconds(times, passed):
-    arrivals = fed(*times, since=0.0)
+    stall_detector = fed(*times, since=0.0)
     now = (times[-1] if times else 0.0) + passed
-    silence = arrivals.silence(now)
+    silence = stall_detector.silence(now)
     assert silence == 0 or (silence == pytest.approx(passed, abs=1e-6) and silence > LEAST_S)
-    arrivals.arrived(now)
-    assert arrivals.silence(now) == 0
+    stall_detector.arrived(now)
+    assert stall_detector.silence(now) == 0

@@ -19,10 +19,12 @@ import deploy.model.commissioned
 from calibrate import FitError, fit, measure_clean, tap
 from calibrate.source.commissioned import MIN_CLEAN_FRAMES, CleanData
 from daemon.exit_codes import EX_CONFIG
-from daemon.worker.main import Worker
+from daemon.worker.context import WorkerContext
+from daemon.worker.fit_job import FitJob
+from daemon.worker.observe_job import observe
 from deploy.files import digest_file
 from deploy.model.card import card_path
-from deploy.model.commissioned import clean_path, remove_clean, save_clean
+from deploy.model.commissioned import clean_path, load_commissioned, remove_clean, save_clean
 from deploy.model.frozen import FrozenModel, ModelError, load_frozen
 from deploy.store.artefacts import FACTORY, ArtefactStore
 
@@ -41,14 +43,14 @@ def measured(frozen: FrozenModel, pictures: np.ndarray) -> CleanData:
     return measure_clean(tap(frozen.module), normalised(pictures))
 
 
-def commissioned(model: Path, pictures: np.ndarray) -> FrozenModel:
+def commission_model(model: Path, pictures: np.ndarray) -> FrozenModel:
     frozen = load_frozen(model)
     save_clean(frozen, measured(frozen, pictures).tensors(), len(pictures))
     return load_frozen(model)
 
 
 def kept(frozen: FrozenModel) -> CleanData | None:
-    return daemon.operator.commission.commissioned(frozen, tap(frozen.module))
+    return load_commissioned(frozen, tap(frozen.module))
 
 
 def equal(one: CleanData, other: CleanData) -> bool:
@@ -105,22 +107,22 @@ def test_what_is_written_is_read_back_and_the_model_is_unchanged(model):
 
 def test_removing_leaves_nothing_behind(model):
     card = card_path(model).read_bytes()
-    remove_clean(commissioned(model, images(COUNT, seed=3)))
+    remove_clean(commission_model(model, images(COUNT, seed=3)))
     assert card_path(model).read_bytes() == card
     assert sorted(model.parent.iterdir()) == sorted([model, card_path(model)])
 
 
 def test_measuring_again_replaces_the_file(model):
-    commissioned(model, images(COUNT, seed=3))
+    commission_model(model, images(COUNT, seed=3))
     first = stored(model)
-    second = commissioned(model, images(COUNT, seed=4))
+    second = commission_model(model, images(COUNT, seed=4))
     assert not first.exists() and stored(model).exists()
     assert equal(kept(second), measured(second, images(COUNT, seed=4)))
 
 
 @pytest.mark.parametrize("writes", [0, 1])
 def test_a_kill_at_any_write_leaves_what_was_there(model, monkeypatch, writes):
-    before = kept(commissioned(model, images(COUNT, seed=3)))
+    before = kept(commission_model(model, images(COUNT, seed=3)))
     done, write = [], deploy.model.commissioned.write_atomically
 
     def killed(path, data):
@@ -130,7 +132,7 @@ def test_a_kill_at_any_write_leaves_what_was_there(model, monkeypatch, writes):
 
     monkeypatch.setattr(deploy.model.commissioned, "write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
-        commissioned(model, images(COUNT, seed=4))
+        commission_model(model, images(COUNT, seed=4))
     assert equal(kept(load_frozen(model)), before)
 
 
@@ -147,7 +149,7 @@ def damage(path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "a flipped bit"])
 def test_a_damaged_file_is_refused_and_can_be_done_without(model, kind):
-    frozen = commissioned(model, images(COUNT, seed=3))
+    frozen = commission_model(model, images(COUNT, seed=3))
     damage(stored(model), kind)
     with pytest.raises(ModelError, match=r"\.safetensors: .*recald commission"):
         kept(frozen)
@@ -157,7 +159,7 @@ def test_a_damaged_file_is_refused_and_can_be_done_without(model, kind):
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 64, safetensors.torch.save({"mean.0": torch.zeros(3)})])
 def test_a_file_of_something_else_is_refused_even_if_the_card_names_it(model, data):
-    commissioned(model, images(COUNT, seed=3))
+    commission_model(model, images(COUNT, seed=3))
     path, digest = stored(model), hashlib.sha256(data).hexdigest()
     clean_path(model, digest).write_bytes(data)
     card_path(model).write_text(card_path(model).read_text().replace(digest_file(path), digest))
@@ -187,7 +189,7 @@ def test_files_that_no_card_names_go_with_the_next_exchange(model):
     stray, other = model.with_name("tiny.clean-0123456789ab.safetensors"), model.with_name("tiny.safetensors")
     for path in (stray, other):
         path.write_bytes(b"")
-    frozen = commissioned(model, images(COUNT, seed=3))
+    frozen = commission_model(model, images(COUNT, seed=3))
     assert sorted(model.parent.iterdir()) == sorted([model, card_path(model), stored(model), other])
     save_clean(frozen, kept(frozen).tensors(), COUNT + 1)
     assert load_frozen(model).card.commissioned.frames == COUNT + 1 and stored(model).exists()
@@ -207,16 +209,16 @@ def test_a_model_exchanged_meanwhile_keeps_its_card(model):
 
 def test_the_worker_measures_and_fits_by_it(model, tmp_path, monkeypatch):
     """Commissioned on what would otherwise be a drift, that is what is clean, and the rest is fitted to it."""
-    frozen = commissioned(model, drifted(images(512, seed=3)))
-    worker = Worker(frozen, "eager", ArtefactStore(tmp_path / "state"))
+    frozen = commission_model(model, drifted(images(512, seed=3)))
+    worker = WorkerContext(frozen, "eager", ArtefactStore(tmp_path / "state"))
     job = {"job": "observe", "sensor": "front", "active": FACTORY, "band": 1.6}
-    assert worker.observe(job, drifted(images(64, seed=5)))["raw"] < 1
-    assert worker.observe(job, images(64, seed=5))["raw"] > 2
+    assert observe(worker, job, drifted(images(64, seed=5)))["raw"] < 1
+    assert observe(worker, job, images(64, seed=5))["raw"] > 2
     results = []
-    monkeypatch.setattr("daemon.worker.main.fit", lambda *a, **k: results.append(fit(*a, **k)) or results[-1])
+    monkeypatch.setattr("daemon.worker.fit_job.fit", lambda *a, **k: results.append(fit(*a, **k)) or results[-1])
     job |= {"job": "recalibrate", "recall": False, "seed": 0, "trigger": "operator", "until": 0, "withdrawn": []}
     job |= {"refused": {}, "keep": {"frames": 0, "mib": 1}}
-    worker.recalibrate(job, images(256, seed=6), lambda message: None)
+    FitJob(worker, job, images(256, seed=6), lambda message: None).run()
     restored = results[0].homogenizer(normalised(images(64, seed=5)))
     true = normalised(drifted(images(64, seed=5)))
     assert (restored - true).abs().mean() < 0.3 * (normalised(images(64, seed=5)) - true).abs().mean()
@@ -269,7 +271,7 @@ def test_too_few_pictures_are_refused_in_one_line(model, photos, count):
 
 
 def test_the_daemon_does_not_start_on_a_damaged_file(model, tmp_path):
-    commissioned(model, images(COUNT, seed=3))
+    commission_model(model, images(COUNT, seed=3))
     path = stored(model)
     damage(path, "truncated")
     done = recald("run", "--config", write_config(tmp_path, model))

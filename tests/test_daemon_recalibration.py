@@ -29,7 +29,7 @@ from deploy.audit.log import AuditLog, audit_path
 from deploy.backends.eager import EagerBackend
 from deploy.files import digest_file
 from deploy.store.artefacts import FACTORY, ArtefactStore
-from deploy.store.dossier_archive import Archive
+from deploy.store.dossier_archive import DossierArchive
 from deploy.store.verify import problems
 
 CLEAN, OTHER = images(256, 1), images(256, 2)
@@ -146,7 +146,7 @@ def test_headers_and_metrics_and_status_say_the_same(story: Story):
 
 
 def test_the_audit_log_names_the_dossier_of_the_fit_and_no_frame_is_on_the_disk(story: Story):
-    (filed,) = Archive(story.state).filed("front")
+    (filed,) = DossierArchive(story.state).filed("front")
     assert (filed.dossier.result, filed.dossier.candidate) == ("accepted", story.version)
     with closing(AuditLog(audit_path(story.state), look_only=True)) as audit:
         (fit,) = (record.content() for record in audit.records("front") if record.event == "fit")

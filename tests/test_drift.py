@@ -10,15 +10,15 @@ from synthetic import images, normalised, trained_network
 
 from calibrate import ImageMoments, tap
 from calibrate.scoring.drift import MIN_IMAGES, DriftDetector, drift_score
-from calibrate.scoring.scorer import Yardstick
+from calibrate.scoring.scorer import Scorer
 
 THRESHOLD, HOLD = 2.0, 10.0
 CLEAN, DRIFTED = 1.0, 3.0
 
 
 @pytest.fixture(scope="module")
-def yardstick():
-    return Yardstick(tap(trained_network()))
+def scorer():
+    return Scorer(tap(trained_network()))
 
 
 def exposed(frames: torch.Tensor, stops: float) -> torch.Tensor:
@@ -26,8 +26,8 @@ def exposed(frames: torch.Tensor, stops: float) -> torch.Tensor:
     return (frames + 2) * 2.0**stops - 2
 
 
-def score(yardstick, frames):
-    return yardstick.measure(frames).drift.score
+def score(scorer, frames):
+    return scorer.measure(frames).drift.score
 
 
 def population(seed: int, count: int, gain: float = 1.0) -> torch.Tensor:
@@ -49,14 +49,14 @@ def test_it_is_about_one_on_more_of_the_same_images(count, seed):
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
-def test_clean_windows_of_a_trained_network_stay_low(yardstick, seed):
-    assert score(yardstick, normalised(images(64, seed))) < 1
+def test_clean_windows_of_a_trained_network_stay_low(scorer, seed):
+    assert score(scorer, normalised(images(64, seed))) < 1
 
 
 @pytest.mark.parametrize("direction", [-1, 1])
-def test_it_grows_with_the_exposure(yardstick, direction):
+def test_it_grows_with_the_exposure(scorer, direction):
     clean = normalised(images(64, seed=7))
-    scores = [score(yardstick, exposed(clean, direction * stops)) for stops in (0, 0.1, 0.25, 0.5, 1.0, 1.5)]
+    scores = [score(scorer, exposed(clean, direction * stops)) for stops in (0, 0.1, 0.25, 0.5, 1.0, 1.5)]
     assert scores == sorted(scores) and len(set(scores)) == len(scores)
     assert scores[-1] > 5 * scores[0]
 
@@ -83,9 +83,9 @@ def test_layers_are_scored_apart():
     assert found.score == pytest.approx(math.sqrt((found.layers[0] ** 2 + found.layers[1] ** 2) / 2), rel=1e-5)
 
 
-def test_too_few_images_are_refused(yardstick):
+def test_too_few_images_are_refused(scorer):
     with pytest.raises(ValueError, match=f"at least {MIN_IMAGES} images, got {MIN_IMAGES - 1}"):
-        score(yardstick, normalised(images(MIN_IMAGES - 1, seed=0)))
+        score(scorer, normalised(images(MIN_IMAGES - 1, seed=0)))
 
 
 def test_statistics_of_another_network_are_refused():
@@ -93,10 +93,10 @@ def test_statistics_of_another_network_are_refused():
         drift_score(ImageMoments.of([population(0, 8)] * 2), reference(0))
 
 
-def test_values_that_are_not_finite_have_no_score(yardstick):
+def test_values_that_are_not_finite_have_no_score(scorer):
     frames = normalised(images(16, seed=0))
     frames[3, 0, 5, 5] = torch.nan
-    assert math.isnan(score(yardstick, frames))
+    assert math.isnan(score(scorer, frames))
 
 
 def test_a_dead_channel_has_a_finite_score():

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import MARGIN
-from calibrate.scoring.extent import Between, Extent
+from calibrate.scoring.extent import Extent, Range
 from daemon.config import Config, ConfigError, load_config
 from daemon.recalibration.envelope import Bounds, OutsideEnvelope, load_envelope, open_envelope
 from deploy.model.document import DocumentError
@@ -89,7 +89,7 @@ def test_a_distance_is_inside_up_to_its_bound_and_not_beyond(name, bound, distan
 @given(st.sampled_from(SPANS), st.floats(-1, 1), st.floats(1, 10), st.floats(-2, 12), st.floats(0, 12))
 def test_a_span_is_inside_from_its_least_to_its_most_and_not_beyond(name, least, most, low, wider):
     bounds = Bounds(**{name: {"least": least, "most": most}})
-    broken = list(bounds.broken(extent(**{name: Between(low, low + wider)})))
+    broken = list(bounds.broken(extent(**{name: Range(low, low + wider)})))
     assert len(broken) == (low < least) + (low + wider > most)
 
 
@@ -97,7 +97,7 @@ def test_a_span_is_inside_from_its_least_to_its_most_and_not_beyond(name, least,
 def test_what_is_not_a_number_is_outside(name):
     nan = float("nan")
     bounds = Bounds(**{name: 1.0 if name in DISTANCES else {"least": 0.0, "most": 2.0}})
-    assert list(bounds.broken(extent(**{name: nan if name in DISTANCES else Between(nan, nan)})))
+    assert list(bounds.broken(extent(**{name: nan if name in DISTANCES else Range(nan, nan)})))
 
 
 @given(seed=st.integers(0, 10_000), strength=st.floats(0, 0.5), limit=st.floats(0.05, 0.5))

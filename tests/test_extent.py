@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from calibrate.homogenizer import KNOTS, Homogenizer, bend, identity_kernel
-from calibrate.scoring.extent import Between, Extent, kernel_gain
+from calibrate.scoring.extent import Extent, Range, kernel_gain
 
 SIDE = 16
 ROUNDING = 1e-4  # of a float32 homogenizer
@@ -44,7 +44,7 @@ def growth(homogenizer: Homogenizer, one: Tensor, other: Tensor) -> float:
 
 @given(st.sampled_from([1, 3]), st.integers(1, 20))
 def test_the_identity_has_zeros_and_ones(channels, side):
-    extent, ones = Extent.of(Homogenizer(channels, side, side)), Between(1.0, 1.0)
+    extent, ones = Extent.of(Homogenizer(channels, side, side)), Range(1.0, 1.0)
     assert (extent.curve, extent.offset, extent.kernel, extent.bias) == (0, 0, 0, 0)
     assert extent.slope == extent.gain == extent.jacobian == ones
 
@@ -136,7 +136,7 @@ def test_the_gain_holds_at_the_worst_frequency_too_and_is_at_most_a_percent_too_
 def test_the_gain_tells_a_colour_that_is_erased():
     kernel = identity_kernel(3, 3).double()
     kernel[2, 2] = 0
-    assert kernel_gain(kernel) == Between(0.0, 1.0)
+    assert kernel_gain(kernel) == Range(0.0, 1.0)
 
 
 def test_parameters_near_the_end_of_float32_do_not_overflow():

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -307,7 +308,7 @@ def test_a_caller_may_have_gradients_switched_off(network, frames):
 @pytest.mark.parametrize("stages", [((32, 3),), ((32, 2), (48, 3)), ((32, 1), (32, 1), (32, 1))])
 def test_progress_is_told_of_every_evaluation_and_time_is_kept_by_stage(network, frames, stages):
     told, config = [], FitConfig(stages=stages)
-    result = fit(network, frames, config=config, progress=lambda *step: told.append(step))
+    result = fit(network, frames, config=config, progress=lambda *step: told.append(step), clock=time.perf_counter)
     assert [loss for _, _, loss in told] == result.history
     assert [done for done, _, _ in told] == [min(i + 1, config.evaluations) for i in range(len(told))]
     assert {total for _, total, _ in told} == {config.evaluations}
@@ -319,6 +320,7 @@ def test_progress_is_told_of_every_evaluation_and_time_is_kept_by_stage(network,
         *dict.fromkeys(f"{frames} frames" for frames, _ in stages),
     ]
     assert min(result.stage_seconds.values()) > 0 and result.seconds == sum(result.stage_seconds.values())
+    assert math.isnan(fit(network, frames, config=config).seconds), "a fit reads no clock of its own"
 
 
 def test_fewer_frames_than_a_stage_asks_for_are_enough(network, frames):
@@ -327,7 +329,7 @@ def test_fewer_frames_than_a_stage_asks_for_are_enough(network, frames):
 
 
 def test_stages_go_on_from_one_another(network, frames, monkeypatch):
-    monkeypatch.setattr(sys.modules["calibrate.fit"], "SLACK", 0.0)
+    monkeypatch.setattr(sys.modules["calibrate.fitting"], "SLACK", 0.0)
     history = fit(network, frames, config=FitConfig(stages=((48, 10), (48, 10)))).history
     assert min(history[10:]) < min(history[:10]) < history[0]
     assert history[-1] < 0.5 * history[0]

@@ -57,7 +57,7 @@ def allowed(file: str, library: str) -> bool:
 
 def test_every_room_was_looked_at():
     assert all(of(room) for room in ROOMS)
-    assert "torch" in packages("calibrate/fit.py") and "deploy" in packages("daemon/worker/main.py")
+    assert "torch" in packages("calibrate/fitting.py") and "deploy" in packages("daemon/worker/main.py")
 
 
 @pytest.mark.parametrize("file", of("calibrate"))

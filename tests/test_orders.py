@@ -15,7 +15,7 @@ from daemon.config import RecalibrateConfig, load_config
 from daemon.loop import Daemon
 from daemon.operator.orders import Order, Orders
 from daemon.recalibration.sensor import Candidate, Sensor
-from daemon.recalibration.state_machine import Commit, Facts, Recalibrator, Refused
+from daemon.recalibration.state_machine import Commit, Facts, Refused, StateMachine
 from daemon.states import State
 from daemon.systemd_notify import Notifier
 from deploy.path import InferencePath, Prepared
@@ -96,7 +96,7 @@ class Desk:
 
     def __init__(self, candidate: str = VERSION) -> None:
         self.records: list[tuple[str, dict[str, Any]]] = []
-        machine = Recalibrator(RecalibrateConfig(mode="supervised", shadow=0), 0.0)
+        machine = StateMachine(RecalibrateConfig(mode="supervised", shadow=0), 0.0)
         runner: Any = None
         path, unused = InferencePath(runner), cast(Any, None)
         waiting = Candidate(Prepared(candidate, None), FACTORY)
@@ -115,7 +115,7 @@ class Desk:
         return self.orders.carry_out(Order(name, "front", "anna", version), self.sensor)["said"]
 
     def decision(self) -> object:
-        return self.sensor.recalibrator.step(2.0, Facts())
+        return self.sensor.state_machine.step(2.0, Facts())
 
 
 @pytest.mark.parametrize("version", [None, VERSION[:8], VERSION[:9], VERSION])

@@ -8,20 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.frames.latency_monitor import FACTOR, FRAMES, KEPT, MARGIN_S, Pace
+from daemon.frames.latency_monitor import FACTOR, FRAMES, KEPT, MARGIN_S, LatencyMonitor
 
 MS = 1e-3
 DURATIONS = st.floats(0, 1)
 
 
 def paced(before: list[float], after: list[float], added: float = 0.0) -> str:
-    pace = Pace()
+    latency_monitor = LatencyMonitor()
     for seconds in before:
-        pace.served(seconds)
-    pace.swapped(added)
+        latency_monitor.served(seconds)
+    latency_monitor.swapped(added)
     for seconds in after:
-        pace.served(seconds)
-    return pace.slower
+        latency_monitor.served(seconds)
+    return latency_monitor.slower
 
 
 @pytest.mark.parametrize(
@@ -57,30 +57,30 @@ def test_only_the_newest_frames_before_a_swap_count():
 
 
 def test_frames_beside_a_fit_do_not_count():
-    pace = Pace()
+    latency_monitor = LatencyMonitor()
     for counting, took in ((False, 50 * MS), (True, 5 * MS), (False, 50 * MS)):
-        pace.counting = counting
+        latency_monitor.counting = counting
         for _ in range(FRAMES):
-            pace.served(took)
-    pace.swapped(0.0)
+            latency_monitor.served(took)
+    latency_monitor.swapped(0.0)
     for _ in range(FRAMES):
-        pace.served(20 * MS)
-    assert not pace.slower, "a fit goes on"
-    pace.counting = True
+        latency_monitor.served(20 * MS)
+    assert not latency_monitor.slower, "a fit goes on"
+    latency_monitor.counting = True
     for _ in range(FRAMES):
-        pace.served(20 * MS)
-    assert pace.slower
+        latency_monitor.served(20 * MS)
+    assert latency_monitor.slower
 
 
 def test_after_the_next_swap_the_first_is_what_was_before():
-    pace = Pace()
+    latency_monitor = LatencyMonitor()
     for took in (5 * MS, 20 * MS):
         for _ in range(KEPT):
-            pace.served(took)
-        pace.swapped(0.0)
+            latency_monitor.served(took)
+        latency_monitor.swapped(0.0)
     for _ in range(KEPT):
-        pace.served(30 * MS)
-    assert not pace.slower
+        latency_monitor.served(30 * MS)
+    assert not latency_monitor.slower
 
 
 @given(st.lists(DURATIONS, max_size=2 * FRAMES), st.lists(DURATIONS, max_size=2 * FRAMES), st.floats(-0.1, 0.1))

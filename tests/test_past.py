@@ -15,7 +15,7 @@ from running import write_config
 import deploy.store.dossier_archive
 from daemon.operator.history import history, parse_anchor, verify
 from deploy.audit.log import AuditLog, audit_path
-from deploy.store.dossier_archive import Archive
+from deploy.store.dossier_archive import DossierArchive
 
 
 class Place:
@@ -111,7 +111,7 @@ def test_a_log_that_is_gone_is_told_where_something_was_served(place, capsys):
 
 def test_a_dossier_that_the_log_names_and_that_is_gone_is_told(place, capsys, monkeypatch):
     monkeypatch.setattr(deploy.store.dossier_archive, "KEPT", 2)
-    archive = Archive(place.path.parent)
+    archive = DossierArchive(place.path.parent)
     for number in range(3):  # the oldest is removed as such
         place.append("fit", {"dossier": archive.put(dossier(at=AT + number))})
     place.append("fit", {"dossier": None})

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from calibrate.homogenizer import Homogenizer
-from daemon.state.state_writer import Persistence
+from daemon.state.state_writer import StateWriter
 from deploy.store.artefacts import ArtefactStore, StoreError
 
 MODEL = "a" * 64
@@ -38,8 +38,8 @@ def background():
 
 
 @pytest.fixture
-def persistence(store, background) -> Persistence:
-    return Persistence(store, MODEL, background)
+def state_writer(store, background) -> StateWriter:
+    return StateWriter(store, MODEL, background)
 
 
 def put(store: ArtefactStore, number: int) -> str:
@@ -53,40 +53,40 @@ def written(background: ThreadPoolExecutor) -> None:
     background.submit(lambda: None).result()
 
 
-def test_what_serves_and_what_was_taken_back_is_there_after_a_restart(persistence, store, background):
+def test_what_serves_and_what_was_taken_back_is_there_after_a_restart(state_writer, store, background):
     version = put(store, 1)
-    persistence.serves("front", version)
-    persistence.withdrawn("front", {"b", "a"})
+    state_writer.serves("front", version)
+    state_writer.withdrawn("front", {"b", "a"})
     written(background)
     again = ArtefactStore(store.root)
     assert again.current("front").homogenizer == version
     assert again.withdrawn("front") == {"a", "b"} and again.withdrawn("rear") == set()
 
 
-def test_a_full_disk_delays_it_and_the_newest_is_written(persistence, store, background, caplog):
+def test_a_full_disk_delays_it_and_the_newest_is_written(state_writer, store, background, caplog):
     first, second = put(store, 1), put(store, 2)
     store.full = True
-    persistence.serves("front", first)
-    persistence.serves("front", second)
+    state_writer.serves("front", first)
+    state_writer.serves("front", second)
     written(background)
     assert store.current("front") is None and "a restart will not know" in caplog.text
     store.full = False
-    persistence.retry()
+    state_writer.retry()
     written(background)
     assert store.current("front").homogenizer == second
 
 
-def test_only_what_could_not_be_written_is_written_again(persistence, store, background):
+def test_only_what_could_not_be_written_is_written_again(state_writer, store, background):
     version = put(store, 1)
-    persistence.serves("front", version)
+    state_writer.serves("front", version)
     written(background)
     before = store.current("front").since
     store.full = True
-    persistence.serves("rear", version)
+    state_writer.serves("rear", version)
     written(background)
     store.full = False
     store.point("front", "factory", MODEL, before + 1)  # by somebody else: writing again would undo it
-    persistence.retry()
+    state_writer.retry()
     written(background)
     assert store.current("rear").homogenizer == version
     assert store.current("front").homogenizer == "factory"

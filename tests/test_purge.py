@@ -13,7 +13,7 @@ from running import write_config
 from daemon.cli import main
 from daemon.exit_codes import EX_TEMPFAIL
 from deploy.audit.log import AuditLog, audit_path
-from deploy.store.dossier_archive import Archive
+from deploy.store.dossier_archive import DossierArchive
 
 
 class Place:
@@ -21,7 +21,7 @@ class Place:
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.config = write_config(folder, model)
-        self.archive, self.audit = Archive(folder / "state"), audit_path(folder / "state")
+        self.archive, self.audit = DossierArchive(folder / "state"), audit_path(folder / "state")
         self.archive.put(dossier(), [b"one", b"two"], 1 << 20)
         self.archive.put(dossier(sensor="rear"), [b"three"], 1 << 20)
 

@@ -7,8 +7,8 @@ import torch
 from bench.cifar import LIMITS, accuracy, lossless, network, normalise
 from bench.fit import CAMERA
 from calibrate import fit, tap
-from calibrate.judge import incumbents, judge, needs_no_fit
-from calibrate.scoring.scorer import Yardstick
+from calibrate.judge import champions, judge, needs_no_fit
+from calibrate.scoring.scorer import Scorer
 from daemon.config import DriftConfig
 from daemon.simulation.drifts import parse_drift
 
@@ -33,37 +33,37 @@ def drifted(images):
 
 
 @pytest.fixture(scope="module")
-def yardstick(model):
-    return Yardstick.of(tap(model), (3, 32, 32), LIMITS)
+def scorer(model):
+    return Scorer.of(tap(model), (3, 32, 32), LIMITS)
 
 
-def test_clean_images_are_within_the_band_and_need_no_fit(yardstick, images):
+def test_clean_images_are_within_the_band_and_need_no_fit(scorer, images):
     for window in normalise(images.pictures[:640]).split(64):
-        assert yardstick.measure(window).drift.score < BAND / 2
-    assert needs_no_fit(incumbents(yardstick, None, normalise(images.pictures[:128])), BAND)
+        assert scorer.measure(window).drift.score < BAND / 2
+    assert needs_no_fit(champions(scorer, None, normalise(images.pictures[:128])), BAND)
 
 
-def test_a_drifted_camera_is_far_outside_the_clean_band(yardstick, drifted):
+def test_a_drifted_camera_is_far_outside_the_clean_band(scorer, drifted):
     for window in drifted[:640].split(64):
-        assert yardstick.measure(window).drift.score > 1.5 * BAND
+        assert scorer.measure(window).drift.score > 1.5 * BAND
 
 
-def test_a_drift_that_costs_a_few_points_is_outside_the_clean_band(yardstick, images):
+def test_a_drift_that_costs_a_few_points_is_outside_the_clean_band(scorer, images):
     drift = parse_drift("fixed-pattern=6", seed=1)
     for window in normalise(np.stack([drift(image) for image in images.pictures[:640]])).split(64):
-        assert yardstick.measure(window).drift.score > BAND
+        assert scorer.measure(window).drift.score > BAND
 
 
-def test_a_scene_of_one_class_is_a_narrow_view_and_a_drifted_camera_shows_none(yardstick, images, drifted):
+def test_a_scene_of_one_class_is_a_narrow_view_and_a_drifted_camera_shows_none(scorer, images, drifted):
     for name in range(10):
-        scene = yardstick.measure(normalise(images.pictures[images.labels.numpy() == name][:128]))
-        assert scene.drift.score > BAND and scene.narrow
+        scene = scorer.measure(normalise(images.pictures[images.labels.numpy() == name][:128]))
+        assert scene.drift.score > BAND and scene.label_shift
     for window in (*drifted[:640].split(64), normalise(images.pictures[:64])):
-        assert not yardstick.measure(window).narrow
+        assert not scorer.measure(window).label_shift
 
 
 @pytest.mark.slow
-def test_a_fit_brings_accuracy_back_and_the_judge_sees_it(model, yardstick, images, drifted):
+def test_a_fit_brings_accuracy_back_and_the_judge_sees_it(model, scorer, images, drifted):
     labels = images.labels
     before = accuracy(model, drifted[512:], labels[512:1024])
     result = fit(model, drifted[:384], limits=LIMITS)
@@ -72,4 +72,4 @@ def test_a_fit_brings_accuracy_back_and_the_judge_sees_it(model, yardstick, imag
     clean = accuracy(model, normalise(images.pictures[512:1024]), labels[512:1024])
     assert (after - before) / (clean - before) > 0.8
     held_out = drifted[384:512]
-    assert judge(yardstick, result.homogenizer, held_out, incumbents(yardstick, None, held_out), BAND).accepted
+    assert judge(scorer, result.homogenizer, held_out, champions(scorer, None, held_out), BAND).accepted

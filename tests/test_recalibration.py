@@ -16,7 +16,7 @@ from envelopes import envelope_of
 
 from calibrate.homogenizer import Homogenizer
 from daemon.recalibration.envelope import Envelope
-from daemon.recalibration.job import Finished, Recalibration
+from daemon.recalibration.job import JobResult, JobRunner
 from daemon.worker.client import WorkerError, WorkerTimeout
 from deploy.backends.eager import EagerBackend
 from deploy.model.program import ModelError
@@ -56,15 +56,15 @@ class Scene:
         (path,) = self.store.root.glob(f"objects/sha256/*/*{suffix}")
         return path
 
-    def recalibrate(self) -> Finished:
+    def recalibrate(self) -> JobResult:
         preprocessor = SimpleNamespace(normalise=lambda images: golden())
         model: Any = SimpleNamespace(digest=MODEL, backend=self.backend, preprocessor=preprocessor)
         worker: Any = self.worker
         keep = {"frames": 0, "mib": 1}
         post = self.posted.put
-        recalibration = Recalibration(worker, self.store, model, 1.0, 1.2, post, keep, self.envelope)
+        recalibration = JobRunner(worker, self.store, model, 1.0, 1.2, post, keep, self.envelope)
         recalibration.start(self.sensor(), "operator", FRAMES)
-        finished: Finished = self.posted.get(timeout=10)
+        finished: JobResult = self.posted.get(timeout=10)
         recalibration.close()
         assert recalibration.free and self.posted.empty()
         return finished

@@ -16,50 +16,50 @@ from daemon.recalibration.state_machine import (
     Discard,
     Facts,
     Fit,
-    Recalibrator,
     Recall,
     Refused,
     RollBack,
     ServeFactory,
+    StateMachine,
 )
-from daemon.states import AT_REST, IN_WORK, WITH_CANDIDATE, State
+from daemon.states import AT_REST, IN_WORK, WITH_CANDIDATE, Result, State
 
 TIMES = {"every": 1000.0, "frames": 64, "collect": 0.0, "backoff": 10.0, "shadow": 5.0, "probation": 60.0}
 OTHER = {"fits_a_day": "swaps", "swaps_a_day": "fits"}
 ENDS = ("rejected", "refused", "unneeded", "failed", "timeout", "outdated")  # of a recalibration without a candidate
 
 
-def machine_in(mode: str = "autonomous", strict: bool = False, **settings: float) -> Recalibrator:
-    return Recalibrator(RecalibrateConfig(mode=mode, **{**TIMES, **settings}), now=0.0, strict=strict)
+def machine_in(mode: str = "autonomous", strict: bool = False, **settings: float) -> StateMachine:
+    return StateMachine(RecalibrateConfig(mode=mode, **{**TIMES, **settings}), now=0.0, strict=strict)
 
 
 @pytest.fixture
-def machine() -> Recalibrator:
+def machine() -> StateMachine:
     return machine_in()
 
 
-def step(machine: Recalibrator, now: float, **facts):
+def step(machine: StateMachine, now: float, **facts):
     return machine.step(now, Facts(**facts))
 
 
-def begin_fit(machine: Recalibrator, now: float) -> None:
+def begin_fit(machine: StateMachine, now: float) -> None:
     assert isinstance(step(machine, now, alarm=True), Collect)
     assert step(machine, now, alarm=True, collected=64) == Fit("drift")
 
 
-def look(machine: Recalibrator, *spoke: bool) -> None:
-    for for_rival in spoke:
-        machine.looked(for_rival)
+def look(machine: StateMachine, *spoke: bool) -> None:
+    for for_challenger in spoke:
+        machine.looked(for_challenger)
 
 
-def shadowed(machine: Recalibrator, now: float) -> None:
+def shadowed(machine: StateMachine, now: float) -> None:
     """A candidate was fitted and has stood the shadow at `now`."""
     begin_fit(machine, now - 5)
     machine.proven(now - 5)
     look(machine, True, True, True)
 
 
-def on_probation(machine: Recalibrator, now: float) -> None:
+def on_probation(machine: StateMachine, now: float) -> None:
     shadowed(machine, now)
     assert step(machine, now) == Commit()
     machine.committed(True, now)
@@ -100,18 +100,18 @@ def test_a_drift_that_is_over_needs_no_fit(machine):
 
 
 def test_few_classes_in_view_are_no_drift(machine):
-    assert step(machine, 1.0, alarm=True, narrow=True) is None
-    assert step(machine, 1000.0, alarm=True, narrow=True) is None, "nor is the clock a reason"
+    assert step(machine, 1.0, alarm=True, label_shift=True) is None
+    assert step(machine, 1000.0, alarm=True, label_shift=True) is None, "nor is the clock a reason"
     assert machine.state is State.FACTORY and "few classes" in machine.reason
     assert step(machine, 1001.0, alarm=True) == Collect(afresh=True)
 
 
 def test_a_fit_waits_until_more_classes_are_in_view_but_for_an_operators(machine):
     step(machine, 1.0, alarm=True)
-    assert step(machine, 2.0, alarm=True, narrow=True, collected=64) is None
+    assert step(machine, 2.0, alarm=True, label_shift=True, collected=64) is None
     assert machine.state is State.COLLECTING and "few classes" in machine.reason
     machine.request()
-    assert step(machine, 3.0, alarm=True, narrow=True, collected=64) == Fit("operator")
+    assert step(machine, 3.0, alarm=True, label_shift=True, collected=64) == Fit("operator")
 
 
 def test_the_past_is_tried_at_once_and_every_minute_while_frames_are_collected(machine):
@@ -142,9 +142,9 @@ def test_an_operators_fit_is_a_fit(machine):
 
 def test_frames_of_one_lasting_drift_add_up_over_tries(machine):
     begin_fit(machine, 0.0)
-    machine.finished("rejected", 0.0)
+    machine.finished(Result.REJECTED, 0.0)
     assert step(machine, 10.0, alarm=True) == Collect(afresh=False)
-    machine.finished("rejected", 10.0)
+    machine.finished(Result.REJECTED, 10.0)
     assert step(machine, 100.0) is None, "the alarm is over"
     assert step(machine, 101.0, alarm=True) == Collect(afresh=True)
 
@@ -154,10 +154,10 @@ def test_frames_that_newer_ones_speak_against_are_forgotten(machine):
     machine.proven(0.0)
     look(machine, False, False)
     assert isinstance(step(machine, 1.0), Discard)
-    machine.finished("rejected", 1.0, "no better in 2 of 2 looks at new frames")
+    machine.finished(Result.REJECTED, 1.0, "no better in 2 of 2 looks at new frames")
     assert step(machine, 11.0, alarm=True) == Collect(afresh=True)
     step(machine, 12.0, alarm=True, collected=64)
-    machine.finished("rejected", 12.0, "out of the band")
+    machine.finished(Result.REJECTED, 12.0, "out of the band")
     assert step(machine, 32.0, alarm=True) == Collect(afresh=False)
 
 
@@ -210,16 +210,16 @@ def test_a_hold_does_not_let_a_probation_end_that_was_failed(machine):
 
 def test_failures_are_of_one_drift(machine):
     for _ in range(HOPELESS):
-        machine.finished("rejected", 0.0)
+        machine.finished(Result.REJECTED, 0.0)
     assert step(machine, 500.0) is None, "the drift is over"
-    assert step(machine, 501.0, alarm=True, narrow=True) is None
+    assert step(machine, 501.0, alarm=True, label_shift=True) is None
     assert machine.state is State.FACTORY and "few classes" in machine.reason
     assert step(machine, 502.0) is None
     assert machine.reason == "", "and what passed is not told any more"
 
 
 def test_locked_changes_nothing_even_where_frames_are_clean_without():
-    machine = Recalibrator(RecalibrateConfig(mode="locked", **TIMES), now=0.0, serving=True)
+    machine = StateMachine(RecalibrateConfig(mode="locked", **TIMES), now=0.0, serving=True)
     assert step(machine, 5000.0, alarm=True, clean_without=True) is None
 
 
@@ -227,7 +227,7 @@ def test_the_timer_fires_once_in_its_period(machine):
     assert step(machine, 999.0) is None
     assert step(machine, 1000.0) == Collect(afresh=False)
     assert step(machine, 1000.0, collected=64) == Fit("timer")
-    machine.finished("unneeded", 1001.0)
+    machine.finished(Result.UNNEEDED, 1001.0)
     assert step(machine, 2000.0) is None
     assert step(machine, 2001.0) == Collect(afresh=False)
 
@@ -250,10 +250,10 @@ def test_how_a_fit_without_a_candidate_ends(machine, result, state):
 
 def test_back_off_doubles_and_the_operator_passes_it(machine):
     begin_fit(machine, 0.0)
-    machine.finished("rejected", 0.0)
+    machine.finished(Result.REJECTED, 0.0)
     assert step(machine, 9.0, alarm=True) is None
     begin_fit(machine, 10.0)
-    machine.finished("failed", 10.0)
+    machine.finished(Result.FAILED, 10.0)
     assert step(machine, 29.0, alarm=True) is None
     assert machine.state is State.FAILED
     machine.request()
@@ -263,7 +263,7 @@ def test_back_off_doubles_and_the_operator_passes_it(machine):
 
 def test_back_off_stops_growing_after_six_doublings(machine):
     for _ in range(40):
-        machine.finished("failed", 0.0)
+        machine.finished(Result.FAILED, 0.0)
     assert step(machine, 639.0, alarm=True) is None
     assert step(machine, 640.0, alarm=True) == Collect(afresh=False)
 
@@ -272,7 +272,7 @@ def test_a_drift_that_nothing_helps_against_is_invalid_and_says_what_to_do(machi
     now = 0.0
     for _ in range(HOPELESS):
         begin_fit(machine, now)
-        machine.finished("rejected", now, "score 9 stays outside the clean band")
+        machine.finished(Result.REJECTED, now, "score 9 stays outside the clean band")
         assert step(machine, now + 1, alarm=True) is None
         now += 1000.0
     assert machine.state is State.INVALID
@@ -282,7 +282,7 @@ def test_a_drift_that_nothing_helps_against_is_invalid_and_says_what_to_do(machi
 
 def test_what_was_invalid_is_at_rest_when_the_drift_is_over(machine):
     for _ in range(HOPELESS):
-        machine.finished("rejected", 0.0)
+        machine.finished(Result.REJECTED, 0.0)
     step(machine, 1.0, alarm=True)
     assert machine.state is State.INVALID
     assert step(machine, 500.0) is None
@@ -299,7 +299,7 @@ def test_a_days_budget_is_not_overdrawn_but_by_the_operator(budget):
     assert step(machine, DAY - 1, alarm=True) is None
     machine.request()
     assert step(machine, DAY - 1) == Collect(afresh=False)
-    machine.finished("unneeded", DAY - 1)
+    machine.finished(Result.UNNEEDED, DAY - 1)
     assert step(machine, DAY + 11, alarm=True) == Collect(afresh=True)
 
 
@@ -343,14 +343,14 @@ def test_a_lasting_alarm_that_needs_no_fit_is_asked_ever_more_seldom(machine):
         decision = step(machine, now, alarm=True, collected=64)
         if isinstance(decision, Fit):
             fits += 1
-            machine.finished("unneeded", now)
+            machine.finished(Result.UNNEEDED, now)
     assert 5 <= fits <= 12
 
 
 def test_a_fit_by_the_clock_that_was_not_needed_does_not_hold_up_a_drift(machine):
     step(machine, 1000.0)
     step(machine, 1000.0, collected=64)
-    machine.finished("unneeded", 1000.0)
+    machine.finished(Result.UNNEEDED, 1000.0)
     assert step(machine, 1001.0, alarm=True) == Collect(afresh=True)
 
 
@@ -375,7 +375,7 @@ def test_what_is_swapped_and_taken_back_again_and_again_backs_off_and_is_invalid
 def test_a_spent_budget_is_told():
     machine = machine_in(fits_a_day=1)
     begin_fit(machine, 0.0)
-    machine.finished("rejected", 0.0)
+    machine.finished(Result.REJECTED, 0.0)
     assert step(machine, 500.0, alarm=True) is None
     assert "budget" in machine.reason and "`recald recalibrate` exceeds it" in machine.reason
 
@@ -384,7 +384,7 @@ def test_an_order_while_frames_are_collected_is_that_fit(machine):
     step(machine, 1.0, alarm=True)
     machine.request()
     assert step(machine, 2.0, collected=64) == Fit("operator")
-    machine.finished("unneeded", 3.0)
+    machine.finished(Result.UNNEEDED, 3.0)
     assert step(machine, 4.0) is None
 
 
@@ -410,7 +410,7 @@ def test_one_look_against_a_candidate_may_be_chance_and_two_are_not(machine):
     machine.proven(10.0)
     look(machine, False, False)
     decision = step(machine, 10.1)
-    assert decision == Discard("rejected", "no better in 2 of 2 looks at new frames")
+    assert decision == Discard(Result.REJECTED, "no better in 2 of 2 looks at new frames")
 
 
 def test_a_hold_keeps_a_candidate_waiting(machine):
@@ -443,7 +443,7 @@ def test_a_refused_candidate_is_dropped():
     shadowed(machine, 10.0)
     step(machine, 10.0)
     machine.reject()
-    assert step(machine, 11.0) == Discard("refused", "refused by the operator")
+    assert step(machine, 11.0) == Discard(Result.REFUSED, "refused by the operator")
 
 
 def test_a_candidate_that_is_no_longer_better_does_not_wait_for_approval():
@@ -514,13 +514,13 @@ def test_after_its_probation_it_may_be_slow(machine):
 
 
 def test_a_probation_that_a_restart_cut_short_begins_anew():
-    machine = Recalibrator(RecalibrateConfig(**TIMES), now=0.0, serving=True, on_probation=True)
+    machine = StateMachine(RecalibrateConfig(**TIMES), now=0.0, serving=True, on_probation=True)
     look(machine, True, True)
     assert step(machine, 1.0) == RollBack("regress")
 
 
 def test_where_nothing_changes_by_itself_a_restart_begins_no_probation():
-    machine = Recalibrator(RecalibrateConfig(mode="locked", **TIMES), now=0.0, serving=True, on_probation=True)
+    machine = StateMachine(RecalibrateConfig(mode="locked", **TIMES), now=0.0, serving=True, on_probation=True)
     look(machine, True, True, True)
     assert step(machine, 1.0, slower="9 ms") is None
     assert machine.state is State.ACTIVE
@@ -561,7 +561,7 @@ class Life(RuleBasedStateMachine):
     def begin(self, mode, budget, served, spent):
         self.mode, self.now = mode, 0.0
         config = RecalibrateConfig(mode=mode, fits_a_day=budget[0], swaps_a_day=budget[1], **TIMES)
-        self.machine = Recalibrator(config, 0.0, serving=served, on_probation=served)
+        self.machine = StateMachine(config, 0.0, serving=served, on_probation=served)
         self.machine.spent(*spent)
         self.budget, self.spent = budget, tuple(map(list, spent))
         self.approved, self.serving = False, served
@@ -577,17 +577,17 @@ class Life(RuleBasedStateMachine):
 
     @rule(
         alarm=st.booleans(),
-        narrow=st.booleans(),
+        label_shift=st.booleans(),
         clean=st.booleans(),
         collected=st.integers(0, 200),
         free=st.booleans(),
         held=st.sampled_from(["", "why"]),
         slower=st.sampled_from(["", "", "9 ms"]),
     )
-    def step(self, alarm, narrow, clean, collected, free, held, slower):
+    def step(self, alarm, label_shift, clean, collected, free, held, slower):
         self.now += 3.0
         before = self.machine.state
-        facts = Facts(alarm, narrow, clean, collected, free, held, slower)
+        facts = Facts(alarm, label_shift, clean, collected, free, held, slower)
         decision = self.machine.step(self.now, facts)
         if isinstance(decision, Collect):
             assert self.mode != "locked" and (self.machine.trigger == "operator" or not self.overdrawn())
@@ -630,9 +630,9 @@ class Life(RuleBasedStateMachine):
         else:
             self.machine.finished(end, self.now)
 
-    @rule(for_rival=st.booleans())
-    def look(self, for_rival):
-        self.machine.looked(for_rival)
+    @rule(for_challenger=st.booleans())
+    def look(self, for_challenger):
+        self.machine.looked(for_challenger)
 
     @rule(order=st.sampled_from(["request", "approve", "reject"]))
     def order(self, order):
@@ -661,7 +661,7 @@ class Life(RuleBasedStateMachine):
             self.machine.request()
             step(self.machine, self.now, collected=64)
         if self.machine.state in IN_WORK:
-            self.machine.finished("rejected", self.now)
+            self.machine.finished(Result.REJECTED, self.now)
         if self.machine.state in WITH_CANDIDATE:
             self.machine.reject()
             self.now += 1000

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from daemon.config import RecalibrateConfig
-from daemon.recalibration.state_machine import Commit, Discard, Facts, Recalibrator, Refused, RollBack, ServeFactory
+from daemon.recalibration.state_machine import Commit, Discard, Facts, Refused, RollBack, ServeFactory, StateMachine
 from daemon.states import AT_REST, IN_WORK, WITH_CANDIDATE, State
 
 PAUSES = (100.0, 9000.0, 20_000.0)  # s to a step: shadow and probation are over, the back-off, the timer has come
@@ -44,7 +44,7 @@ class World:
     """A machine, the time, and what the daemon would do about its decisions."""
 
     def __init__(self, mode: str):
-        self.machine, self.now = Recalibrator(RecalibrateConfig(mode=mode, **CONFIG), 0.0), 0.0
+        self.machine, self.now = StateMachine(RecalibrateConfig(mode=mode, **CONFIG), 0.0), 0.0
 
     def after(self, do: Callable[[World], None]) -> World | None:
         other = copy.deepcopy(self)

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from daemon.metrics import Metrics
-from daemon.state.audit_writer import Recorder
+from daemon.state.audit_writer import AuditWriter
 from deploy.audit.log import AuditError, AuditLog
 
 
@@ -43,7 +43,7 @@ def background():
 
 @pytest.fixture
 def record(disk: Disk, registry: CollectorRegistry, background: ThreadPoolExecutor):
-    recorder = Recorder(disk.open, background, Metrics(registry))
+    recorder = AuditWriter(disk.open, background, Metrics(registry))
     yield recorder
     recorder.close()
 

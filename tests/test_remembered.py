@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.config import DAY, HOUR, RecalibrateConfig
-from daemon.state.restart import BY_DAMAGE, BY_OPERATOR, CLOCK_SET_S, Remembered, ages, remembered
+from daemon.state.restart import BY_DAMAGE, BY_OPERATOR, CLOCK_SET_S, RestartState, ages, restart_state
 from deploy.audit.log import AuditLog
 
 NOW = CLOCK_SET_S + 1000 * DAY
-Ask = Callable[..., Remembered]
+Ask = Callable[..., RestartState]
 
 
 @pytest.fixture
@@ -37,9 +37,9 @@ def tell(path: Path) -> Iterator[Callable[..., None]]:
 
 @pytest.fixture
 def ask(path: Path) -> Ask:
-    def read(sensor: str = "front", now: float = NOW, **budget: int) -> Remembered:
+    def read(sensor: str = "front", now: float = NOW, **budget: int) -> RestartState:
         with closing(AuditLog(path)) as audit:
-            return remembered(audit, sensor, RecalibrateConfig(**budget), now)
+            return restart_state(audit, sensor, RecalibrateConfig(**budget), now)
 
     return read
 
@@ -48,7 +48,7 @@ def ask(path: Path) -> Ask:
 
 
 def test_a_fresh_device_holds_nothing(ask: Ask):
-    assert ask() == Remembered("front", "", [], [])
+    assert ask() == RestartState("front", "", [], [])
 
 
 def test_a_hold_lasts_until_it_is_released(tell, ask: Ask):

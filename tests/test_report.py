@@ -31,7 +31,7 @@ from daemon.operator.report.page import render
 from deploy.audit.log import AuditLog, audit_path
 from deploy.store.artefacts import ArtefactStore
 from deploy.store.dossier import Dossier
-from deploy.store.dossier_archive import Archive
+from deploy.store.dossier_archive import DossierArchive
 
 EMPTY = {"meta", "img", "circle", "line", "polyline"}
 HOSTILE = "</p></style></svg><script>alert(1)</script>\" onload='x' <img src=http://evil/ onerror=y> {{ 7 * 7 }} &amp;"
@@ -77,7 +77,7 @@ class Place:
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.config, self.state = write_config(folder, model), folder / "state"
-        self.archive, self.store = Archive(self.state), ArtefactStore(self.state)
+        self.archive, self.store = DossierArchive(self.state), ArtefactStore(self.state)
 
     def tell(self, event: str, details: dict[str, Any], sensor: str = "front") -> int:
         with closing(AuditLog(audit_path(self.state))) as audit:

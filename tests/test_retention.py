@@ -10,7 +10,7 @@ import torch
 
 from calibrate.homogenizer import Homogenizer
 from deploy.store.artefacts import ArtefactStore, StoreError
-from deploy.store.retention import past, retain, stored
+from deploy.store.retention import earlier_versions, retain, stored
 from deploy.store.verify import problems
 
 MODEL = "a" * 64
@@ -66,8 +66,8 @@ def test_what_is_removed_can_no_longer_be_loaded(store):
 def test_the_past_is_of_one_sensor_and_model_and_the_newest_first(store):
     versions = [put(store, number) for number in range(4)]
     put(store, 9, "rear")
-    assert past(store, "front", MODEL, 3) == versions[:0:-1]
-    assert past(store, "front", "b" * 64, 3) == []
+    assert earlier_versions(store, "front", MODEL, 3) == versions[:0:-1]
+    assert earlier_versions(store, "front", "b" * 64, 3) == []
 
 
 def test_a_damaged_manifest_is_left_alone(store):
@@ -75,5 +75,5 @@ def test_a_damaged_manifest_is_left_alone(store):
     (manifest,) = store.root.glob("objects/sha256/*/*.json")
     manifest.write_bytes(b"{")
     assert stored(store) == [] and retain(store, "front", keep=0) == [] and manifest.exists()
-    assert past(store, "front", MODEL, 3) == []
+    assert earlier_versions(store, "front", MODEL, 3) == []
     assert version

@@ -11,7 +11,7 @@ import synthetic
 
 from bench.cifar import lossless
 from daemon.demo.digits import load_digits, render_split
-from daemon.frames.quality_filter import SAME_S, Screening, clipped_share
+from daemon.frames.quality_filter import SAME_S, QualityFilter, clipped_share
 from daemon.simulation.drifts import parse_drift
 
 FPS = 10
@@ -39,7 +39,7 @@ STRONG = (
 
 
 def screened(images: Sequence[np.ndarray], fps: float = FPS) -> list[str | None]:
-    screening = Screening()
+    screening = QualityFilter()
     return [screening(image, number / fps) for number, image in enumerate(images)]
 
 

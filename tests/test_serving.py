@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from daemon.frames.latency_monitor import FRAMES, Pace
-from daemon.frames.quality_filter import Screening
+from daemon.frames.latency_monitor import FRAMES, LatencyMonitor
+from daemon.frames.quality_filter import QualityFilter
 from daemon.frames.reservoir import Reservoir
-from daemon.frames.stall_detector import LEAST_S, Arrivals
+from daemon.frames.stall_detector import LEAST_S, StallDetector
 from daemon.metrics import Metrics
 from daemon.serving.message import build_frame, parse_frame
-from daemon.serving.serve import Serving
+from daemon.serving.serve import FrameServer
 
 
 class Scene:
@@ -29,17 +29,17 @@ class Scene:
         self.sensor: Any = SimpleNamespace(
             name="front",
             path=SimpleNamespace(infer=lambda batch: (self.output, "factory")),
-            reservoir=Reservoir(20, window=10, screen=Screening()),
-            recalibrator=SimpleNamespace(state=SimpleNamespace(value="factory")),
-            pace=Pace(),
-            arrivals=Arrivals(),
+            reservoir=Reservoir(20, window=10, screen=QualityFilter()),
+            state_machine=SimpleNamespace(state=SimpleNamespace(value="factory")),
+            latency_monitor=LatencyMonitor(),
+            stall_detector=StallDetector(),
             drift_score=1.0,
             frames=0,
         )
         preprocessor = SimpleNamespace(to_input_image=lambda image: image, normalise=lambda images: images)
         model: Any = SimpleNamespace(digest="d" * 64, preprocessor=preprocessor)
         publisher: Any = SimpleNamespace(send=lambda name, header, output: self.published.append(header))
-        self.serving = Serving(model, publisher, Metrics(self.registry))
+        self.serving = FrameServer(model, publisher, Metrics(self.registry))
 
     def serve(self, image: np.ndarray) -> None:
         parts = build_frame("front", image, seq=len(self.published), timestamp=time.time_ns())
@@ -79,20 +79,23 @@ def test_the_pace_is_that_of_the_way_through_both_networks():
     scene = Scene(2)
     for seed in range(FRAMES):
         scene.serve(picture(seed))
-    scene.sensor.pace.swapped(0.0)
+    scene.sensor.latency_monitor.swapped(0.0)
     infer = scene.sensor.path.infer
     scene.sensor.path.infer = lambda batch: time.sleep(0.01) or infer(batch)
     for seed in range(FRAMES):
-        assert not scene.sensor.pace.slower
+        assert not scene.sensor.latency_monitor.slower
         scene.serve(picture(seed))
-    assert scene.sensor.pace.slower.startswith("a frame takes 1")
+    assert scene.sensor.latency_monitor.slower.startswith("a frame takes 1")
 
 
 def test_only_a_frame_that_was_answered_has_arrived():
     scene = Scene(2)
     scene.serve(picture(0))
-    assert scene.sensor.arrivals.silence(LEAST_S) == 0 and scene.sensor.arrivals.silence(LEAST_S + 1) == LEAST_S + 1
+    assert (
+        scene.sensor.stall_detector.silence(LEAST_S) == 0
+        and scene.sensor.stall_detector.silence(LEAST_S + 1) == LEAST_S + 1
+    )
     scene.sensor.path.infer = lambda batch: (_ for _ in ()).throw(RuntimeError("no"))
     with pytest.raises(RuntimeError):
         scene.serve(picture(1))
-    assert scene.sensor.arrivals.silence(LEAST_S + 1) == LEAST_S + 1
+    assert scene.sensor.stall_detector.silence(LEAST_S + 1) == LEAST_S + 1

@@ -190,7 +190,7 @@ def test_images_that_cannot_be_shown_are_refused_by_name(tmp_path):
         load_images(folder)
 
 
-# ---- pace
+# ---- latency_monitor
 
 
 class Clock:

@@ -15,13 +15,13 @@ from daemon.config import DAY, RecalibrateConfig
 from daemon.frames.latency_monitor import FRAMES
 from daemon.frames.reservoir import Reservoir
 from daemon.metrics import Metrics
-from daemon.recalibration.controller import Upkeep
-from daemon.recalibration.drift_monitor import Observed
-from daemon.recalibration.job import Finished
+from daemon.recalibration.controller import Controller
+from daemon.recalibration.drift_monitor import DriftCheck
+from daemon.recalibration.job import JobResult
 from daemon.recalibration.sensor import Candidate, Sensor
-from daemon.recalibration.state_machine import Recalibrator
-from daemon.state.restart import Remembered
-from daemon.states import State
+from daemon.recalibration.state_machine import StateMachine
+from daemon.state.restart import RestartState
+from daemon.states import Result, State
 from deploy.path import InferencePath, Prepared
 from deploy.store.artefacts import FACTORY
 
@@ -59,10 +59,10 @@ class Scene:
             InferencePath(Runner()),
             Reservoir(128, window=WINDOW),
             DriftDetector(1.6, 10.0),
-            Recalibrator(config, 0.0),
+            StateMachine(config, 0.0),
         )
         self.record: Any = Recorded(self.records)
-        persistence: Any = SimpleNamespace(
+        state_writer: Any = SimpleNamespace(
             serves=lambda _, version: self.written.append(("serves", version)),
             withdrawn=lambda _, versions: self.written.append(("withdrawn", sorted(versions))),
         )
@@ -70,7 +70,9 @@ class Scene:
         background: Any = SimpleNamespace(submit=lambda do, *given: do(*given))
         self.registry = CollectorRegistry()
         metrics = Metrics(self.registry)
-        self.upkeep = Upkeep(self.recalibration, persistence, 64, metrics, background, self.record, lambda: self.now)
+        self.controller = Controller(
+            self.recalibration, state_writer, 64, metrics, background, self.record, lambda: self.now
+        )
 
     def metric(self, name: str, labels: dict[str, str]) -> Any:
         return self.registry.get_sample_value(f"recald_{name}", {"sensor": "front"} | labels)
@@ -79,29 +81,29 @@ class Scene:
         for number in range(count):
             self.sensor.reservoir.add(np.full((2, 2, 3), number % 256, np.uint8), self.now)
 
-    def fit(self, version: str, incumbent: str = FACTORY, cost: float = 0.0) -> Runner:
+    def fit(self, version: str, champion: str = FACTORY, cost: float = 0.0) -> Runner:
         """An operator's fit that has led to this candidate."""
         self.begin_fit()
         runner = Runner()
-        candidate = Candidate(Prepared(version, runner, cost), incumbent)
-        self.upkeep.take_in(Finished("front", "accepted", "better", candidate), self.sensor, self.now)
+        candidate = Candidate(Prepared(version, runner, cost), champion)
+        self.controller.take_in(JobResult("front", Result.ACCEPTED, "better", candidate), self.sensor, self.now)
         return runner
 
     def begin_fit(self) -> None:
-        self.sensor.recalibrator.request()
+        self.sensor.state_machine.request()
         self.frames(64)
         self.step(2)
-        assert self.sensor.recalibrator.state is State.FITTING
+        assert self.sensor.state_machine.state is State.FITTING
 
     def look(self, objections: str = "") -> None:
-        rival = self.sensor.rival
-        assert rival is not None
-        compared = {"role": rival.role, "version": rival.version, "score": 1.0, "objections": objections}
-        scores = {"raw": 9.0, "homogenized": 9.0, "layers": {}, "proxy": {}, "rival": compared}
-        scores |= {"narrow": False, "clean_without": False}
+        challenger = self.sensor.challenger
+        assert challenger is not None
+        compared = {"role": challenger.role, "version": challenger.version, "score": 1.0, "objections": objections}
+        scores = {"raw": 9.0, "homogenized": 9.0, "layers": {}, "proxy": {}, "challenger": compared}
+        scores |= {"label_shift": False, "clean_without": False}
         reservoir = self.sensor.reservoir
-        event = Observed("front", self.sensor.path.version, scores, WINDOW, reservoir.added)
-        self.upkeep.take_in(event, self.sensor, self.now)
+        event = DriftCheck("front", self.sensor.path.version, scores, WINDOW, reservoir.added)
+        self.controller.take_in(event, self.sensor, self.now)
 
     def look_at_new_frames(self, objections: str = "") -> None:
         self.frames(WINDOW)
@@ -110,7 +112,7 @@ class Scene:
     def step(self, times: int = 1) -> None:
         for _ in range(times):
             self.now += 0.05
-            self.upkeep.step(self.sensor, self.now)
+            self.controller.step(self.sensor, self.now)
 
     @property
     def events(self) -> list[str]:
@@ -159,8 +161,8 @@ def test_a_candidate_that_is_no_better_is_closed_and_not_tried_again(scene):
 def test_one_of_the_past_that_is_not_right_today_may_be_another_day(scene):
     scene.begin_fit()
     runner = Runner()
-    recalled = Finished("front", "recalled", "better", Candidate(Prepared("a", runner), FACTORY, recalled=True))
-    scene.upkeep.take_in(recalled, scene.sensor, scene.now)
+    recalled = JobResult("front", Result.RECALLED, "better", Candidate(Prepared("a", runner), FACTORY, recalled=True))
+    scene.controller.take_in(recalled, scene.sensor, scene.now)
     for _ in range(2):
         scene.look_at_new_frames("score 9 is no better")
     scene.step()
@@ -169,7 +171,7 @@ def test_one_of_the_past_that_is_not_right_today_may_be_another_day(scene):
 
 
 def test_a_candidate_judged_against_one_that_is_gone_is_dropped(scene):
-    runner = scene.fit("b", incumbent="a")
+    runner = scene.fit("b", champion="a")
     assert runner.closed and scene.sensor.waiting is None
     assert scene.sensor.path.version == FACTORY
     assert ("candidate dropped", {"candidate": "b", "result": "outdated", "reason": "another serves by now"}) in (
@@ -187,13 +189,13 @@ def test_a_rollback_drops_the_candidate_and_remembers_what_was_taken_back(scene)
         scene.look_at_new_frames("the one before is no better")
     scene.now += 60
     scene.step()
-    assert scene.sensor.recalibrator.state is State.ACTIVE
-    second = scene.fit("b", incumbent="a")
-    scene.upkeep.roll_back(scene.sensor, "operator")
+    assert scene.sensor.state_machine.state is State.ACTIVE
+    second = scene.fit("b", champion="a")
+    scene.controller.roll_back(scene.sensor, "operator")
     assert first.closed and second.closed
     assert scene.sensor.path.version == FACTORY and scene.sensor.waiting is None
     assert scene.sensor.withdrawn == {"a"}
-    assert scene.sensor.recalibrator.state is State.ROLLED_BACK
+    assert scene.sensor.state_machine.state is State.ROLLED_BACK
 
 
 def test_nothing_is_swapped_while_the_audit_log_cannot_be_written(scene):
@@ -202,7 +204,7 @@ def test_nothing_is_swapped_while_the_audit_log_cannot_be_written(scene):
         scene.look_at_new_frames()
     scene.record.failing = True
     scene.step()
-    assert scene.sensor.path.version == FACTORY and "audit log" in scene.sensor.recalibrator.reason
+    assert scene.sensor.path.version == FACTORY and "audit log" in scene.sensor.state_machine.reason
     scene.record.failing = False
     scene.step()
     assert scene.sensor.path.version == "a"
@@ -223,19 +225,21 @@ def test_clean_frames_that_are_spoilt_are_served_without_a_homogenizer(scene):
 
 
 def test_nothing_of_the_past_being_right_does_not_end_the_collecting(scene):
-    scene.sensor.recalibrator.request()
+    scene.sensor.state_machine.request()
     scene.step()
-    scene.upkeep.take_in(Finished("front", "unknown", "nothing that served before is right"), scene.sensor, scene.now)
-    assert scene.sensor.recalibrator.state is State.COLLECTING
+    scene.controller.take_in(
+        JobResult("front", Result.UNKNOWN, "nothing that served before is right"), scene.sensor, scene.now
+    )
+    assert scene.sensor.state_machine.state is State.COLLECTING
     assert "fit" not in scene.events
 
 
 def test_a_candidate_that_nobody_waits_for_any_more_is_closed(scene):
     runner = Runner()
-    late = Finished("front", "recalled", "an earlier one is better", Candidate(Prepared("a", runner), FACTORY))
-    scene.upkeep.take_in(late, scene.sensor, scene.now)
+    late = JobResult("front", Result.RECALLED, "an earlier one is better", Candidate(Prepared("a", runner), FACTORY))
+    scene.controller.take_in(late, scene.sensor, scene.now)
     assert runner.closed and scene.sensor.waiting is None
-    assert scene.sensor.recalibrator.state is State.FACTORY
+    assert scene.sensor.state_machine.state is State.FACTORY
     assert scene.records[-1][0] == "fit" and scene.records[-1][1]["result"] == "outdated"
     assert scene.metric("fits_total", {"result": "outdated"}) == 1
 
@@ -249,9 +253,9 @@ def test_every_state_that_was_passed_is_told_once(scene):
 
 def test_the_record_of_a_fit_names_its_dossier(scene):
     for dossier in ("d" * 64, None):
-        scene.sensor.recalibrator.request()
+        scene.sensor.state_machine.request()
         scene.step()
-        scene.upkeep.take_in(Finished("front", "rejected", "worse", dossier=dossier), scene.sensor, 0.0)
+        scene.controller.take_in(JobResult("front", Result.REJECTED, "worse", dossier=dossier), scene.sensor, 0.0)
         assert scene.records[-1] == (
             "fit",
             {"result": "rejected", "reason": "worse", "trigger": "operator", "dossier": dossier},
@@ -260,8 +264,8 @@ def test_the_record_of_a_fit_names_its_dossier(scene):
 
 def test_a_refused_version_is_counted_told_and_not_tried_again(scene):
     scene.begin_fit()
-    scene.upkeep.take_in(Finished("front", "refused", "gain 9", unfit="outside"), scene.sensor, scene.now)
-    assert (scene.sensor.recalibrator.state, scene.sensor.path.version) == (State.FACTORY, FACTORY)
+    scene.controller.take_in(JobResult("front", Result.REFUSED, "gain 9", unfit="outside"), scene.sensor, scene.now)
+    assert (scene.sensor.state_machine.state, scene.sensor.path.version) == (State.FACTORY, FACTORY)
     assert scene.registry.get_sample_value("recald_fits_total", {"sensor": "front", "result": "refused"}) == 1
     told = [details for event, details in scene.records if event == "fit"][-1]
     assert told == {
@@ -280,11 +284,11 @@ def test_a_hold_from_before_a_restart_holds_and_is_written_once_more(scene):
     for _ in range(3):
         scene.look_at_new_frames()
     scene.step()
-    assert scene.sensor.path.version == FACTORY and "not yet read" in scene.sensor.recalibrator.reason
-    scene.upkeep.take_in(Remembered("front", "anna holds", [], []), scene.sensor, scene.now)
+    assert scene.sensor.path.version == FACTORY and "not yet read" in scene.sensor.state_machine.reason
+    scene.controller.take_in(RestartState("front", "anna holds", [], []), scene.sensor, scene.now)
     scene.step()
     assert scene.sensor.path.version == FACTORY and scene.sensor.status()["hold"]
-    assert scene.sensor.recalibrator.reason == "the candidate waits: anna holds; `recald hold --release` ends it"
+    assert scene.sensor.state_machine.reason == "the candidate waits: anna holds; `recald hold --release` ends it"
     assert ("order", {"order": "hold", "by": "recald", "reason": "anna holds"}) in scene.records
     scene.sensor.operator_hold = ""
     scene.step()
@@ -292,20 +296,20 @@ def test_a_hold_from_before_a_restart_holds_and_is_written_once_more(scene):
 
 
 def test_an_order_given_before_the_log_was_read_is_the_newer_one(scene):
-    scene.upkeep.take_in(Remembered("front", "anna holds", [], []), scene.sensor, scene.now)
+    scene.controller.take_in(RestartState("front", "anna holds", [], []), scene.sensor, scene.now)
     assert scene.sensor.operator_hold == "" and scene.records == []
 
 
 def test_what_was_spent_before_a_restart_is_spent():
     scene = Scene(swaps_a_day=2)
     scene.now = 100.0
-    scene.upkeep.take_in(Remembered("front", "", [], [DAY - 1, 60.0]), scene.sensor, scene.now)
+    scene.controller.take_in(RestartState("front", "", [], [DAY - 1, 60.0]), scene.sensor, scene.now)
     scene.sensor.detector.alarm = True
     scene.step()
-    assert scene.sensor.recalibrator.state is State.FACTORY and "budget" in scene.sensor.recalibrator.reason
+    assert scene.sensor.state_machine.state is State.FACTORY and "budget" in scene.sensor.state_machine.reason
     scene.now += 1
     scene.step()
-    assert scene.sensor.recalibrator.state is State.COLLECTING
+    assert scene.sensor.state_machine.state is State.COLLECTING
 
 
 def test_a_fit_is_told_when_it_begins(scene):
@@ -317,7 +321,7 @@ def test_a_fit_is_told_when_it_begins(scene):
 
 def serve(scene: Scene, milliseconds: float) -> None:
     for _ in range(FRAMES):
-        scene.sensor.pace.served(milliseconds / 1000)
+        scene.sensor.latency_monitor.served(milliseconds / 1000)
 
 
 @pytest.mark.parametrize(("cost", "rolled_back"), [(0.0, True), (0.004, False)])
@@ -328,14 +332,14 @@ def test_what_serves_slower_than_it_was_seen_to_when_proven_is_taken_back(cost, 
     for _ in range(3):
         scene.look_at_new_frames()
     scene.step()
-    assert scene.sensor.recalibrator.state is State.PROBATION
+    assert scene.sensor.state_machine.state is State.PROBATION
     serve(scene, 8)
     scene.step()
     assert (scene.sensor.path.version == FACTORY) is rolled_back
     if rolled_back:
         why = "a frame takes 8.0 ms, 3.0 were expected"
         assert ("rollback", {"from": "a", "to": FACTORY, "reason": "latency", "why": why}) in scene.records
-        assert scene.sensor.recalibrator.reason == f"rolled back: latency, {why}"
+        assert scene.sensor.state_machine.reason == f"rolled back: latency, {why}"
         assert scene.sensor.withdrawn == {"a"}
 
 
@@ -348,9 +352,9 @@ def test_no_homogenizer_is_never_the_slower_one(scene):
     serve(scene, 3)
     scene.sensor.detector.alarm, scene.sensor.clean_without = True, True
     scene.step()
-    assert scene.sensor.path.version == FACTORY and scene.sensor.recalibrator.state is State.PROBATION
+    assert scene.sensor.path.version == FACTORY and scene.sensor.state_machine.state is State.PROBATION
     serve(scene, 9)  # something else takes the processor
-    assert scene.sensor.pace.slower
+    assert scene.sensor.latency_monitor.slower
     scene.step()
     assert scene.sensor.path.version == FACTORY
 
@@ -358,7 +362,7 @@ def test_no_homogenizer_is_never_the_slower_one(scene):
 def test_the_next_one_is_compared_with_the_one_before(scene):
     for version, took in (("a", 3), ("b", 5)):
         serve(scene, took)
-        scene.fit(version, incumbent=scene.sensor.path.version, cost=0.002)
+        scene.fit(version, champion=scene.sensor.path.version, cost=0.002)
         for _ in range(3):
             scene.look_at_new_frames()
         scene.step()
@@ -368,43 +372,43 @@ def test_the_next_one_is_compared_with_the_one_before(scene):
         scene.now += 60
         scene.step()
     assert scene.sensor.path.version == "b"
-    assert scene.sensor.pace._expected == pytest.approx(0.005), "both cost the same: nothing is added"
+    assert scene.sensor.latency_monitor._expected == pytest.approx(0.005), "both cost the same: nothing is added"
 
 
 def test_frames_are_not_timed_while_a_fit_runs(scene):
     scene.recalibration.free = False
     scene.step()
-    assert not scene.sensor.pace.counting
+    assert not scene.sensor.latency_monitor.counting
     scene.recalibration.free = True
     scene.step()
-    assert scene.sensor.pace.counting
+    assert scene.sensor.latency_monitor.counting
 
 
 def test_a_camera_that_stops_has_no_score_and_no_alarm_until_frames_come_again(scene, caplog):
     scores = {"raw": 9.0, "homogenized": 9.0, "layers": {"bn1": 7.0}, "proxy": {"confidence": 0.4}}
-    scores |= {"narrow": False, "clean_without": False}
-    seen = Observed("front", FACTORY, scores)
+    scores |= {"label_shift": False, "clean_without": False}
+    seen = DriftCheck("front", FACTORY, scores)
     shown = [("drift_score", {"stage": "raw"}), ("drift_score", {"stage": "homogenized"})]
     shown += [("layer_drift_score", {"layer": "bn1"}), ("accuracy_proxy_ratio", {"proxy": "confidence"})]
     for scene.now in range(30):
-        scene.sensor.arrivals.arrived(scene.now)
-        scene.upkeep.take_in(seen, scene.sensor, scene.now)
+        scene.sensor.stall_detector.arrived(scene.now)
+        scene.controller.take_in(seen, scene.sensor, scene.now)
     assert scene.sensor.detector.alarm and [scene.metric(*metric) for metric in shown] == [9.0, 9.0, 7.0, 0.4]
     scene.now += 12
     scene.step(3)
-    scene.upkeep.take_in(seen, scene.sensor, scene.now)  # of a check that took its time
+    scene.controller.take_in(seen, scene.sensor, scene.now)  # of a check that took its time
     status = scene.sensor.status()
     assert status["drift_score"] is None and status["reason"].startswith("no frames for 12 s")
     assert not scene.sensor.detector.alarm and scene.metric("drift_alarm", {}) == 0
     assert all(math.isnan(scene.metric(*metric)) for metric in shown)
     assert caplog.messages.count("front: no frames for 12 s") == 1
-    scene.sensor.arrivals.arrived(scene.now)
+    scene.sensor.stall_detector.arrived(scene.now)
     scene.step()
-    scene.upkeep.take_in(seen, scene.sensor, scene.now)
+    scene.controller.take_in(seen, scene.sensor, scene.now)
     assert scene.sensor.drift_score == 9.0 and "no frames" not in scene.sensor.status()["reason"]
     assert scene.sensor.detector.evidence == 0, "the silence is no time of drift"
 
 
 def test_a_stored_version_that_cannot_serve_is_not_tried_again(scene):
-    scene.upkeep.take_in(Finished("front", "failed", "does not load", unfit="a"), scene.sensor, 0.0)
+    scene.controller.take_in(JobResult("front", Result.FAILED, "does not load", unfit="a"), scene.sensor, 0.0)
     assert scene.written == [("withdrawn", ["a"])]

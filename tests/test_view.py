@@ -6,7 +6,7 @@ import pytest
 
 from calibrate.scoring.accuracy import AccuracyProxy
 from calibrate.scoring.drift import DriftScore
-from calibrate.scoring.label_shift import is_narrow
+from calibrate.scoring.label_shift import has_label_shift
 
 ONE_CLASS = AccuracyProxy(0.97, 0.95, top_share=0.9, confidence_error=0.01, classes=1.5, known=10)
 LATE = DriftScore(3.0, (3.0, 2.0, 2.0, 3.0, 8.0))
@@ -14,7 +14,7 @@ EVERYWHERE = DriftScore(8.0, (9.0, 8.0, 7.0, 8.0, 9.0))
 
 
 def test_a_scene_of_one_class_is_narrow():
-    assert is_narrow(LATE, ONE_CLASS)
+    assert has_label_shift(LATE, ONE_CLASS)
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,4 @@ def test_a_scene_of_one_class_is_narrow():
     ],
 )
 def test_what_is_not(drift, proxy):
-    assert not is_narrow(drift, proxy)
+    assert not has_label_shift(drift, proxy)

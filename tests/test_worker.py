@@ -1,4 +1,4 @@
-"""What the worker says of frames, of the past of a sensor and of a rival, in this process."""
+"""What the worker says of frames, of the past of a sensor and of a challenger, in this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from calibrate import fit
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import Evidence
 from calibrate.scoring.accuracy import AccuracyProxy
-from daemon.worker.main import Worker, _band, _clean_without
+from daemon.worker.context import WorkerContext, clean_band, clean_without
+from daemon.worker.fit_job import FitJob
+from daemon.worker.observe_job import observe as observe_job
+from deploy.backends.engine_cache import compile_homogenizer
 from deploy.model.frozen import load_frozen
 from deploy.store.artefacts import FACTORY, ArtefactStore
 
@@ -24,19 +27,19 @@ JOB |= {"until": 0.0, "seed": 0, "refused": {}, "keep": {"frames": 0, "mib": 1}}
 
 
 @pytest.fixture(scope="module")
-def worker(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Worker:
-    return Worker(load_frozen(tiny_model), "eager", ArtefactStore(tmp_path_factory.mktemp("state")))
+def worker(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> WorkerContext:
+    return WorkerContext(load_frozen(tiny_model), "eager", ArtefactStore(tmp_path_factory.mktemp("state")))
 
 
 @pytest.fixture(scope="module")
-def right(worker: Worker) -> str:
+def right(worker: WorkerContext) -> str:
     """The version of a homogenizer for drifted frames."""
-    model = worker._frozen.module
-    return keep(worker, fit(model, normalised(drifted(images(256, seed=1))), limits=worker._limits).homogenizer)
+    model = worker.frozen.module
+    return keep(worker, fit(model, normalised(drifted(images(256, seed=1))), limits=worker.limits).homogenizer)
 
 
 @pytest.fixture(scope="module")
-def wrong(worker: Worker) -> str:
+def wrong(worker: WorkerContext) -> str:
     """That of one which darkens."""
     homogenizer = Homogenizer(*SHAPE)
     with torch.no_grad():
@@ -44,9 +47,13 @@ def wrong(worker: Worker) -> str:
     return keep(worker, homogenizer.eval())
 
 
-def keep(worker: Worker, homogenizer: Homogenizer) -> str:
-    manifest = worker._manifest(JOB, 256, "identity", 1, 1.0)
-    return worker._keep(JOB, homogenizer, torch.zeros(2, *SHAPE), manifest)
+def keep(worker: WorkerContext, homogenizer: Homogenizer) -> str:
+    """Store it as a fit of this sensor would; returns its version."""
+    example = torch.zeros(2, *SHAPE)
+    compiled = compile_homogenizer(worker.backend, homogenizer, example[:1], worker.store.root)
+    versions = {"versions": worker.provenance["versions"]}
+    manifest = {"sensor": JOB["sensor"], "model": worker.frozen.digest} | versions
+    return worker.store.put(homogenizer, manifest, compiled, worker.backend.name)
 
 
 def of_one_class(count: int) -> np.ndarray:
@@ -54,12 +61,12 @@ def of_one_class(count: int) -> np.ndarray:
     return taken[labels == 2][:count]
 
 
-def observe(worker: Worker, taken: np.ndarray, **job) -> dict:
-    return worker.observe(JOB | {"job": "observe"} | job, taken)
+def observe(worker: WorkerContext, taken: np.ndarray, **job) -> dict:
+    return observe_job(worker, JOB | {"job": "observe"} | job, taken)
 
 
-def recalled(worker: Worker, taken: np.ndarray, **job) -> dict:
-    return worker.recalibrate(JOB | job, taken, pytest.fail)
+def recalled(worker: WorkerContext, taken: np.ndarray, **job) -> dict:
+    return FitJob(worker, JOB | job, taken, pytest.fail).run()
 
 
 @pytest.mark.parametrize("view", [lambda: images(64, seed=5), lambda: of_one_class(64)], ids=["all", "one class"])
@@ -87,18 +94,22 @@ def test_clean_frames_need_nothing_and_no_homogenizer_where_one_serves(worker, r
 @pytest.mark.parametrize("view", [lambda: images(64, seed=5), lambda: of_one_class(64)], ids=["all", "one class"])
 def test_a_candidate_is_compared_on_any_view(worker, right, wrong, view):
     for version, better in ((right, True), (wrong, False)):
-        seen = observe(worker, drifted(view()), rival=version, role="candidate")["rival"]
+        seen = observe(worker, drifted(view()), challenger=version, role="candidate")["challenger"]
         assert (not seen["objections"]) is better
-    assert observe(worker, view(), rival=right, role="candidate")["rival"]["objections"], "where nothing has drifted"
-    assert not observe(worker, view(), active=right, rival=FACTORY, role="candidate")["rival"]["objections"]
-    assert observe(worker, drifted(view()), active=right, rival=FACTORY, role="candidate")["rival"]["objections"]
+    assert observe(worker, view(), challenger=right, role="candidate")["challenger"]["objections"], (
+        "where nothing has drifted"
+    )
+    assert not observe(worker, view(), active=right, challenger=FACTORY, role="candidate")["challenger"]["objections"]
+    assert observe(worker, drifted(view()), active=right, challenger=FACTORY, role="candidate")["challenger"][
+        "objections"
+    ]
 
 
-# ---- a narrow view: few classes, of which the network is sure
+# ---- a label_shift view: few classes, of which the network is sure
 
 
-def evidence(score: float, confidence: float, narrow: bool = False) -> Evidence:
-    return Evidence(score, AccuracyProxy(confidence, confidence, 0.2, 0.01, 9.0, 10), narrow=narrow)
+def evidence(score: float, confidence: float, label_shift: bool = False) -> Evidence:
+    return Evidence(score, AccuracyProxy(confidence, confidence, 0.2, 0.01, 9.0, 10), label_shift=label_shift)
 
 
 @pytest.mark.parametrize(
@@ -106,16 +117,16 @@ def evidence(score: float, confidence: float, narrow: bool = False) -> Evidence:
     [
         (evidence(1.0, 0.8), evidence(9.0, 0.95), True),  # more confident answers are no excuse
         (evidence(3.0, 0.98), evidence(9.0, 0.9), False),
-        (evidence(3.0, 0.98, narrow=True), evidence(9.0, 0.9), True),
-        (evidence(3.0, 0.98, narrow=True), evidence(3.1, 0.9), False),
-        (evidence(3.0, 0.94, narrow=True), evidence(9.0, 0.99), False),
-        (evidence(9.0, 0.95, narrow=True), evidence(3.0, 0.98), False),
+        (evidence(3.0, 0.98, label_shift=True), evidence(9.0, 0.9), True),
+        (evidence(3.0, 0.98, label_shift=True), evidence(3.1, 0.9), False),
+        (evidence(3.0, 0.94, label_shift=True), evidence(9.0, 0.99), False),
+        (evidence(9.0, 0.95, label_shift=True), evidence(3.0, 0.98), False),
     ],
 )
 def test_when_frames_count_as_clean_without_a_homogenizer(raw, served, clean):
-    assert _clean_without(raw, served, BAND) is clean
+    assert clean_without(raw, served, BAND) is clean
 
 
 def test_only_a_narrow_view_has_no_clean_band():
-    assert _band(evidence(3.0, 0.98, narrow=True), BAND) == math.inf
-    assert _band(evidence(3.0, 0.98), BAND) == _band(Evidence(3.0, None), BAND) == BAND
+    assert clean_band(evidence(3.0, 0.98, label_shift=True), BAND) == math.inf
+    assert clean_band(evidence(3.0, 0.98), BAND) == clean_band(Evidence(3.0, None), BAND) == BAND

@@ -8,7 +8,7 @@ from torch import nn
 
 from calibrate import Limits, PaddedCrop, tap
 from calibrate.scoring.accuracy import accuracy_proxy
-from calibrate.scoring.scorer import Yardstick
+from calibrate.scoring.scorer import Scorer
 
 LIMITS = Limits(torch.tensor(BLACK), -torch.tensor(BLACK))
 CROP = PaddedCrop(2, BLACK)
@@ -41,24 +41,24 @@ def whole():
 
 
 def test_the_crop_is_read_from_the_network(cropped, whole):
-    assert Yardstick.of(cropped, SHAPE, LIMITS).crop.padding == 2
-    assert Yardstick.of(whole, SHAPE, LIMITS).crop is None
+    assert Scorer.of(cropped, SHAPE, LIMITS).crop.padding == 2
+    assert Scorer.of(whole, SHAPE, LIMITS).crop is None
 
 
 def test_clean_frames_score_low_where_they_are_cropped_likewise(cropped):
     clean = coloured(64, 7)
-    assert Yardstick.of(cropped, SHAPE, LIMITS).measure(clean).drift.score < 1
-    assert Yardstick(cropped).measure(clean).drift.score > 1.6
+    assert Scorer.of(cropped, SHAPE, LIMITS).measure(clean).drift.score < 1
+    assert Scorer(cropped).measure(clean).drift.score > 1.6
 
 
 def test_a_mild_drift_shows_where_the_crop_is_known(cropped):
     dimmer = torch.tensor(BLACK).view(-1, 1, 1) + 0.85 * (coloured(64, 7) - torch.tensor(BLACK).view(-1, 1, 1))
-    assert Yardstick.of(cropped, SHAPE, LIMITS).measure(dimmer).drift.score > 1.6
+    assert Scorer.of(cropped, SHAPE, LIMITS).measure(dimmer).drift.score > 1.6
 
 
 def test_outputs_are_those_of_the_frames_as_they_are_served(cropped):
     frames = coloured(100, 7)
-    proxy = Yardstick(cropped, CROP).measure(frames).proxy
+    proxy = Scorer(cropped, CROP).measure(frames).proxy
     assert proxy == accuracy_proxy(cropped(frames).output)
     assert proxy != accuracy_proxy(cropped(CROP(frames)).output)
 
@@ -66,17 +66,17 @@ def test_outputs_are_those_of_the_frames_as_they_are_served(cropped):
 @pytest.mark.parametrize("crop", [None, CROP])
 def test_a_homogenizer_stands_before_the_crop(cropped, crop):
     frames = coloured(100, 7)
-    yardstick = Yardstick(cropped, crop)
-    assert yardstick.measure(frames, Gain()).drift == yardstick.measure(Gain()(frames)).drift
+    scorer = Scorer(cropped, crop)
+    assert scorer.measure(frames, Gain()).drift == scorer.measure(Gain()(frames)).drift
 
 
 @pytest.mark.parametrize("crop", [None, CROP])
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_chunks_do_not_matter(cropped, crop, size, monkeypatch):
-    frames, yardstick = coloured(100, 7), Yardstick(cropped, crop)
-    at_once = yardstick.measure(frames, Gain())
+    frames, scorer = coloured(100, 7), Scorer(cropped, crop)
+    at_once = scorer.measure(frames, Gain())
     monkeypatch.setattr("calibrate.scoring.scorer.CHUNK", size)
-    in_chunks = yardstick.measure(frames, Gain())
+    in_chunks = scorer.measure(frames, Gain())
     assert in_chunks.drift.score == pytest.approx(at_once.drift.score, rel=1e-3)
     assert in_chunks.proxy.confidence == pytest.approx(at_once.proxy.confidence, rel=1e-4)
 
@@ -84,10 +84,10 @@ def test_chunks_do_not_matter(cropped, crop, size, monkeypatch):
 def test_what_is_no_classifier_has_no_proxy(whole):
     features = tap(trained_network()[:6].eval())
     frames = normalised(images(20, seed=1))
-    assert Yardstick(features).measure(frames).proxy is None
-    assert Yardstick(whole).measure(frames).proxy is not None
+    assert Scorer(features).measure(frames).proxy is None
+    assert Scorer(whole).measure(frames).proxy is not None
 
 
 def test_nothing_keeps_gradients(cropped):
     frames = coloured(20, 7).requires_grad_()
-    assert not Yardstick(cropped, CROP).measure(frames, Gain()).answers.log_odds.requires_grad
+    assert not Scorer(cropped, CROP).measure(frames, Gain()).answers.log_odds.requires_grad

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from calibrate.errors import RecaldError
 from calibrate.features.statistics import FeatureStatistics
 
 HOW_TO_EXPORT = "export the float model before BatchNorm is folded into the convolutions"
 
 
-class UnsupportedModel(ValueError):
+class UnsupportedModel(RecaldError):
     """The network carries no BatchNorm statistics that a fit could aim at."""
 
 

@@ -14,7 +14,7 @@ from calibrate.homogenizer import Homogenizer, identity_kernel
 FREQUENCIES_A_TAP = 16  # that a kernel's gain is looked at, in each direction; 15 taps of 3 channels take 0.05 s
 
 
-class Between(NamedTuple):
+class Range(NamedTuple):
     """The least and the most that something is anywhere."""
 
     least: float
@@ -39,9 +39,9 @@ class Extent:
     kernel: float
     bias: float
     kernel_size: int
-    slope: Between
-    gain: Between
-    jacobian: Between
+    slope: Range
+    gain: Range
+    jacobian: Range
 
     @classmethod
     @torch.no_grad()
@@ -52,7 +52,7 @@ class Extent:
         )
         slopes, gain = _slopes(curve), kernel_gain(kernel)
         steepest = float(slopes.abs().max())
-        slope = Between(float(slopes.min()), float(slopes.max()))
+        slope = Range(float(slopes.min()), float(slopes.max()))
         return cls(
             curve=float(curve.abs().max()),
             offset=float(offset.abs().max()),
@@ -61,7 +61,7 @@ class Extent:
             kernel_size=kernel.shape[-1],
             slope=slope,
             gain=gain,
-            jacobian=Between(max(slope.least, 0.0) * gain.least, steepest * gain.most),
+            jacobian=Range(max(slope.least, 0.0) * gain.least, steepest * gain.most),
         )
 
 
@@ -70,7 +70,7 @@ def _slopes(curve: Tensor) -> Tensor:
     return torch.cat([torch.ones(len(curve), 1), 1 + curve], 1).cumprod(1)
 
 
-def kernel_gain(kernel: Tensor) -> Between:
+def kernel_gain(kernel: Tensor) -> Range:
     """The extreme singular values of a kernel (C, C, k, k) over the frequencies.
 
     `least` is that of the frequencies looked at. `most` holds at all others too, and is at most 1 % too high: between
@@ -81,7 +81,7 @@ def kernel_gain(kernel: Tensor) -> Between:
     transfer = torch.fft.rfft2(_at_origin(kernel, count))  # (C, C, count, count // 2 + 1), the rest is conjugate
     values = torch.linalg.svdvals(transfer.permute(2, 3, 0, 1))
     between = cos(pi * _degree(kernel) / count) ** 2
-    return Between(float(values.min()), float(values.max()) / between)
+    return Range(float(values.min()), float(values.max()) / between)
 
 
 def _at_origin(kernel: Tensor, count: int) -> Tensor:

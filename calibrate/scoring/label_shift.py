@@ -19,7 +19,7 @@ LATE = 1.75  # times the median layer's score
 SURE = 0.85  # mean confidence: below it more is amiss than what is in view
 
 
-def is_narrow(drift: DriftScore, proxy: AccuracyProxy | None) -> bool:
+def has_label_shift(drift: DriftScore, proxy: AccuracyProxy | None) -> bool:
     """Few classes fill the view, the network is sure of them, and the frames differ mostly where classes show."""
     if proxy is None or proxy.confidence < SURE or proxy.classes > min(FEW, FEW_SHARE * proxy.known):
         return False

@@ -18,7 +18,7 @@ from calibrate.features.statistics import ImageMoments
 from calibrate.features.taps import Tapped, Taps
 from calibrate.scoring.accuracy import AccuracyProxy, Answers, accuracy_proxy, answers
 from calibrate.scoring.drift import LIKE_FRAMES_TOLERANCE, TOLERANCE, DriftScore, drift_score
-from calibrate.scoring.label_shift import is_narrow
+from calibrate.scoring.label_shift import has_label_shift
 from calibrate.source.augmentation import PaddedCrop
 from calibrate.source.commissioned import CleanData
 from calibrate.source.training import Limits, Shape, read_crop
@@ -26,7 +26,7 @@ from calibrate.source.training import Limits, Shape, read_crop
 CHUNK = 64  # frames the network sees at once
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """proxy, answers: None where the network is no classifier."""
 
     drift: DriftScore
@@ -34,12 +34,12 @@ class Measured(NamedTuple):
     answers: Answers | None
 
     @property
-    def narrow(self) -> bool:
-        return is_narrow(self.drift, self.proxy)
+    def label_shift(self) -> bool:
+        return has_label_shift(self.drift, self.proxy)
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class Scorer:
     """clean: measured on clean frames, to be used instead of what the network carries.
     crop: what training did to the frames whose statistics it carries, where that is known.
     """
@@ -49,7 +49,7 @@ class Yardstick:
     clean: CleanData | None = None
 
     @classmethod
-    def of(cls, taps: Taps, shape: Shape, limits: Limits, clean: CleanData | None = None) -> Yardstick:
+    def of(cls, taps: Taps, shape: Shape, limits: Limits, clean: CleanData | None = None) -> Scorer:
         """The finest there is: clean frames as measured, or the crop that the statistics show of frames (C, H, W)."""
         return cls(taps, clean=clean) if clean else cls(taps, read_crop(taps, shape, limits.black))
 
@@ -58,7 +58,7 @@ class Yardstick:
         """Of the layers that are scored."""
         return self.taps.names
 
-    def measure(self, frames: Tensor, homogenizer: nn.Module | None = None) -> Measured:
+    def measure(self, frames: Tensor, homogenizer: nn.Module | None = None) -> Measurement:
         """Score and proxy of homogenizer(frames), (N, C, H, W) normalised; None is the factory homogenizer.
 
         Raises ValueError where there are too few frames for a score.
@@ -71,7 +71,7 @@ class Yardstick:
                 moments.append(ImageMoments.of(features))
                 outputs.append(output)
         joined = torch.cat(outputs)
-        return Measured(self._score(ImageMoments.join(moments)), accuracy_proxy(joined), answers(joined))
+        return Measurement(self._score(ImageMoments.join(moments)), accuracy_proxy(joined), answers(joined))
 
     def _score(self, moments: ImageMoments) -> DriftScore:
         if self.clean:

@@ -18,7 +18,7 @@ from calibrate.features.statistics import FeatureStatistics
 from calibrate.features.taps import Taps
 from calibrate.source.spectra import Profile
 from calibrate.source.training import Source, measured_source
-from calibrate.validation import FitError, refuse_unusable
+from calibrate.validation import FitError, validate_frames
 
 MIN_CLEAN_FRAMES = 256  # fewer hide a mild drift behind their own sampling error
 
@@ -65,5 +65,5 @@ def measure_clean(taps: Taps, frames: Tensor) -> CleanData:
     """Describe clean frames (N, C, H, W), normalised, N >= MIN_CLEAN_FRAMES. Raises FitError for what is unusable."""
     if len(frames) < MIN_CLEAN_FRAMES:
         raise FitError(f"{len(frames)} clean frames are too few to measure: at least {MIN_CLEAN_FRAMES} are needed")
-    refuse_unusable(frames)
+    validate_frames(frames)
     return CleanData(collect_statistics(taps, frames), measured_source(frames), len(frames))

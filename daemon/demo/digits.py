@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from calibrate.errors import RecaldError
+
 SIZE = 32  # pixels a side of a rendered image
 GLYPH = 26  # pixels a side of the digit in it: the 8x8 original, enlarged
 MAX_SHIFT = 3  # pixels a digit may lie off the centre
@@ -14,7 +16,7 @@ CONTRAST = 95.0  # least distance of ink and ground in RGB, grey levels: colour 
 HELD_OUT = 0.25  # share of the digit images that no training picture shows
 
 
-class DemoError(ValueError):
+class DemoError(RecaldError):
     """The demo cannot run; the message says what to do."""
 
 

@@ -61,7 +61,7 @@ class Reading:
 
 
 @dataclass
-class Account:
+class DossierBuilder:
     """One sensor's account. It opens with the first answer: no daemon had met the pictures before that."""
 
     sent: int = 0
@@ -115,7 +115,7 @@ class Ledger:
     """The accounts of all sensors; one thread may write while another reads."""
 
     def __init__(self, sensors: Sequence[str]) -> None:
-        self._accounts = {sensor: Account() for sensor in sensors}
+        self._accounts = {sensor: DossierBuilder() for sensor in sensors}
         self._lock = threading.Lock()
 
     def shown(self, sensor: str, seq: int, label: int, drifted: bool, now: float) -> None:

@@ -12,7 +12,7 @@ FACTOR = 2.0
 MARGIN_S = 0.002  # the path of a small network takes less than a scheduler's hiccup
 
 
-class Pace:
+class LatencyMonitor:
     """Fed with durations (s) on the frame thread. Nothing is told where nothing was known before the swap."""
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ class Known(NamedTuple):
     thumbnail: np.ndarray
 
 
-class Screening:
+class QualityFilter:
     """Judges the frames of one sensor, in their order."""
 
     def __init__(self) -> None:

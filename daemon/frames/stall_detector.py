@@ -9,7 +9,7 @@ LONG = 3.0  # times the longest of them but one: a single outage is no habit, fr
 LEAST_S = 5.0
 
 
-class Arrivals:
+class StallDetector:
     """Fed with the times (s, monotonic) of one sensor's frames; begins to wait at `since`, or with the first frame."""
 
     def __init__(self, since: float | None = None) -> None:

@@ -32,7 +32,7 @@ WATCH_S = 1.0  # how often it is looked whether the daemon is still there
 log = logging.getLogger(__name__)
 
 
-class ModelBuild:
+class EngineBuild:
     """Begins at once. `close` from any thread."""
 
     def __init__(self, config: Config, model: ServedModel):

@@ -14,11 +14,11 @@ from daemon.model.preprocess import Preprocessor
 from daemon.systemd_notify import Notifier, asking_for_patience
 from deploy.backends.engine_cache import ModelCache
 from deploy.backends.protocol import Backend, ParityError, Runner, check_parity, open_backend
-from deploy.model.commissioned import commissioned
+from deploy.model.commissioned import load_commissioned
 from deploy.model.frozen import FrozenModel, ModelError, load_frozen
 from deploy.model.precision import PRECISIONS
 
-GOLDEN_FRAMES = 2  # of noise: at a start there are no frames yet to prove a homogenizer on
+NOISE_FRAMES = 2  # of noise: at a start there are no frames yet to prove a homogenizer on
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +59,13 @@ class ServedModel:
 def open_model(config: Config, notifier: Notifier) -> ServedModel:
     """Load Φ, refuse any other than the pinned one, compile it or take it from the cache, and prove it.
 
-    Where compiling it takes minutes, its backend's stand-in serves it until a ModelBuild has what was asked for.
+    Where compiling it takes minutes, its backend's stand-in serves it until a EngineBuild has what was asked for.
     """
     backend = open_backend(config.model.backend)
     notifier.status("loading the frozen model")
     frozen = load_frozen(config.model.path)
     _refuse_other_model(frozen, config.model.sha256)
-    commissioned(frozen, tap(frozen.module))  # what cannot be used is told now, not at the first drift
+    load_commissioned(frozen, tap(frozen.module))  # what cannot be used is told now, not at the first drift
     stand_in = _stand_in(config, backend, frozen, notifier)
     if stand_in is not None:
         return stand_in
@@ -92,7 +92,7 @@ def model_cache(config: Config, backend: Backend, frozen: FrozenModel) -> ModelC
 
 def golden_noise(shape: tuple[int, int, int]) -> np.ndarray:
     """(n, C, H, W), always the same."""
-    return np.random.default_rng(0).standard_normal((GOLDEN_FRAMES, *shape), np.float32)
+    return np.random.default_rng(0).standard_normal((NOISE_FRAMES, *shape), np.float32)
 
 
 def _stand_in(config: Config, backend: Backend, frozen: FrozenModel, notifier: Notifier) -> ServedModel | None:

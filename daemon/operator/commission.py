@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from calibrate import FitError, Limits, measure_clean, tap
-from calibrate.scoring.scorer import Yardstick
+from calibrate.scoring.scorer import Scorer
 from calibrate.source.commissioned import MIN_CLEAN_FRAMES
 from daemon.config import DriftConfig
 from daemon.images import load_images
@@ -36,13 +36,13 @@ def commission(model: Path, pictures: Path, count: int) -> None:
         images, _ = load_images(pictures, at_most=count, convert=preprocessor.to_input_image)
         frames = torch.from_numpy(preprocessor.normalise(images))
         clean = measure_clean(tap(frozen.module), frames)
-        score = _shipped_yardstick(frozen).measure(frames).drift.score
+        score = _shipped_scorer(frozen).measure(frames).drift.score
     save_clean(frozen, clean.tensors(), len(images))
     print(f"{model}: commissioned on {len(images)} frames; the model is unchanged, sha256 {frozen.digest}")
     print(f"their drift score by the statistics shipped in the model is {score:.2f}: look at them if above {BAND}")
     print(RESTART)
 
 
-def _shipped_yardstick(frozen: FrozenModel) -> Yardstick:
+def _shipped_scorer(frozen: FrozenModel) -> Scorer:
     limits = Limits.of(frozen.card.normalisation.mean, frozen.card.normalisation.std)
-    return Yardstick.of(tap(frozen.module), frozen.card.input.shape, limits)
+    return Scorer.of(tap(frozen.module), frozen.card.input.shape, limits)

@@ -11,6 +11,7 @@ from typing import Any
 
 import zmq
 
+from calibrate.errors import RecaldError
 from daemon.zmq_sockets import bind, connect, ipc_path, knock, open_socket
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ POLL_MS = 100  # the longest that close() waits for the thread
 Handler = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
-class ControlError(ValueError):
+class ControlError(RecaldError):
     """Nobody answers, or somebody answers already; the message says what to do."""
 
 

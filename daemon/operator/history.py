@@ -48,12 +48,12 @@ def _audit(config: Config) -> AuditLog:
 
 def _of_model(config: Config) -> Iterator[str]:
     from calibrate.features.taps import tap
-    from deploy.model.commissioned import commissioned
+    from deploy.model.commissioned import load_commissioned
     from deploy.model.frozen import ModelError, load_frozen
 
     try:
         frozen = load_frozen(config.model.path)
-        commissioned(frozen, tap(frozen.module))
+        load_commissioned(frozen, tap(frozen.module))
     except ModelError as error:
         yield str(error)
         return
@@ -80,9 +80,9 @@ def _of_audit(config: Config, anchor: str | None) -> Iterator[str]:
 
 def _of_dossiers(config: Config, records: list[Record]) -> Iterator[str]:
     """What the log names and is gone, though nothing of recald's removed it yet."""
-    from deploy.store.dossier_archive import Archive
+    from deploy.store.dossier_archive import DossierArchive
 
-    archive, named = Archive(config.state.directory), dossiers_named(records)
+    archive, named = DossierArchive(config.state.directory), dossiers_named(records)
     for sensor in sorted({record.sensor for record in named.values()}):
         of_sensor = [digest for digest, record in named.items() if record.sensor == sensor]
         for digest in archive.missing(sensor, of_sensor[::-1]):

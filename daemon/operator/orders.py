@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.recalibration.controller import Upkeep
+from daemon.recalibration.controller import Controller
 from daemon.recalibration.sensor import Sensor
 from daemon.recalibration.state_machine import Refused
-from daemon.state.audit_writer import Recorder
+from daemon.state.audit_writer import AuditWriter
 from daemon.state.restart import BY_OPERATOR
 from deploy.store.artefacts import FACTORY
 
@@ -31,8 +31,8 @@ class Order:
 class Orders:
     """Carries out orders, on the frame thread alone."""
 
-    def __init__(self, upkeep: Upkeep, record: Recorder):
-        self._upkeep = upkeep
+    def __init__(self, controller: Controller, record: AuditWriter):
+        self._controller = controller
         self._record = record
         self._known: dict[str, Callable[[Sensor], str]] = {
             "recalibrate": self._recalibrate,
@@ -56,22 +56,22 @@ class Orders:
         return {"sensor": sensor.name, "said": said}
 
     def _recalibrate(self, sensor: Sensor) -> str:
-        sensor.recalibrator.request()
+        sensor.state_machine.request()
         return "collects frames for a fit; `recald status` shows how it goes"
 
     def _approve(self, sensor: Sensor) -> str:
-        sensor.recalibrator.approve()
+        sensor.state_machine.approve()
         return f"candidate {_candidate(sensor)} serves as soon as nothing holds it, on probation"
 
     def _reject(self, sensor: Sensor) -> str:
-        sensor.recalibrator.reject()
+        sensor.state_machine.reject()
         return f"candidate {_candidate(sensor)} is dropped; {sensor.path.version[:12]} goes on serving"
 
     def _roll_back(self, sensor: Sensor) -> str:
         if sensor.path.version == sensor.path.fallback == FACTORY:
             raise Refused("the factory homogenizer serves, there is nothing to go back to")
         taken_back = sensor.path.version
-        self._upkeep.roll_back(sensor, "operator")
+        self._controller.roll_back(sensor, "operator")
         never = "" if taken_back == FACTORY else "; what was taken back is not tried again"
         return f"{sensor.path.version[:12]} serves again{never}"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from daemon.config import load_config
 from deploy.audit.log import AuditLog, audit_path
-from deploy.store.dossier_archive import Archive
+from deploy.store.dossier_archive import DossierArchive
 
 
 def purge(args: argparse.Namespace, by: str) -> None:
     """Delete them, and have the audit log tell who did."""
     config = load_config(args.config)
-    count = Archive(config.state.directory).purge(args.sensor)
+    count = DossierArchive(config.state.directory).purge(args.sensor)
     _record(audit_path(config.state.directory), args.sensor or "", count, by)
     print(f"{args.sensor or 'all sensors'}: {count} kept frame(s) deleted; what else is known of recalibrations stays")
     if config.recalibrate.keep_frames:

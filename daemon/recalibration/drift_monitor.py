@@ -11,7 +11,7 @@ from typing import Any
 
 from daemon.config import DriftConfig
 from daemon.recalibration.sensor import Sensor
-from daemon.worker.client import WorkerError, WorkerProcess
+from daemon.worker.client import WorkerClient, WorkerError
 
 CHECK_TIMEOUT = 60.0  # s; a check is one forward pass of a window
 RESTART_PAUSE = 10.0  # s between a broken check and the next, so that a worker that dies at once costs little
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Observed:
+class DriftCheck:
     """Scores of one sensor's newest frames, and the homogenizer they were scored with."""
 
     sensor: str
@@ -31,15 +31,15 @@ class Observed:
     added: int = 0  # the newest of them among all that were kept
 
 
-class DriftWatch:
-    """Posts an `Observed` for each sensor every `interval`, as long as it has new frames."""
+class DriftMonitor:
+    """Posts an `DriftCheck` for each sensor every `interval`, as long as it has new frames."""
 
     def __init__(
         self,
         config: DriftConfig,
         sensors: Mapping[str, Sensor],
-        worker: WorkerProcess,
-        post: Callable[[Observed], None],
+        worker: WorkerClient,
+        post: Callable[[DriftCheck], None],
     ):
         self._config = config
         self._sensors = sensors
@@ -81,10 +81,10 @@ class DriftWatch:
         self._seen[sensor.name] = added
         active = sensor.path.version
         job = {"job": "observe", "active": active, "band": self._config.threshold}
-        if (rival := sensor.rival) is not None:
-            job |= {"rival": rival.version, "role": rival.role}
+        if (challenger := sensor.challenger) is not None:
+            job |= {"challenger": challenger.version, "role": challenger.role}
         scores = self._worker.call(job, images, CHECK_TIMEOUT)
         if "raw" in scores:
-            self._post(Observed(sensor.name, active, scores, len(images), added))
+            self._post(DriftCheck(sensor.name, active, scores, len(images), added))
         else:
             log.warning("drift check of %s failed: %s", sensor.name, scores.get("reason"))

@@ -11,9 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from calibrate.errors import RecaldError
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import HELD_OUT_EVERY, MARGIN
-from calibrate.scoring.extent import Between, Extent
+from calibrate.scoring.extent import Extent, Range
 from daemon.config import Config, ConfigError, Duration, Mode, Section
 from deploy.audit.signature import check_signature
 from deploy.model.document import parse_document, read_document
@@ -28,7 +29,7 @@ class Span(Section):
     least: float | None = Field(default=None, le=1, allow_inf_nan=False)
     most: float | None = Field(default=None, ge=1, allow_inf_nan=False)
 
-    def broken(self, measured: Between) -> Iterator[str]:
+    def broken(self, measured: Range) -> Iterator[str]:
         if self.least is not None and not measured.least >= self.least:
             yield f"least {measured.least:.6g}, at least {self.least:.6g} is allowed"
         if self.most is not None and not measured.most <= self.most:
@@ -86,7 +87,7 @@ class Contents(Section):
     operation: Operation = Operation()
 
 
-class OutsideEnvelope(ValueError):
+class OutsideEnvelope(RecaldError):
     """A homogenizer that may not serve: which bounds it is beyond, and by what."""
 
 

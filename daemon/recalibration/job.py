@@ -15,19 +15,19 @@ import numpy as np
 from daemon.model.served_model import ServedModel
 from daemon.recalibration.envelope import Envelope, OutsideEnvelope
 from daemon.recalibration.sensor import Candidate, Sensor
-from daemon.worker.client import WorkerError, WorkerProcess, WorkerTimeout
+from daemon.states import WITH_VERSION, Result
+from daemon.worker.client import WorkerClient, WorkerError, WorkerTimeout
 from deploy.model.frozen import ModelError
 from deploy.path import InferencePath, Prepared, SwapRejected
 from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
 
-GOLDEN_FRAMES = 4
-SERVES = ("accepted", "recalled", "factory")  # results with a version that may serve
+PROOF_FRAMES = 4  # of those fitted to, on which a homogenizer is proven where it will run
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Progressed:
+class JobProgress:
     """The worker is at `stage`, `ratio` of it done; durations (s) of the stages that ended, by name."""
 
     sensor: str
@@ -37,11 +37,11 @@ class Progressed:
 
 
 @dataclass(frozen=True)
-class Finished:
+class JobResult:
     """A recalibration ended; `candidate` is there when another homogenizer shall serve."""
 
     sensor: str
-    result: str
+    result: Result
     reason: str
     candidate: Candidate | None = None
     durations: dict[str, float] | None = None
@@ -49,15 +49,15 @@ class Finished:
     dossier: str | None = None  # the digest of what the worker wrote down; None where it could not
 
 
-Post = Callable[[Progressed | Finished], None]
+Post = Callable[[JobProgress | JobResult], None]
 
 
-class Recalibration:
+class JobRunner:
     """Does one recalibration at a time: two would only take the processor from each other."""
 
     def __init__(
         self,
-        worker: WorkerProcess,
+        worker: WorkerClient,
         store: ArtefactStore,
         model: ServedModel,
         timeout: float,
@@ -110,36 +110,36 @@ class Recalibration:
             self._post(self._recalibrate(sensor, job, take()))
         except Exception as error:  # whatever broke, the sensor's state machine must hear that it ended
             log.exception("recalibration of %s broke", sensor.name)
-            self._post(Finished(sensor.name, "failed", str(error)))
+            self._post(JobResult(sensor.name, Result.FAILED, str(error)))
         finally:
             self._busy = False
 
-    def _recalibrate(self, sensor: Sensor, job: dict[str, Any], images: np.ndarray) -> Finished:
+    def _recalibrate(self, sensor: Sensor, job: dict[str, Any], images: np.ndarray) -> JobResult:
         version = dossier = None
 
         def report(message: dict[str, Any]) -> None:
             durations = {k[: -len("_seconds")]: v for k, v in message.items() if k.endswith("_seconds")}
-            self._post(Progressed(sensor.name, message["stage"], message["ratio"], durations))
+            self._post(JobProgress(sensor.name, message["stage"], message["ratio"], durations))
 
         try:
             answer = self._worker.call(job, images, self._timeout, report)
-            dossier = answer["dossier"]
-            if answer["result"] not in SERVES:
-                return Finished(sensor.name, answer["result"], answer["reason"], dossier=dossier)
+            dossier, result = answer["dossier"], Result(answer["result"])
+            if result not in WITH_VERSION:
+                return JobResult(sensor.name, result, answer["reason"], dossier=dossier)
             version = answer["version"]
-            golden = self._model.preprocessor.normalise(images[:: max(1, len(images) // GOLDEN_FRAMES)][:GOLDEN_FRAMES])
+            golden = self._model.preprocessor.normalise(images[:: max(1, len(images) // PROOF_FRAMES)][:PROOF_FRAMES])
             prepared = self._prepare(sensor.path, version, golden)
-            candidate = Candidate(prepared, job["active"], recalled=answer["result"] == "recalled")
+            candidate = Candidate(prepared, job["active"], recalled=result is Result.RECALLED)
         except WorkerTimeout as error:
-            return Finished(sensor.name, "timeout", str(error))
+            return JobResult(sensor.name, Result.TIMEOUT, str(error))
         except OutsideEnvelope as error:
-            return Finished(sensor.name, "refused", str(error), unfit=version, dossier=dossier)
+            return JobResult(sensor.name, Result.REFUSED, str(error), unfit=version, dossier=dossier)
         except (WorkerError, StoreError, ModelError, SwapRejected) as error:
-            return Finished(sensor.name, "failed", str(error), unfit=version, dossier=dossier)
+            return JobResult(sensor.name, Result.FAILED, str(error), unfit=version, dossier=dossier)
         finally:
             self._worker.finish()  # gives a fit's memory back to the device
         durations = {"compile": answer["compile_seconds"]} if "compile_seconds" in answer else {}
-        return Finished(sensor.name, answer["result"], answer["reason"], candidate, durations, dossier=dossier)
+        return JobResult(sensor.name, result, answer["reason"], candidate, durations, dossier=dossier)
 
     def _prepare(self, path: InferencePath, version: str, golden: np.ndarray) -> Prepared:
         """Load what the worker stored, from the disk and checked, and prove it where it will run.

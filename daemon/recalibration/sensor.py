@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from calibrate.scoring.drift import DriftDetector
-from daemon.frames.latency_monitor import Pace
+from daemon.frames.latency_monitor import LatencyMonitor
 from daemon.frames.reservoir import Reservoir
-from daemon.frames.stall_detector import Arrivals
-from daemon.recalibration.state_machine import Recalibrator
+from daemon.frames.stall_detector import StallDetector
+from daemon.recalibration.state_machine import StateMachine
 from daemon.states import WITH_CANDIDATE, State
 from deploy.path import InferencePath, Prepared
 
@@ -20,11 +20,11 @@ class Candidate:
     """A proven homogenizer on its way to serve, and the version it was found better than; recalled: one of the past."""
 
     prepared: Prepared
-    incumbent: str
+    champion: str
     recalled: bool = False
 
 
-class Rival(NamedTuple):
+class Challenger(NamedTuple):
     """A version that does not serve: the candidate for it, or the one before."""
 
     role: Literal["candidate", "previous"]
@@ -39,37 +39,37 @@ class Sensor:
     path: InferencePath
     reservoir: Reservoir
     detector: DriftDetector
-    recalibrator: Recalibrator
-    pace: Pace = field(default_factory=Pace)  # of frames through `path`
-    arrivals: Arrivals = field(default_factory=Arrivals)  # of frames that were answered
+    state_machine: StateMachine
+    latency_monitor: LatencyMonitor = field(default_factory=LatencyMonitor)  # of frames through `path`
+    stall_detector: StallDetector = field(default_factory=StallDetector)  # of frames that were answered
     silent: float = 0.0  # for how long no frame came (s), 0 while that is nothing unusual
     drift_score: float = math.nan  # of the frames as served; NaN where none is known
-    narrow: bool = False  # few classes are in view, and the model is sure of them
+    label_shift: bool = False  # few classes are in view, and the model is sure of them
     clean_without: bool = False  # the frames look clean with no homogenizer at all
     scores: dict[str, Any] = field(default_factory=dict)  # the last of the watch
     hold: bool = False  # the newest frame's request: no swap now
     operator_hold: str | None = ""  # why nothing may be swapped until an operator releases it; None: not yet known
     waiting: Candidate | None = None  # in the shadow; committed between two frames, or dropped
     withdrawn: set[str] = field(default_factory=set)  # versions that were taken back or dropped: not tried again
-    looked_at: int = 0  # reservoir.added when the rival was last compared, or came up
+    looked_at: int = 0  # reservoir.added when the challenger was last compared, or came up
     told_state: State | None = None  # the last in the audit log
     frames: int = 0
     last_result: str = field(default="none yet")  # of the last fit, for the operator
 
     @property
-    def rival(self) -> Rival | None:
+    def challenger(self) -> Challenger | None:
         """What the drift watch shall compare with the one that serves."""
-        state, waiting = self.recalibrator.state, self.waiting
+        state, waiting = self.state_machine.state, self.waiting
         if state in WITH_CANDIDATE and waiting is not None:
-            return Rival("candidate", waiting.prepared.version)
-        return Rival("previous", self.path.fallback) if state is State.PROBATION else None
+            return Challenger("candidate", waiting.prepared.version)
+        return Challenger("previous", self.path.fallback) if state is State.PROBATION else None
 
     def status(self) -> dict[str, Any]:
         """Plain values for `recald status`."""
         return {
-            "state": self.recalibrator.state.value,
-            "progress": round(self.recalibrator.progress, 3),
-            "reason": "; ".join(filter(None, (self._silence(), self.recalibrator.reason))),
+            "state": self.state_machine.state.value,
+            "progress": round(self.state_machine.progress, 3),
+            "reason": "; ".join(filter(None, (self._silence(), self.state_machine.reason))),
             "homogenizer": self.path.version,
             "drift_score": None if math.isnan(self.drift_score) else round(self.drift_score, 3),
             "drift_alarm": self.detector.alarm,

@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from calibrate.errors import RecaldError
 from daemon.config import DAY, RecalibrateConfig
-from daemon.states import AT_REST, IN_WORK, WITH_CANDIDATE, State
+from daemon.states import AT_REST, IN_WORK, WITH_CANDIDATE, Result, State
 
 MAX_BACKOFF_DOUBLINGS = 6
 LOOKS = 3  # at the candidate in the shadow, and at what serves on probation, at least
@@ -16,7 +17,7 @@ MOST_LOOKS = 30  # that count: a candidate may wait for days
 IN_DOUBT = 1 / 3  # the share of looks in the shadow that may speak against a candidate: frames of a window are few
 REGRESSIONS = 2  # looks in a row that find the one before better: one may be chance
 RECALL_S = 60.0  # between two looks whether what helped before helps the newest frames; a fit takes longer
-NARROW = "few classes are in view, and the model is sure of them: that is no drift"
+LABEL_SHIFT = "few classes are in view, and the model is sure of them: that is no drift"
 HOPELESS = 3  # tries in a row that led to nothing while the drift lasts
 
 
@@ -24,12 +25,12 @@ HOPELESS = 3  # tries in a row that led to nothing while the drift lasts
 class Facts:
     """What a decision depends on: the alarm, frames collected, whether a fit may begin, and why no swap may be made.
 
-    narrow: few classes are in view, and the model is sure of them. clean_without: frames look clean with no
+    label_shift: few classes are in view, and the model is sure of them. clean_without: frames look clean with no
     homogenizer at all. slower: how much longer than expected a frame takes, where it does.
     """
 
     alarm: bool = False
-    narrow: bool = False
+    label_shift: bool = False
     clean_without: bool = False
     collected: int = 0
     fitter_free: bool = True
@@ -65,7 +66,7 @@ class Commit:
 class Discard:
     """Drop the candidate."""
 
-    result: str  # "shadowed", "rejected" or "refused"
+    result: Result  # SHADOWED, REJECTED or REFUSED
     reason: str
 
 
@@ -85,11 +86,11 @@ class RollBack:
 Decision = Collect | Recall | Fit | Commit | Discard | ServeFactory | RollBack
 
 
-class Refused(ValueError):
+class Refused(RecaldError):
     """An operator's order that makes no sense now; the message says why, and what would."""
 
 
-class Recalibrator:
+class StateMachine:
     """The state machine of one sensor. Every method takes or gives plain values; nothing is done in here."""
 
     def __init__(
@@ -163,22 +164,22 @@ class Recalibrator:
         """A candidate is ready to serve."""
         self._enter(State.SHADOW, now, "a candidate runs beside what serves")
 
-    def finished(self, result: str, now: float, reason: str = "") -> None:
+    def finished(self, result: Result, now: float, reason: str = "") -> None:
         """A recalibration ended without a swap: unneeded, shadowed, rejected, refused, outdated, failed or timeout."""
         self._next_timer = now + self._config.every
         self._outdated |= self.state in WITH_CANDIDATE
-        if result in ("unneeded", "shadowed"):
+        if result in (Result.UNNEEDED, Result.SHADOWED):
             self._failures = 0
         else:
             self._fail(reason)
         if self.trigger == "drift" or self._failures:  # else a lasting alarm would ask for the same again at once
             self._hold_off(now)
-        self._enter(State.FAILED if result in ("failed", "timeout") else self._rest(), now, reason)
+        self._enter(State.FAILED if result in (Result.FAILED, Result.TIMEOUT) else self._rest(), now, reason)
 
-    def looked(self, for_rival: bool) -> None:
+    def looked(self, for_challenger: bool) -> None:
         """The watch compared: in the shadow, whether all speaks for the candidate; on probation, for the one before."""
         if self.state in (*WITH_CANDIDATE, State.PROBATION):
-            self._looks.append(for_rival)
+            self._looks.append(for_challenger)
 
     def committed(self, serving: bool, now: float) -> None:
         """The candidate serves; `serving`: it is a fitted homogenizer."""
@@ -236,15 +237,15 @@ class Recalibrator:
         why = ""
         if (facts.alarm or self._requested) and self._spent(now):
             why = f"the day's budget of fits or swaps is spent; {self._way_out()}"
-        elif facts.alarm and facts.narrow and self.state is not State.INVALID:
-            why = NARROW
+        elif facts.alarm and facts.label_shift and self.state is not State.INVALID:
+            why = LABEL_SHIFT
         if why or self._explained:
             self.reason, self._explained = why, bool(why)
 
     def _trigger(self, now: float, facts: Facts) -> str | None:
         if self._requested and not (self._strict and self._spent(now)):
             return "operator"
-        if self._config.mode == "locked" or facts.narrow or now < self._not_before or self._spent(now):
+        if self._config.mode == "locked" or facts.label_shift or now < self._not_before or self._spent(now):
             return None
         if facts.alarm:
             return "drift"
@@ -289,8 +290,8 @@ class Recalibrator:
         if self._may_recall(now, facts):
             self._recalled = now
             return Recall()
-        if facts.narrow and self.trigger != "operator":
-            self.reason = NARROW
+        if facts.label_shift and self.trigger != "operator":
+            self.reason = LABEL_SHIFT
             return None
         if self.progress < 1.0 or not facts.fitter_free:
             return None
@@ -305,18 +306,18 @@ class Recalibrator:
     def _weigh(self, now: float, held: str) -> Decision | None:
         """A candidate in the shadow, or one that waits for approval."""
         if self._approval is False:
-            return Discard("refused", "refused by the operator")
+            return Discard(Result.REFUSED, "refused by the operator")
         if self.state is State.SHADOW:
             self.progress = _share(now - self._since, self._config.shadow)
         if self._against() > IN_DOUBT * max(len(self._looks), LOOKS):
-            return Discard("rejected", f"no better in {self._against()} of {len(self._looks)} looks at new frames")
+            return Discard(Result.REJECTED, f"no better in {self._against()} of {len(self._looks)} looks at new frames")
         if self.state is State.SHADOW and (self.progress < 1.0 or len(self._looks) < LOOKS):
             return None
         return self._let_serve(now, held)
 
     def _let_serve(self, now: float, held: str) -> Decision | None:
         if self._config.mode == "shadow":
-            return Discard("shadowed", "better than what serves, and recalibrate.mode is shadow")
+            return Discard(Result.SHADOWED, "better than what serves, and recalibrate.mode is shadow")
         if self._config.mode == "supervised" and self._approval is None:
             if self.state is not State.AWAITING_APPROVAL:
                 self.state, self.progress = State.AWAITING_APPROVAL, 0.0

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from calibrate.errors import RecaldError
 from daemon import UNKNOWN_SENSOR
 from daemon.serving.pixels import COMPRESSED, RAW, PixelError, image_size, pack, unpack_compressed, unpack_raw
 
@@ -30,7 +31,7 @@ IMAGEZMQ_ENCODINGS = {
 Buffer = bytes | bytearray | memoryview
 
 
-class FrameError(ValueError):
+class FrameError(RecaldError):
     """A refused frame; `reason` is one word for a counter, `sensor` a configured sensor's id or "unknown".
 
     `seq` is its number, where the header could be read: such a frame arrived, it was not missed.

@@ -7,13 +7,15 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from calibrate.errors import RecaldError
+
 # 64 Mi pixels are 192 MiB as RGB: above every common machine-vision sensor, below what would push a
 # 4 GB device into its swap. A PNG of a few kilobytes can claim far more.
 MAX_PIXELS = 1 << 26
 PADDING = 4096  # cameras round a JPEG up to their transfer size with zero or 0xFF bytes
 
 
-class PixelError(ValueError):
+class PixelError(RecaldError):
     """A payload that is no image; `reason` is decode, size or nonfinite."""
 
     def __init__(self, reason: str, message: str):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import zmq
 
+from calibrate.errors import RecaldError
 from daemon.zmq_sockets import bind, open_socket
 
 VERSION = 1
@@ -17,7 +18,7 @@ DTYPES = frozenset("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float
 SEND_QUEUE = 64  # messages a subscriber; a slower one loses the newest
 
 
-class ResultError(ValueError):
+class ResultError(RecaldError):
     """A message that is no result of this version."""
 
 

@@ -16,7 +16,7 @@ from daemon.serving.message import Frame, decode
 from daemon.serving.results import Publisher
 
 
-class Serving:
+class FrameServer:
     """Answers frames, one at a time, on the frame thread."""
 
     def __init__(self, model: ServedModel, publisher: Publisher, metrics: Metrics):
@@ -40,14 +40,14 @@ class Serving:
         with self._stage(name, "infer"):
             began = time.perf_counter()
             output, version = sensor.path.infer(batch)
-            sensor.pace.served(time.perf_counter() - began)
+            sensor.latency_monitor.served(time.perf_counter() - began)
         with self._stage(name, "publish"):
             header = self._header(frame, sensor, output, version)
             self._publisher.send(name, header, output)
         metrics.end_to_end_seconds.labels(name).observe(_age(frame))
         metrics.frames_processed.labels(name).inc()
         sensor.frames += 1
-        sensor.arrivals.arrived(frame.received)
+        sensor.stall_detector.arrived(frame.received)
         if reason := sensor.reservoir.add(image, frame.received, header.get("label")):
             metrics.samples_rejected.labels(name, reason).inc()
 
@@ -63,7 +63,7 @@ class Serving:
             "timestamp": frame.timestamp,
             "homogenizer": version,
             "model": self._digest,
-            "state": sensor.recalibrator.state.value,
+            "state": sensor.state_machine.state.value,
             "drift_score": sensor.drift_score,
             "latency_ms": 1e3 * (time.monotonic() - frame.received),
         }

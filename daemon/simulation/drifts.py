@@ -10,6 +10,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from calibrate.errors import RecaldError
+
 # Images here are float32 (H, W, 3) RGB, and grey levels 0..255 count as proportional to light, as in a camera
 # with gamma 1. No function clips: that is the converter's part, `quantise`, at the end of the chain.
 
@@ -20,7 +22,7 @@ AIRLIGHT = 220  # grey level of fog in daylight: bright, not white
 PATTERN, NOISE, ROWS, COLUMNS, DEAD = range(5)
 
 
-class SimulationError(ValueError):
+class SimulationError(RecaldError):
     """A drift, an image source or an endpoint that cannot be used; the message says what to do."""
 
 

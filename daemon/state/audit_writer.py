@@ -31,7 +31,7 @@ class Entry(NamedTuple):
     at: float
 
 
-class Recorder:
+class AuditWriter:
     """Called on the frame thread with a sensor, an event and its details; `background`, one thread, writes in order."""
 
     def __init__(self, open_audit: Callable[[], AuditLog], background: Executor, metrics: Metrics):

@@ -17,7 +17,7 @@ BY_DAMAGE = "the audit log was damaged, and an operator's hold may be lost with 
 
 
 @dataclass(frozen=True)
-class Remembered:
+class RestartState:
     """`hold`: why nothing may be swapped, "" where it may. Ages (s) of the last day's fits and swaps, oldest first."""
 
     sensor: str
@@ -26,12 +26,12 @@ class Remembered:
     swaps: list[float]
 
 
-def remembered(audit: AuditLog, sensor: str, budget: RecalibrateConfig, now: float) -> Remembered:
+def restart_state(audit: AuditLog, sensor: str, budget: RecalibrateConfig, now: float) -> RestartState:
     """What `audit` tells of a sensor at `now`, s since the epoch."""
     fits = audit.newest(sensor, "fit begun", budget.fits_a_day)
     swaps = [swap for swap in audit.newest(sensor, "swap", 2 * budget.swaps_a_day) if _counts(swap)]
     hold = _hold(audit.newest(sensor, "order"), damaged=bool(audit.damaged_before()))
-    return Remembered(sensor, hold, _last_day(fits, now), _last_day(swaps, now))
+    return RestartState(sensor, hold, _last_day(fits, now), _last_day(swaps, now))
 
 
 def _hold(orders: list[Record], damaged: bool) -> str:

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 Write = Callable[[], None]
 
 
-class Persistence:
+class StateWriter:
     """Called on the frame thread; `background`, one thread, writes. What fails is kept for `retry`."""
 
     def __init__(self, store: ArtefactStore, model: str, background: Executor):

@@ -34,7 +34,7 @@ class WorkerTimeout(WorkerError):
     """The job took longer than it may; the worker was killed."""
 
 
-class WorkerProcess:
+class WorkerClient:
     """One worker process, started with its first job. One job at a time; `close` from any thread."""
 
     def __init__(self, model: Path, backend: str, state: Path, threads: int):

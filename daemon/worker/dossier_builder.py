@@ -24,7 +24,7 @@ LEVELS = tuple(range(0, 256, 15))  # grey levels at which the answer of a homoge
 DIGITS = 4  # of its weights: a page draws them, the artefact holds them
 
 
-class Account:
+class DossierBuilder:
     """Of one recalibration. facts: what is the same for all of a worker's, by the names of the dossier."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Account:
         """How many judge, and their shape (h, w, C)."""
         self._frames |= {"held_out": held_out, "shape": shape}
 
-    def incumbents(self, evidence: Mapping[str, Evidence]) -> None:
+    def champions(self, evidence: Mapping[str, Evidence]) -> None:
         self._content["evidence"] = {name: one.as_dict() for name, one in evidence.items()}
         self.lap("incumbents")
 
@@ -71,7 +71,7 @@ class Account:
         self._content |= {"verdict": verdict.as_dict(), "extents": extents(candidate, normalisation)}
         self.lap("judging")
 
-    def dossier(self, answer: Mapping[str, Any]) -> Dossier:
+    def build(self, answer: Mapping[str, Any]) -> Dossier:
         """With what it came to: result, reason and, where another homogenizer shall serve, its version."""
         came_to = {"result": answer["result"], "reason": answer["reason"], "candidate": answer.get("version")}
         return read_dossier({**self._content, **came_to, "frames": self._frames, "at": self._clock()})

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from calibrate.errors import RecaldError
+
 SUFFIX = ".sig"
 SIZE = 64  # bytes
 INSTALL = "pip install cryptography, or recald with its extra [signature]"
 
 
-class SignatureError(ValueError):
+class SignatureError(RecaldError):
     """A signature or key that is missing, unusable or wrong: which, and what to do."""
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from calibrate.errors import RecaldError
 from deploy.model.precision import PARITY_TOLERANCE
 from deploy.model.program import relative_error
 
@@ -29,11 +30,11 @@ NO_GPU = "there is no NVIDIA GPU, or this PyTorch is not built for one"
 log = logging.getLogger(__name__)
 
 
-class BackendUnavailable(ValueError):
+class BackendUnavailable(RecaldError):
     """No such backend, or its library is not installed."""
 
 
-class ParityError(ValueError):
+class ParityError(RecaldError):
     """The compiled network does not compute what the eager one computes."""
 
 

@@ -76,7 +76,7 @@ def _exchange(frozen: FrozenModel, commissioned: CommissionCard | None) -> None:
             path.unlink(missing_ok=True)
 
 
-def commissioned(frozen: FrozenModel, taps: Taps) -> CleanData | None:
+def load_commissioned(frozen: FrozenModel, taps: Taps) -> CleanData | None:
     """What was measured on clean frames, where it was; ModelError where it is damaged or of another model."""
     tensors, card = load_clean(frozen), frozen.card
     if tensors is None or card.commissioned is None:

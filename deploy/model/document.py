@@ -10,6 +10,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from calibrate.errors import RecaldError
+
 M = TypeVar("M", bound=BaseModel)
 Location = tuple[int | str, ...]  # ("input", "bind", 0)
 
@@ -17,7 +19,7 @@ CORE_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "n
 TEXT_TAG = "tag:yaml.org,2002:str"
 
 
-class DocumentError(ValueError):
+class DocumentError(RecaldError):
     """A document that cannot be used. `problems` holds one line for each mistake found."""
 
     def __init__(self, problems: list[str]) -> None:

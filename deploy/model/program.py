@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from calibrate.errors import RecaldError
+
 # What a network of someone else's making raises when the input or the tracer does not suit it.
 FAULTS = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError)
 # What PyTorch's readers raise besides for bytes they cannot make sense of.
@@ -31,7 +33,7 @@ READ_FAULTS = (
 )
 
 
-class ModelError(ValueError):
+class ModelError(RecaldError):
     """A network that cannot be built, read, exported or compiled: what, where, what to do."""
 
 

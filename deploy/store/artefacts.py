@@ -12,6 +12,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from calibrate.errors import RecaldError
 from calibrate.homogenizer import Homogenizer
 from deploy.files import seal, sweep, unseal, write_atomically
 
@@ -22,7 +23,7 @@ SENSOR = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,64}")  # no separator, and neithe
 T = TypeVar("T")
 
 
-class StoreError(ValueError):
+class StoreError(RecaldError):
     """A stored file that cannot be believed: which, and why."""
 
 

@@ -31,7 +31,7 @@ class Filed(NamedTuple):
     path: Path
 
 
-class Archive:
+class DossierArchive:
     """Written by the worker, read by anybody; nothing is believed unchecked."""
 
     def __init__(self, root: Path) -> None:

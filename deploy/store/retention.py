@@ -29,7 +29,7 @@ def stored(store: ArtefactStore) -> list[Stored]:
     return sorted(found, key=lambda one: one.written, reverse=True)
 
 
-def past(store: ArtefactStore, sensor: str, model: str, most: int) -> list[str]:
+def earlier_versions(store: ArtefactStore, sensor: str, model: str, most: int) -> list[str]:
     """The newest versions that were fitted for this sensor and model."""
     return [one.version for one in stored(store) if (one.sensor, one.model) == (sensor, model)][:most]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from deploy.backends.engine_cache import is_whole
 from deploy.files import unseal
 from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
-from deploy.store.dossier_archive import Archive, frame_path
+from deploy.store.dossier_archive import DossierArchive, frame_path
 
 NAMED_BY_CONTENT = (".safetensors", ".compiled")
 
@@ -22,7 +22,7 @@ def problems(store: ArtefactStore) -> Iterator[str]:
         yield from _of_cached(path)
     for folder in sorted((store.root / "sensors").glob("*")):
         yield from _of_sensor(store, folder.name)
-    yield from _of_dossiers(Archive(store.root))
+    yield from _of_dossiers(DossierArchive(store.root))
 
 
 def _of_object(store: ArtefactStore, path: Path) -> Iterator[str]:
@@ -57,7 +57,7 @@ def _check_pointer(store: ArtefactStore, sensor: str) -> None:
             store.get(str(version), pointer.model)
 
 
-def _of_dossiers(archive: Archive) -> Iterator[str]:
+def _of_dossiers(archive: DossierArchive) -> Iterator[str]:
     known = set()  # every file that a dossier vouches for
     for path in archive.paths():
         known.add(path)

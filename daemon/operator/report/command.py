@@ -14,13 +14,13 @@ from daemon.operator.report.chronicle import Chronicle
 from deploy.audit.log import audit_path
 from deploy.files import write_atomically
 from deploy.store.artefacts import ArtefactStore
-from deploy.store.dossier_archive import Archive, Filed
+from deploy.store.dossier_archive import DossierArchive, Filed
 
 
 def report(args: argparse.Namespace) -> None:
     """Read only; a running daemon does not notice."""
     state = load_config(args.config).state.directory
-    archive, chronicle = Archive(state), Chronicle.read(audit_path(state))
+    archive, chronicle = DossierArchive(state), Chronicle.read(audit_path(state))
     filed = archive.filed(args.sensor)
     if not filed:
         of = f" of {args.sensor}" if args.sensor else ""
@@ -53,7 +53,7 @@ def choose(filed: list[Filed], chronicle: Chronicle, number: int | None, version
     return filed[0]
 
 
-def _page(filed: Filed, chronicle: Chronicle, archive: Archive, state: Path) -> str:
+def _page(filed: Filed, chronicle: Chronicle, archive: DossierArchive, state: Path) -> str:
     from daemon.operator.report.page import render
 
     return render(filed, chronicle, archive, ArtefactStore(state), time.time())

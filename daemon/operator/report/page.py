@@ -17,7 +17,7 @@ from daemon.operator.report.chronicle import MOST_AFTER, Chronicle
 from daemon.operator.report.pictures import gallery, kernel_picture
 from deploy.store.artefacts import ArtefactStore
 from deploy.store.dossier import Dossier, Evidence, Extents
-from deploy.store.dossier_archive import Archive, Filed
+from deploy.store.dossier_archive import DossierArchive, Filed
 
 COLOURS = {1: [("grey", "grey")], 3: [(name, name) for name in ("red", "green", "blue")]}  # name and class
 MEASURED = {
@@ -30,7 +30,7 @@ MOST_STARTS = 8  # that are shown of all that were tried
 TONE_POINTS = 52  # grey levels at which a tone curve is drawn
 
 
-def render(filed: Filed, chronicle: Chronicle, archive: Archive, store: ArtefactStore, now: float) -> str:
+def render(filed: Filed, chronicle: Chronicle, archive: DossierArchive, store: ArtefactStore, now: float) -> str:
     """The page about one recalibration; now: s since the epoch, when it is made."""
     dossier, fit = filed.dossier, chronicle.fit(filed.digest)
     after = chronicle.after(fit, dossier.candidate) if fit else []

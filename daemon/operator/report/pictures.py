@@ -14,7 +14,7 @@ from torch import nn
 from deploy.model.card import Normalisation
 from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
 from deploy.store.dossier import Number
-from deploy.store.dossier_archive import Archive, Filed
+from deploy.store.dossier_archive import DossierArchive, Filed
 
 SHOWN_SIDE = 128  # pixels, about: a frame of 32x32 is enlarged, pixel by pixel
 LARGEST_SIDE = 640  # of a picture on the page; the kept file is whole
@@ -35,7 +35,7 @@ class Gallery(NamedTuple):
     said: str
 
 
-def gallery(filed: Filed, archive: Archive, store: ArtefactStore) -> Gallery:
+def gallery(filed: Filed, archive: DossierArchive, store: ArtefactStore) -> Gallery:
     """The kept frames of a recalibration, with what the candidate makes of them."""
     kept = filed.dossier.frames.kept
     if not kept:

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from daemon.operator.report.chronicle import details, of_event
+from daemon.states import Result
 from deploy.audit.chain import Record
 from deploy.store.artefacts import FACTORY
 from deploy.store.dossier import Criterion, Dossier
@@ -63,9 +64,9 @@ def outcome(dossier: Dossier, after: Sequence[Record], fit: Record | None) -> Ou
     if fit is not None and (told := details(fit)).get("result") not in (None, dossier.result):
         because = f"{told['result']}, {told.get('reason')}"  # refused or failed at its proof, or too late
         return Outcome("bad", "Not taken by the daemon", f"{_sentence(because)} What served before went on serving.")
-    if dossier.result == "unneeded":
+    if dossier.result == Result.UNNEEDED:
         return Outcome("idle", "Nothing to repair", f"{_sentence(dossier.reason)} Nothing was fitted.")
-    if dossier.result == "rejected":
+    if dossier.result == Result.REJECTED:
         text = f"The judge refused the candidate: {dossier.reason}. What served before went on serving."
         return Outcome("bad", "Candidate refused", text)
     if dossier.candidate is None:

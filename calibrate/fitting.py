@@ -10,7 +10,6 @@ makes the objective a plain function, which L-BFGS descends in far fewer passes 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -34,7 +33,7 @@ from calibrate.search.starts import (
 )
 from calibrate.search.tone import EXPONENTS, tone_start
 from calibrate.source.training import Limits, Source, read_crop, shape_of, shipped_source
-from calibrate.validation import MIN_FRAMES, FitError, refuse_mislabelled, refuse_unrelated, refuse_unusable
+from calibrate.validation import MIN_FRAMES, FitError, validate_frames, validate_labels, validate_reference
 
 SLACK = 1.5  # of the objective of as many clean frames: below it a fit learns what these frames happen to show
 START_FRAMES = 256  # on which the starts are compared
@@ -46,6 +45,7 @@ SPECTRAL = "spectral"  # in the names of starts with a colour map for each frequ
 NOT_FINITE = "the loss is not finite: the frames are outside anything the network can carry"
 
 Progress = Callable[[int, int, float], None]  # evaluations done, evaluations in all, objective
+Clock = Callable[[], float]  # monotonic seconds; calibrate itself reads no clock
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class FitResult:
     """homogenizer: ρ, in evaluation mode, without gradients. start: the name of the closed form it began from.
 
     history: objective at each evaluation, nats.
-    stage_seconds: of reading the source, of the starts, and of each stage of the descent.
+    stage_seconds: of reading the source, of the starts, and of each stage of the descent; empty without a clock.
+    seconds: their sum, NaN without a clock.
     """
 
     homogenizer: Homogenizer
@@ -82,7 +83,7 @@ class FitResult:
 
     @property
     def seconds(self) -> float:
-        return sum(self.stage_seconds.values())
+        return sum(self.stage_seconds.values()) if self.stage_seconds else math.nan
 
     @property
     def steps(self) -> int:
@@ -102,6 +103,7 @@ def fit(
     config: FitConfig | None = None,
     seed: int = 0,
     progress: Progress | None = None,
+    clock: Clock | None = None,
 ) -> FitResult:
     """Fit ρ so that the features of ρ(frames) match the statistics shipped in `model`, which stays unchanged.
 
@@ -111,16 +113,17 @@ def fit(
     criterion: weight of the cross-entropy of the network's outputs with the labels.
     source: second-order description of clean frames, where it was measured; otherwise it is read from the network.
     limits: black and white in the model's input space; no restored value need lie outside.
+    clock: such as time.perf_counter, for the seconds in the result; without one there are none.
     Raises FitError for frames that cannot be fitted, for a reference of other features and for a loss that is not
     finite, UnsupportedModel for a network without BatchNorm statistics.
     """
-    laps = _Laps()
+    laps = _Laps(clock)
     config = config or FitConfig()
-    refuse_unusable(frames := frames.detach())
+    validate_frames(frames := frames.detach())
     taps = tap(model)
     features, target = features or taps, reference or taps.reference
-    classes = refuse_unrelated(features, frames, target)
-    refuse_mislabelled(frames, target, labels, criterion, classes)
+    classes = validate_reference(features, frames, target)
+    validate_labels(frames, target, labels, criterion, classes)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(frames), generator=generator)  # a stage shall see all of the time they come from
     frames, labels = frames[order], None if labels is None else labels[order]
@@ -237,13 +240,16 @@ class _Log:
 
 
 class _Laps:
-    """Where the time of a fit goes, in seconds."""
+    """Where the time of a fit goes, in seconds; nothing without a clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None) -> None:
         self.seconds: dict[str, float] = {}
-        self._since = time.perf_counter()
+        self._clock = clock
+        self._since = clock() if clock else 0.0
 
     def end(self, name: str) -> None:
-        now = time.perf_counter()
+        if self._clock is None:
+            return
+        now = self._clock()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
         self._since = now
