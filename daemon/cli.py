@@ -10,6 +10,8 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     _log_to_stderr()
     try:
         code: int = args.run(args)
@@ -213,12 +215,13 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers, such as 0.5,0.5,0.5") from None
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; the command reference is made from it."""
     parser = argparse.ArgumentParser(
         prog="recald", description="Keep a frozen BatchNorm network working while the camera in front of it drifts."
     )
     parser.add_argument("--version", action="version", version=f"recald {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Command)
     _add_daemon(commands)
     _add_export(commands)
     _add_commission(commands)
@@ -330,16 +333,38 @@ def _add_report(commands: Any) -> Any:
 
 
 def _add_camera(commands: Any) -> None:
-    from daemon.demo import run as demo
-    from daemon.simulation import camera as simulate
+    for name, module, text, example in (
+        (
+            "simulate",
+            "daemon.simulation.camera",
+            "publish images as a drifting camera would",
+            "--images photos/ --endpoint tcp://127.0.0.1:5550 --sensor front --drift exposure=-1 --after 10",
+        ),
+        ("demo", "daemon.demo.run", "watch a camera drift and the daemon recover", "--output demo-output"),
+    ):
+        command = _add(commands, name, partial(_run_module, module), text, example)
+        command.add_arguments_of = module
 
-    camera = _add(
-        commands,
-        "simulate",
-        simulate.run,
-        "publish images as a drifting camera would",
-        "--images photos/ --endpoint tcp://127.0.0.1:5550 --sensor front --drift exposure=-1 --after 10",
-    )
-    simulate.add_arguments(camera)
-    live = _add(commands, "demo", demo.run, "watch a camera drift and the daemon recover", "--output demo-output")
-    demo.add_arguments(live)
+
+def _run_module(module: str, args: argparse.Namespace) -> int:
+    code: int = import_module(module).run(args)
+    return code
+
+
+class Command(argparse.ArgumentParser):
+    """A command's parser. `add_arguments_of` names the module that adds its arguments when the command is used.
+
+    So no command imports what only another needs.
+    """
+
+    add_arguments_of: str | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.complete()
+        return super().parse_known_args(args, namespace)
+
+    def complete(self) -> None:
+        """Add the arguments that were left for later."""
+        module, self.add_arguments_of = self.add_arguments_of, None
+        if module is not None:
+            import_module(module).add_arguments(self)

@@ -1,4 +1,4 @@
-"""Pictures from a folder or an .npz file, for a simulated camera."""
+"""Pictures from a folder or an .npz file, for simulated cameras and for commissioning."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from daemon.simulation.drifts import SimulationError
+from calibrate.errors import RecaldError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 Convert = Callable[[np.ndarray], np.ndarray]
+
+
+class ImageError(RecaldError):
+    """Pictures that cannot be read; the message names the file and says what to do."""
 
 
 def load_images(
@@ -28,10 +32,10 @@ def load_images(
         return _load_folder(path, at_most, convert), None
     arrays = read_npz(path)
     if "images" not in arrays:
-        raise SimulationError(f"{path}: has no key 'images', only {', '.join(arrays) or 'nothing'}")
+        raise ImageError(f"{path}: has no key 'images', only {', '.join(arrays) or 'nothing'}")
     images, labels = _colour(path, arrays["images"]), arrays.get("labels")
     if labels is not None and labels.shape != (len(images),):
-        raise SimulationError(f"{path}: {len(images)} images, but labels of shape {labels.shape}")
+        raise ImageError(f"{path}: {len(images)} images, but labels of shape {labels.shape}")
     if at_most is None:
         return images, labels
     kept = spread(len(images), at_most)
@@ -41,12 +45,12 @@ def load_images(
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Read every array of an .npz file; none of them may be a pickle."""
     if path.suffix != ".npz" or not zipfile.is_zipfile(path):
-        raise SimulationError(f"{path}: is neither a folder of png or jpg files nor an .npz file that is whole")
+        raise ImageError(f"{path}: is neither a folder of png or jpg files nor an .npz file that is whole")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             arrays = {key: data[key] for key in data}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise SimulationError(f"{path}: cannot be read as .npz: {error}") from error
+        raise ImageError(f"{path}: cannot be read as .npz: {error}") from error
     return {key: array for key, array in arrays.items() if isinstance(array, np.ndarray)}
 
 
@@ -59,14 +63,14 @@ def spread(count: int, at_most: int) -> np.ndarray:
 def _load_folder(path: Path, at_most: int | None, convert: Convert) -> np.ndarray:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
-        raise SimulationError(f"{path}: holds no png or jpg file")
+        raise ImageError(f"{path}: holds no png or jpg file")
     if at_most is not None:
         files = [files[i] for i in spread(len(files), at_most)]
     images, (height, width) = [], _load_file(files[0]).shape[:2]
     for file in files:
         image = _load_file(file)
         if image.shape[:2] != (height, width):
-            raise SimulationError(
+            raise ImageError(
                 f"{file}: is {image.shape[1]}x{image.shape[0]}, but {files[0].name} is {width}x{height}: "
                 "a camera has one size, scale them to it"
             )
@@ -77,7 +81,7 @@ def _load_folder(path: Path, at_most: int | None, convert: Convert) -> np.ndarra
 def _load_file(file: Path) -> np.ndarray:
     image = cv2.imread(str(file), cv2.IMREAD_COLOR)
     if image is None:
-        raise SimulationError(f"{file}: cannot be decoded; replace or remove it")
+        raise ImageError(f"{file}: cannot be decoded; replace or remove it")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -85,7 +89,7 @@ def _colour(path: Path, images: np.ndarray) -> np.ndarray:
     if images.ndim == 3:  # grey, without a channel axis
         images = np.repeat(images[..., None], 3, axis=3)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
-        raise SimulationError(
+        raise ImageError(
             f"{path}: images must be uint8 of shape (N, H, W, 3) or (N, H, W), "
             f"these are {images.dtype} of shape {images.shape}"
         )

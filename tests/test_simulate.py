@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from daemon.images import load_images
+from daemon.images import ImageError, load_images
 from daemon.serving.message import decode, parse_frame
 from daemon.simulation.camera import ENCODINGS, open_camera, paced, publish, wait_for_reader
 from daemon.simulation.drifts import KINDS, SimulationError, parse_drift
@@ -159,7 +159,7 @@ def test_an_npz_gives_images_and_labels_and_grey_becomes_colour(tmp_path):
 
 def test_images_that_cannot_be_shown_are_refused_by_name(tmp_path):
     def refused(path, said):
-        with pytest.raises(SimulationError) as caught:
+        with pytest.raises(ImageError) as caught:
             load_images(path)
         assert str(path) in str(caught.value) and said in str(caught.value)
 
@@ -183,10 +183,10 @@ def test_images_that_cannot_be_shown_are_refused_by_name(tmp_path):
     refused(folder, "no png or jpg")
     cv2.imwrite(str(folder / "a.png"), good[0])
     cv2.imwrite(str(folder / "b.png"), good[0, :2])
-    with pytest.raises(SimulationError, match=r"b.png: is 4x2, but a.png is 4x4"):
+    with pytest.raises(ImageError, match=r"b.png: is 4x2, but a.png is 4x4"):
         load_images(folder)
     (folder / "b.png").write_bytes(b"no picture")
-    with pytest.raises(SimulationError, match=r"b.png: cannot be decoded"):
+    with pytest.raises(ImageError, match=r"b.png: cannot be decoded"):
         load_images(folder)
 
 
