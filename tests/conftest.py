@@ -11,10 +11,9 @@ from types import ModuleType
 import hypothesis
 import pytest
 import zmq
+from places import DATA, SIMULATED_GPU
 
-DATA = Path(os.environ.get("RECALD_DATA", Path(__file__).parents[2] / "shared" / "data"))
-SIMULATED_GPU = Path(__file__).parent / "simulated_gpu"
-DATA_OUTCOMES = pytest.StashKey[dict[str, str]]()  # of the tests marked data, by test
+DATA_OUTCOMES = pytest.StashKey[dict[str, str]]()  # of the tests that read real data, by test
 
 os.environ["COLUMNS"] = "100"  # argparse and rich fold to it, whatever terminal the tests run in
 
@@ -25,19 +24,40 @@ hypothesis.settings.load_profile("recald")
 
 def pytest_configure(config):
     config.stash[DATA_OUTCOMES] = {}
+    config.pluginmanager.register(DataWatch(config), "data-watch")
 
 
-def pytest_collection_modifyitems(items):
-    """What looks back on the others comes last."""
-    items.sort(key=lambda item: item.path.name == "test_data_was_used.py")
+class DataWatch:
+    """Fails a run in CI that has the real data and did not test with it: a silent skip would prove nothing."""
+
+    def __init__(self, config):
+        self._outcomes = config.stash[DATA_OUTCOMES]
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item):
+        report = yield
+        report.reads_data = item.get_closest_marker("data") is not None  # comes back from parallel workers, too
+        return report
+
+    def pytest_runtest_logreport(self, report):
+        if report.reads_data and (report.when == "call" or report.skipped):
+            self._outcomes[report.nodeid] = report.outcome
+
+    def pytest_sessionfinish(self, session):
+        terminal = session.config.pluginmanager.get_plugin("terminalreporter")  # None in a parallel worker
+        option = session.config.option
+        whole = not (option.markexpr or option.keyword or option.file_or_dir)
+        if "CI" in os.environ and DATA.is_dir() and terminal and whole and (said := unread(self._outcomes)):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            terminal.write_line(said, red=True)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item):
-    report = yield
-    if item.get_closest_marker("data") and (report.when == "call" or report.skipped):
-        item.config.stash[DATA_OUTCOMES][item.nodeid] = report.outcome
-    return report
+def unread(outcomes: dict[str, str]) -> str:
+    """What speaks against the real data having been read, "" for nothing."""
+    skipped = [test for test, outcome in outcomes.items() if outcome == "skipped"]
+    if not outcomes:
+        return f"{DATA} is there, and no test that reads it ran"
+    return f"{DATA} is there, and these tests did not read it: {', '.join(skipped)}" if skipped else ""
 
 
 @pytest.fixture(scope="session")

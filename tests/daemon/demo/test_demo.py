@@ -1,7 +1,6 @@
 import dataclasses
 import io
 import json
-import os
 import sys
 import threading
 import time
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import zmq
+from places import DATA
 from rich.console import Console
 from safetensors.torch import load_file, save
 from torch import nn
@@ -35,7 +35,6 @@ from deploy.files import digest_file
 from deploy.model.export import export_model
 from deploy.store.artefacts import FACTORY, ArtefactStore
 
-DATA = Path(os.environ.get("RECALD_DATA", Path(__file__).parents[1] / ".." / "shared" / "data"))
 FITTED = "f" * 64
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from envelopes import sign
+from places import SUPPORT
 from running import recald, write_config
 
 from daemon import __version__
@@ -20,7 +21,6 @@ from deploy.model.card import ModelCard, card_path
 
 COMMANDS = ["run", "check-config", "doctor", "export", "commission", "status", "recalibrate", "approve", "reject"]
 COMMANDS += ["rollback", "hold", "history", "verify", "report", "purge", "simulate", "demo"]
-TESTS = Path(__file__).parent
 STATUS = {"front": {"state": "fitting", "progress": 0.25, "homogenizer": "c0ffee" * 10, "drift_score": 3.456}}
 STATUS["front"] |= {"drift_alarm": True, "frames": 0, "last_fit": "none yet", "candidate": None, "reason": "hot"}
 
@@ -121,7 +121,7 @@ def test_a_state_directory_of_another_user_may_pass(tmp_path: Path, tiny_model: 
 
 def export(output: Path, *arguments: str, factory: str = "synthetic:trained_network"):
     normalisation = ["--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25"]
-    return recald("export", "--factory", factory, *normalisation, *arguments, "-o", output, cwd=TESTS)
+    return recald("export", "--factory", factory, *normalisation, *arguments, "-o", output, cwd=SUPPORT)
 
 
 def test_export_writes_a_model_and_its_card(tmp_path: Path):

@@ -23,7 +23,6 @@ from calibrate import (
     collect_statistics,
     fit,
     measured_source,
-    objective,
     penultimate,
     random_projection,
     tap,
@@ -56,7 +55,7 @@ def digest(model: nn.Module) -> str:
 
 @pytest.fixture(autouse=True)
 def exact(monkeypatch):
-    monkeypatch.setattr(objective, "HAS_BFLOAT16", False)
+    monkeypatch.setattr("calibrate.search.objective.HAS_BFLOAT16", False)
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +97,9 @@ def accuracy(model, frames, labels):
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_exposure_and_colours_are_recovered(network, monkeypatch, bfloat16):
-    monkeypatch.setattr(objective, "HAS_BFLOAT16", bfloat16)
+    monkeypatch.setattr("calibrate.search.objective.HAS_BFLOAT16", bfloat16)
     fitted = fit(network, drifted(normalised(images(256, seed=1))), config=LONGER).homogenizer
-    monkeypatch.setattr(objective, "HAS_BFLOAT16", False)
+    monkeypatch.setattr("calibrate.search.objective.HAS_BFLOAT16", False)
     clean, labels = labelled(256, seed=2)
     clean = normalised(clean)
     before, after = (off(network, rho, drifted(clean)) for rho in (Homogenizer(*SHAPE), fitted))

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import SIMULATED_GPU
+from places import SIMULATED_GPU
 from running import Camera, Daemon, recald, write_config
 from synthetic import drifted, images, normalised, trained_network
 

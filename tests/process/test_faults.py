@@ -19,6 +19,7 @@ import device
 import faults
 import pytest
 from every_fault import NEW, NEXT, STARTS
+from places import SUPPORT
 
 from daemon.config import DAY
 from deploy.audit.chain import Anchor
@@ -51,7 +52,7 @@ def cases() -> list[Case]:
     if not faults.AVAILABLE:
         pytest.skip("faults are put into the registers of x86-64 on Linux")
     with TemporaryDirectory(prefix="recald-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as folder:
-        program = [sys.executable, str(Path(__file__).with_name("every_fault.py")), folder]
+        program = [sys.executable, str(SUPPORT / "every_fault.py"), folder]
         alone = {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         done = subprocess.run(program, capture_output=True, text=True, env=os.environ | alone)
     assert done.returncode == 0, done.stderr

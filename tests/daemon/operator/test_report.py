@@ -20,6 +20,7 @@ import torch
 from dossiers import AT, CANDIDATE, MODEL, content, dossier, refused, unneeded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from places import ROOT
 from running import write_config
 
 from calibrate.homogenizer import Homogenizer
@@ -412,7 +413,7 @@ def test_the_page_may_go_to_standard_output_and_nothing_is_changed(several, caps
 
 def test_the_template_is_shipped():
     assert resources.files("daemon.operator.report").joinpath("page.html").is_file()
-    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    project = (ROOT / "pyproject.toml").read_text()
     assert '[tool.setuptools.package-data]\n"daemon.operator.report" = ["page.html"]\n' in project
 
 

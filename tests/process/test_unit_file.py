@@ -10,6 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from places import SYSTEMD
 from running import recald
 
 from daemon.config import Config, ControlConfig, InputConfig, StateConfig, load_config
@@ -17,7 +18,6 @@ from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
 from daemon.loop import TICK_S
 from deploy.model.card import card_path
 
-SYSTEMD = Path(__file__).parents[1] / "systemd"
 UNIT, EXAMPLE = SYSTEMD / "recald.service", SYSTEMD / "recald.yaml"
 EXPOSURE = 25  # tenths: the best of Debian 12's own services is at 23
 analyze = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")

@@ -14,6 +14,7 @@ import yaml
 from envelopes import envelope_of, sign
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from places import SYSTEMD
 
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import MARGIN
@@ -22,7 +23,7 @@ from daemon.config import Config, ConfigError, load_config
 from daemon.recalibration.envelope import Bounds, OutsideEnvelope, load_envelope, open_envelope
 from deploy.model.document import DocumentError
 
-EXAMPLE = Path(__file__).parents[1] / "systemd" / "envelope.yaml"
+EXAMPLE = SYSTEMD / "envelope.yaml"
 CONFIG = {
     "version": 1,
     "model": {"path": "model.pt2"},
