@@ -6,23 +6,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import (
-    curve,
-    drifts,
-    fit,
-    gpu,
-    intake,
-    judge,
-    latency,
-    overhead,
-    paper,
-    peers,
-    precision,
-    speed,
-    streams,
-    swap,
-)
+from bench import curve, drifts, fit, latency, overhead, peers, precision, speed
+from bench.gpu import measure as gpu
+from bench.intake import measure as intake
+from bench.judge import measure as judge
+from bench.paper import measure as paper
 from bench.report import write
+from bench.streams import measure as streams
+from bench.swap import measure as swap
 from daemon.exit_codes import EX_CONFIG
 from deploy.backends.protocol import BackendUnavailable
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.cifar import accuracy
 from bench.fit import NUMBERS, TEST_IMAGES, drifts, fit_once, load, show_rows, told
-from bench.perturbation import KAPPA
+from bench.material.cifar import accuracy
+from bench.material.perturbation import KAPPA
 from calibrate import FitConfig
 
 NETWORK, DRAWS = "resnet20", 3

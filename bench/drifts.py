@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench import training
-from bench.cifar import LIMITS, accuracy, lossless, network, normalise
+from bench.material import training
+from bench.material.cifar import LIMITS, accuracy, lossless, network, normalise
 from bench.report import append_row, read_rows, show
 from calibrate import FitConfig, FitError, Limits, fit, tap
 from calibrate.judge import Verdict, champions, judge, needs_no_fit

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.cifar import LIMITS, accuracy, lossless, network, normalise
-from bench.metrics import l2_error, psnr, ssim
-from bench.perturbation import KAPPA, Perturbation
+from bench.material.cifar import LIMITS, accuracy, lossless, network, normalise
+from bench.material.perturbation import KAPPA, Perturbation
+from bench.paper.metrics import l2_error, psnr, ssim
 from bench.report import show
 from calibrate import CleanData, FitConfig, fit, measure_clean, tap
 from daemon.simulation.drifts import parse_drift

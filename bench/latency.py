@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from bench.camera import FPS, Answer
+from bench.material.camera import FPS, Answer
+from bench.material.scene import SIZE, Scene, account, bare_runner, digits, pictures, scene
 from bench.report import percentiles, show
-from bench.scene import SIZE, Scene, account, bare_runner, digits, pictures, scene
 from daemon.demo.material import Material
 from daemon.simulation.drifts import parse_drift
 from deploy.backends.protocol import Runner

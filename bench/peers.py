@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.adaptation import BatchNormAdaptation, ColourMatching, HistogramMatching, Method, Recald, Tent
-from bench.cifar import LIMITS, Images, lossless, network, normalise
 from bench.fit import CAMERA, FRAMES, REPORTED_DRAWS, TEST_IMAGES, Drifting, drifts
-from bench.perturbation import KAPPA
+from bench.material.adaptation import BatchNormAdaptation, ColourMatching, HistogramMatching, Method, Recald, Tent
+from bench.material.cifar import LIMITS, Images, lossless, network, normalise
+from bench.material.perturbation import KAPPA
 from bench.report import show
 from calibrate import FitConfig, tap
 from calibrate.scoring.scorer import Scorer

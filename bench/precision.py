@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.cifar import LIMITS, WEIGHTS, lossless, network, normalise
-from bench.perturbation import KAPPA, Perturbation
+from bench.material.cifar import LIMITS, WEIGHTS, lossless, network, normalise
+from bench.material.perturbation import KAPPA, Perturbation
 from bench.report import show
 from calibrate import fit
 from deploy.backends.protocol import load_backend

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from bench.cifar import accuracy
 from bench.fit import FRAMES, TEST_IMAGES, Drift, Setting, drifts, fit_once, load, show_rows, told
-from bench.perturbation import KAPPA
+from bench.material.cifar import accuracy
+from bench.material.perturbation import KAPPA
 from calibrate import FitConfig
 from calibrate.search import objective
 

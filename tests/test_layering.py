@@ -23,7 +23,7 @@ LIBRARIES = {
     "zmq": {"daemon/", "bench/"},
     "rich": {"daemon/", "bench/"},
     "jinja2": {"daemon/report/"},
-    "prometheus_client": {"daemon/", "bench/intake_readers.py", "bench/stream_daemon.py"},
+    "prometheus_client": {"daemon/", "bench/intake/readers.py", "bench/streams/daemon.py"},
 }
 PRIVATE_TO_DAEMON = ("zmq", "prometheus_client", "cv2", "rich")
 

@@ -9,7 +9,7 @@ import torch
 from synthetic import images, labelled, normalised, trained_network
 from torch import nn
 
-from bench.adaptation import (
+from bench.material.adaptation import (
     BatchNormAdaptation,
     ColourMatching,
     HistogramMatching,
@@ -140,7 +140,7 @@ def test_matching_changes_nothing_before_it_has_seen_the_camera(network, make):
     ids=["nothing", "BN-adapt", "TENT", "histogram", "colour", "recald"],
 )
 def test_the_given_model_stays_and_the_copy_tells_what_was_changed(network, monkeypatch, make, changes):
-    monkeypatch.setattr("bench.adaptation.fit", partial(fit, config=FitConfig(stages=((64, 1),))))
+    monkeypatch.setattr("bench.material.adaptation.fit", partial(fit, config=FitConfig(stages=((64, 1),))))
     before = digest(network)
     method = make(network)
     method.adapt(FRAMES[:64])

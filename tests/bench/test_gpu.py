@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from bench.__main__ import main
-from bench.gpu import SECTIONS
-from bench.gpu_attempt import Budget
-from bench.gpu_engines import BACKENDS, EAGER, ENGINES, INDUCTOR, open_pair
-from bench.gpu_latency import _in_turns
-from bench.gpu_material import HOMOGENIZER, NETWORK, Material
-from bench.gpu_roofline import roofline
-from bench.gpu_swap import Seen, _summary, _within
-from bench.gpu_weights import measure_weights
+from bench.gpu.attempt import Budget
+from bench.gpu.engines import BACKENDS, EAGER, ENGINES, INDUCTOR, open_pair
+from bench.gpu.latency import _in_turns
+from bench.gpu.material import HOMOGENIZER, NETWORK, Material
+from bench.gpu.measure import SECTIONS
+from bench.gpu.roofline import roofline
+from bench.gpu.swap import Seen, _summary, _within
+from bench.gpu.weights import measure_weights
 from daemon.exit_codes import EX_CONFIG
 from deploy.model.precision import PRECISIONS
 
@@ -38,17 +38,17 @@ def network() -> nn.Module:
 
 
 SMALL = {
-    "bench.gpu_ceilings.SIDE": 16,
-    "bench.gpu_ceilings.COPIED": 1024,
-    "bench.gpu_ceilings.FRAME_REPEATS": 2,
-    "bench.gpu_engines.WARM_UPS": 1,
-    "bench.gpu_material.FRAMES": 2,
-    "bench.gpu_swap.REST_S": 0.01,
-    "bench.gpu_swap.HOMOGENIZERS": 2,
-    "bench.gpu_swap.SETTLED": SETTLED,
-    "bench.gpu_weights.REPEATS": 1,
-    "bench.gpu_material.resnet50": network,
-    "bench.gpu_material.STATISTICS_SHAPE": (2, 3, 16, 16),
+    "bench.gpu.ceilings.SIDE": 16,
+    "bench.gpu.ceilings.COPIED": 1024,
+    "bench.gpu.ceilings.FRAME_REPEATS": 2,
+    "bench.gpu.engines.WARM_UPS": 1,
+    "bench.gpu.material.FRAMES": 2,
+    "bench.gpu.swap.REST_S": 0.01,
+    "bench.gpu.swap.HOMOGENIZERS": 2,
+    "bench.gpu.swap.SETTLED": SETTLED,
+    "bench.gpu.weights.REPEATS": 1,
+    "bench.gpu.material.resnet50": network,
+    "bench.gpu.material.STATISTICS_SHAPE": (2, 3, 16, 16),
 }
 
 
@@ -91,7 +91,7 @@ def test_every_section_has_its_rows_and_what_fails_costs_no_other(run, simulated
         raise RuntimeError("no C compiler\nat line 3")
 
     monkeypatch.setattr(simulated.TORCH, "compile", refuse)
-    monkeypatch.setattr("bench.gpu.measure_weights", lambda *_: 1 / 0)
+    monkeypatch.setattr("bench.gpu.measure.measure_weights", lambda *_: 1 / 0)
     found = run("--swaps", str(SWAPS))
     assert found["bench"] == "gpu" and found["settings"]["gpu"].startswith(simulated.NAME)
     assert set(SECTIONS) < set(found)
@@ -145,8 +145,8 @@ def test_a_swap_that_fails_leaves_what_was_seen_before_it(run, monkeypatch):
         raise RuntimeError("lost")
 
     monkeypatch.setattr("deploy.path.InferencePath.commit", lose)
-    monkeypatch.setattr("bench.gpu.SECTIONS", {"swap": SECTIONS["swap"]})
-    monkeypatch.setattr("bench.gpu.show_tables", lambda results: None)
+    monkeypatch.setattr("bench.gpu.measure.SECTIONS", {"swap": SECTIONS["swap"]})
+    monkeypatch.setattr("bench.gpu.measure.show_tables", lambda results: None)
     (row, *_) = run("--swaps", "3")["swap"]
     assert row["not_run"] == "RuntimeError: lost" and row["swaps"] == 0 and row["frames"]["sent"] > 0
 

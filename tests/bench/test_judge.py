@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.judge_gate import doorstep, passage, shadow
-from bench.judge_state import State, from_record, to_record
-from bench.judge_tables import counted, summarise
-from bench.judge_truth import LEVEL, best, compare, from_text, mcnemar, to_text, wilson
-from bench.sabotage import changes, noisy, sabotaged, tiled
+from bench.judge.gate import doorstep, passage, shadow
+from bench.judge.sabotage import changes, noisy, sabotaged, tiled
+from bench.judge.state import State, from_record, to_record
+from bench.judge.tables import counted, summarise
+from bench.judge.truth import LEVEL, best, compare, from_text, mcnemar, to_text, wilson
 from calibrate import Limits
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import Evidence

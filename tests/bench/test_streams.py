@@ -10,10 +10,10 @@ import pytest
 import torch
 from synthetic import drifted, images
 
-from bench.cifar import Images
-from bench.stream_daemon import Records, SimulatedDaemon
-from bench.stream_scenes import BEGINS, COURSES, RATE, SCENE_S, SINGLE_S, STREAMS, Stream, play
-from bench.streams import changes, counts, harm
+from bench.material.cifar import Images
+from bench.streams.daemon import Records, SimulatedDaemon
+from bench.streams.measure import changes, counts, harm
+from bench.streams.scenes import BEGINS, COURSES, RATE, SCENE_S, SINGLE_S, STREAMS, Stream, play
 from daemon.config import DriftConfig, RecalibrateConfig
 from deploy.store.artefacts import FACTORY
 

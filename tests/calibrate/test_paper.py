@@ -5,7 +5,7 @@ import synthetic
 import torch
 from torch import nn
 
-from bench.perturbation import Perturbation
+from bench.material.perturbation import Perturbation
 from calibrate import FeatureStatistics, FitError, ImageMoments
 from calibrate.features.class_statistics import ClassStatistics, collect_statistics
 from calibrate.features.feature_maps import all_layers, penultimate, random_projection

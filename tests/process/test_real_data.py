@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from bench.cifar import LIMITS, accuracy, lossless, network, normalise
 from bench.fit import CAMERA
+from bench.material.cifar import LIMITS, accuracy, lossless, network, normalise
 from calibrate import fit, tap
 from calibrate.judge import champions, judge, needs_no_fit
 from calibrate.scoring.scorer import Scorer

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from bench.cifar import lossless
+from bench.material.cifar import lossless
 from daemon.demo.digits import load_digits, render_split
 from daemon.frames.quality_filter import SAME_S, QualityFilter, clipped_share
 from daemon.simulation.drifts import parse_drift

@@ -721,7 +721,7 @@ def killed_at(line, path):
     count = 0
     def trace(frame, event, argument):
         nonlocal count
-        if not frame.f_code.co_filename.endswith(("/deploy/audit_file.py", "/deploy/files.py")):
+        if not frame.f_code.co_filename.endswith(("/deploy/audit/sqlite.py", "/deploy/files.py")):
             return None
         count += event == "line"
         if count == line:

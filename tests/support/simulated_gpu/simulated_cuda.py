@@ -155,13 +155,13 @@ CUDA = _Instead(
     mem_get_info=lambda: (2**30, 2**31),
 )
 TORCH = _Instead(torch, cuda=CUDA, empty=_allocate, zeros=_zeros, compile=lambda module, **_: module)
-USERS = ("backend", "cuda", "gpu", "gpu_runner", "tensorrt_run")  # those in deploy/ that speak to the GPU
-STAND_INS: dict[str, Any] = {f"deploy.{name}.torch": TORCH for name in USERS} | {
+USERS = ("protocol", "gpu.cuda", "gpu.device", "gpu.runner", "gpu.tensorrt_engine")  # in deploy.backends, of the GPU
+STAND_INS: dict[str, Any] = {f"deploy.backends.{name}.torch": TORCH for name in USERS} | {
     "deploy.backends.gpu.cuda.move_to_device_pass": lambda program, device: program,
     "torch.Tensor.copy_": _copy_later,
     "torch.Tensor.cuda": torch.Tensor.clone,
 }
-BENCH_USERS = ("gpu_ceilings", "gpu_engines", "gpu_swap")  # those in bench/, which a daemon need not import
-BENCH_STAND_INS: dict[str, Any] = {f"bench.{name}.torch": TORCH for name in BENCH_USERS} | {
-    "bench.gpu_engines.move_to_device_pass": lambda program, device: program,
+BENCH_USERS = ("ceilings", "engines", "swap")  # those in bench/, which a daemon need not import
+BENCH_STAND_INS: dict[str, Any] = {f"bench.gpu.{name}.torch": TORCH for name in BENCH_USERS} | {
+    "bench.gpu.engines.move_to_device_pass": lambda program, device: program,
 }

@@ -1,0 +1,92 @@
+"""The rows of a run as tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.gpu.attempt import NOT_RUN
+from bench.report import show
+
+# By section: the title, and by column the path of what stands in it.
+TABLES: dict[str, tuple[str, dict[str, str]]] = {
+    "ceilings": (
+        "what the card does",
+        {"what": "what", "TFLOP/s": "teraflops", "GB/s": "gigabytes_per_second"},
+    ),
+    "copies": (
+        "one frame",
+        {"size": "size", "way": "direction", "pinned": "pinned", "ms": "ms", "GB/s": "gigabytes_per_second"},
+    ),
+    "latency": (
+        "one frame, there and back, ms",
+        {
+            "size": "size",
+            "precision": "precision",
+            "engine": "engine",
+            "turns": "chained.count",
+            "ρ p50": "homogenizer.p50_ms",
+            "Φ p50": "network.p50_ms",
+            "chained p50": "chained.p50_ms",
+            "p99": "chained.p99_ms",
+            "unchained p50": "unchained.p50_ms",
+            "ρ / Φ": "share",
+            "added": "added",
+            "error": "error.chained",
+        },
+    ),
+    "throughput": (
+        "frames a second",
+        {
+            "size": "size",
+            "precision": "precision",
+            "one thread": "one_thread.frames_per_second",
+            "two": "two_threads.frames_per_second",
+            "limit": "roofline.frames_per_second",
+            "by": "roofline.limit",
+            "share, one": "one_thread.share",
+            "two ": "two_threads.share",
+        },
+    ),
+    "weights": (
+        "from weights to a runner, s",
+        {
+            "engine": "engine",
+            "compile": "rebuild.compile_s",
+            "load": "rebuild.load_s",
+            "weights": "exchange.weights_s",
+            "load ": "exchange.load_s",
+        },
+    ),
+    "swap": (
+        "swaps beside frames, ms",
+        {
+            "engine": "engine",
+            "swaps": "swaps",
+            "exchange p99": "exchange.p99_ms",
+            "load and proof p50": "load_and_proof.p50_ms",
+            "away p99": "away.p99_ms",
+            "around": "around.p99_ms",
+            "loading": "loading.p99_ms",
+            "frames": "frames.sent",
+            "lost": "frames.lost",
+            "attributed": "frames.attributed",
+        },
+    ),
+}
+REASON = 40  # characters of it
+
+
+def show_tables(results: dict[str, Any]) -> None:
+    for section, (title, columns) in TABLES.items():
+        rows = [[*(_cell(row, path) for path in columns.values()), _reason(row)] for row in results[section]]
+        show(title, [*columns, "not run"], rows)
+
+
+def _cell(row: Any, path: str) -> object:
+    for name in path.split("."):
+        row = row.get(name, "-") if isinstance(row, dict) else "-"
+    return f"{row:.3g}" if isinstance(row, float) else row
+
+
+def _reason(row: dict[str, Any]) -> str:
+    return str(row.get(NOT_RUN, ""))[:REASON]

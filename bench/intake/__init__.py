@@ -1,0 +1,1 @@
+"""Whether frames are received as fast as ZeroMQ delivers them."""

@@ -1,0 +1,129 @@
+"""The reading ends that are compared: bare pyzmq loops, recald's Intake, imagezmq's hub."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
+
+import zmq
+from prometheus_client import CollectorRegistry
+
+from bench.intake.sender import PATIENCE_S, SENSOR
+from daemon.config import InputConfig
+from daemon.metrics import Metrics
+from daemon.serving.intake import RECEIVE_QUEUE, Intake, keep_freed_memory
+from daemon.serving.message import Frame
+
+TIMEOUT_MS = int(1e3 * PATIENCE_S)
+
+Take = Callable[[], Any]  # waits for the next frame, lets go of it and returns what tells its number and time
+
+
+class Stamp(NamedTuple):
+    """What a sender wrote on a frame."""
+
+    seq: int
+    published: int  # ns since the epoch, just before the send call
+
+
+class Reader(NamedTuple):
+    """One way to receive; `stamp` reads what `take` returned, after the measurement."""
+
+    sender: str  # the kind of sender that it understands
+    open: Callable[[str], AbstractContextManager[Take]]
+    stamp: Callable[[Any], Stamp]
+
+
+@contextmanager
+def _bare(endpoint: str) -> Iterator[Take]:
+    with zmq.Context() as context, context.socket(zmq.SUB) as socket:
+        socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
+        socket.setsockopt(zmq.RCVTIMEO, TIMEOUT_MS)
+        socket.setsockopt(zmq.SUBSCRIBE, b"")
+        socket.bind(endpoint)
+        yield lambda: socket.recv_multipart(copy=False)[1].bytes
+
+
+@contextmanager
+def _bare_with_memory_kept(endpoint: str) -> Iterator[Take]:
+    keep_freed_memory()
+    with _bare(endpoint) as take:
+        yield take
+
+
+def _header_stamp(header: bytes) -> Stamp:
+    fields = json.loads(header)
+    return Stamp(fields["seq"], fields["timestamp"])
+
+
+@contextmanager
+def running_intake(**settings: Any) -> Iterator[Intake]:
+    """The receiver as the daemon runs it, with these settings of its input."""
+    with zmq.Context() as context:
+        intake = Intake(context, InputConfig(**settings), [SENSOR], Metrics(CollectorRegistry()))
+        intake.start()
+        try:
+            yield intake
+        finally:
+            intake.close()
+
+
+def take_frame(intake: Intake) -> Frame:
+    frame = intake.take(PATIENCE_S)
+    if frame is None:
+        raise TimeoutError("no frame arrives")
+    return frame
+
+
+@contextmanager
+def _recald(endpoint: str) -> Iterator[Take]:
+    with running_intake(bind=[endpoint]) as intake:
+
+        def take() -> Stamp:
+            frame = take_frame(intake)
+            return Stamp(frame.seq, frame.timestamp)
+
+        yield take
+
+
+@contextmanager
+def _imagezmq(endpoint: str, req_rep: bool = True) -> Iterator[Take]:
+    with importlib.import_module("imagezmq").ImageHub(endpoint, REQ_REP=req_rep) as hub:
+        hub.zmq_socket.rcvtimeo, hub.zmq_socket.linger = TIMEOUT_MS, 0
+
+        def take() -> str:
+            text: str = hub.recv_image()[0]
+            if req_rep:
+                hub.send_reply(b"OK")
+            return text
+
+        yield take
+
+
+@contextmanager
+def _imagezmq_sub(endpoint: str) -> Iterator[Take]:
+    with _imagezmq(endpoint, req_rep=False) as take:
+        yield take
+
+
+def _text_stamp(text: str) -> Stamp:
+    seq, published = text.split()
+    return Stamp(int(seq), int(published))
+
+
+BARE, BARE_KEPT, RECALD = "bare pyzmq", "bare pyzmq, memory kept", "recald"
+READERS = {
+    BARE: Reader("recald", _bare, _header_stamp),
+    BARE_KEPT: Reader("recald", _bare_with_memory_kept, _header_stamp),  # the most that can be had
+    RECALD: Reader("recald", _recald, lambda stamp: stamp),
+    "imagezmq REQ/REP": Reader("imagezmq", _imagezmq, _text_stamp),
+    "imagezmq PUB/SUB": Reader("imagezmq-pub", _imagezmq_sub, _text_stamp),
+}
+
+
+def installed(name: str) -> bool:
+    return not name.startswith("imagezmq") or importlib.util.find_spec("imagezmq") is not None

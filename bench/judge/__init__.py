@@ -1,0 +1,1 @@
+"""How often bad homogenizers come to serve, and good ones do not."""

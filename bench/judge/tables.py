@@ -1,0 +1,85 @@
+"""Verdicts counted: by candidate, by situation and in all, and shown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bench.judge.truth import BETTER, NEUTRAL, WORSE, wilson
+from bench.report import show
+
+Row = dict[str, Any]
+
+
+def summarise(rows: Sequence[Row], doors: Sequence[Row]) -> dict[str, Any]:
+    """Rates in percent, each with the ends of its interval."""
+    return {
+        "all": counted(rows),
+        "candidates": _by(rows, ("kind", "candidate")),
+        "kinds": _by(rows, ("kind", "view")),
+        "situations": _by(rows, ("data", "camera", "active", "view")),
+        "doors": [
+            dict(zip(("camera", "active", "view", "answer"), key, strict=True)) | {"count": count}
+            for key, count in sorted(Counter(_key(r, ("camera", "active", "view", "answer")) for r in doors).items())
+        ],
+    }
+
+
+def counted(rows: Iterable[Row]) -> Row:
+    """How many bad ones the judge accepted and let serve, how many good ones it rejected and kept from serving."""
+    truths: dict[str, list[Row]] = {BETTER: [], WORSE: [], NEUTRAL: []}
+    for row in rows:
+        truths[row["truth"]].append(row)
+    bad, good, neutral = truths[WORSE], truths[BETTER], truths[NEUTRAL]
+    return (
+        _rate("bad", "accepted", bad, sum(row["judged"] == "accepted" for row in bad))
+        | _rate("bad", "served", bad, sum(row["served"] for row in bad))
+        | _rate("good", "rejected", good, sum(row["judged"] != "accepted" for row in good))
+        | _rate("good", "not_served", good, sum(not row["served"] for row in good))
+        | {"neutral": len(neutral), "neutral_served": sum(row["served"] for row in neutral)}
+    )
+
+
+def _rate(of: str, name: str, rows: Sequence[Row], count: int) -> Row:
+    low, high = wilson(count, len(rows))
+    rate = 100 * count / len(rows) if rows else None
+    return {of: len(rows), f"{of}_{name}": count, f"{of}_{name}_rate": rate, f"{of}_{name}_95": [100 * low, 100 * high]}
+
+
+def _by(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_key(row, columns), []).append(row)
+    return [dict(zip(columns, key, strict=True)) | counted(group) for key, group in groups.items()]
+
+
+def _key(row: Row, columns: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(row[column] for column in columns)
+
+
+COUNTS = ("bad", "bad_accepted", "bad_served", "good", "good_rejected", "good_not_served", "neutral", "neutral_served")
+
+
+def show_tables(summary: dict[str, Any]) -> None:
+    for title, part, columns in (
+        ("by candidate", "candidates", ("kind", "candidate")),
+        ("by situation", "situations", ("data", "camera", "active", "view")),
+    ):
+        show(title, (*columns, *COUNTS), [[row[c] for c in (*columns, *COUNTS)] for row in summary[part]])
+    doors = ("camera", "active", "view", "answer", "count")
+    show("nothing was fitted", doors, [[row[c] for c in doors] for row in summary["doors"]])
+    show("rates", ("what", "count", "of", "%", "95 %"), list(_rates([("all", summary["all"]), *_named(summary)])))
+
+
+def _named(summary: dict[str, Any]) -> list[tuple[str, Row]]:
+    return [(f"{row['kind']}, {row['view']}", row) for row in summary["kinds"]]
+
+
+def _rates(groups: Iterable[tuple[str, Row]]) -> Iterable[list[object]]:
+    for name, row in groups:
+        for of, what in (("bad", "accepted"), ("bad", "served"), ("good", "rejected"), ("good", "not_served")):
+            if row[of]:
+                low, high = row[f"{of}_{what}_95"]
+                title = f"{name}: {of}, {what.replace('_', ' ')}"
+                yield [title, row[f"{of}_{what}"], row[of], row[f"{of}_{what}_rate"], f"{low:.2f} to {high:.2f}"]

@@ -1,0 +1,1 @@
+"""What several benches share: images, networks, drifts, cameras, alternatives."""

@@ -1,0 +1,1 @@
+"""The tables of Willis & Oala (2021)."""

@@ -1,0 +1,1 @@
+"""Hours of streams that are not i.i.d."""
