@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.material.cifar import LIMITS, accuracy, lossless, network, normalise
+from bench.material.metrics import l2_error, psnr, ssim
 from bench.material.perturbation import KAPPA, Perturbation
-from bench.paper.metrics import l2_error, psnr, ssim
 from bench.report import show
 from calibrate import CleanData, FitConfig, fit, measure_clean, tap
 from daemon.simulation.drifts import parse_drift

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench.material import metrics
 from bench.material.cifar import accuracy
 from bench.material.perturbation import Perturbation
-from bench.paper import metrics
 from bench.paper.pieces import Piece
 from bench.paper.scenes import (
     FRAMES,

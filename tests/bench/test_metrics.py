@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.material.metrics import l2_error, luminance, psnr, ssim
 from bench.material.perturbation import Perturbation
 from bench.paper.measure import selected
-from bench.paper.metrics import l2_error, luminance, psnr, ssim
 from bench.paper.pieces import METRICS, Piece, State
 from bench.paper.runner import Runner
 from bench.paper.tables import body, markdown, summarise
@@ -79,7 +79,7 @@ def test_l2_error_is_a_ratio_of_norms_and_counts_an_offset_for_every_unit_image(
 def test_l2_error_does_not_depend_on_how_the_units_are_cut(monkeypatch):
     delta = Perturbation(0, shape=(3, 6, 6))
     whole = l2_error(delta, (3, 6, 6))
-    monkeypatch.setattr("bench.paper.metrics.UNIT_IMAGES_AT_ONCE", 7)
+    monkeypatch.setattr("bench.material.metrics.UNIT_IMAGES_AT_ONCE", 7)
     assert l2_error(delta, (3, 6, 6)) == pytest.approx(whole)
 
 
