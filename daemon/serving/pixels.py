@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from calibrate.errors import RecaldError
@@ -52,7 +51,6 @@ _JPEG_START = b"\xff\xd8\xff"
 _JPEG_END = b"\xff\xd9"
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn; the three others are DHT, JPG and DAC
 _JPEG_BARE = frozenset(range(0xD0, 0xD8)) | {0x01}  # RSTn and TEM carry no length
-_AS_STORED = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 def unpack_raw(payload: memoryview, encoding: str, width: int, height: int, step: int) -> np.ndarray:
@@ -113,8 +111,11 @@ def _is_whole(data: memoryview) -> bool:
 
 
 def _decode(data: memoryview) -> np.ndarray:
+    import cv2  # late: cameras that send raw pixels through daemon.client need no OpenCV
+
+    as_stored = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _AS_STORED)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), as_stored)
     except cv2.error as error:
         raise PixelError("decode", f"OpenCV cannot decode the image: {error.err}") from error
     if image is None:
@@ -144,6 +145,8 @@ def pack(image: np.ndarray, encoding: str) -> tuple[bytes, int]:
 
 
 def _compress(image: np.ndarray, encoding: str) -> bytes:
+    import cv2
+
     ordered = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     done, packed = cv2.imencode(f".{encoding}", ordered)
     if not done:
