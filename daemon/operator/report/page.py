@@ -64,7 +64,7 @@ def render(filed: Filed, chronicle: Chronicle, archive: DossierArchive, store: A
 
 def _environment() -> Environment:
     made = Environment(
-        loader=PackageLoader("daemon", "report"),
+        loader=PackageLoader("daemon.operator.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
