@@ -1,4 +1,4 @@
-"""The configuration file: what may be set, within which bounds, and why a value is refused."""
+"""The configuration file: the keys, their bounds and defaults, and the check that names every mistake."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from pydantic import (
 from daemon import UNKNOWN_SENSOR
 from deploy.model.document import DocumentError, load_document
 
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-MAX_IPC_PATH = 107  # bytes; sun_path of a UNIX socket holds 108 with the terminating zero
-UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30  # bytes
+MAX_IPC_PATH_BYTES = 107  # sun_path of a UNIX socket holds 108 with the terminating zero
+SECONDS_BY_UNIT = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0  # s
 
-# Endpoints are judged deep inside the document while the permission stands at its top; a validator sees
-# only its own value, so the root tells the others before they run.
+# allow_remote stands at the top of the file, and the endpoints it permits stand deep inside it. A validator sees only
+# its own value, so the root puts the permission here before the endpoints are checked.
 _remote_allowed: ContextVar[bool] = ContextVar("remote_allowed", default=False)
 
 
 class ConfigError(DocumentError):
-    """A configuration that cannot be used; `problems` holds every mistake, one line each."""
+    """A configuration that cannot be used. `problems` holds one line for each mistake."""
 
 
 def _seconds(value: object) -> int | float:
@@ -45,10 +45,10 @@ def _seconds(value: object) -> int | float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)", value, re.ASCII)
     if match is None:
         raise ValueError(f"{value[:40]!r} is not a duration: write a number and ms, s, m or h, such as 30s")
-    return float(match[1]) * UNITS[match[2]]
+    return float(match[1]) * SECONDS_BY_UNIT[match[2]]
 
 
-def _local(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.IPv4Address(host).is_loopback
     except ValueError:
@@ -58,7 +58,7 @@ def _local(host: str) -> bool:
 def _host(host: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_.-]{1,253}", host, re.ASCII):
         raise ValueError(f"{host[:60]!r} is not an IPv4 address or a host name")
-    if not _local(host) and not _remote_allowed.get():
+    if not _is_loopback(host) and not _remote_allowed.get():
         raise ValueError(
             f"{host} is open to other machines, and what passes here is neither encrypted nor authenticated: "
             "use ipc:// or 127.0.0.1, or set allow_remote: true"
@@ -70,8 +70,8 @@ def _sensor_id(name: str) -> str:
     # The id becomes a folder in the state directory and a metric label.
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name) or name == UNKNOWN_SENSOR:
         raise ValueError(
-            f"{name[:70]!r} is no sensor id: up to 64 letters, digits, _ . or -, "
-            f"not led by . or -, and not {UNKNOWN_SENSOR!r}"
+            f"{name[:70]!r} is no sensor id: use 1 to 64 letters, digits, _ . or -; "
+            f"do not start with . or -; do not use {UNKNOWN_SENSOR!r}"
         )
     return name
 
@@ -80,8 +80,8 @@ def _ipc(endpoint: str) -> str:
     path = endpoint.removeprefix("ipc://")
     if path == endpoint or not path or path[0] in "@*":  # neither has a file whose mode protects it
         raise ValueError(f"{endpoint[:60]!r} is not ipc://PATH")
-    if len(path.encode()) > MAX_IPC_PATH:
-        raise ValueError(f"the path has {len(path.encode())} bytes, a UNIX socket takes {MAX_IPC_PATH}")
+    if len(path.encode()) > MAX_IPC_PATH_BYTES:
+        raise ValueError(f"the path has {len(path.encode())} bytes, a UNIX socket takes {MAX_IPC_PATH_BYTES}")
     return endpoint
 
 
@@ -97,7 +97,7 @@ def _bind_endpoint(endpoint: str) -> str:
 
 def _connect_endpoint(endpoint: str) -> str:
     if "*" in endpoint:
-        raise ValueError(f"{endpoint[:60]!r} names no place to connect to: only bind can choose one")
+        raise ValueError(f"{endpoint[:60]!r} names no place to connect to: * works with bind only")
     return _bind_endpoint(endpoint)
 
 
@@ -108,54 +108,84 @@ BindEndpoint = Annotated[str, AfterValidator(_bind_endpoint)]
 ConnectEndpoint = Annotated[str, AfterValidator(_connect_endpoint)]
 SensorId = Annotated[str, AfterValidator(_sensor_id)]
 # deploy.backends.protocol.BACKENDS and AUTO, without the seconds that importing torch takes
-Backend = Literal["eager", "onnx", "cuda", "tensorrt", "tensorrt-rtx", "auto"]
-Precision = Literal["float32", "float16", "bfloat16"]  # deploy.model.precision.PRECISIONS
+BackendName = Literal["eager", "onnx", "cuda", "tensorrt", "tensorrt-rtx", "auto"]
+PrecisionName = Literal["float32", "float16", "bfloat16"]  # deploy.model.precision.PRECISIONS
 Mode = Literal["locked", "shadow", "supervised", "autonomous"]
 GivenPath = Annotated[Path, Field(strict=False)]
 
 
 class Section(BaseModel):
-    """A part of the file: unknown keys are errors, and numbers are not made from text or booleans."""
+    """One section of the file. An unknown key is an error; text and booleans are not converted to numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 S = TypeVar("S", bound=Section)
 
 
 class ModelConfig(Section):
-    """The frozen model and what runs it, in which precision; `path` is relative to the folder of the file."""
+    """The frozen model, and the backend that runs it."""
 
     path: GivenPath
-    backend: Backend = "onnx"
-    precision: Precision = "float32"
+    """The model file, `*.pt2`, from `recald export`. Its card, `*.yaml`, lies beside it. A relative path starts at
+    the folder of the configuration file.
+    """
+    backend: BackendName = "onnx"
+    """The library that runs the networks: `onnx` is ONNX Runtime on the CPU, `eager` PyTorch on the CPU; `cuda`,
+    `tensorrt` and `tensorrt-rtx` need an NVIDIA GPU; `auto` takes the best that works. The default needs nothing
+    more than recald itself.
+    """
+    precision: PrecisionName = "float32"
+    """The number format in which the model computes; the homogenizer always computes in float32. `float16` and
+    `bfloat16` are faster on a GPU and less exact. The default is the format in which networks are trained.
+    """
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """The SHA-256 of the model file, 64 hexadecimal digits, as `recald export` prints it. recald then refuses every
+    other model, also one that was replaced together with its card. By default only the card is checked.
+    """
     threads: int | None = Field(default=None, ge=1, le=256)
+    """CPU threads that compute the model and the fits. By default one less than there are cores, so that frames and
+    scrapes keep one.
+    """
 
     @property
     def thread_count(self) -> int:
-        """The threads to compute with; by default one core is left to frames and scrapes."""
+        """Return the threads to compute with: as configured, else one less than there are cores, at least 1."""
         return self.threads or max(1, len(os.sched_getaffinity(0)) - 1)
 
 
 class SensorConfig(Section):
-    """One camera stream: 1 frame in `sample_every` goes to the reservoir."""
+    """One camera stream."""
 
     sample_every: int = Field(default=1, ge=1, le=1_000_000)
+    """1 frame in so many is kept for drift checks and fits; every frame is answered. The default keeps all. Take
+    more for a fast camera whose frames hardly differ.
+    """
 
 
-# `front:` with nothing behind it means the defaults
+# `front:` with nothing after it means the defaults.
 OptionalSensor = Annotated[SensorConfig, BeforeValidator(lambda given: {} if given is None else given)]
 
 
 class InputConfig(Section):
-    """Where frames come from; `max_frame_bytes` bounds each part of a message."""
+    """Where frames come from: `bind`, `connect` or both."""
 
     pattern: Literal["sub", "pull"] = "sub"
+    """The kind of ZeroMQ socket: with `sub` cameras publish (PUB), with `pull` they push (PUSH). PUB is the default
+    since a camera that publishes never waits for its reader.
+    """
     bind: list[BindEndpoint] = []
+    """Endpoints that recald opens and cameras connect to: `ipc://PATH` or `tcp://HOST:PORT`."""
     connect: list[ConnectEndpoint] = []
+    """Endpoints that cameras open and recald connects to: `ipc://PATH` or `tcp://HOST:PORT`."""
     max_frame_bytes: int = Field(default=64 * MIB, ge=64 * KIB, le=GIB)  # a header may have 64 KiB
+    """Bytes that one part of a message may have; ZeroMQ disconnects a sender of more. The default, 64 MiB, holds a
+    raw 4K frame (25 MB) twice.
+    """
     max_age: Duration = Field(default=5.0, ge=0.01, le=HOUR)
+    """Age in seconds, from acquisition, above which a frame is refused as `stale`. The default is far above the
+    time one frame takes, and below the watchdog's 15 s.
+    """
 
     @model_validator(mode="after")
     def _has_endpoint(self) -> InputConfig:
@@ -168,62 +198,111 @@ class OutputConfig(Section):
     """Where results are published."""
 
     bind: BindEndpoint
+    """The endpoint where recald publishes results (PUB): `ipc://PATH` or `tcp://HOST:PORT`."""
 
 
 class MetricsConfig(Section):
-    """Where Prometheus scrapes; port 0 takes any free one."""
+    """Where Prometheus scrapes, `http://HOST:PORT/metrics`."""
 
     host: Host = "127.0.0.1"
+    """The address to listen on. The default is open to this machine alone."""
     port: int = Field(default=9748, ge=0, le=65535)
+    """The TCP port to listen on; 0 takes any free port, which the log names."""
 
 
 class ControlConfig(Section):
-    """Where `recald status` and its like reach the daemon; the mode of the socket file is the only lock."""
+    """Where `recald status`, `recalibrate` and the other orders reach the daemon."""
 
     endpoint: IpcEndpoint = "ipc:///run/recald/control"
+    """A UNIX socket, `ipc://PATH`. The mode of the file (0600) is the only lock: the daemon's user and root may
+    give orders.
+    """
 
 
 class StateConfig(Section):
-    """Where homogenizers and the audit log are kept."""
+    """Where homogenizers, dossiers and the audit log are kept."""
 
     directory: GivenPath = Path("/var/lib/recald")
+    """A folder for one daemon alone; it is locked. The default is the StateDirectory of the systemd unit."""
 
 
 class DriftConfig(Section):
-    """When drift alarms: the last `window` frames, judged every `interval`, over `threshold` for `hold`."""
+    """When the drift alarm is raised: the score is above `threshold` for `hold`."""
 
     window: int = Field(default=64, ge=8, le=100_000)
+    """Newest frames that one drift check scores. On 64 clean frames the score reached 1.0 (CIFAR-10) and 1.3
+    (traffic signs); with fewer it spreads more.
+    """
     interval: Duration = Field(default=1.0, ge=0.05, le=HOUR)
+    """Seconds between two drift checks, at least. A check that takes long is followed by a rest of four times as
+    long, so that it costs at most a fifth of a core.
+    """
     threshold: float = Field(default=1.6, gt=0, le=1e6, allow_inf_nan=False)
+    """The drift score, no unit, up to which frames count as clean (the clean band). About 1 is clean; the default
+    lies above the highest score of clean windows (1.3).
+    """
     hold: Duration = Field(default=10.0, ge=0, le=DAY)
+    """Seconds above the threshold until the alarm; seconds below it count back. With the default, one wild score raises
+    no alarm.
+    """
 
 
 class RecalibrateConfig(Section):
-    """When to fit: each `every`, on `frames` frames of at least `collect`, for `timeout`, `backoff` after a failure.
-
-    And what may serve: nothing is fitted when locked, nothing serves in the shadow mode, nothing without approval when
-    supervised. A candidate runs beside what serves for `shadow`, and is on `probation` after it. Of the frames that
-    judge, `keep_frames` are kept on the disk for `recald report`, `keep_frames_mib` of them in all. Nothing serves
-    that is outside of `envelope`, whose signature `envelope_key` proves; both are relative to the folder of the file.
-    """
+    """When a homogenizer is fitted, and what a candidate must pass before it serves for good."""
 
     mode: Mode = "autonomous"
+    """Who decides. `autonomous`: a proven candidate serves by itself. `supervised`: it waits for `recald approve`.
+    `shadow`: candidates are fitted and judged, and none serves. `locked`: drift is watched, and nothing is fitted.
+    """
     every: Duration = Field(default=HOUR, ge=1, le=365 * DAY)
+    """Seconds from one recalibration to the next that the timer starts, with or without an alarm."""
     frames: int = Field(default=512, ge=64, le=10_000)  # thinning more of them would keep a frame waiting
+    """Frames to collect before a fit; a quarter of them only judges. From 128 frames on a fit reached over 90 %
+    (CIFAR-10, `bench curve`); the default leaves room for frames that resemble each other.
+    """
     collect: Duration = Field(default=2 * MINUTE, ge=0, le=DAY)
+    """Seconds over which these frames are spread, at least, so that they show more than one scene. On a stream of
+    long scenes a fit on the first 512 frames reached 80.1 %, one on two minutes 89.4 % (CIFAR-10).
+    """
     timeout: Duration = Field(default=15 * MINUTE, ge=1, le=DAY)
+    """Seconds after which a fit is stopped, with the result `timeout`. A fit takes about 18 s on two PC cores; the
+    default leaves room for a small device.
+    """
     backoff: Duration = Field(default=MINUTE, ge=0, le=DAY)
+    """Seconds to wait after a recalibration that led to nothing. The wait doubles each time, up to 64 times or
+    `every`, so that a drift that no fit can undo costs little.
+    """
     shadow: Duration = Field(default=5.0, ge=0, le=DAY)
+    """Seconds for which a candidate runs beside what serves, on new frames, before it may serve; three comparisons
+    at least.
+    """
     probation: Duration = Field(default=MINUTE, ge=0, le=DAY)
+    """Seconds for which a new homogenizer is compared with the one before, which serves again if it was better;
+    three comparisons at least.
+    """
     fits_a_day: int = Field(default=48, ge=1, le=86_400)
+    """Fits in 24 hours, at most; an operator's order may exceed it. The timer alone asks for 24, so the default
+    leaves as many for drift.
+    """
     swaps_a_day: int = Field(default=24, ge=1, le=86_400)
+    """Swaps in 24 hours, at most; an operator's order may exceed it. The way back to no homogenizer does not count."""
     keep_frames: int = Field(default=0, ge=0, le=64)
+    """Frames of each recalibration to keep on the disk for `recald report`. The default keeps none, since frames
+    may show people. `recald purge` deletes them.
+    """
     keep_frames_mib: int = Field(default=64, ge=1, le=65_536)
+    """MiB that all kept frames together may take; the oldest are deleted first."""
     envelope: GivenPath | None = None
+    """A file of bounds on every homogenizer, and on this configuration; outside of them nothing serves. A relative
+    path starts at the folder of the configuration file. By default there are no such bounds.
+    """
     envelope_key: GivenPath | None = None
+    """The public key, Ed25519 in PEM form, that must have signed the envelope; the signature lies beside it as
+    `*.sig`. By default no signature is asked for.
+    """
 
     @model_validator(mode="after")
-    def _key_of_an_envelope(self) -> RecalibrateConfig:
+    def _key_has_envelope(self) -> RecalibrateConfig:
         if self.envelope_key is not None and self.envelope is None:
             raise ValueError("envelope_key is of no use without envelope: name the file that it has signed")
         return self
@@ -233,20 +312,35 @@ class Config(Section):
     """The whole file."""
 
     version: Literal[1]
+    """The version of this format: 1."""
     model: ModelConfig
+    """The frozen model, and the backend that runs it."""
     sensors: dict[SensorId, OptionalSensor] = Field(min_length=1)
+    """One entry for each camera, named by the id that its frames carry: 1 to 64 letters, digits, `_`, `.` or `-`,
+    not led by `.` or `-`, not `unknown`.
+    """
     input: InputConfig
+    """Where frames come from."""
     output: OutputConfig
+    """Where results are published."""
     metrics: MetricsConfig = MetricsConfig()
+    """Where Prometheus scrapes."""
     control: ControlConfig = ControlConfig()
+    """Where operators' commands arrive."""
     state: StateConfig = StateConfig()
+    """Where everything that lasts is kept."""
     drift: DriftConfig = DriftConfig()
+    """When the drift alarm is raised."""
     recalibrate: RecalibrateConfig = RecalibrateConfig()
+    """When a homogenizer is fitted, and when one may serve."""
     allow_remote: bool = False
+    """`true` permits endpoints and metrics that other machines can reach. The default refuses them, since nothing
+    is encrypted or authenticated.
+    """
 
     @model_validator(mode="wrap")
     @classmethod
-    def _tell_allow_remote(cls, data: Any, handler: Callable[[Any], Config]) -> Config:
+    def _share_allow_remote(cls, data: Any, handler: Callable[[Any], Config]) -> Config:
         allowed = isinstance(data, dict) and data.get("allow_remote") is True
         token = _remote_allowed.set(allowed)
         try:
@@ -256,7 +350,10 @@ class Config(Section):
 
 
 def load_config(path: Path) -> Config:
-    """Read and check the file; ConfigError names every mistake with its line."""
+    """Read and check the file, and make its relative paths start at its folder.
+
+    Raises ConfigError, which names every mistake with its line.
+    """
     try:
         config = load_document(path, Config)
     except DocumentError as error:
@@ -264,13 +361,12 @@ def load_config(path: Path) -> Config:
     folder = path.resolve().parent
     return config.model_copy(
         update={
-            "model": _within(folder, config.model, "path"),
-            "recalibrate": _within(folder, config.recalibrate, "envelope", "envelope_key"),
+            "model": _with_paths_in(folder, config.model, "path"),
+            "recalibrate": _with_paths_in(folder, config.recalibrate, "envelope", "envelope_key"),
         }
     )
 
 
-def _within(folder: Path, section: S, *names: str) -> S:
-    """The section with these of its paths relative to `folder`, where they are given."""
+def _with_paths_in(folder: Path, section: S, *names: str) -> S:
     given = {name: getattr(section, name) for name in names}
     return section.model_copy(update={name: folder / path for name, path in given.items() if path is not None})

@@ -1,10 +1,11 @@
-"""Every metric of the daemon: its name, its unit, its help text, and the port where it is scraped."""
+"""Every metric of the daemon: its name, its labels, its help text; and the server that Prometheus scrapes."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, start_http_server
@@ -13,123 +14,189 @@ from prometheus_client.registry import Collector
 
 from daemon.states import State
 
+# Upper bounds of the histograms, s.
 LATENCY_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.033, 0.05, 0.1, 0.2, 0.5, 1.0)
 PAUSE_BUCKETS = (1e-6, 1e-5, 1e-4, 0.001, 0.005, 0.01, 0.033, 0.1)  # a swap exchanges one reference
 FIT_BUCKETS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 COMPILE_BUCKETS = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0)
 
 
-class _Maker:
-    """Makes metrics of one registry; the labels come last, in the order in which they are given later."""
-
-    def __init__(self, registry: CollectorRegistry):
-        self.registry = registry
-
-    def counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"recald_{name}", text, labels, registry=self.registry)
-
-    def gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"recald_{name}", text, labels, registry=self.registry)
-
-    def histogram(self, name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-        return Histogram(f"recald_{name}", text, labels, registry=self.registry, buckets=buckets)
-
-    def state(self, name: str, text: str, states: tuple[str, ...], *labels: str) -> Enum:
-        return Enum(f"recald_{name}", text, labels, registry=self.registry, states=states)
-
-
 class Metrics:
-    """The metrics, each under its name without `recald_` and `_total`."""
+    """The metrics of one registry, each an attribute named without `recald_` and `_total`."""
 
     def __init__(self, registry: CollectorRegistry):
-        make = _Maker(registry)
-        self._what_runs(make)
-        self._frames(make)
-        self._durations(make)
-        self._drift(make)
-        self._jobs(make)
-        self._homogenizers: dict[str, tuple[str, str, str]] = {}  # the label values now exported
+        common: dict[str, Any] = {"namespace": "recald", "registry": registry}
+        self._add_identities(common)
+        self._add_frames(common)
+        self._add_durations(common)
+        self._add_drift(common)
+        self._add_recalibration(common)
+        self._homogenizers: dict[str, tuple[str, str, str]] = {}  # by sensor, the label values now exported
 
-    def _what_runs(self, make: _Maker) -> None:
-        self.build_info = make.gauge("build_info", "Always 1; what is running.", "version", "torch", "backend")
-        self.model_info = make.gauge("model_info", "Always 1; the frozen model served.", "digest", "backend")
-        self.homogenizer_info = make.gauge(
-            "homogenizer_info", "Always 1; the homogenizer serving a sensor.", "sensor", "version", "source"
+    def _add_identities(self, common: dict[str, Any]) -> None:
+        self.build_info = Gauge(
+            "build_info",
+            "Always 1. The labels name the versions of recald and PyTorch, and the backend that was asked for.",
+            ("version", "torch", "backend"),
+            **common,
         )
-
-    def _frames(self, make: _Maker) -> None:
-        self.frames_received = make.counter("frames_received_total", "Frame messages that arrived.", "sensor")
-        self.frames_processed = make.counter("frames_processed_total", "Frames that led to a result.", "sensor")
-        self.frames_dropped = make.counter(
-            "frames_dropped_total", "Frames that arrived and led to no result.", "sensor", "reason"
+        self.model_info = Gauge(
+            "model_info",
+            "Always 1. The labels name the SHA-256 of the frozen model and the backend that serves it now.",
+            ("digest", "backend"),
+            **common,
         )
-        self.frames_missed = make.counter(
-            "frames_missed_total", "Sequence numbers skipped: frames lost before they arrived.", "sensor"
-        )
-        self.samples_rejected = make.counter(
-            "samples_rejected_total", "Frames kept for no drift check and no fit.", "sensor", "reason"
-        )
-        self.input_disconnects = make.counter(
-            "input_disconnects_total", "Connections of frame senders lost, also for an oversize message."
-        )
-        self.last_frame_timestamp_seconds = make.gauge(
-            "last_frame_timestamp_seconds", "Acquisition time of the newest accepted frame.", "sensor"
+        self.homogenizer_info = Gauge(
+            "homogenizer_info",
+            "Always 1. The labels name the homogenizer that serves a sensor, and how it came to serve.",
+            ("sensor", "version", "source"),
+            **common,
         )
 
-    def _durations(self, make: _Maker) -> None:
-        self.frame_age_seconds = make.histogram(
-            "frame_age_seconds", "From acquisition to the start of processing.", LATENCY_BUCKETS, "sensor"
+    def _add_frames(self, common: dict[str, Any]) -> None:
+        self.frames_received = Counter(
+            "frames_received_total", "Frame messages that arrived, refused ones included.", ("sensor",), **common
         )
-        self.stage_duration_seconds = make.histogram(
-            "stage_duration_seconds", "Time spent in one stage.", LATENCY_BUCKETS, "sensor", "stage"
+        self.frames_processed = Counter(
+            "frames_processed_total", "Frames that were answered with a result.", ("sensor",), **common
         )
-        self.end_to_end_seconds = make.histogram(
-            "end_to_end_seconds", "From acquisition to the published result.", LATENCY_BUCKETS, "sensor"
+        self.frames_dropped = Counter(
+            "frames_dropped_total",
+            "Frames that arrived and were not answered, by reason.",
+            ("sensor", "reason"),
+            **common,
+        )
+        self.frames_missed = Counter(
+            "frames_missed_total",
+            "Gaps in the sequence numbers: frames that were lost before they arrived.",
+            ("sensor",),
+            **common,
+        )
+        self.samples_rejected = Counter(
+            "samples_rejected_total",
+            "Frames that were answered and kept for no fit, by reason. Many of one reason: look at the camera.",
+            ("sensor", "reason"),
+            **common,
+        )
+        self.input_disconnects = Counter(
+            "input_disconnects_total",
+            "Connections of frame senders that were lost. A message above input.max_frame_bytes ends one, too.",
+            **common,
+        )
+        self.last_frame_timestamp_seconds = Gauge(
+            "last_frame_timestamp_seconds",
+            "Acquisition time of the newest accepted frame, seconds since 1970 (UTC). Old: the camera has stopped.",
+            ("sensor",),
+            **common,
         )
 
-    def _drift(self, make: _Maker) -> None:
-        self.drift_score = make.gauge(
+    def _add_durations(self, common: dict[str, Any]) -> None:
+        self.frame_age_seconds = Histogram(
+            "frame_age_seconds",
+            "Seconds from acquisition to the start of processing. High: frames wait, or the clocks differ.",
+            ("sensor",),
+            buckets=LATENCY_BUCKETS,
+            **common,
+        )
+        self.stage_duration_seconds = Histogram(
+            "stage_duration_seconds",
+            "Seconds that a frame spent in one stage.",
+            ("sensor", "stage"),
+            buckets=LATENCY_BUCKETS,
+            **common,
+        )
+        self.end_to_end_seconds = Histogram(
+            "end_to_end_seconds",
+            "Seconds from acquisition to the published result.",
+            ("sensor",),
+            buckets=LATENCY_BUCKETS,
+            **common,
+        )
+
+    def _add_drift(self, common: dict[str, Any]) -> None:
+        self.drift_score = Gauge(
             "drift_score",
-            "Distance of the frames' statistics from the reference; about 1 on clean data.",
-            "sensor",
-            "stage",
+            "Distance of the newest frames from the reference statistics, in standard errors. About 1: clean. "
+            "Above drift.threshold for drift.hold: alarm.",
+            ("sensor", "stage"),
+            **common,
         )
-        self.layer_drift_score = make.gauge("layer_drift_score", "Drift score of one layer.", "sensor", "layer")
-        self.drift_alarm = make.gauge("drift_alarm", "1 while drift is alarmed.", "sensor")
-        self.narrow_view = make.gauge("narrow_view", "1 while few classes are in view: no drift to fit to.", "sensor")
-        self.drift_evidence = make.gauge("drift_evidence", "What the drift detector has summed up.", "sensor")
-        self.accuracy_proxy_ratio = make.gauge(
-            "accuracy_proxy_ratio", "Accuracy estimated without labels.", "sensor", "proxy"
+        self.layer_drift_score = Gauge(
+            "layer_drift_score",
+            "Drift score of one layer, of frames as the model gets them. High in all layers: the camera has drifted. "
+            "High in the last ones alone: few classes are in view.",
+            ("sensor", "layer"),
+            **common,
+        )
+        self.drift_alarm = Gauge("drift_alarm", "1 while the drift alarm is raised, else 0.", ("sensor",), **common)
+        self.narrow_view = Gauge(
+            "narrow_view",
+            "1 during a label shift: few classes are in view, the model is sure of them, and nothing is fitted.",
+            ("sensor",),
+            **common,
+        )
+        self.drift_evidence = Gauge(
+            "drift_evidence",
+            "Seconds that the drift score was above drift.threshold, less those below it. At drift.hold: alarm.",
+            ("sensor",),
+            **common,
+        )
+        self.accuracy_proxy_ratio = Gauge(
+            "accuracy_proxy_ratio",
+            "Accuracy estimated without labels, 0 to 1. Too high under drift: compare it with its own past.",
+            ("sensor", "proxy"),
+            **common,
         )
 
-    def _jobs(self, make: _Maker) -> None:
-        self.calibration_state = make.state(
-            "calibration_state", "What recalibration is doing.", tuple(state.value for state in State), "sensor"
+    def _add_recalibration(self, common: dict[str, Any]) -> None:
+        self.calibration_state = Enum(
+            "calibration_state",
+            "State of a sensor's recalibration: 1 for the present one, 0 for all others.",
+            ("sensor",),
+            states=tuple(state.value for state in State),
+            **common,
         )
-        self.calibration_progress_ratio = make.gauge(
-            "calibration_progress_ratio", "Share of the running recalibration that is done.", "sensor"
+        self.calibration_progress_ratio = Gauge(
+            "calibration_progress_ratio", "Share of the present state that is done, 0 to 1.", ("sensor",), **common
         )
-        self.fits = make.counter("fits_total", "Fits by how they ended.", "sensor", "result")
-        self.fit_duration_seconds = make.histogram("fit_duration_seconds", "Duration of a fit.", FIT_BUCKETS, "sensor")
-        self.compile_duration_seconds = make.histogram(
-            "compile_duration_seconds", "Duration of compiling a homogenizer.", COMPILE_BUCKETS, "sensor"
+        self.fits = Counter("fits_total", "Recalibrations that ended, by result.", ("sensor", "result"), **common)
+        self.fit_duration_seconds = Histogram(
+            "fit_duration_seconds", "Seconds that a fit took.", ("sensor",), buckets=FIT_BUCKETS, **common
         )
-        self.swaps = make.counter("swaps_total", "Swaps of the homogenizer by how they ended.", "sensor", "result")
-        self.swap_pause_seconds = make.histogram(
-            "swap_pause_seconds", "Time a swap kept frames waiting.", PAUSE_BUCKETS, "sensor"
+        self.compile_duration_seconds = Histogram(
+            "compile_duration_seconds",
+            "Seconds that it took to compile, check and store a candidate.",
+            ("sensor",),
+            buckets=COMPILE_BUCKETS,
+            **common,
         )
-        self.rollbacks = make.counter("rollbacks_total", "Returns to the homogenizer before.", "sensor", "reason")
-
-        self.audit_records = make.counter("audit_records_total", "Records written to the audit log.")
-        self.audit_failures = make.counter("audit_failures_total", "Records that could not be written to it.")
+        self.swaps = Counter(
+            "swaps_total", "Candidates by what became of them; committed: it serves.", ("sensor", "result"), **common
+        )
+        self.swap_pause_seconds = Histogram(
+            "swap_pause_seconds",
+            "Seconds that the exchange of a homogenizer took, between two frames.",
+            ("sensor",),
+            buckets=PAUSE_BUCKETS,
+            **common,
+        )
+        self.rollbacks = Counter(
+            "rollbacks_total", "Returns to the homogenizer before, by reason.", ("sensor", "reason"), **common
+        )
+        self.audit_records = Counter("audit_records_total", "Records written to the audit log.", **common)
+        self.audit_failures = Counter(
+            "audit_failures_total",
+            "Failed tries to write the audit log. While it cannot be written, nothing is swapped.",
+            **common,
+        )
 
     def set_model(self, digest: str, backend: str) -> None:
-        """State what serves the frozen model; what served it before is no longer exported."""
+        """Export what serves the frozen model now, in place of what served it before."""
         self.model_info.clear()
         self.model_info.labels(digest, backend).set(1)
 
     def set_homogenizer(self, sensor: str, version: str, source: str) -> None:
-        """State what serves `sensor`; what served it before is no longer exported."""
+        """Export what serves `sensor` now, in place of what served it before."""
         before = self._homogenizers.get(sensor)
         self._homogenizers[sensor] = (sensor, version, source)
         if before is not None:
@@ -146,6 +213,7 @@ class MetricsServer:
     _thread: threading.Thread
 
     def close(self) -> None:
+        """Stop serving and free the port."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -154,7 +222,7 @@ class MetricsServer:
 class _WithoutCreated:
     """A registry without its `_created` series, one for each counter, which nothing here reads.
 
-    prometheus_client's own switch for them is global to the process.
+    Not disable_created_metrics(): it acts on every registry of the process.
     """
 
     def __init__(self, registry: Collector):
@@ -171,7 +239,7 @@ class _WithoutCreated:
 
 
 def serve_metrics(host: str, port: int, registry: CollectorRegistry) -> MetricsServer:
-    """Serve the registry for Prometheus; port 0 takes any free one, OSError where the port is taken."""
+    """Serve the registry to Prometheus; port 0 takes any free one. Raises OSError where the port is taken."""
     try:
         server, thread = start_http_server(port, addr=host, registry=_WithoutCreated(registry))
     except OSError as error:
