@@ -1,0 +1,185 @@
+"""A network is built from its factory and weights, or refused with a reason that says what to do."""
+
+from __future__ import annotations
+
+import io
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from deploy.model.export import build_module, check_batchnorm
+from deploy.model.program import ModelError
+
+FACTORIES = """
+import torch
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(6, 4))
+
+def number():
+    return 7
+
+LIST = []
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with factories in a module whose name no other test has imported."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"{module_name(tmp_path)}.py").write_text(FACTORIES)
+    return tmp_path
+
+
+def module_name(folder: Path) -> str:
+    return re.sub(r"\W", "_", f"networks_{folder}")
+
+
+@pytest.fixture
+def factory(folder: Path) -> str:
+    return f"{module_name(folder)}:make"
+
+
+@pytest.fixture
+def trained(factory: str) -> dict[str, torch.Tensor]:
+    module = build_module(factory, None)
+    return {name: torch.rand_like(tensor.float()).to(tensor.dtype) for name, tensor in module.state_dict().items()}
+
+
+def test_the_network_is_built_in_evaluation_mode(factory):
+    assert not build_module(factory, None).training
+
+
+@pytest.mark.parametrize("form", ["plain", "state_dict", "data parallel", "no counters", "safetensors"])
+def test_weights_are_read_in_every_form(factory, trained, folder, form):
+    path = folder / ("weights.safetensors" if form == "safetensors" else "weights.pt")
+    content = {
+        "plain": trained,
+        "state_dict": {"state_dict": trained, "accuracy": 91.7},
+        "data parallel": {f"module.{name}": tensor for name, tensor in trained.items()},
+        "no counters": {name: t for name, t in trained.items() if not name.endswith("num_batches_tracked")},
+        "safetensors": trained,
+    }[form]
+    (safetensors.torch.save_file if form == "safetensors" else torch.save)(content, path)
+    loaded = build_module(factory, path).state_dict()
+    assert all(torch.equal(loaded[name], trained[name]) for name in trained if "tracked" not in name)
+
+
+def test_weights_of_another_network_are_named(factory, trained, folder):
+    del trained["0.weight"], trained["1.running_mean"]
+    trained["2.bias"] = torch.zeros(5)
+    trained |= {f"extra.{index}": torch.zeros(1) for index in range(5)}
+    torch.save(trained, folder / "weights.pt")
+    with pytest.raises(ModelError) as caught:
+        build_module(factory, folder / "weights.pt")
+    assert str(caught.value) == (
+        f"{folder / 'weights.pt'}: the weights are not those of the factory's network: "
+        "2 missing (0.weight, 1.running_mean), 5 unexpected (extra.0, extra.1, extra.2 and 2 more), "
+        "1 of another shape (2.bias)"
+    )
+
+
+class Anything:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("absent.pt", None, "cannot be read: No such file"),
+        ("absent.safetensors", None, "cannot be read: No such file"),
+        ("junk.pt", b"junk", "not a weights file"),
+        ("empty.pt", b"", "not a weights file"),
+        ("junk.safetensors", b"junk" * 9, "not a weights file"),
+        ("network.pt", Anything(), "more than tensors: save only the network's state_dict"),
+        ("list.pt", [torch.zeros(1)], "expected a state_dict of tensors"),
+        ("numbers.pt", {"0.weight": 1.0}, "expected a state_dict of tensors"),
+    ],
+)
+def test_a_file_that_is_no_weights_file_says_why(factory, folder, name, content, reason):
+    path = folder / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        torch.save(content, path)
+    with pytest.raises(ModelError, match=f"{re.escape(str(path))}: .*({reason})") as caught:
+        build_module(factory, path)
+    assert "\n" not in str(caught.value)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(content=st.binary(max_size=64), position=st.integers(0, 3000), flip=st.integers(0, 255))
+def test_damaged_weights_raise_nothing_else(factory, trained, folder, content, position, flip):
+    path = folder / "damaged.pt"
+    for form in (content, _damaged(trained, position, flip)):
+        path.write_bytes(form)
+        with suppress(ModelError):
+            build_module(factory, path)
+
+
+def _damaged(state: dict[str, torch.Tensor], position: int, flip: int) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    data = bytearray(buffer.getvalue())
+    data[position % len(data)] ^= flip
+    return bytes(data)
+
+
+def test_a_factory_that_cannot_be_called_says_why(folder):
+    here = module_name(folder)
+    for factory, reason in {
+        "nowhere": "write it as package.module:function",
+        ":make": "write it as package.module:function",
+        "no_such_package.module:make": "No module named 'no_such_package'",
+        f"{here}:build": f"{here} has no function 'build'",
+        f"{here}:LIST": "has no function 'LIST'",
+        f"{here}:number": "returned int: it must return a torch.nn.Module",
+    }.items():
+        with pytest.raises(ModelError, match=re.escape(reason)):
+            build_module(factory, None)
+
+
+def batchnorm(**options: bool) -> nn.BatchNorm2d:
+    layer = nn.BatchNorm2d(2, **options)
+    layer(torch.randn(8, 2, 4, 4))
+    return layer
+
+
+def test_trained_running_statistics_are_accepted():
+    check_batchnorm(nn.Sequential(nn.Conv2d(1, 2, 3), batchnorm()))
+
+
+def folded() -> nn.Module:
+    network = nn.Sequential()
+    network.add_module("conv", nn.Conv2d(1, 2, 3))
+    network.add_module("bn", nn.Identity())
+    return network
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (
+            nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()),
+            "no BatchNorm layer found: the method needs the running",
+        ),
+        (nn.Sequential(nn.GroupNorm(1, 2)), "no BatchNorm layer found"),
+        (folded(), "were folded into the convolutions: export the unfused float model"),
+        (
+            nn.Sequential(batchnorm(), batchnorm(track_running_stats=False)),
+            "without running statistics: 1: build it with track_running_stats=True",
+        ),
+        (nn.Sequential(nn.BatchNorm2d(2)), "statistics it starts with .* give the trained weights"),
+    ],
+)
+def test_a_network_the_method_cannot_use_is_refused(module, reason):
+    with pytest.raises(ModelError, match=reason):
+        check_batchnorm(module)
