@@ -20,6 +20,7 @@ from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code; an error is one line on standard error."""
     args = build_parser().parse_args(argv)
     _log_to_stderr()
     try:
@@ -34,10 +35,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _log_to_stderr() -> None:
-    """Our own rooms from INFO on; libraries only where something is wrong."""
+    """Log messages of recald from INFO on, of libraries from WARNING on."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    for room in ("calibrate", "deploy", "daemon"):
-        logging.getLogger(room).setLevel(logging.INFO)
+    for package in ("calibrate", "deploy", "daemon"):
+        logging.getLogger(package).setLevel(logging.INFO)
 
 
 def _advice(error: OSError) -> str:
@@ -53,7 +54,7 @@ def _advice(error: OSError) -> str:
 def run_daemon(args: argparse.Namespace) -> int:
     from daemon.config import load_config
 
-    config = load_config(args.config)  # a mistake in it is told before the seconds that importing torch takes
+    config = load_config(args.config)  # first: a mistake is reported before torch is imported, which takes seconds
 
     from prometheus_client import REGISTRY
 
@@ -89,16 +90,16 @@ def examine(args: argparse.Namespace) -> int:
 
 
 def history(args: argparse.Namespace) -> int:
-    from daemon.operator import history as past
+    from daemon.operator import history as audit_commands
 
-    past.history(args)
+    audit_commands.history(args)
     return 0
 
 
 def verify(args: argparse.Namespace) -> int:
-    from daemon.operator import history as past
+    from daemon.operator import history as audit_commands
 
-    return 0 if past.verify(args) else EX_CONFIG
+    return 0 if audit_commands.verify(args) else EX_CONFIG
 
 
 def report(args: argparse.Namespace) -> int:
@@ -166,7 +167,7 @@ def status(args: argparse.Namespace) -> int:
 def _cell(column: str, value: Any) -> str:
     if column in ("homogenizer", "candidate") and value is not None:
         return str(value)[:8]
-    if isinstance(value, bool):  # before numbers: 0 is no "no"
+    if isinstance(value, bool):  # before numbers: the number 0 does not mean "no"
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.2f}"
@@ -174,7 +175,7 @@ def _cell(column: str, value: Any) -> str:
 
 
 def order(args: argparse.Namespace) -> int:
-    """One order to a running daemon, one line about what happened and what comes next."""
+    """Give one order to a running daemon and print one line: what happened and what comes next."""
     name = "release" if getattr(args, "release", False) else args.command
     message = {"command": name, "sensor": args.sensor, "by": _user(), "version": getattr(args, "version", None)}
     answer = _ask(args, message)
@@ -185,19 +186,16 @@ def order(args: argparse.Namespace) -> int:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
+    except (KeyError, OSError):  # in a container a user may have no name
         return str(os.getuid())
 
 
 def _ask(args: argparse.Namespace, message: dict[str, Any]) -> dict[str, Any]:
     from daemon.config import ControlConfig, load_config
-    from daemon.operator.control import ControlError, request
+    from daemon.operator.control import ask
 
     control = load_config(args.config).control if args.config else ControlConfig()
-    answer = request(control.endpoint, message, timeout=args.timeout)
-    if not answer["ok"]:
-        raise ControlError(answer["error"])
-    return answer
+    return ask(control.endpoint, message, timeout=args.timeout)
 
 
 def _shape(text: str) -> tuple[int, int, int]:
@@ -216,7 +214,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; the command reference is made from it."""
+    """Build the parser of all commands; docs/commands.md is generated from it."""
     parser = argparse.ArgumentParser(
         prog="recald", description="Keep a frozen BatchNorm network working while the camera in front of it drifts."
     )
@@ -249,86 +247,100 @@ def _add_daemon(commands: Any) -> None:
     ):
         command = _add(commands, name, run, text, "--config /etc/recald/recald.yaml")
         command.add_argument("--config", type=Path, required=True, help="the configuration file")
-    look = _add(
-        commands, "doctor", examine, "show what is here, what is missing and what to do", "--config recald.yaml"
-    )
-    look.add_argument("--config", type=Path, help="look also at what this configuration asks for")
-    look.add_argument("--json", action="store_true", help="print JSON for programs")
+    text = "check this machine and every backend, and say what is missing and what to do"
+    doctor = _add(commands, "doctor", examine, text, "--config /etc/recald/recald.yaml")
+    doctor.add_argument("--config", type=Path, help="check also what this configuration file asks for")
+    doctor.add_argument("--json", action="store_true", help="print JSON for programs")
 
 
 def _add_export(commands: Any) -> None:
-    example = "--factory nets:resnet20 --weights resnet20.th --input 3x32x32 --mean 0.485,0.456,0.406 "
+    example = "--factory nets:resnet20 --weights resnet20.pth --input 3x32x32 --mean 0.485,0.456,0.406 "
     example += "--std 0.229,0.224,0.225 -o model.pt2"
     command = _add(commands, "export", export, "freeze a trained network into a model file and its card", example)
     command.add_argument("--factory", required=True, help="module:function that builds the network")
-    command.add_argument("--weights", type=Path, help=".safetensors, or a .pt/.pth/.th state dict")
-    command.add_argument("--input", type=_shape, required=True, help="CHANNELSxHEIGHTxWIDTH")
-    command.add_argument("--mean", type=_numbers, required=True, help="a channel's mean, of values 0..1")
-    command.add_argument("--std", type=_numbers, required=True, help="a channel's standard deviation")
-    command.add_argument("--classes", type=lambda text: text.split(","), help="names, separated by commas")
-    command.add_argument("--name", help="of the model; the file's name by default")
+    command.add_argument("--weights", type=Path, help="a .safetensors file, or a .pt, .pth or .th state dict")
+    command.add_argument("--input", type=_shape, required=True, help="size of one frame: CHANNELSxHEIGHTxWIDTH")
+    command.add_argument("--mean", type=_numbers, required=True, help="mean of each channel, of values 0..1")
+    command.add_argument(
+        "--std", type=_numbers, required=True, help="standard deviation of each channel, of values 0..1"
+    )
+    command.add_argument(
+        "--classes", type=lambda text: text.split(","), help="names of the classes, separated by commas"
+    )
+    command.add_argument("--name", help="name of the model in its card (default: the name of the file)")
     command.add_argument("-o", "--output", type=Path, required=True, help="the model file, *.pt2")
 
 
 def _add_commission(commands: Any) -> None:
     text = "measure clean frames once, for a finer drift score and better fits"
     command = _add(commands, "commission", commission, text, "--model model.pt2 --frames clean/")
-    command.add_argument("--model", type=Path, required=True, help="the model file, *.pt2, its card beside it")
-    what = command.add_mutually_exclusive_group(required=True)
-    what.add_argument("--frames", type=Path, help="clean pictures: a folder of png or jpg files, or .npz with 'images'")
-    what.add_argument("--remove", action="store_true", help="undo: go back to the statistics shipped in the model")
+    command.add_argument("--model", type=Path, required=True, help="the model file, *.pt2, with its card beside it")
+    action = command.add_mutually_exclusive_group(required=True)
+    action.add_argument(
+        "--frames", type=Path, help="clean pictures: a folder of png or jpg files, or an .npz file with key images"
+    )
+    action.add_argument("--remove", action="store_true", help="undo: use the statistics shipped in the model again")
     command.add_argument("--count", type=int, default=2048, help="pictures at most, evenly from all (%(default)s)")
 
 
 ORDERS = {
-    "recalibrate": "fit a sensor's homogenizer now",
-    "approve": "let a candidate serve, where recalibrate.mode is supervised",
-    "reject": "drop a candidate",
+    "recalibrate": "fit a homogenizer for a sensor now",
+    "approve": "let the waiting candidate serve (recalibrate.mode supervised)",
+    "reject": "drop the waiting candidate",
     "rollback": "let the homogenizer before the active one serve again",
-    "hold": "let nothing be swapped for now",
+    "hold": "forbid swaps until --release",
 }
 
 
 def _add_operator(commands: Any) -> None:
-    show = _add(commands, "status", status, "show what a running daemon does", "--config recald.yaml")
+    show = _add(
+        commands,
+        "status",
+        status,
+        "show what a running daemon does with each sensor",
+        "--config /etc/recald/recald.yaml",
+    )
     orders = {name: _add(commands, name, order, text, "--sensor front") for name, text in ORDERS.items()}
-    orders["hold"].add_argument("--release", action="store_true", help="undo: swaps are allowed again")
+    orders["hold"].add_argument("--release", action="store_true", help="undo: allow swaps again")
     for name in ("approve", "reject"):
-        orders[name].add_argument("--version", metavar="V", help="this candidate and no newer one: 8 digits or more")
+        orders[name].add_argument(
+            "--version", metavar="V", help="only if this candidate waits, no newer one: 8 digits of its version or more"
+        )
     for parser in orders.values():
-        parser.add_argument("--sensor", required=True)
+        parser.add_argument("--sensor", required=True, help="the id of the sensor")
     for parser in (show, *orders.values()):
         parser.add_argument("--json", action="store_true", help="print JSON for programs")
-        parser.add_argument("--config", type=Path, help="the daemon's, where control.endpoint is not the default")
+        parser.add_argument("--config", type=Path, help="the daemon's file, where control.endpoint is not the default")
         parser.add_argument("--timeout", type=float, default=5.0, help="seconds to wait for an answer (%(default)s)")
 
 
 def _add_past(commands: Any) -> None:
     example = "--config /etc/recald/recald.yaml"
-    told = _add(commands, "history", history, "show what was done and why, from the audit log", example)
-    told.add_argument("--sensor", help="of this sensor alone")
-    told.add_argument("--limit", type=int, default=50, metavar="N", help="the newest N records (%(default)s)")
-    told.add_argument("--all", action="store_true", help="show every change of state too")
+    text = "show the audit log: what was done, when and why"
+    records = _add(commands, "history", history, text, example)
+    records.add_argument("--sensor", help="only this sensor")
+    records.add_argument("--limit", type=int, default=50, metavar="N", help="the newest N records (%(default)s)")
+    records.add_argument("--all", action="store_true", help="show every change of state, too")
     check = _add(commands, "verify", verify, "check every byte of model, state and audit log", example)
-    check.add_argument("--anchor", metavar="NUMBER:DIGEST", help="of a record that was noted elsewhere")
+    check.add_argument("--anchor", metavar="NUMBER:DIGEST", help="a record that was noted elsewhere, such as 17:3fa9")
     page = _add_report(commands)
-    for parser in (told, check, page):
+    for parser in (records, check, page):
         parser.add_argument("--config", type=Path, required=True, help="the configuration file")
         parser.add_argument("--json", action="store_true", help="print JSON for programs")
-    gone = _add(commands, "purge", purge, "delete all frames that were kept for reports", example)
-    gone.add_argument("--config", type=Path, required=True, help="the configuration file")
-    gone.add_argument("--sensor", help="those of this sensor alone")
+    delete = _add(commands, "purge", purge, "delete all frames that were kept for reports", example)
+    delete.add_argument("--config", type=Path, required=True, help="the configuration file")
+    delete.add_argument("--sensor", help="only this sensor")
 
 
 def _add_report(commands: Any) -> Any:
-    text = "write a page about a recalibration: the evidence, the verdict, what followed"
+    text = "write an HTML page about one recalibration: evidence, verdict, what followed"
     page = _add(commands, "report", report, text, "--config /etc/recald/recald.yaml -o report.html")
-    page.add_argument("--sensor", help="of this sensor alone")
-    which = page.add_mutually_exclusive_group()
-    which.add_argument("--number", type=int, help="of its record in the audit log; the newest by default")
-    which.add_argument("--version", dest="version_prefix", metavar="V", help="the homogenizer's, or how it begins")
-    which.add_argument("--list", action="store_true", help="show all that are on record instead")
-    page.add_argument("-o", "--output", type=Path, metavar="FILE", help="report.html by default; - is standard output")
+    page.add_argument("--sensor", help="only this sensor")
+    choice = page.add_mutually_exclusive_group()
+    choice.add_argument("--number", type=int, help="the number of its record in the audit log (default: the newest)")
+    choice.add_argument("--version", dest="version_prefix", metavar="V", help="the first digits of its homogenizer")
+    choice.add_argument("--list", action="store_true", help="list all recalibrations instead")
+    page.add_argument("-o", "--output", type=Path, metavar="FILE", help="default report.html; - is standard output")
     return page
 
 
@@ -337,10 +349,10 @@ def _add_camera(commands: Any) -> None:
         (
             "simulate",
             "daemon.simulation.camera",
-            "publish images as a drifting camera would",
+            "publish pictures as a drifting camera would",
             "--images photos/ --endpoint tcp://127.0.0.1:5550 --sensor front --drift exposure=-1 --after 10",
         ),
-        ("demo", "daemon.demo.run", "watch a camera drift and the daemon recover", "--output demo-output"),
+        ("demo", "daemon.demo.run", "show a camera that drifts and the daemon that recovers", "--output demo-output"),
     ):
         command = _add(commands, name, partial(_run_module, module), text, example)
         command.add_arguments_of = module
@@ -352,9 +364,10 @@ def _run_module(module: str, args: argparse.Namespace) -> int:
 
 
 class Command(argparse.ArgumentParser):
-    """A command's parser. `add_arguments_of` names the module that adds its arguments when the command is used.
+    """The parser of one command.
 
-    So no command imports what only another needs.
+    add_arguments_of: the module that adds its arguments when the command is used, so that no command imports what
+    only another one needs.
     """
 
     add_arguments_of: str | None = None
@@ -364,7 +377,7 @@ class Command(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def complete(self) -> None:
-        """Add the arguments that were left for later."""
+        """Add the arguments of the module `add_arguments_of`, once."""
         module, self.add_arguments_of = self.add_arguments_of, None
         if module is not None:
             import_module(module).add_arguments(self)

@@ -106,6 +106,14 @@ def request(endpoint: str, message: Mapping[str, Any], timeout: float) -> dict[s
         return _read_answer(socket.recv(), endpoint)
 
 
+def ask(endpoint: str, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+    """Send one request and return the answer; ControlError when none comes in time, or when recald refuses."""
+    answer = request(endpoint, message, timeout)
+    if not answer["ok"]:
+        raise ControlError(str(answer.get("error", f"recald refused {message['command']} and gave no reason")))
+    return answer
+
+
 def _reach(socket: zmq.Socket, endpoint: str) -> None:
     path = ipc_path(endpoint)
     try:

@@ -19,45 +19,19 @@ import zmq
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from daemon.client import READER_WAIT_S, build_frame, open_camera, send
 from daemon.images import load_images
-from daemon.serving.message import build_frame
-from daemon.simulation.drifts import KINDS, Drift, SimulationError, parse_drift
-from daemon.zmq_sockets import bind, connect, open_socket
+from daemon.simulation.drifts import KINDS, Drift, parse_drift
 
 ENCODINGS = ("rgb8", "bgr8", "mono8", "mono16", "jpeg", "png")
-SEND_QUEUE = 4  # frames; a longer queue would only show the reader older pictures
-LINGER_MS = 1000  # the last frames of a finite run still go out
-READER_WAIT_S = 2.0  # a daemon that runs has connected by then
 
 Wait = Callable[[float], bool]  # sleeps for some seconds; True when told to stop, as threading.Event.wait
-
-
-def open_camera(context: zmq.Context, endpoint: str, *, pattern: str = "pub", binds: bool = False) -> zmq.Socket[bytes]:
-    """Open the sending socket. For "pub" an XPUB: a PUB that can tell whether anybody listens."""
-    socket = open_socket(context, zmq.XPUB if pattern == "pub" else zmq.PUSH)
-    socket.setsockopt(zmq.SNDHWM, SEND_QUEUE)
-    socket.setsockopt(zmq.LINGER, LINGER_MS)
-    socket.setsockopt(zmq.IMMEDIATE, 1)  # no queue towards a daemon that is not there
-    try:
-        (bind if binds else connect)(socket, endpoint)
-    except OSError as error:
-        raise SimulationError(error.strerror) from error
-    return socket
 
 
 def wait_for_reader(socket: zmq.Socket[bytes], seconds: float) -> bool:
     """Wait until somebody listens, so that the first frame is not sent to nobody."""
     event = zmq.POLLIN if socket.getsockopt(zmq.TYPE) == zmq.XPUB else zmq.POLLOUT
     return bool(socket.poll(int(seconds * 1000), event))
-
-
-def send(socket: zmq.Socket[bytes], parts: list[bytes]) -> bool:
-    """Send without waiting, as a camera must; False when nobody took the frame."""
-    try:
-        socket.send_multipart(parts, zmq.NOBLOCK)
-    except zmq.Again:
-        return False
-    return True
 
 
 def paced(

@@ -23,7 +23,7 @@ PATTERN, NOISE, ROWS, COLUMNS, DEAD = range(5)
 
 
 class SimulationError(RecaldError):
-    """A drift, an image source or an endpoint that cannot be used; the message says what to do."""
+    """A drift that cannot be used; the message says what to do."""
 
 
 def haze(image: np.ndarray, fraction: float) -> np.ndarray:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from daemon.client import EndpointError
 from daemon.images import ImageError, load_images
 from daemon.serving.message import decode, parse_frame
 from daemon.simulation.camera import ENCODINGS, open_camera, paced, publish, wait_for_reader
@@ -302,7 +303,7 @@ def test_without_a_daemon_nothing_blocks_and_nothing_counts_as_sent(context, tmp
 
 
 def test_an_endpoint_that_is_none_is_named(context):
-    with pytest.raises(SimulationError, match="tcp://nowhere"):
+    with pytest.raises(EndpointError, match="tcp://nowhere"):
         open_camera(context, "tcp://nowhere")
 
 
