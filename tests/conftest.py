@@ -1,5 +1,6 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and three rules about all tests: see the plugins below."""
 
+import fcntl
 import os
 import sys
 import tempfile
@@ -12,10 +13,16 @@ import hypothesis
 import pytest
 import zmq
 from places import DATA, SIMULATED_GPU
+from processes import ProcessGuard, starts_process
 
 DATA_OUTCOMES = pytest.StashKey[dict[str, str]]()  # of the tests that read real data, by test
 
 os.environ["COLUMNS"] = "100"  # argparse and rich fold to it, whatever terminal the tests run in
+
+# These networks are so small that a pool's threads wait longer for each other than they compute. Nothing has imported
+# torch yet, and every process that a test starts inherits the setting.
+for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(pool, "1")
 
 # How long an example takes says something about the machine, and nothing about the code.
 hypothesis.settings.register_profile("recald", deadline=None)
@@ -25,6 +32,46 @@ hypothesis.settings.load_profile("recald")
 def pytest_configure(config):
     config.stash[DATA_OUTCOMES] = {}
     config.pluginmanager.register(DataWatch(config), "data-watch")
+    config.pluginmanager.register(ProcessWatch(), "process-watch")
+
+
+def pytest_collection_modifyitems(items):
+    """Put the files with long tests first: parallel workers then end at about the same time."""
+    long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("process")}
+    items.sort(key=lambda item: item.path not in long)
+
+
+class ProcessWatch:
+    """Marks the tests that start processes, and fails any other test that starts one."""
+
+    def __init__(self):
+        self._guard = ProcessGuard()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items):
+        for item in items:
+            if isinstance(item, pytest.Function) and starts_process(item):
+                item.add_marker(pytest.mark.process)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self, item):
+        return (yield from self._watched(item))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item):
+        return (yield from self._watched(item))
+
+    def _watched(self, item):
+        if item.get_closest_marker("process"):
+            return (yield)
+        try:
+            with self._guard.forbidding():
+                result = yield
+        finally:
+            started = self._guard.started()
+        if started:
+            pytest.fail(f"this test starts a process, so it needs the marker `process`: {started}")
+        return result
 
 
 class DataWatch:
@@ -47,17 +94,17 @@ class DataWatch:
         terminal = session.config.pluginmanager.get_plugin("terminalreporter")  # None in a parallel worker
         option = session.config.option
         whole = not (option.markexpr or option.keyword or option.file_or_dir)
-        if "CI" in os.environ and DATA.is_dir() and terminal and whole and (said := unread(self._outcomes)):
+        if "CI" in os.environ and DATA.is_dir() and terminal and whole and (message := unread(self._outcomes)):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-            terminal.write_line(said, red=True)
+            terminal.write_line(message, red=True)
 
 
 def unread(outcomes: dict[str, str]) -> str:
-    """What speaks against the real data having been read, "" for nothing."""
+    """Return why the run does not prove that the real data was tested with, "" if it does."""
     skipped = [test for test, outcome in outcomes.items() if outcome == "skipped"]
     if not outcomes:
-        return f"{DATA} is there, and no test that reads it ran"
-    return f"{DATA} is there, and these tests did not read it: {', '.join(skipped)}" if skipped else ""
+        return f"{DATA} exists, and no test that reads it ran"
+    return f"{DATA} exists, and these tests did not read it: {', '.join(skipped)}" if skipped else ""
 
 
 @pytest.fixture(scope="session")
@@ -102,13 +149,29 @@ def open_peer(context) -> Iterator[Callable[..., zmq.Socket]]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The exported synthetic network, with its card; not to be changed."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all parallel workers of a run have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
+def tiny_model(shared_folder: Path) -> Path:
+    """The exported synthetic network, with its card; made once for all workers, not to be changed."""
+    path = shared_folder / "model" / "tiny.pt2"
+    with (shared_folder / "model.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            _export_tiny(path)
+    return path
+
+
+def _export_tiny(path: Path) -> None:
     import synthetic  # both take the second that torch needs
 
     from deploy.model.export import export_model
 
-    path = tmp_path_factory.mktemp("model") / "tiny.pt2"
     export_model(
         synthetic.FACTORY,
         None,
@@ -118,7 +181,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         std=synthetic.STD,
         classes=synthetic.CLASSES,
     )
-    return path
 
 
 @pytest.fixture

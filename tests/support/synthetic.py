@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import cv2
 import numpy as np
 import torch
@@ -41,7 +44,14 @@ def normalised(batch: np.ndarray) -> torch.Tensor:
 
 
 def trained_network() -> nn.Module:
-    """Always the same weights; its BatchNorm statistics are those of `images`."""
+    """A copy of its own for each caller, always of the same weights; its BatchNorm statistics are those of `images`."""
+    network = copy.deepcopy(_trained_once())
+    torch.manual_seed(0)  # what a test draws after it does not depend on who was first
+    return network
+
+
+@functools.cache
+def _trained_once() -> nn.Module:
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
