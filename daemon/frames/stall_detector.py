@@ -1,31 +1,34 @@
-"""Whether a camera has stopped: its frames come at a pace of their own, and silence is what is long for it."""
+"""Detects a stopped camera: no frame for 5 s and 3 times its usual longest gap between frames."""
 
 from __future__ import annotations
 
 from collections import deque
 
-GAPS = 64  # between the newest frames
-LONG = 3.0  # times the longest of them but one: a single outage is no habit, frames that come in bursts are
-LEAST_S = 5.0
+MIN_STALL_S = 5.0
+MIN_STALL_RATIO = 3.0  # to the usual longest gap: a camera that sends bursts is silent between them
+GAP_WINDOW = 64  # the newest gaps between frames
 
 
 class StallDetector:
-    """Fed with the times (s, monotonic) of one sensor's frames; begins to wait at `since`, or with the first frame."""
+    """Fed with the arrival times (monotonic clock, s) of one sensor's frames.
+
+    Waits for the first frame from `since` on; without it, the first frame starts the wait for the next.
+    """
 
     def __init__(self, since: float | None = None) -> None:
         self._last = since
-        self._gaps: deque[float] = deque(maxlen=GAPS)
+        self._gaps: deque[float] = deque(maxlen=GAP_WINDOW)
 
     def arrived(self, now: float) -> None:
-        """A frame came."""
+        """Note that a frame arrived."""
         if self._last is not None:
             self._gaps.append(now - self._last)
         self._last = now
 
     def silence(self, now: float) -> float:
-        """For how long no frame came (s), 0 while that is nothing unusual."""
-        passed = 0.0 if self._last is None else now - self._last
-        return passed if passed > LEAST_S and passed > LONG * self._usual() else 0.0
-
-    def _usual(self) -> float:
-        return sorted(self._gaps)[-2] if len(self._gaps) > 1 else 0.0
+        """Return for how long no frame has arrived (s), or 0 while that is usual for this camera."""
+        if self._last is None:
+            return 0.0
+        usual = sorted(self._gaps)[-2] if len(self._gaps) > 1 else 0.0  # not the longest: one outage is no habit
+        silence = now - self._last
+        return silence if silence > MIN_STALL_S and silence > MIN_STALL_RATIO * usual else 0.0

@@ -1,4 +1,4 @@
-"""The receiver: one thread drains the input socket into one slot per sensor, where the newest frame wins."""
+"""The receiver: one thread reads the input socket and keeps the newest frame of each sensor in a slot."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ from daemon.metrics import Metrics
 from daemon.serving.message import Frame, FrameError, parse_frame
 from daemon.zmq_sockets import bind, connect, open_socket
 
-LARGEST_KEPT = (32 << 20) - (64 << 10)  # glibc never keeps a block above 32 MiB
+INTAKE_POLL_MS = 100  # the longest time that close() waits for the thread
+RECEIVE_QUEUE_FRAMES = 4  # the thread empties the queue all the time; a longer one would only hold older frames
+MAX_DRAINED_MESSAGES = 256  # then the thread looks whether it must stop: a flood cannot keep it from closing
+RECONNECT_MS, RECONNECT_MAX_MS = 100, 5000
+HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3000  # detects a peer that is gone and did not close its connection
+MAX_KEPT_BLOCK_BYTES = (32 << 20) - (64 << 10)  # glibc never keeps a freed block above 32 MiB
+SOCKET_KINDS = {"sub": zmq.SUB, "pull": zmq.PULL}
 
 log = logging.getLogger(__name__)
 
-RECEIVE_QUEUE = 4  # messages; the thread always drains, so a longer queue would only hold old frames
-DRAIN_LIMIT = 256  # messages a wake-up, so that a flood cannot keep the thread from closing
-POLL_MS = 100  # the longest that close() waits
-RECONNECT_MS, RECONNECT_MAX_MS = 100, 5000
-HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3000  # notices a peer that is gone without a word
-PATTERNS = {"sub": zmq.SUB, "pull": zmq.PULL}
-
 
 class Intake:
-    """Receives frames from `start()` to `close()`; `endpoints` are where, with the ports chosen for `*`."""
+    """Receives frames from `start()` to `close()`; `endpoints` are the bound and connected ones, with real ports."""
 
     def __init__(
         self,
@@ -39,16 +38,17 @@ class Intake:
         clock_ns: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
     ):
+        """Open the socket; OSError where an endpoint cannot be bound or connected. clock_ns: ns since the epoch."""
         self._sensors = frozenset(sensors)
         self._max_age = config.max_age
         self._metrics = metrics
         self._clock_ns = clock_ns
         self._monotonic = monotonic
         self._last_seq: dict[str, int] = {}
-        self._slots: dict[str, Frame] = {}  # in the order in which they were filled
-        self._filled = threading.Condition()
+        self._slots: dict[str, Frame] = {}  # by sensor, in the order in which they were filled
+        self._slot_filled = threading.Condition()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
+        self._thread = threading.Thread(target=self._receive, name="intake", daemon=True)
         self._socket = _input_socket(context, config)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         try:
@@ -59,36 +59,17 @@ class Intake:
             raise
 
     def start(self) -> None:
+        """Start the receiver thread."""
         keep_freed_memory()
         self._thread.start()
 
-    def take(self, timeout: float) -> Frame | None:
-        """Remove and return the frame whose slot was filled first; None if none is there for `timeout` s."""
-        with self._filled:
-            if self._filled.wait_for(lambda: self._slots, timeout):
-                return self._slots.pop(next(iter(self._slots)))
-        if self._thread.ident and not self._thread.is_alive() and not self._stopping.is_set():
-            raise RuntimeError("the receiver thread has died, its traceback is in the log")
-        return None
-
-    def close(self) -> None:
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
-        self._close_sockets()
-
-    def _close_sockets(self) -> None:
-        if not self._socket.closed:
-            self._socket.disable_monitor()
-        self._monitor.close(linger=0)
-        self._socket.close()
-
-    def _run(self) -> None:
+    def _receive(self) -> None:
+        """Receive until close() is called: the body of the thread."""
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._monitor, zmq.POLLIN)
         while not self._stopping.is_set():
-            ready = dict(poller.poll(POLL_MS))
+            ready = dict(poller.poll(INTAKE_POLL_MS))
             if self._monitor in ready:
                 self._monitor.recv_multipart()
                 self._metrics.input_disconnects.inc()
@@ -96,7 +77,8 @@ class Intake:
                 self._drain()
 
     def _drain(self) -> None:
-        for _ in range(DRAIN_LIMIT):
+        """Accept every message that has arrived, but at most MAX_DRAINED_MESSAGES."""
+        for _ in range(MAX_DRAINED_MESSAGES):
             try:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
@@ -104,6 +86,7 @@ class Intake:
             self._accept([part.buffer for part in parts])
 
     def _accept(self, parts: list[memoryview]) -> None:
+        """Check one message and put its frame into the slot of its sensor; count the message in any case."""
         try:
             frame = parse_frame(
                 parts,
@@ -116,49 +99,77 @@ class Intake:
             log.debug("frame of %s refused: %s", error.sensor, error)
             self._metrics.frames_received.labels(error.sensor).inc()
             self._metrics.frames_dropped.labels(error.sensor, error.reason).inc()
-            if error.seq is not None:
+            if error.seq is not None:  # the header was readable, so this frame was not missed
                 self._count_missed(error.sensor, error.seq)
             return
         self._metrics.frames_received.labels(frame.sensor).inc()
         self._metrics.last_frame_timestamp_seconds.labels(frame.sensor).set(frame.timestamp / 1e9)
         self._count_missed(frame.sensor, frame.seq)
-        self._fill(frame)
+        self._fill_slot(frame)
 
     def _count_missed(self, sensor: str, seq: int) -> None:
+        """Count the sequence numbers between the last frame and this one."""
         skipped = seq - self._last_seq.get(sensor, seq) - 1
-        if skipped > 0:  # below 0 the camera has started again
+        if skipped > 0:  # below 0 the camera has restarted
             self._metrics.frames_missed.labels(sensor).inc(skipped)
         self._last_seq[sensor] = seq
 
-    def _fill(self, frame: Frame) -> None:
-        with self._filled:
+    def _fill_slot(self, frame: Frame) -> None:
+        """Put the frame into its sensor's slot and drop the older frame there, if any."""
+        with self._slot_filled:
             superseded = frame.sensor in self._slots
-            self._slots[frame.sensor] = frame  # keeps its place: a fast sensor cannot push a slow one back
-            self._filled.notify()
+            self._slots[frame.sensor] = frame  # a filled slot keeps its place: a fast sensor cannot delay a slow one
+            self._slot_filled.notify()
         if superseded:
             self._metrics.frames_dropped.labels(frame.sensor, "superseded").inc()
 
+    def take(self, timeout: float) -> Frame | None:
+        """Remove and return the frame whose slot was filled first; None where no frame arrives within `timeout` s.
+
+        Raises RuntimeError where the receiver thread has died.
+        """
+        with self._slot_filled:
+            if self._slot_filled.wait_for(lambda: self._slots, timeout):
+                return self._slots.pop(next(iter(self._slots)))
+        if self._thread.ident and not self._thread.is_alive() and not self._stopping.is_set():
+            raise RuntimeError("the receiver thread has died, its traceback is in the log")
+        return None
+
+    def close(self) -> None:
+        """Stop the thread and close the sockets. Safe to call twice, or without start()."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._close_sockets()
+
+    def _close_sockets(self) -> None:
+        if not self._socket.closed:
+            self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close()
+
 
 def _input_socket(context: zmq.Context, config: InputConfig) -> zmq.Socket:
-    socket = open_socket(context, PATTERNS[config.pattern])
-    socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
-    socket.setsockopt(zmq.MAXMSGSIZE, config.max_frame_bytes)  # libzmq disconnects who sends more
+    socket = open_socket(context, SOCKET_KINDS[config.pattern])
+    socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE_FRAMES)
+    socket.setsockopt(zmq.MAXMSGSIZE, config.max_frame_bytes)  # libzmq disconnects a peer that sends more
     socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
     if config.pattern == "sub":
-        socket.setsockopt(zmq.SUBSCRIBE, b"")  # imagezmq has no topic; foreign sensors are refused one by one
+        socket.setsockopt(zmq.SUBSCRIBE, b"")  # to all topics: imagezmq sends none; parse_frame checks the sensor
     return socket
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep up to 64 MiB of freed frames instead of giving them back to the kernel.
+    """Make malloc keep up to 64 MiB of freed frames, instead of returning their memory to the kernel.
 
-    By default glibc gives back what is free beyond twice the largest block that was ever freed, here two frames. The
-    receiver holds more of them, so their pages went and came all the time: 87 page faults a frame at 1080p, and a
-    sixth fewer frames a second. Freeing one large block, whose pages nobody touched, raises that bound (mallopt(3):
-    M_MMAP_THRESHOLD is dynamic). Where the environment sets the bound, or with another C library, nothing changes.
+    By default glibc returns what is free beyond twice the largest block that was ever freed, here two frames. The
+    receiver frees more than that, so its pages were returned and fetched again all the time: 87 page faults a frame
+    at 1080p, and a sixth fewer frames a second. Freeing one large block, whose pages were never touched, raises that
+    limit (mallopt(3): M_MMAP_THRESHOLD is dynamic). Where the environment sets the limit, or with another C library,
+    this changes nothing.
     """
-    np.empty(LARGEST_KEPT, np.uint8)
+    np.empty(MAX_KEPT_BLOCK_BYTES, np.uint8)

@@ -1,4 +1,4 @@
-"""Frame messages: checked when they arrive, decoded when they are used, built by cameras and tests."""
+"""Frame messages: parsed and checked on arrival, decoded into an image before use, built by cameras and tests."""
 
 from __future__ import annotations
 
@@ -12,15 +12,24 @@ import numpy as np
 
 from calibrate.errors import RecaldError
 from daemon import UNKNOWN_SENSOR
-from daemon.serving.pixels import COMPRESSED, RAW, PixelError, image_size, pack, unpack_compressed, unpack_raw
+from daemon.serving.pixels import (
+    COMPRESSED_ENCODINGS,
+    RAW_LAYOUTS,
+    PixelError,
+    image_size,
+    pack,
+    unpack_compressed,
+    unpack_raw,
+)
 
-VERSION = 1
+FRAME_VERSION = 1  # of the header: its key "v"
+MAX_TOPIC_BYTES = 256  # that are looked at; a sensor id has at most 64
 MAX_HEADER_BYTES = 64 * 1024
-MAX_SIDE = 16384  # pixels
-MAX_NUMBER = 2**63 - 1  # sequence numbers and timestamps fit a signed 64-bit integer
+MAX_FRAME_SIDE = 16384  # pixels
+MAX_NUMBER = 2**63 - 1  # of seq, timestamp and step: they fit a signed 64-bit integer
 MAX_FUTURE_NS = 1_000_000_000  # more than the clocks of two synchronised machines differ
 
-IMAGEZMQ_ENCODINGS = {
+IMAGEZMQ_ENCODINGS = {  # by dtype and number of channels
     ("uint8", 3): "bgr8",
     ("uint8", 1): "mono8",
     ("uint16", 1): "mono16",
@@ -32,9 +41,10 @@ Buffer = bytes | bytearray | memoryview
 
 
 class FrameError(RecaldError):
-    """A refused frame; `reason` is one word for a counter, `sensor` a configured sensor's id or "unknown".
+    """A frame that is refused.
 
-    `seq` is its number, where the header could be read: such a frame arrived, it was not missed.
+    `reason` is one word, a label value of recald_frames_dropped_total. `sensor` is the id of a configured sensor, or
+    "unknown". `seq` is the frame's number, where the header could be read: such a frame arrived, it was not missed.
     """
 
     def __init__(self, reason: str, message: str, sensor: str = UNKNOWN_SENSOR, seq: int | None = None):
@@ -46,7 +56,7 @@ class FrameError(RecaldError):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One checked message; the payload is as sent and may be a view of the transport's memory."""
+    """A message that passed all checks but is not yet decoded; the payload may be a view of the transport's memory."""
 
     sensor: str
     seq: int
@@ -57,20 +67,27 @@ class Frame:
     step: int  # bytes a row; 0 when compressed
     hold: bool  # the sender asks for no swap now
     payload: Buffer
-    received: float  # monotonic seconds
+    received: float  # monotonic clock, s
+
+
+# ---- parse
 
 
 def parse_frame(
     parts: Sequence[Buffer], *, sensors: Container[str], now_ns: int, received: float, max_age: float
 ) -> Frame:
-    """Check a message of recald's three parts or imagezmq's two; raises FrameError and nothing else."""
-    sensor, header = _open(parts, sensors)
+    """Check a message, recald's with three parts or imagezmq's with two, and return its frame.
+
+    sensors: ids of the configured sensors. now_ns: ns since the epoch. received: monotonic clock, s. max_age: s.
+    Raises FrameError and nothing else.
+    """
+    sensor, imagezmq_header = _read_sensor(parts, sensors)
     payload = memoryview(parts[-1]).cast("B")
     try:
-        if header is None:
+        if imagezmq_header is None:
             header = _read_header(parts[1])
         else:
-            header = _from_imagezmq(header, payload, now_ns)
+            header = _from_imagezmq(imagezmq_header, payload, now_ns)
         frame = _read_frame(sensor, header, payload, received)
     except FrameError as error:
         error.sensor = sensor
@@ -80,28 +97,24 @@ def parse_frame(
     return frame
 
 
-def _open(parts: Sequence[Buffer], sensors: Container[str]) -> tuple[str, dict[str, Any] | None]:
-    """Return the sensor and, where the sensor is named in it, the header."""
-    if len(parts) == 3:  # a frame of a foreign sensor is refused before its header costs anything
-        return _known(_topic_sensor(parts[0]), sensors), None
-    if len(parts) == 2:
+def _read_sensor(parts: Sequence[Buffer], sensors: Container[str]) -> tuple[str, dict[str, Any] | None]:
+    """Return the sensor, and the header where it had to be read to find the sensor (imagezmq)."""
+    header: dict[str, Any] | None = None
+    name: object = None
+    if len(parts) == 3:  # the topic names the sensor: a frame of a foreign one is refused before its header is read
+        topic = bytes(parts[0][:MAX_TOPIC_BYTES])
+        name = topic[:-1].decode("ascii", "replace") if topic.endswith(b"/") else None
+    elif len(parts) == 2:
         header = _read_header(parts[0])
-        return _known(header.get("msg"), sensors), header
-    raise FrameError("parts", f"a frame has 3 parts (imagezmq: 2), this message has {len(parts)}")
+        name = header.get("msg")
+    else:
+        raise FrameError("parts", f"a frame has 3 parts (imagezmq: 2), this message has {len(parts)}")
+    if isinstance(name, str) and name in sensors:
+        return name, header
+    raise FrameError("sensor", f"no sensor {reprlib.repr(name)} is configured")
 
 
-def _topic_sensor(topic: Buffer) -> str | None:
-    text = bytes(topic[:256])
-    return text[:-1].decode("ascii", "replace") if text.endswith(b"/") else None
-
-
-def _known(sensor: object, sensors: Container[str]) -> str:
-    if isinstance(sensor, str) and sensor in sensors:
-        return sensor
-    raise FrameError("sensor", f"no sensor {reprlib.repr(sensor)} is configured")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(keys := dict(pairs)) != len(pairs):
         raise ValueError("a key is given twice")
     return keys
@@ -111,14 +124,14 @@ def _refuse_constant(literal: str) -> None:
     raise ValueError(f"{literal} is not JSON")
 
 
-_json = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
+_strict_json = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
 
 
 def _read_header(data: Buffer) -> dict[str, Any]:
     if len(data) > MAX_HEADER_BYTES:
         raise FrameError("header", f"the header has {len(data)} bytes, at most {MAX_HEADER_BYTES} are read")
     try:
-        header = _json.decode(str(data, "utf-8"))
+        header = _strict_json.decode(str(data, "utf-8"))
     except (ValueError, RecursionError) as error:
         raise FrameError("header", f"the header is not JSON in UTF-8: {error}") from error
     if not isinstance(header, dict):
@@ -127,14 +140,14 @@ def _read_header(data: Buffer) -> dict[str, Any]:
 
 
 def _from_imagezmq(header: dict[str, Any], payload: memoryview, now_ns: int) -> dict[str, Any]:
-    """Restate an imagezmq header as ours; it has neither sequence number nor capture time, so 0 and now."""
-    ours = {"v": VERSION, "seq": 0, "timestamp": now_ns}
+    """Convert an imagezmq header into recald's. It has no number and no time: `seq` is 0, `timestamp` is now."""
+    converted = {"v": FRAME_VERSION, "seq": 0, "timestamp": now_ns}
     if "dtype" not in header and "shape" not in header:
         try:
             width, height = image_size(payload)
         except PixelError as error:
             raise FrameError(error.reason, str(error)) from error
-        return ours | {"width": width, "height": height, "encoding": "jpeg"}
+        return converted | {"width": width, "height": height, "encoding": "jpeg"}
     dtype, shape = header.get("dtype"), header.get("shape")
     if not isinstance(shape, list) or len(shape) not in (2, 3) or any(type(n) is not int for n in shape):
         raise FrameError("header", f"shape must be [height, width, channels], got {reprlib.repr(shape)}")
@@ -142,23 +155,23 @@ def _from_imagezmq(header: dict[str, Any], payload: memoryview, now_ns: int) -> 
     encoding = IMAGEZMQ_ENCODINGS.get((str(dtype), channels))
     if encoding is None:
         raise FrameError("encoding", f"no image has {channels} channels of {reprlib.repr(dtype)}")
-    step = width * RAW[encoding].pixel_bytes
-    return ours | {"width": width, "height": height, "encoding": encoding, "step": step}
+    step = width * RAW_LAYOUTS[encoding].pixel_bytes
+    return converted | {"width": width, "height": height, "encoding": encoding, "step": step}
 
 
 def _read_frame(sensor: str, header: dict[str, Any], payload: memoryview, received: float) -> Frame:
     version = header.get("v")
-    if type(version) is not int or version != VERSION:
-        raise FrameError("version", f"v must be {VERSION}, got {reprlib.repr(version)}")
+    if type(version) is not int or version != FRAME_VERSION:
+        raise FrameError("version", f"v must be {FRAME_VERSION}, got {reprlib.repr(version)}")
     encoding = _encoding(header)
     return Frame(
         sensor=sensor,
         seq=_integer(header, "seq", 0, MAX_NUMBER),
         timestamp=_integer(header, "timestamp", 0, MAX_NUMBER),
-        width=_integer(header, "width", 1, MAX_SIDE),
-        height=_integer(header, "height", 1, MAX_SIDE),
+        width=_integer(header, "width", 1, MAX_FRAME_SIDE),
+        height=_integer(header, "height", 1, MAX_FRAME_SIDE),
         encoding=encoding,
-        step=0 if encoding in COMPRESSED else _integer(header, "step", 1, MAX_NUMBER),
+        step=0 if encoding in COMPRESSED_ENCODINGS else _integer(header, "step", 1, MAX_NUMBER),
         hold=_hold(header),
         payload=payload,
         received=received,
@@ -174,9 +187,9 @@ def _integer(header: dict[str, Any], key: str, low: int, high: int) -> int:
 
 def _encoding(header: dict[str, Any]) -> str:
     value = header.get("encoding")
-    if isinstance(value, str) and (value in RAW or value in COMPRESSED):
+    if isinstance(value, str) and (value in RAW_LAYOUTS or value in COMPRESSED_ENCODINGS):
         return value
-    known = ", ".join([*RAW, *sorted(COMPRESSED)])
+    known = ", ".join([*RAW_LAYOUTS, *sorted(COMPRESSED_ENCODINGS)])
     raise FrameError("encoding", f"encoding must be one of {known}, got {reprlib.repr(value)}")
 
 
@@ -188,9 +201,10 @@ def _hold(header: dict[str, Any]) -> bool:
 
 
 def _check_size(frame: Frame) -> None:
-    if frame.encoding in COMPRESSED:
+    """Raise FrameError where the payload of a raw frame has another size than its header states."""
+    if frame.encoding in COMPRESSED_ENCODINGS:
         return
-    row = frame.width * RAW[frame.encoding].pixel_bytes
+    row = frame.width * RAW_LAYOUTS[frame.encoding].pixel_bytes
     if frame.step < row:
         raise _refusal(frame, "size", f"step {frame.step} is less than the {row} bytes of a row")
     if len(frame.payload) != (expected := frame.step * frame.height):
@@ -209,27 +223,37 @@ def _refusal(frame: Frame, reason: str, message: str) -> FrameError:
     return FrameError(reason, message, frame.sensor, frame.seq)
 
 
-def decode(frame: Frame) -> np.ndarray:
-    """Return (H, W, 3) RGB or (H, W) grey: uint8, uint16, or float32 in 0..255.
+# ---- decode
 
-    May be a read-only view of the payload, and where blue is stored first its channels run backwards in
-    memory. Raises FrameError with reason decode, size or nonfinite.
+
+def decode(frame: Frame) -> np.ndarray:
+    """Return the image, (H, W, 3) RGB or (H, W) grey: uint8, uint16, or float32 in 0..255.
+
+    It may be a read-only view of the payload. Where the payload stores blue first, the channels of the view run
+    backwards in memory. Raises FrameError with reason decode, size or nonfinite.
     """
     payload = memoryview(frame.payload)
     try:
-        if frame.encoding in COMPRESSED:
+        if frame.encoding in COMPRESSED_ENCODINGS:
             return unpack_compressed(payload, frame.width, frame.height)
         return unpack_raw(payload, frame.encoding, frame.width, frame.height, frame.step)
     except PixelError as error:
         raise _refusal(frame, error.reason, str(error)) from error
 
 
+# ---- build
+
+
 def build_frame(
     sensor: str, image: np.ndarray, *, seq: int, timestamp: int, encoding: str = "rgb8", hold: bool = False
 ) -> list[bytes]:
-    """Return the three parts for (H, W, 3) RGB uint8 or (H, W) uint8/uint16; ValueError if unfit."""
+    """Return the three parts of the message for an image, (H, W, 3) RGB uint8 or (H, W) uint8 or uint16.
+
+    timestamp: when the image was taken, ns since the epoch. hold: ask the daemon for no swap now.
+    Raises ValueError where the encoding cannot hold the image.
+    """
     payload, step = pack(image, encoding)
     height, width = image.shape[:2]
-    header = {"v": VERSION, "seq": seq, "timestamp": timestamp, "width": width, "height": height}
+    header = {"v": FRAME_VERSION, "seq": seq, "timestamp": timestamp, "width": width, "height": height}
     header |= {"encoding": encoding, "hold": hold} | ({"step": step} if step else {})
     return [f"{sensor}/".encode(), json.dumps(header).encode(), payload]

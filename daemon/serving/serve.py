@@ -1,4 +1,4 @@
-"""The way of one frame: decoded, made the model's input, through ρ and Φ, published."""
+"""Serve one frame: decode it, preprocess it, run ρ and Φ on it, publish the result, keep a copy for fits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from daemon.serving.results import Publisher
 
 
 class FrameServer:
-    """Answers frames, one at a time, on the frame thread."""
+    """Serves frames, one at a time, on the frame thread."""
 
     def __init__(self, model: ServedModel, publisher: Publisher, metrics: Metrics):
         self._digest = model.digest
@@ -26,21 +26,21 @@ class FrameServer:
         self._metrics = metrics
 
     def serve(self, frame: Frame, sensor: Sensor) -> None:
-        """Publish what Φ says, and offer the frame to the reservoir.
+        """Publish the model's output for this frame, and offer the frame to the reservoir.
 
-        Raises FrameError for what is no image, RuntimeError when a runner fails.
+        Raises FrameError where the payload is no image, RuntimeError where a runner fails.
         """
         metrics, name = self._metrics, sensor.name
         metrics.frame_age_seconds.labels(name).observe(_age(frame))
         with self._stage(name, "decode"):
             image = decode(frame)
         with self._stage(name, "preprocess"):
-            image = self._preprocessor.to_input_image(image)
-            batch = self._preprocessor.normalise(image[np.newaxis])
+            image = self._preprocessor.to_input_image(image)  # (h, w, C) uint8
+            batch = self._preprocessor.normalise(image[np.newaxis])  # (1, C, h, w) float32
         with self._stage(name, "infer"):
             began = time.perf_counter()
             output, version = sensor.path.infer(batch)
-            sensor.latency_monitor.served(time.perf_counter() - began)
+            sensor.latency_monitor.observe(time.perf_counter() - began)
         with self._stage(name, "publish"):
             header = self._header(frame, sensor, output, version)
             self._publisher.send(name, header, output)
@@ -48,11 +48,13 @@ class FrameServer:
         metrics.frames_processed.labels(name).inc()
         sensor.frames += 1
         sensor.stall_detector.arrived(frame.received)
-        if reason := sensor.reservoir.add(image, frame.received, header.get("label")):
+        reason = sensor.reservoir.add(image, frame.received, header.get("label"))
+        if reason is not None:
             metrics.samples_rejected.labels(name, reason).inc()
 
     @contextmanager
     def _stage(self, sensor: str, stage: str) -> Iterator[None]:
+        """Measure the duration of one stage; a stage that raises is not counted."""
         began = time.perf_counter()
         yield
         self._metrics.stage_duration_seconds.labels(sensor, stage).observe(time.perf_counter() - began)
@@ -70,15 +72,16 @@ class FrameServer:
         return header | _classification(output)
 
 
-def _age(frame: Frame) -> float:
-    return max(0.0, time.time() - frame.timestamp / 1e9)
-
-
 def _classification(output: np.ndarray) -> dict[str, Any]:
-    """label and confidence where the output is a classifier's, (1, K)."""
+    """Return label and confidence of a classifier's output, logits (1, K); nothing for any other output."""
     if output.ndim != 2 or output.shape[1] < 2:
         return {}
     logits = output[0].astype(np.float64)
     probabilities = np.exp(logits - logits.max())
     label = int(probabilities.argmax())
     return {"label": label, "confidence": float(probabilities[label] / probabilities.sum())}
+
+
+def _age(frame: Frame) -> float:
+    """Return the time since acquisition, s; 0 where the camera's clock is ahead."""
+    return max(0.0, time.time() - frame.timestamp / 1e9)

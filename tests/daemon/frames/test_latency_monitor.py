@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.frames.latency_monitor import FACTOR, FRAMES, KEPT, MARGIN_S, LatencyMonitor
+from daemon.frames.latency_monitor import (
+    LATENCY_WINDOW_FRAMES,
+    MAX_ADDED_LATENCY_S,
+    MAX_LATENCY_RATIO,
+    MIN_LATENCY_FRAMES,
+    LatencyMonitor,
+)
 
 MS = 1e-3
 DURATIONS = st.floats(0, 1)
@@ -17,10 +23,10 @@ DURATIONS = st.floats(0, 1)
 def paced(before: list[float], after: list[float], added: float = 0.0) -> str:
     latency_monitor = LatencyMonitor()
     for seconds in before:
-        latency_monitor.served(seconds)
+        latency_monitor.observe(seconds)
     latency_monitor.swapped(added)
     for seconds in after:
-        latency_monitor.served(seconds)
+        latency_monitor.observe(seconds)
     return latency_monitor.slower
 
 
@@ -37,56 +43,71 @@ def paced(before: list[float], after: list[float], added: float = 0.0) -> str:
     ],
 )
 def test_it_is_slower_from_twice_what_was_expected_and_two_milliseconds_on(before, after, added, told):
-    said = paced([before * MS] * FRAMES, [after * MS] * FRAMES, added * MS)
+    said = paced([before * MS] * MIN_LATENCY_FRAMES, [after * MS] * MIN_LATENCY_FRAMES, added * MS)
     expected = before + max(added, 0)
     assert said == (f"a frame takes {after:.1f} ms, {expected:.1f} were expected" if told else "")
 
 
 def test_less_than_half_of_the_frames_may_be_as_slow_as_they_like():
-    assert not paced([5 * MS] * FRAMES, [5 * MS] * (FRAMES // 2 + 1) + [1.0] * (FRAMES // 2 - 1))
-    assert not paced([5 * MS] * KEPT, [7.65 * MS] * KEPT), "as beside a fit"
+    assert not paced(
+        [5 * MS] * MIN_LATENCY_FRAMES, [5 * MS] * (MIN_LATENCY_FRAMES // 2 + 1) + [1.0] * (MIN_LATENCY_FRAMES // 2 - 1)
+    )
+    assert not paced([5 * MS] * LATENCY_WINDOW_FRAMES, [7.65 * MS] * LATENCY_WINDOW_FRAMES), "as beside a fit"
 
 
-@pytest.mark.parametrize(("before", "after"), [(FRAMES - 1, FRAMES), (FRAMES, FRAMES - 1), (0, FRAMES)])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (MIN_LATENCY_FRAMES - 1, MIN_LATENCY_FRAMES),
+        (MIN_LATENCY_FRAMES, MIN_LATENCY_FRAMES - 1),
+        (0, MIN_LATENCY_FRAMES),
+    ],
+)
 def test_few_frames_tell_nothing(before, after):
     assert not paced([5 * MS] * before, [50 * MS] * after)
 
 
 def test_only_the_newest_frames_before_a_swap_count():
-    assert paced([50 * MS] * KEPT + [5 * MS] * KEPT, [20 * MS] * FRAMES)
+    assert paced([50 * MS] * LATENCY_WINDOW_FRAMES + [5 * MS] * LATENCY_WINDOW_FRAMES, [20 * MS] * MIN_LATENCY_FRAMES)
 
 
 def test_frames_beside_a_fit_do_not_count():
     latency_monitor = LatencyMonitor()
     for counting, took in ((False, 50 * MS), (True, 5 * MS), (False, 50 * MS)):
         latency_monitor.counting = counting
-        for _ in range(FRAMES):
-            latency_monitor.served(took)
+        for _ in range(MIN_LATENCY_FRAMES):
+            latency_monitor.observe(took)
     latency_monitor.swapped(0.0)
-    for _ in range(FRAMES):
-        latency_monitor.served(20 * MS)
+    for _ in range(MIN_LATENCY_FRAMES):
+        latency_monitor.observe(20 * MS)
     assert not latency_monitor.slower, "a fit goes on"
     latency_monitor.counting = True
-    for _ in range(FRAMES):
-        latency_monitor.served(20 * MS)
+    for _ in range(MIN_LATENCY_FRAMES):
+        latency_monitor.observe(20 * MS)
     assert latency_monitor.slower
 
 
 def test_after_the_next_swap_the_first_is_what_was_before():
     latency_monitor = LatencyMonitor()
     for took in (5 * MS, 20 * MS):
-        for _ in range(KEPT):
-            latency_monitor.served(took)
+        for _ in range(LATENCY_WINDOW_FRAMES):
+            latency_monitor.observe(took)
         latency_monitor.swapped(0.0)
-    for _ in range(KEPT):
-        latency_monitor.served(30 * MS)
+    for _ in range(LATENCY_WINDOW_FRAMES):
+        latency_monitor.observe(30 * MS)
     assert not latency_monitor.slower
 
 
-@given(st.lists(DURATIONS, max_size=2 * FRAMES), st.lists(DURATIONS, max_size=2 * FRAMES), st.floats(-0.1, 0.1))
+@given(
+    st.lists(DURATIONS, max_size=2 * MIN_LATENCY_FRAMES),
+    st.lists(DURATIONS, max_size=2 * MIN_LATENCY_FRAMES),
+    st.floats(-0.1, 0.1),
+)
 def test_it_is_a_matter_of_two_medians(before, after, added):
-    if min(len(before), len(after)) < FRAMES:
+    if min(len(before), len(after)) < MIN_LATENCY_FRAMES:
         assert not paced(before, after, added)
     else:
         expected = median(before) + max(added, 0.0)
-        assert bool(paced(before, after, added)) == (median(after) > max(FACTOR * expected, expected + MARGIN_S))
+        assert bool(paced(before, after, added)) == (
+            median(after) > max(MAX_LATENCY_RATIO * expected, expected + MAX_ADDED_LATENCY_S)
+        )

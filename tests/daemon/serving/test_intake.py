@@ -1,5 +1,6 @@
 import gc
 import json
+import platform
 import signal
 import subprocess
 import sys
@@ -295,3 +296,31 @@ def test_a_dead_receiver_is_not_taken_for_a_quiet_camera(receive, push, monkeypa
     push(intake).send_multipart(frame())
     with pytest.raises(RuntimeError, match="receiver thread has died"):
         eventually(lambda: intake.take(0.01))
+
+
+# ---- the memory of freed frames
+
+FREEING_PROGRAM = """
+import resource, sys
+from daemon.serving.intake import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for turn in range(4):  # the first two make the heap as large as it stays
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    frames = [bytearray(8 << 20) for _ in range(5)]
+    del frames
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+PAGES = 5 * (8 << 20) // 4096
+
+
+def page_faults(how: str) -> int:
+    command = [sys.executable, "-c", FREEING_PROGRAM, how]
+    return int(subprocess.run(command, capture_output=True, check=True, text=True, env={}).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries decide for themselves")
+@pytest.mark.skipif(sys.maxsize < 2**32, reason="glibc keeps less where addresses have 32 bits")
+def test_freed_frames_stay_with_the_process():
+    assert page_faults("keep") < PAGES / 20 < PAGES / 2 < page_faults("as it starts")

@@ -7,7 +7,7 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.serving.results import DTYPES, SEND_QUEUE, Publisher, ResultError, parse_result
+from daemon.serving.results import RESULT_DTYPES, RESULT_QUEUE_MESSAGES, Publisher, ResultError, parse_result
 
 OUTPUT = np.linspace(-1, 1, 10, dtype=np.float32).reshape(1, 10)
 
@@ -48,7 +48,7 @@ def test_a_result_arrives_as_it_was_sent(publisher, subscribe):
     np.testing.assert_array_equal(output, OUTPUT)
 
 
-@pytest.mark.parametrize("dtype", sorted(DTYPES))
+@pytest.mark.parametrize("dtype", sorted(RESULT_DTYPES))
 def test_every_type_and_layout_arrives(publisher, subscribe, dtype):
     subscriber = subscribe()
     output = np.arange(24).reshape(2, 3, 4).astype(dtype).transpose(2, 0, 1)
@@ -91,7 +91,7 @@ def test_a_reader_that_stands_still_holds_nobody_up_and_queues_little(publisher,
     while subscriber.poll(200):
         subscriber.recv_multipart()
         arrived += 1
-    assert 0 < arrived < 2000 and arrived < 10 * SEND_QUEUE
+    assert 0 < arrived < 2000 and arrived < 10 * RESULT_QUEUE_MESSAGES
 
 
 def test_nobody_listening_is_no_error(publisher):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from daemon.frames.latency_monitor import FRAMES, LatencyMonitor
+from daemon.frames.latency_monitor import MIN_LATENCY_FRAMES, LatencyMonitor
 from daemon.frames.quality_filter import QualityFilter
 from daemon.frames.reservoir import Reservoir
-from daemon.frames.stall_detector import LEAST_S, StallDetector
+from daemon.frames.stall_detector import MIN_STALL_S, StallDetector
 from daemon.metrics import Metrics
 from daemon.serving.message import build_frame, parse_frame
 from daemon.serving.serve import FrameServer
@@ -77,12 +77,12 @@ def test_what_is_not_kept_is_answered_all_the_same_and_counted_by_its_reason():
 
 def test_the_pace_is_that_of_the_way_through_both_networks():
     scene = Scene(2)
-    for seed in range(FRAMES):
+    for seed in range(MIN_LATENCY_FRAMES):
         scene.serve(picture(seed))
     scene.sensor.latency_monitor.swapped(0.0)
     infer = scene.sensor.path.infer
     scene.sensor.path.infer = lambda batch: time.sleep(0.01) or infer(batch)
-    for seed in range(FRAMES):
+    for seed in range(MIN_LATENCY_FRAMES):
         assert not scene.sensor.latency_monitor.slower
         scene.serve(picture(seed))
     assert scene.sensor.latency_monitor.slower.startswith("a frame takes 1")
@@ -92,10 +92,10 @@ def test_only_a_frame_that_was_answered_has_arrived():
     scene = Scene(2)
     scene.serve(picture(0))
     assert (
-        scene.sensor.stall_detector.silence(LEAST_S) == 0
-        and scene.sensor.stall_detector.silence(LEAST_S + 1) == LEAST_S + 1
+        scene.sensor.stall_detector.silence(MIN_STALL_S) == 0
+        and scene.sensor.stall_detector.silence(MIN_STALL_S + 1) == MIN_STALL_S + 1
     )
     scene.sensor.path.infer = lambda batch: (_ for _ in ()).throw(RuntimeError("no"))
     with pytest.raises(RuntimeError):
         scene.serve(picture(1))
-    assert scene.sensor.stall_detector.silence(LEAST_S + 1) == LEAST_S + 1
+    assert scene.sensor.stall_detector.silence(MIN_STALL_S + 1) == MIN_STALL_S + 1
