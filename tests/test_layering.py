@@ -1,116 +1,236 @@
-"""Imports go one way, calibrate <- deploy <- daemon, and a library for one purpose is imported in one place."""
+"""Imports go one way, between packages, rooms and files; a library is imported in its place; a name means one thing."""
+
+from __future__ import annotations
 
 import ast
+import json
+import subprocess
 import sys
 
 import pytest
 from places import ROOT
+from sources import (
+    FILES,
+    PACKAGES,
+    circle,
+    imported,
+    imported_files,
+    libraries,
+    room,
+    room_imports,
+    shared_names,
+    tree,
+)
 
-ROOMS = ("calibrate", "deploy", "daemon", "bench")
-FILES = {str(path.relative_to(ROOT)): path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))}
+# Which packages a package may import besides itself.
+DIRECTIONS: dict[str, set[str]] = {
+    "calibrate": set(),
+    "deploy": {"calibrate"},
+    "daemon": {"calibrate", "deploy"},
+    "bench": {"calibrate", "deploy", "daemon"},
+}
 
 # Who may import a library that is not everybody's: files, or rooms ending in "/".
 LIBRARIES = {
     "onnx": {"deploy/backends/onnx_export.py"},
     "onnxruntime": {"deploy/backends/onnx.py"},
     "yaml": {"deploy/model/card.py", "deploy/model/document.py", "daemon/demo/"},
-    "pydantic": {"deploy/", "daemon/config.py", "daemon/recalibration/envelope.py"},
+    "pydantic": {"deploy/model/", "deploy/store/", "daemon/config.py", "daemon/recalibration/envelope.py"},
     "cryptography": {"deploy/audit/signature.py"},
     "pydantic_core": {"deploy/model/document.py"},
-    "safetensors": {"deploy/", "daemon/demo/", "bench/"},
+    "safetensors": {"deploy/backends/", "deploy/model/", "deploy/store/", "daemon/demo/", "bench/"},
     "sklearn": {"daemon/demo/"},
     "cv2": {"daemon/", "bench/"},
     "zmq": {"daemon/", "bench/"},
     "rich": {"daemon/", "bench/"},
-    "jinja2": {"daemon/report/"},
+    "jinja2": {"daemon/operator/report/"},
     "prometheus_client": {"daemon/", "bench/intake/readers.py", "bench/streams/daemon.py"},
 }
-PRIVATE_TO_DAEMON = ("zmq", "prometheus_client", "cv2", "rich")
+# They need not be installed, so they are imported by name, when a backend that needs them is opened.
+OPTIONAL = {
+    "tensorrt": {"deploy/backends/gpu/"},
+    "tensorrt_rtx": {"deploy/backends/gpu/"},
+    "torch_tensorrt": {"deploy/backends/gpu/"},
+    "imagezmq": {"bench/intake/"},
+}
+PRIVATE_TO_DAEMON = {"zmq", "prometheus_client", "cv2", "rich"}
+CLOCKS = {"time", "datetime"}
+FILES_AND_PROCESSES = {
+    "os",
+    "io",
+    "pathlib",
+    "socket",
+    "subprocess",
+    "multiprocessing",
+    "threading",
+    "json",
+    "tempfile",
+}
+
+# All that deploy takes from the method: ρ itself, what a model's BatchNorm layers are, what was measured of clean
+# frames, and the errors' base.
+TAKEN_BY_DEPLOY = {
+    "calibrate.errors.RecaldError",
+    "calibrate.features.taps.Taps",
+    "calibrate.homogenizer.Homogenizer",
+    "calibrate.source.commissioned.CleanData",
+}
+
+# Names that may be defined in several files, and why.
+SHARED = {
+    "log": "each module's logger",
+    "T": "the type variable of a file",
+    "_MODULE_BY_NAME": "the table behind a package's public names",
+    "_NAMES_BY_MODULE": "the table behind a package's public names",
+}
+
+# What `recald --help` and `recald status` must not import: each costs 0.1 s to 2 s on a PC, far more on a device.
+SLOW = {"torch", "cv2", "zmq", "numpy", "rich", "pydantic", "onnxruntime"}
+SLOW_FOR_STATUS = {"torch", "cv2", "numpy", "onnxruntime"}
 
 
-def imported(tree: ast.AST) -> set[str]:
-    """Full names of the modules that are imported anywhere in a file, `from a import b` as a and a.b."""
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            names.update({node.module, *(f"{node.module}.{alias.name}" for alias in node.names)})
-    return names
+def of(package: str) -> list[str]:
+    return [file for file in FILES if file.startswith(f"{package}/")]
 
 
-def packages(file: str) -> set[str]:
-    """What a file imports, by top-level name, without the standard library."""
-    names = imported(ast.parse(FILES[file].read_text()))
-    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"__future__"}
+def misplaced(found: set[str], places: dict[str, set[str]], file: str) -> set[str]:
+    """Return the libraries of the table that a file imports outside of their places."""
+    return {name for name in found & places.keys() if not any(_within(file, place) for place in places[name])}
 
 
-def of(room: str) -> list[str]:
-    return [file for file in FILES if file.startswith(f"{room}/")]
+def _within(file: str, place: str) -> bool:
+    return file == place or (place.endswith("/") and file.startswith(place))
 
 
-def allowed(file: str, library: str) -> bool:
-    return any(file == place or (place.endswith("/") and file.startswith(place)) for place in LIBRARIES[library])
+def imported_by_name(file: str) -> set[str]:
+    """Return the modules that a file looks for or imports by `find_spec` and `import_module`."""
+    calls = (n for n in ast.walk(tree(file)) if isinstance(n, ast.Call) and n.args)
+    found = {call.args[0] for call in calls if ast.unparse(call.func).endswith(("find_spec", "import_module"))}
+    return {argument.value for argument in found if isinstance(argument, ast.Constant)}
 
 
-def test_every_room_was_looked_at():
-    assert all(of(room) for room in ROOMS)
-    assert "torch" in packages("calibrate/fitting.py") and "deploy" in packages("daemon/worker/main.py")
+# ---- packages
 
 
-@pytest.mark.parametrize("file", of("calibrate"))
-def test_the_method_needs_torch_alone(file):
-    assert packages(file) <= {"torch", "calibrate"}
+def test_every_package_was_looked_at():
+    assert all(of(package) for package in PACKAGES)
+    assert "torch" in libraries("calibrate/fitting.py") and "deploy" in libraries("daemon/worker/main.py")
 
 
-@pytest.mark.parametrize("file", of("calibrate"))
-def test_the_method_knows_no_files_sockets_or_processes(file):
-    names = {name.partition(".")[0] for name in imported(ast.parse(FILES[file].read_text()))}
-    assert not names & {"os", "io", "pathlib", "socket", "subprocess", "multiprocessing", "threading", "json"}
-
-
-@pytest.mark.parametrize("file", of("deploy"))
-def test_deployment_knows_nothing_of_the_daemon(file):
-    assert not packages(file) & {"daemon", "bench", *PRIVATE_TO_DAEMON}
-
-
-def test_deployment_takes_only_the_homogenizer_from_the_method():
-    taken = {name for file in of("deploy") for name in imported(ast.parse(FILES[file].read_text()))}
-    assert {n for n in taken if n.startswith("calibrate")} == {
-        "calibrate.homogenizer",
-        "calibrate.homogenizer.Homogenizer",
-    }
-
-
-@pytest.mark.parametrize("file", of("daemon"))
-def test_the_daemon_does_not_need_the_bench(file):
-    assert "bench" not in packages(file)
+@pytest.mark.parametrize("file", FILES)
+def test_packages_are_imported_in_one_direction(file):
+    package = file.split("/")[0]
+    assert libraries(file) & {*PACKAGES, "tests"} <= DIRECTIONS[package] | {package}
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_no_test_is_imported(file):
-    assert not packages(file) & {"tests", "pytest", "hypothesis", "synthetic"}
+    assert not libraries(file) & {"tests", "pytest", "hypothesis", "synthetic"}
+
+
+def test_deployment_takes_from_the_method_what_is_listed():
+    taken = {name for file in of("deploy") for name in imported(file) if name.startswith("calibrate.")}
+    modules = {name.rpartition(".")[0] for name in taken}
+    assert {name for name in taken if name not in modules} == TAKEN_BY_DEPLOY
+
+
+@pytest.mark.parametrize("file", of("calibrate"))
+def test_the_method_needs_torch_alone(file):
+    assert libraries(file) - sys.stdlib_module_names <= {"torch", "calibrate", "__future__"}
+
+
+@pytest.mark.parametrize("file", of("calibrate"))
+def test_the_method_knows_no_clocks_files_sockets_or_processes(file):
+    assert not libraries(file) & (CLOCKS | FILES_AND_PROCESSES)
+
+
+@pytest.mark.parametrize("file", of("deploy"))
+def test_deployment_knows_nothing_of_frames_origin(file):
+    assert not libraries(file) & PRIVATE_TO_DAEMON
+
+
+# ---- rooms and files
+
+
+def test_no_two_rooms_import_each_other():
+    graph = room_imports()
+    assert not [(one, other) for one in graph for other in graph[one] if one < other and one in graph[other]]
+
+
+def test_imports_between_rooms_lead_back_to_none():
+    assert circle(room_imports()) == []
+
+
+def test_imports_between_files_lead_back_to_none():
+    assert circle({file: imported_files(file) for file in FILES}) == []
+
+
+def test_a_circle_would_be_found():
+    assert circle({"a": ["b"], "b": ["c"], "c": ["b"]})[0] in ("b", "c")
+    assert (room("daemon/worker/main.py"), room("daemon/loop.py")) == ("daemon/worker/", "daemon/loop.py")
+    assert "daemon/worker/" in room_imports()["daemon/recalibration/"]
+    assert "calibrate/fitting.py" in imported_files("daemon/worker/fit_job.py")
+
+
+# ---- libraries
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_libraries_are_imported_in_their_places(file):
-    misplaced = {p for p in packages(file) & LIBRARIES.keys() if not allowed(file, p)}
-    assert not misplaced
-    assert packages(file) <= {*ROOMS, *LIBRARIES, "torch", "numpy"}
+    found = libraries(file)
+    assert not misplaced(found, LIBRARIES, file)
+    assert found - sys.stdlib_module_names <= {*PACKAGES, *LIBRARIES, "torch", "numpy", "__future__"}
+    assert not misplaced(imported_by_name(file), OPTIONAL, file)
 
 
 @pytest.mark.parametrize(("library", "places"), LIBRARIES.items(), ids=LIBRARIES)
 def test_every_place_is_used(library, places):
     for place in places:
-        assert any(library in packages(file) for file in FILES if file == place or file.startswith(place))
+        assert any(library in libraries(file) for file in FILES if _within(file, place)), place
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_nothing_unpickles_without_restriction(file):
-    tree = ast.parse(FILES[file].read_text())
-    assert not {n for n in imported(tree) if n.split(".")[0] in ("dill", "joblib", "shelve", "marshal", "cPickle")}
-    assert imported(tree) & {"pickle.load", "pickle.loads", "pickle.Unpickler"} == set()
-    for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
+    assert not libraries(file) & {"dill", "joblib", "shelve", "marshal", "cPickle"}
+    assert not imported(file) & {"pickle.load", "pickle.loads", "pickle.Unpickler"}
+    for call in (n for n in ast.walk(tree(file)) if isinstance(n, ast.Call)):
         if ast.unparse(call.func) == "torch.load":
             assert "weights_only=True" in ast.unparse(call)
+
+
+# ---- names
+
+
+@pytest.mark.xfail(strict=False, reason="some are still to be renamed: python -m tests.house lists them")
+def test_a_class_or_constant_is_defined_in_one_file_alone():
+    found = shared_names()
+    assert {name: files for name, files in found.items() if name not in SHARED} == {}
+    assert not SHARED.keys() - found.keys(), "an exception that nothing needs any more"
+
+
+# ---- what a short command costs
+
+
+def test_help_and_status_import_nothing_slow():
+    """In processes of their own; status asks a daemon that is not there, which takes all of its imports."""
+    for arguments, slow in (
+        (["--help"], SLOW),
+        (["status"], SLOW_FOR_STATUS),
+        (["status", "--config", "/dev/null"], SLOW_FOR_STATUS),
+    ):
+        assert not imported_by(*arguments) & slow, arguments
+
+
+def imported_by(*arguments: str) -> set[str]:
+    """Return the modules that a command has imported by its end."""
+    code = f"""
+import json, sys
+from daemon.cli import main
+try:
+    main({list(arguments)!r})
+except SystemExit:
+    pass
+print(json.dumps(sorted(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
