@@ -1,8 +1,8 @@
-"""The bounded memory of one sensor's frames, as drift checks and fits read it.
+"""The bounded memory of one sensor's frames, for drift checks and for fits.
 
-The frames of a camera are not independent: a parked car sees one scene for an hour. So two memories are kept. Drift
-checks read the newest frames. Fits read a longer memory, in which no class that the model names takes more than its
-share, and old frames grow sparse instead of going all at once.
+The frames of a camera are not independent: a parked car sees one scene for an hour. So there are two memories. Drift
+checks read the newest frames. Fits read a longer memory: in it, no predicted class takes more than its share, and old
+frames become sparse instead of being dropped all at once.
 """
 
 from __future__ import annotations
@@ -14,29 +14,31 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Of the memory for one class. Not the fair share: a drifted camera's frames are misnamed, and a memory balanced by
-# such names shows another world. Clean CIFAR-10 frames chosen so had a drift score of 0.8 instead of 0.4.
-MAX_SHARE = 0.25
-FAIR_SHARES = 2  # a class may always have so many times its fair share: of two classes, each may have it all
-OVER_SHARE_S = 1.0  # between two frames of a class that has its share: it may be all there is to see
-HORIZON_S = 3600.0  # older frames are the first to go: light and dirt were others then
-ALARMING = ("blank", "saturated")  # nothing to fit to, but a covered lens must not look as well as before
+# Of the memory, for one class. Not the fair share: the labels of a drifted camera's frames are often wrong, and a
+# memory balanced by them shows another world. Clean CIFAR-10 frames chosen so had a drift score of 0.8, not 0.4.
+MAX_CLASS_SHARE = 0.25
+MAX_FAIR_SHARES = 2  # a class may always have this many times its fair share: of two classes, each may have it all
+OVER_SHARE_INTERVAL_S = 1.0  # between two frames of a class that has its share: it may be the only one in view
+FIT_MEMORY_S = 3600.0  # older frames are dropped first: light and dirt were different then
+CHECKED_REASONS = ("blank", "saturated")  # drift checks see such frames, or a covered lens would look like before
 
-Screen = Callable[[np.ndarray, float], str | None]
+FrameFilter = Callable[[np.ndarray, float], str | None]  # (image, now) -> why the image should not be kept, or None
 
 
-class Kept(NamedTuple):
-    number: int  # of the frame, among all that were added
-    time: float
+class StoredFrame(NamedTuple):
+    """A frame in the memory for fits."""
+
+    number: int  # among all frames that were added
+    time: float  # monotonic clock, s
     label: int | None
-    image: np.ndarray
+    image: np.ndarray  # (h, w, C) uint8
 
 
-class Memory:
+class FitMemory:
     """At most `capacity` frames, oldest first, spread over classes and time."""
 
-    def __init__(self, capacity: int, frames: Iterable[Kept] = ()):
-        self.frames: list[Kept] = []
+    def __init__(self, capacity: int, frames: Iterable[StoredFrame] = ()):
+        self.frames: list[StoredFrame] = []
         self._capacity = capacity
         self._counts: Counter[int | None] = Counter()  # by label
         self._newest: dict[int | None, float] = {}  # time of the newest frame, by label
@@ -44,12 +46,14 @@ class Memory:
             self.add(frame)
 
     def wants(self, label: int | None, now: float) -> bool:
-        """A class that has its share fills what is left at walking pace, so that others find room."""
-        if label is None or len(self.frames) >= self._capacity or self._counts[label] < MAX_SHARE * self._capacity:
+        """Return whether to add a frame. A class that has its share fills the rest slowly, so that others find room."""
+        if label is None or len(self.frames) >= self._capacity:
             return True
-        return now - self._newest[label] >= OVER_SHARE_S
+        has_share = self._counts[label] >= MAX_CLASS_SHARE * self._capacity
+        return not has_share or now - self._newest[label] >= OVER_SHARE_INTERVAL_S
 
-    def add(self, frame: Kept) -> None:
+    def add(self, frame: StoredFrame) -> None:
+        """Add a frame; where the memory is full, drop the one that is missed least."""
         self.frames.append(frame)
         self._counts[frame.label] += 1
         self._newest[frame.label] = frame.time
@@ -58,21 +62,24 @@ class Memory:
             self._counts[dropped.label] -= 1
 
     def _least_missed(self, now: float) -> int:
-        """Index of the frame to drop: one too old, else one where frames are dense, of a class over its share if any
-        is."""
+        """Return the index of the frame to drop.
+
+        That is the oldest, where it is too old or no class has two frames. Else it is one from where frames are
+        dense, of the largest class if that is over its share.
+        """
         largest = max(self._counts, key=self._counts.__getitem__)
-        if now - self.frames[0].time > HORIZON_S or self._counts[largest] == 1:
+        if now - self.frames[0].time > FIT_MEMORY_S or self._counts[largest] == 1:
             return 0
-        held = sum(count > 0 for count in self._counts.values())
-        if self._counts[largest] > max(MAX_SHARE, FAIR_SHARES / held) * len(self.frames):
+        classes = sum(count > 0 for count in self._counts.values())
+        if self._counts[largest] > max(MAX_CLASS_SHARE, MAX_FAIR_SHARES / classes) * len(self.frames):
             droppable = [i for i, frame in enumerate(self.frames) if frame.label == largest]
-        else:  # the last of its class stays
+        else:  # not the last frame of a class
             droppable = [i for i, frame in enumerate(self.frames) if self._counts[frame.label] > 1]
         return droppable[_densest([self.frames[i].number for i in droppable])]
 
 
 def _densest(numbers: list[int]) -> int:
-    """Index of the number whose neighbours are nearest to each other, the first of several: thinning stays even."""
+    """Return the index of the number whose two neighbours are nearest to each other, so that thinning stays even."""
     if len(numbers) < 3:
         return 0
     spaced = np.array(numbers)
@@ -80,68 +87,71 @@ def _densest(numbers: list[int]) -> int:
 
 
 class Reservoir:
-    """Keeps at most `capacity` frames in all: the newest `window` for drift checks, and the memory for fits.
+    """At most `capacity` frames in all: the newest `window` for drift checks, the others for fits.
 
-    Takes 1 frame in `every`, and of those what `screen` finds no reason against. Filled by the frame thread, read by
-    others.
+    Takes 1 frame in `every`, and of those the ones that `quality_filter` has no reason against. The frame thread
+    fills it, other threads read it.
     """
 
-    def __init__(self, capacity: int, every: int = 1, *, window: int = 0, screen: Screen | None = None):
+    def __init__(self, capacity: int, every: int = 1, *, window: int = 0, quality_filter: FrameFilter | None = None):
         self._newest: deque[np.ndarray] = deque(maxlen=window)
-        self._room = capacity - window
-        self._memory = Memory(self._room)
+        self._fit_capacity = capacity - window
+        self._memory = FitMemory(self._fit_capacity)
         self._every = every
-        self._screen = screen
+        self._quality_filter = quality_filter
         self._lock = threading.Lock()
-        self._seen = 0
-        self.added = 0  # frames taken since the start, never reset
-        self.refused: Counter[str] = Counter()  # by reason, frames that are in no memory, since the last mark
+        self._offered = 0
+        self.added = 0  # frames taken since the start, for checks or fits
+        self.refused: Counter[str] = Counter()  # frames not taken for fits since the last reset, by reason
 
     def add(self, image: np.ndarray, now: float, label: int | None = None) -> str | None:
-        """Offer a preprocessed frame (h, w, C) uint8, and its class if the model names one; why it is refused, if so.
+        """Offer a preprocessed frame; return why the quality filter refuses it, or None.
 
-        The array is kept, not copied.
+        image: (h, w, C) uint8; it is stored, not copied. now: monotonic clock, s. label: the predicted class, if any.
         """
-        self._seen += 1
-        if self._seen % self._every:
+        self._offered += 1
+        if self._offered % self._every:
             return None
-        reason = self._screen(image, now) if self._screen else None
+        reason = self._quality_filter(image, now) if self._quality_filter else None
         if reason is not None:
             self.refused[reason] += 1
-        if reason is not None and reason not in ALARMING:
+        if reason is not None and reason not in CHECKED_REASONS:
             return reason
         with self._lock:
             self.added += 1
             self._newest.append(image)
-            if reason is None and self._room and self._memory.wants(label, now):
-                self._memory.add(Kept(self.added, now, label, image))
+            if reason is None and self._fit_capacity and self._memory.wants(label, now):
+                self._memory.add(StoredFrame(self.added, now, label, image))
         return reason
 
-    def mark(self) -> list[Kept]:
-        """Forget what is no use for fits any more, as the frames before show another camera; returns it."""
+    def reset_memory(self) -> list[StoredFrame]:
+        """Empty the memory for fits, as when its frames show another camera; return the frames it held."""
         self.refused = Counter()
         with self._lock:
-            before, self._memory = self._memory, Memory(self._room)
+            before, self._memory = self._memory, FitMemory(self._fit_capacity)
         return before.frames
 
     @property
     def collected(self) -> int:
-        """Frames usable for a fit: those in the memory, all of them after the last mark."""
+        """Number of frames in the memory for fits."""
         with self._lock:
             return len(self._memory.frames)
 
     def latest(self, count: int) -> np.ndarray:
-        """A copy of the newest frames, at most `count` and `window` of them: (n, h, w, C), oldest first; n may be 0."""
+        """Return copies of the newest frames, at most `count` and `window`: (n, h, w, C), oldest first; n may be 0."""
         with self._lock:
             images = list(self._newest)
         return _stack(images[max(0, len(images) - count) :])
 
     def sample(self, count: int) -> np.ndarray:
-        """A copy of frames for a fit, at most `count`, spread over classes and time: (n, h, w, C), oldest first."""
+        """Return copies of at most `count` frames of the memory for fits, spread over classes and time.
+
+        (n, h, w, C), oldest first; n may be 0.
+        """
         with self._lock:
             frames = list(self._memory.frames)
         if len(frames) > count:
-            frames = Memory(count, frames).frames
+            frames = FitMemory(count, frames).frames
         return _stack([frame.image for frame in frames])
 
 

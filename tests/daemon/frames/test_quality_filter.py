@@ -11,7 +11,7 @@ import synthetic
 
 from bench.material.cifar import lossless
 from daemon.demo.digits import load_digits, render_split
-from daemon.frames.quality_filter import SAME_S, QualityFilter, clipped_share
+from daemon.frames.quality_filter import DUPLICATE_INTERVAL_S, QualityFilter, clipped_share
 from daemon.simulation.drifts import parse_drift
 
 FPS = 10
@@ -38,14 +38,14 @@ STRONG = (
 )
 
 
-def screened(images: Sequence[np.ndarray], fps: float = FPS) -> list[str | None]:
-    screening = QualityFilter()
-    return [screening(image, number / fps) for number, image in enumerate(images)]
+def refusals(images: Sequence[np.ndarray], fps: float = FPS) -> list[str | None]:
+    quality_filter = QualityFilter()
+    return [quality_filter(image, number / fps) for number, image in enumerate(images)]
 
 
 def kept_share(images: np.ndarray, drift: str) -> float:
     drifted = parse_drift(drift, seed=1)
-    return screened([drifted(image, number) for number, image in enumerate(images)]).count(None) / len(images)
+    return refusals([drifted(image, number) for number, image in enumerate(images)]).count(None) / len(images)
 
 
 def scene(size: int = 224, seed: int = 0) -> np.ndarray:
@@ -82,7 +82,7 @@ def test_so_are_photographs(recald_data, drift: str):
 def test_a_clean_dark_ground_is_no_lack_of_light():
     stroke = np.zeros((28, 28, 1), np.uint8)
     stroke[4:24, 13] = 200  # one pixel in forty, as of a thin handwritten 1
-    assert screened([stroke]) == [None]
+    assert refusals([stroke]) == [None]
 
 
 # ---- blank and saturated
@@ -92,7 +92,7 @@ def test_a_clean_dark_ground_is_no_lack_of_light():
 @pytest.mark.parametrize("sd", [0, 10])
 def test_a_covered_lens_is_blank_whatever_its_noise(level: int, sd: float):
     frames = [noisy(np.full((224, 224, 3), level, np.uint8), sd, seed) for seed in range(5)]
-    assert set(screened(frames)) == {"blank"}
+    assert set(refusals(frames)) == {"blank"}
 
 
 def test_a_picture_that_is_clipped_but_for_a_spot_is_saturated_and_a_half_clipped_one_is_kept():
@@ -100,7 +100,7 @@ def test_a_picture_that_is_clipped_but_for_a_spot_is_saturated_and_a_half_clippe
     glare[:20, :20] = 90
     half = scene()
     half[:112] = 255
-    assert screened([glare, half]) == ["saturated", None]
+    assert refusals([glare, half]) == ["saturated", None]
 
 
 def test_clipped_are_black_and_white_alone():
@@ -111,52 +111,52 @@ def test_clipped_are_black_and_white_alone():
 
 
 def test_the_frame_before_is_frozen_for_as_long_as_it_comes():
-    assert screened([scene()] * 5, fps=1 / 3600) == [None, *["frozen"] * 4]
+    assert refusals([scene()] * 5, fps=1 / 3600) == [None, *["frozen"] * 4]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_buffers_that_are_shown_in_turn_are_frozen(count: int):
     buffers = [noisy(scene(seed=number), 2, number) for number in range(count)]
-    assert screened(buffers * 5, fps=0.1) == [None] * count + ["frozen"] * 4 * count
+    assert refusals(buffers * 5, fps=0.1) == [None] * count + ["frozen"] * 4 * count
 
 
 def test_frames_that_differ_in_noise_alone_are_no_buffers():
-    assert "frozen" not in screened([noisy(scene(), 0.6, number) for number in range(60)], fps=0.5)
+    assert "frozen" not in refusals([noisy(scene(), 0.6, number) for number in range(60)], fps=0.5)
 
 
 def test_a_frame_that_was_refused_itself_is_frozen_too():
     stuck = noisy(scene(), 1, 0)
-    assert screened([scene(), stuck, stuck, stuck], fps=1) == [None, None, "frozen", "frozen"]
-    assert screened([scene(), stuck, stuck, stuck], fps=2) == [None, "duplicate", "frozen", "frozen"]
+    assert refusals([scene(), stuck, stuck, stuck], fps=1) == [None, None, "frozen", "frozen"]
+    assert refusals([scene(), stuck, stuck, stuck], fps=2) == [None, "duplicate", "frozen", "frozen"]
 
 
 def test_a_frame_that_comes_back_is_frozen_after_what_was_refused():
     glare = np.full((224, 224, 3), 255, np.uint8)
-    assert screened([scene(), glare, scene()], fps=0.1) == [None, "blank", "frozen"]
+    assert refusals([scene(), glare, scene()], fps=0.1) == [None, "blank", "frozen"]
 
 
 @pytest.mark.parametrize("sd", [1, 5, 20])
 def test_a_scene_that_stands_still_is_kept_now_and_then_whatever_the_noise(sd: float):
     seconds = 6
-    reasons = screened([noisy(scene(), sd, seed) for seed in range(seconds * FPS)])
+    reasons = refusals([noisy(scene(), sd, seed) for seed in range(seconds * FPS)])
     assert Counter(reasons).keys() == {None, "duplicate"}
-    assert reasons.count(None) == pytest.approx(seconds / SAME_S, abs=1)
+    assert reasons.count(None) == pytest.approx(seconds / DUPLICATE_INTERVAL_S, abs=1)
 
 
 def test_a_slow_change_is_seen_as_soon_as_it_has_added_up():
     """Each frame is compared with the one that was kept, not with the one before."""
     brighter = [noisy(scene() + 0.4 * step, 1, step) for step in range(30)]
-    assert screened(brighter, fps=1000) == [None, "duplicate", "duplicate"] * 10
+    assert refusals(brighter, fps=1000) == [None, "duplicate", "duplicate"] * 10
 
 
 def test_another_scene_is_kept_at_once_also_in_thick_haze():
     haze = parse_drift("haze=0.96")
     one, other = haze(scene(seed=1)), haze(scene(seed=2))
-    assert screened([one, noisy(one, 1, 0), other]) == [None, "duplicate", None]
+    assert refusals([one, noisy(one, 1, 0), other]) == [None, "duplicate", None]
 
 
 def test_grey_and_tiny_frames_are_judged_too():
     random = np.random.default_rng(0)
     for shape in [(4, 5, 1), (8, 8, 1), (3, 300, 3)]:
         image = random.integers(0, 256, shape, np.uint8)
-        assert screened([image, image, np.zeros(shape, np.uint8)]) == [None, "frozen", "blank"]
+        assert refusals([image, image, np.zeros(shape, np.uint8)]) == [None, "frozen", "blank"]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.frames.reservoir import HORIZON_S, MAX_SHARE, OVER_SHARE_S, Reservoir
+from daemon.frames.reservoir import FIT_MEMORY_S, MAX_CLASS_SHARE, OVER_SHARE_INTERVAL_S, Reservoir
 
 FPS = 30
 
@@ -55,29 +55,29 @@ def test_checks_read_the_newest_of_one_in_every_so_many(memory, window, every, l
     assert numbers(reservoir.latest(count)) == newest
 
 
-def test_checks_read_frames_from_before_the_mark_too():
+def test_checks_read_frames_from_before_a_reset_too():
     reservoir = Reservoir(8, window=4)
     fill(reservoir, [None] * 6)
-    reservoir.mark()
+    reservoir.reset_memory()
     assert numbers(reservoir.latest(4)) == [2, 3, 4, 5]
 
 
 # ---- the memory for fits
 
 
-@given(st.integers(1, 12), st.integers(0, 4), st.lists(st.one_of(st.just("mark"), labelled), max_size=8))
-def test_fits_read_frames_after_the_mark_oldest_first_and_no_more_than_fit_in(memory, window, happenings):
-    reservoir, start, mark = Reservoir(memory + window, window=window), 0, 0
+@given(st.integers(1, 12), st.integers(0, 4), st.lists(st.one_of(st.just("reset"), labelled), max_size=8))
+def test_fits_read_frames_after_the_reset_oldest_first_and_no_more_than_fit_in(memory, window, happenings):
+    reservoir, start, reset = Reservoir(memory + window, window=window), 0, 0
     for happening in happenings:
-        if happening == "mark":
-            reservoir.mark()
-            mark = start
+        if happening == "reset":
+            reservoir.reset_memory()
+            reset = start
         else:
             fill(reservoir, happening, start)
             start += len(happening)
         found = kept(reservoir)
         assert reservoir.collected == len(found) <= memory
-        assert found == sorted(set(found)) and all(number >= mark for number in found)
+        assert found == sorted(set(found)) and all(number >= reset for number in found)
         assert len({*found, *numbers(reservoir.latest(window))}) <= memory + window
 
 
@@ -104,7 +104,7 @@ def test_a_sample_is_chosen_from_the_memory_and_has_each_class_while_there_is_ro
 def test_a_scene_of_one_class_takes_its_share_and_then_fills_up_slowly():
     reservoir = Reservoir(100)
     fill(reservoir, [3] * 10 * FPS)
-    assert reservoir.collected == pytest.approx(100 * MAX_SHARE + 10 / OVER_SHARE_S, abs=2)
+    assert reservoir.collected == pytest.approx(100 * MAX_CLASS_SHARE + 10 / OVER_SHARE_INTERVAL_S, abs=2)
     fill(reservoir, [3] * 100 * FPS, start=10 * FPS)
     assert reservoir.collected == 100
 
@@ -115,7 +115,7 @@ def test_others_take_the_room_of_a_class_over_its_share():
     fill(reservoir, labels, fps=1)
     counts = Counter(labels[number] for number in kept(reservoir))
     assert reservoir.collected == 100 and len(counts) == 10
-    assert max(counts.values()) <= 100 * MAX_SHARE
+    assert max(counts.values()) <= 100 * MAX_CLASS_SHARE
 
 
 def test_a_stream_without_scenes_is_kept_as_it_comes():
@@ -140,10 +140,10 @@ def test_what_is_older_than_the_horizon_goes_first_but_not_for_nothing():
     reservoir = Reservoir(10)
     for number in range(10):
         reservoir.add(frame(number), 0.0)
-    reservoir.add(frame(10), HORIZON_S - 1)
+    reservoir.add(frame(10), FIT_MEMORY_S - 1)
     assert kept(reservoir)[0] == 0
     for number in range(11, 14):
-        reservoir.add(frame(number), HORIZON_S + 1)
+        reservoir.add(frame(number), FIT_MEMORY_S + 1)
     assert kept(reservoir)[-4:] == [10, 11, 12, 13] and kept(reservoir)[0] > 1
 
 
@@ -153,30 +153,30 @@ def test_frames_that_no_class_is_named_for_have_no_share():
     assert reservoir.collected == 20
 
 
-# ---- screened frames
+# ---- refused frames
 
 
-def test_what_the_screen_refuses_is_in_neither_memory_and_the_reason_is_told():
+def test_what_the_quality_filter_refuses_is_in_neither_memory_and_the_reason_is_returned():
     asked = []
 
-    def screen(image: np.ndarray, now: float) -> str | None:
+    def refuse_odd(image: np.ndarray, now: float) -> str | None:
         asked.append((int(image.flat[0]), now))
         return "odd" if image.flat[0] % 2 else None
 
-    reservoir = Reservoir(8, every=3, window=4, screen=screen)
+    reservoir = Reservoir(8, every=3, window=4, quality_filter=refuse_odd)
     reasons = [reservoir.add(frame(number), 0.5 * number) for number in range(1, 13)]
     assert reasons == [None, None, "odd", None, None, None, None, None, "odd", None, None, None]
     assert asked == [(3, 1.5), (6, 3.0), (9, 4.5), (12, 6.0)]  # frames that are left out anyway are not judged
     assert numbers(reservoir.latest(4)) == kept(reservoir) == [6, 12]
     assert reservoir.added == reservoir.collected == 2
     assert reservoir.refused == {"odd": 2}
-    reservoir.mark()
+    reservoir.reset_memory()
     assert reservoir.refused == {}
 
 
 @pytest.mark.parametrize("reason", ["blank", "saturated"])
 def test_a_covered_or_blinded_camera_is_seen_by_checks_and_not_by_fits(reason):
-    reservoir = Reservoir(8, window=4, screen=lambda image, now: reason)
+    reservoir = Reservoir(8, window=4, quality_filter=lambda image, now: reason)
     assert reservoir.add(frame(1), 0.0) == reason
     assert numbers(reservoir.latest(4)) == [1] and reservoir.added == 1 and reservoir.collected == 0
 
