@@ -35,7 +35,7 @@ from daemon.recalibration.controller import Controller, Event
 from daemon.recalibration.drift_monitor import DriftMonitor
 from daemon.recalibration.envelope import open_envelope
 from daemon.recalibration.job import JobRunner
-from daemon.recalibration.restore import on_probation, restore, served_since, withdrawn
+from daemon.recalibration.restore import load_withdrawn, on_probation, restore, serving_since
 from daemon.recalibration.sensor import Sensor
 from daemon.recalibration.state_machine import StateMachine
 from daemon.serving.intake import Intake
@@ -43,7 +43,7 @@ from daemon.serving.message import Frame, FrameError
 from daemon.serving.results import Publisher
 from daemon.serving.serve import FrameServer
 from daemon.state.audit_writer import AuditWriter
-from daemon.state.lock import claim
+from daemon.state.lock import lock_state
 from daemon.state.restart import restart_state
 from daemon.state.state_writer import StateWriter
 from daemon.systemd_notify import Notifier, asking_for_patience
@@ -105,7 +105,7 @@ class Daemon:
 
     def startup(self) -> None:
         """Everything is proven before the first socket opens; READY is sent when frames are served."""
-        self._closing.callback(os.close, claim(self.config.state.directory))
+        self._closing.callback(os.close, lock_state(self.config.state.directory))
         self._envelope = open_envelope(self.config)
         if self._envelope is not None:
             log.info("envelope: %s", self._envelope)
@@ -115,8 +115,8 @@ class Daemon:
         self._store.sweep()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="background")
         self._state_writer = StateWriter(self._store, self._model.digest, self._background)
-        self._record = AuditWriter(self._open_audit, self._background, self.metrics)
-        self._closing.callback(self._record.close)
+        self._audit_writer = AuditWriter(self._open_audit, self._background, self.metrics)
+        self._closing.callback(self._audit_writer.close)
         self._closing.callback(self._background.shutdown, wait=True)
         with asking_for_patience(self._notifier):
             for name in self.config.sensors:
@@ -142,25 +142,25 @@ class Daemon:
                 config.recalibrate.frames + window,
                 config.sensors[name].sample_every,
                 window=window,
-                screen=QualityFilter(),
+                quality_filter=QualityFilter(),
             ),
             DriftDetector(config.drift.threshold, config.drift.hold),
             self._new_state_machine(name, path.version),
             stall_detector=StallDetector(self._clock()),
             operator_hold=None,
-            withdrawn=withdrawn(name, self._store),
+            withdrawn=load_withdrawn(name, self._store),
         )
 
     def _new_state_machine(self, sensor: str, version: str) -> StateMachine:
         """A homogenizer that had not served its probation before the restart begins it anew."""
-        config, since = self.config.recalibrate, served_since(sensor, version, self._store)
+        config, since = self.config.recalibrate, serving_since(sensor, version, self._store)
         anew = version != FACTORY and on_probation(since, time.time(), config.probation)
         return StateMachine(
             config,
             self._clock(),
             serving=version != FACTORY,
             on_probation=anew,
-            strict=self._envelope is not None and self._envelope.bounds_the_day,
+            strict=self._envelope is not None and self._envelope.limits_budget,
         )
 
     def _open_audit(self) -> AuditLog:
@@ -177,8 +177,8 @@ class Daemon:
 
     def _drop_candidates(self) -> None:
         for sensor in self.sensors.values():
-            if sensor.waiting is not None:
-                sensor.path.discard(sensor.waiting.prepared)
+            if sensor.candidate is not None:
+                sensor.path.discard(sensor.candidate.prepared)
 
     def _close_later(self, runner: Runner) -> None:
         self._background.submit(runner.close)
@@ -204,10 +204,10 @@ class Daemon:
             frames,
             self.metrics,
             self._background,
-            self._record,
+            self._audit_writer,
             self._clock,
         )
-        self._orders = Orders(self._controller, self._record)
+        self._orders = Orders(self._controller, self._audit_writer)
         watch = DriftMonitor(self.config.drift, self.sensors, WorkerClient(*common, threads=1), self._events.put)
         self._closing.callback(watch.close)
         watch.start()
@@ -224,10 +224,10 @@ class Daemon:
         backend = self._model.backend.name
         self.metrics.build_info.labels(__version__, torch.__version__, backend).set(1)
         self.metrics.set_model(self._model.digest, self._model.served_by)
-        self._record("", "start", self._facts())
+        self._audit_writer.record("", "start", self._facts())
         for sensor in self.sensors.values():
-            self._controller.show_homogenizer(sensor, "restored")
-            self._controller.show_state(sensor)
+            self._controller.export_homogenizer(sensor, "restored")
+            self._controller.export_state(sensor)
 
     def _facts(self) -> dict[str, Any]:
         """What runs, for the audit log."""
@@ -298,14 +298,14 @@ class Daemon:
             self._take_compiled(self._build)  # no homogenizer is just being proven in front of the stand-in
         while not self._events.empty():
             event = self._events.get()
-            self._controller.take_in(event, self.sensors[event.sensor], now)
+            self._controller.handle(event, self.sensors[event.sensor], now)
         for sensor in self.sensors.values():
             self._controller.step(sensor, now)
         self._notifier.watchdog()
         if now >= self._status_due:
             self._status_due = now + STATUS_S
             self._notifier.status(self._status_line())
-            self._record.retry()
+            self._audit_writer.retry()
             self._state_writer.retry()
 
     def _take_compiled(self, build: EngineBuild) -> None:
@@ -313,11 +313,11 @@ class Daemon:
         before, self._build = self._model, None
         self._model = before.served_as_asked(build.take())
         for sensor in self.sensors.values():
-            sensor.path.exchange_model(self._model.runner)
+            sensor.path.replace_model(self._model.runner)
             sensor.latency_monitor = LatencyMonitor()  # what a frame took before tells nothing of now
         self._close_later(before.runner)
         self.metrics.set_model(self._model.digest, self._model.served_by)
-        self._record("", "compiled", {"served_by": self._model.served_by, "backend": self._model.backend.version()})
+        self._audit_writer.record("", "compiled", {"served_by": self._model.served_by, "backend": self._model.backend.version()})
         log.info("%s serves the model from now on", self._model.served_by)
 
     def _status_line(self) -> str:
@@ -370,7 +370,7 @@ class Daemon:
         """Close whatever was opened, in reverse order; safe after a half-finished startup."""
         self._notifier.stopping()
         if self.sensors:
-            self._record("", "stop", {name: sensor.frames for name, sensor in self.sensors.items()})
+            self._audit_writer.record("", "stop", {name: sensor.frames for name, sensor in self.sensors.items()})
         self._closing.close()
         log.info("stopped")
 

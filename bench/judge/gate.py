@@ -61,11 +61,11 @@ def shadow(look: Callable[[int], bool]) -> bool:
     state_machine.request()
     for _ in ("collect", "fit"):
         state_machine.step(0.0, Facts(collected=config.frames))
-    state_machine.proven(0.0)
+    state_machine.candidate_ready(0.0)
     part, decision = 0, None
     while not isinstance(decision, Commit | Discard):
         part += 1
-        state_machine.looked(look(part))
+        state_machine.compared(look(part))
         decision = state_machine.step(part * LOOK_FRAMES / FRAME_RATE, Facts())
     return isinstance(decision, Commit)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from daemon.recalibration.controller import Controller
 from daemon.recalibration.sensor import Sensor
-from daemon.recalibration.state_machine import Refused
+from daemon.recalibration.state_machine import OrderRefused
 from daemon.state.audit_writer import AuditWriter
-from daemon.state.restart import BY_OPERATOR
+from daemon.state.restart import HELD_BY_OPERATOR
 from deploy.store.artefacts import FACTORY
 
 ANSWERS = ("approve", "reject")  # to a candidate, which they may name
@@ -31,9 +31,9 @@ class Order:
 class Orders:
     """Carries out orders, on the frame thread alone."""
 
-    def __init__(self, controller: Controller, record: AuditWriter):
+    def __init__(self, controller: Controller, audit_writer: AuditWriter):
         self._controller = controller
-        self._record = record
+        self._audit_writer = audit_writer
         self._known: dict[str, Callable[[Sensor], str]] = {
             "recalibrate": self._recalibrate,
             "approve": self._approve,
@@ -52,7 +52,7 @@ class Orders:
         if order.version is not None:
             _refuse_another(order, sensor)
         said = self._known[order.name](sensor)
-        self._record(sensor.name, "order", {"order": order.name, "by": order.by} | meant)
+        self._audit_writer.record(sensor.name, "order", {"order": order.name, "by": order.by} | meant)
         return {"sensor": sensor.name, "said": said}
 
     def _recalibrate(self, sensor: Sensor) -> str:
@@ -69,14 +69,14 @@ class Orders:
 
     def _roll_back(self, sensor: Sensor) -> str:
         if sensor.path.version == sensor.path.fallback == FACTORY:
-            raise Refused("the factory homogenizer serves, there is nothing to go back to")
+            raise OrderRefused("the factory homogenizer serves, there is nothing to go back to")
         taken_back = sensor.path.version
         self._controller.roll_back(sensor, "operator")
         never = "" if taken_back == FACTORY else "; what was taken back is not tried again"
         return f"{sensor.path.version[:12]} serves again{never}"
 
     def _hold(self, sensor: Sensor) -> str:
-        sensor.operator_hold = BY_OPERATOR
+        sensor.operator_hold = HELD_BY_OPERATOR
         return "nothing is swapped until `recald hold --release`, over restarts too; what fails on a frame goes back"
 
     def _release(self, sensor: Sensor) -> str:
@@ -88,13 +88,13 @@ def _refuse_another(order: Order, sensor: Sensor) -> None:
     """An answer is to the candidate that the operator has seen, and to no newer one."""
     version = order.version
     if order.name not in ANSWERS:
-        raise Refused(f"{order.name} takes no version, only {' and '.join(ANSWERS)} do")
+        raise OrderRefused(f"{order.name} takes no version, only {' and '.join(ANSWERS)} do")
     if not isinstance(version, str) or not (
         version == FACTORY or re.fullmatch(f"[0-9a-f]{{{LEAST_DIGITS},64}}", version)
     ):
-        raise Refused(f"{str(version)[:80]!r} is no version: give {LEAST_DIGITS} of its digits or more")
+        raise OrderRefused(f"{str(version)[:80]!r} is no version: give {LEAST_DIGITS} of its digits or more")
     if not _waiting(sensor).startswith(version):
-        raise Refused(f"candidate {version[:12]} does not wait, {_candidate(sensor)} does: see `recald status`")
+        raise OrderRefused(f"candidate {version[:12]} does not wait, {_candidate(sensor)} does: see `recald status`")
 
 
 def _candidate(sensor: Sensor) -> str:
@@ -102,4 +102,4 @@ def _candidate(sensor: Sensor) -> str:
 
 
 def _waiting(sensor: Sensor) -> str:
-    return "none" if sensor.waiting is None else sensor.waiting.prepared.version
+    return "none" if sensor.candidate is None else sensor.candidate.prepared.version

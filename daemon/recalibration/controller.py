@@ -1,4 +1,4 @@
-"""What is done between two frames: scores and fits taken in, homogenizers swapped and rolled back, fits begun."""
+"""Changes sensors between two frames: takes in scores and results, asks the state machine, carries out its decision."""
 
 from __future__ import annotations
 
@@ -27,111 +27,218 @@ from daemon.state.audit_writer import AuditWriter
 from daemon.state.restart import RestartState
 from daemon.state.state_writer import StateWriter
 from daemon.states import IN_WORK, Result, State
-from deploy.path import Prepared
+from deploy.path import PreparedHomogenizer
 from deploy.store.artefacts import FACTORY
 
-AWAITED = (State.COLLECTING, *IN_WORK)  # in which a recalibration's result means something
-LAYERS_EXPORTED = 64  # layer drift scores, so that a deep network cannot flood the scrape
+RESULT_EXPECTED = (State.COLLECTING, *IN_WORK)  # in every other state the result of a recalibration comes too late
+MAX_EXPORTED_LAYERS = 64  # layer drift scores of a sensor, so that a deep network cannot flood the scrape
+ANOTHER_SERVES = "another homogenizer serves by now"
 
 log = logging.getLogger(__name__)
 Event = DriftCheck | JobProgress | JobResult | RestartState
 
 
 class Controller:
-    """Changes sensors, on the frame thread alone; `background` takes what would keep a frame waiting."""
+    """Runs on the frame thread alone. `background` does what takes longer than a frame may wait."""
 
     def __init__(
         self,
-        recalibration: JobRunner,
+        jobs: JobRunner,
         state_writer: StateWriter,
         frames: int,
         metrics: Metrics,
         background: Executor,
-        record: AuditWriter,
+        audit_writer: AuditWriter,
         clock: Callable[[], float],
     ):
-        self._jobs = recalibration
+        """frames: how many a fit uses."""
+        self._jobs = jobs
         self._state_writer = state_writer
         self._frames = frames
         self._metrics = metrics
         self._background = background
-        self._record = record
+        self._audit_writer = audit_writer
         self._clock = clock
 
-    def take_in(self, event: Event, sensor: Sensor, now: float) -> None:
-        """Note what a worker has found out about a sensor."""
+    def handle(self, event: Event, sensor: Sensor, now: float) -> None:
+        """Take in what another thread has found out about a sensor."""
         if isinstance(event, DriftCheck):
-            if event.homogenizer == sensor.path.version and not sensor.silent:  # else a swap or a stop came between
-                self._observed(sensor, event.scores, now)
-                self._compared(sensor, event)
+            # A check from before a swap or a stop of the camera says nothing about the frames of now.
+            if event.homogenizer == sensor.path.version and not sensor.silent_s:
+                self._update_drift(sensor, event.scores, now)
+                self._count_comparison(sensor, event)
         elif isinstance(event, RestartState):
-            self._remembered(sensor, event, now)
+            self._restore(sensor, event, now)
         elif isinstance(event, JobProgress):
-            self._observe_durations(sensor, event.durations)
+            self._export_durations(sensor, event.durations)
             sensor.state_machine.progressed(State(event.stage), event.ratio)
         else:
-            self._finished(sensor, event, now)
+            self._handle_result(sensor, event, now)
 
     def step(self, sensor: Sensor, now: float) -> None:
-        """Do what has become due for a sensor."""
-        self._listen(sensor, now)
+        """Carry out what has become due for a sensor."""
+        self._check_silence(sensor, now)
         sensor.latency_monitor.counting = self._jobs.free
         decision = sensor.state_machine.step(now, self._facts(sensor))
         if decision is not None:
             self._carry_out(sensor, decision, now)
-        self._tell_state(sensor)
-        self.show_state(sensor)
+        self._record_state(sensor)
+        self.export_state(sensor)
 
-    def roll_back(self, sensor: Sensor, reason: str, why: str = "") -> None:
-        """Let the homogenizer before the active one serve again, or the factory one; `why` tells more of the reason."""
+    def roll_back(self, sensor: Sensor, reason: str, detail: str = "") -> None:
+        """Let the homogenizer before the active one serve again, or the factory one. reason: a label of the metric."""
         self._drop_candidate(sensor, Result.OUTDATED)
         before, version = sensor.path.version, sensor.path.rollback()
         self._withdraw(sensor, before)
-        told = f"{reason}, {why}" if why else reason
-        log.warning("%s: rolled back to %s: %s", sensor.name, version[:12], told)
+        message = f"{reason}, {detail}" if detail else reason
+        log.warning("%s: rolled back to %s: %s", sensor.name, version[:12], message)
         self._metrics.rollbacks.labels(sensor.name, reason).inc()
-        details = {"from": before, "to": version, "reason": reason} | ({"why": why} if why else {})
-        self._record(sensor.name, "rollback", details)
-        self._now_serving(sensor, "rollback")
-        sensor.state_machine.rolled_back(version != FACTORY, self._clock(), f"rolled back: {told}")
+        details = {"from": before, "to": version, "reason": reason} | ({"why": detail} if detail else {})
+        self._audit_writer.record(sensor.name, "rollback", details)
+        self._after_exchange(sensor, "rollback")
+        sensor.state_machine.rolled_back(version != FACTORY, self._clock(), f"rolled back: {message}")
 
-    def show_homogenizer(self, sensor: Sensor, source: str) -> None:
+    def export_homogenizer(self, sensor: Sensor, source: str) -> None:
         version = sensor.path.version
         self._metrics.set_homogenizer(sensor.name, version, FACTORY if version == FACTORY else source)
 
-    def show_state(self, sensor: Sensor) -> None:
+    def export_state(self, sensor: Sensor) -> None:
         self._metrics.calibration_state.labels(sensor.name).state(sensor.state_machine.state.value)
         self._metrics.calibration_progress_ratio.labels(sensor.name).set(sensor.state_machine.progress)
 
-    def _listen(self, sensor: Sensor, now: float) -> None:
-        """A camera that has stopped shows no drift, and the one that comes back may be another."""
-        before, sensor.silent = sensor.silent, sensor.stall_detector.silence(now)
-        if sensor.silent and not before:
-            log.warning("%s: no frames for %.0f s", sensor.name, sensor.silent)
-            self._forget_drift(sensor)
-            self._show_scores(sensor, _unknown(sensor.scores))
-        elif before and not sensor.silent:
-            log.info("%s: frames come again", sensor.name)
+    # ---- drift checks
+
+    def _update_drift(self, sensor: Sensor, scores: dict[str, Any], now: float) -> None:
+        sensor.scores, sensor.drift_score = scores, scores["homogenized"]
+        sensor.label_shift, sensor.raw_clean = scores["label_shift"], scores["raw_clean"]
+        detector, alarm_before = sensor.drift_detector, sensor.drift_detector.alarm
+        detector.observe(sensor.drift_score, now)
+        if detector.alarm is not alarm_before:
+            event = "drift alarm" if detector.alarm else "drift alarm over"
+            score = sensor.drift_score if math.isfinite(sensor.drift_score) else None
+            self._audit_writer.record(sensor.name, event, {"score": score, "homogenizer": sensor.path.version})
+        self._export_drift(sensor)
+        self._export_scores(sensor, scores)
+
+    def _count_comparison(self, sensor: Sensor, check: DriftCheck) -> None:
+        """Count a comparison if it is of today's challenger, and all its frames are newer than the one before."""
+        compared, challenger = check.scores.get("challenger"), sensor.challenger
+        if compared is None or challenger is None:
+            return
+        if (challenger.role, challenger.version) != (compared["role"], compared["version"]):
+            return
+        if check.added - sensor.compared_up_to < check.frames:
+            return
+        sensor.compared_up_to = check.added
+        sensor.state_machine.compared(not compared["objections"])
+        if compared["objections"] and challenger.role == "candidate":
+            log.info("%s: the candidate in the shadow: %s", sensor.name, compared["objections"])
+
+    def _check_silence(self, sensor: Sensor, now: float) -> None:
+        """Forget the drift of a camera that has stopped: it shows none, and the next one may be another camera."""
+        before, sensor.silent_s = sensor.silent_s, sensor.stall_detector.silence(now)
+        if sensor.silent_s and not before:
+            log.warning("%s: no frames for %.0f s", sensor.name, sensor.silent_s)
+            self._reset_drift(sensor)
+            self._export_scores(sensor, _as_nan(sensor.scores))
+        elif before and not sensor.silent_s:
+            log.info("%s: frames arrive again", sensor.name)
+
+    def _reset_drift(self, sensor: Sensor) -> None:
+        sensor.drift_score, sensor.label_shift, sensor.raw_clean = math.nan, False, False
+        sensor.drift_detector.reset()
+        self._export_drift(sensor)
+
+    def _export_drift(self, sensor: Sensor) -> None:
+        metrics, name = self._metrics, sensor.name
+        metrics.drift_score.labels(name, "homogenized").set(sensor.drift_score)
+        metrics.drift_evidence.labels(name).set(sensor.drift_detector.evidence)
+        metrics.drift_alarm.labels(name).set(sensor.drift_detector.alarm)
+        metrics.narrow_view.labels(name).set(sensor.label_shift)
+
+    def _export_scores(self, sensor: Sensor, scores: dict[str, Any]) -> None:
+        metrics, name = self._metrics, sensor.name
+        metrics.drift_score.labels(name, "raw").set(scores["raw"])
+        for layer, score in list(scores["layers"].items())[:MAX_EXPORTED_LAYERS]:
+            metrics.layer_drift_score.labels(name, layer).set(score)
+        for proxy, value in scores["proxy"].items():
+            metrics.accuracy_proxy_ratio.labels(name, proxy).set(value)
+
+    # ---- results of recalibrations, and what a restart restores
+
+    def _handle_result(self, sensor: Sensor, job: JobResult, now: float) -> None:
+        details: dict[str, Any] = {"result": job.result, "reason": job.reason}
+        details |= {"trigger": sensor.state_machine.trigger, "dossier": job.dossier}
+        if job.unusable is not None:
+            self._withdraw(sensor, job.unusable)
+            details["withdrawn"] = job.unusable
+        if job.result is Result.UNKNOWN:
+            log.info("%s: %s", sensor.name, job.reason)
+        elif sensor.state_machine.state not in RESULT_EXPECTED:
+            self._drop_late_result(sensor, job, details)
+        else:
+            self._take_result(sensor, job, details, now)
+
+    def _drop_late_result(self, sensor: Sensor, job: JobResult, details: dict[str, Any]) -> None:
+        """Drop a result that nobody waits for: another homogenizer came to serve, or the drift was over."""
+        self._metrics.fits.labels(sensor.name, Result.OUTDATED).inc()
+        self._audit_writer.record(sensor.name, "fit", details | {"result": Result.OUTDATED})
+        if job.candidate is not None:
+            sensor.path.discard(job.candidate.prepared)
+
+    def _take_result(self, sensor: Sensor, job: JobResult, details: dict[str, Any], now: float) -> None:
+        log.info("%s: recalibration %s: %s", sensor.name, job.result, job.reason)
+        self._metrics.fits.labels(sensor.name, job.result).inc()
+        self._export_durations(sensor, job.durations or {})
+        sensor.last_result = f"{job.result}: {job.reason}"
+        if job.candidate is None:
+            self._audit_writer.record(sensor.name, "fit", details)
+            sensor.state_machine.finished(job.result, now, job.reason)
+            return
+        self._audit_writer.record(sensor.name, "fit", details | {"candidate": job.candidate.prepared.version})
+        sensor.candidate = job.candidate
+        if job.candidate.champion == sensor.path.version:
+            sensor.compared_up_to = sensor.reservoir.added
+            sensor.state_machine.candidate_ready(now)
+        else:  # a rollback happened meanwhile: the candidate was never compared with what serves now
+            self._drop_candidate(sensor, Result.OUTDATED)
+            reason = "the candidate was judged against a homogenizer that no longer serves"
+            sensor.state_machine.finished(Result.OUTDATED, now, reason)
+
+    def _export_durations(self, sensor: Sensor, durations: dict[str, float]) -> None:
+        metrics = self._metrics
+        histograms = {"fit": metrics.fit_duration_seconds, "compile": metrics.compile_duration_seconds}
+        for stage, seconds in durations.items():
+            histograms[stage].labels(sensor.name).observe(seconds)
+
+    def _restore(self, sensor: Sensor, restart: RestartState, now: float) -> None:
+        sensor.state_machine.restore_budget([now - age for age in restart.fits], [now - age for age in restart.swaps])
+        if sensor.operator_hold is not None:  # a newer order came first
+            return
+        sensor.operator_hold = restart.hold
+        if restart.hold:
+            log.warning("%s: nothing is swapped until `recald hold --release`: %s", sensor.name, restart.hold)
+            # Recorded once more, so that the record of a hold is not pruned while the hold lasts.
+            self._audit_writer.record(sensor.name, "order", {"order": "hold", "by": "recald", "reason": restart.hold})
+
+    # ---- decisions
 
     def _facts(self, sensor: Sensor) -> Facts:
+        # Only a fitted homogenizer on probation can be too slow; the factory homogenizer costs no time.
+        timed = sensor.state_machine.state is State.PROBATION and sensor.path.version != FACTORY
         return Facts(
-            alarm=sensor.detector.alarm,
+            alarm=sensor.drift_detector.alarm,
             label_shift=sensor.label_shift,
-            clean_without=sensor.clean_without,
+            raw_clean=sensor.raw_clean,
             collected=sensor.reservoir.collected,
-            fitter_free=self._jobs.free,
-            held=self._held(sensor),
-            slower=self._slower(sensor),
+            worker_free=self._jobs.free,
+            hold_reason=self._hold_reason(sensor),
+            latency_problem=sensor.latency_monitor.slower if timed else "",
         )
 
-    def _slower(self, sensor: Sensor) -> str:
-        """How much longer than expected a frame takes through what is on probation; no ρ cannot be what takes long."""
-        judged = sensor.state_machine.state is State.PROBATION and sensor.path.version != FACTORY
-        return sensor.latency_monitor.slower if judged else ""
-
-    def _held(self, sensor: Sensor) -> str:
-        """Why nothing may be swapped now."""
-        if self._record.failing:
+    def _hold_reason(self, sensor: Sensor) -> str:
+        """Return why nothing may be swapped now, or ""."""
+        if self._audit_writer.failing:
             return "the audit log cannot be written, see the daemon's log"
         if sensor.operator_hold is None:
             return "the audit log is not yet read"
@@ -139,194 +246,86 @@ class Controller:
             return f"{sensor.operator_hold}; `recald hold --release` ends it"
         return "the camera's side holds swaps" if sensor.hold else ""
 
-    def _remembered(self, sensor: Sensor, past: RestartState, now: float) -> None:
-        sensor.state_machine.spent([now - age for age in past.fits], [now - age for age in past.swaps])
-        if sensor.operator_hold is not None:  # an operator was faster
-            return
-        sensor.operator_hold = past.hold
-        if past.hold:
-            log.warning("%s: nothing is swapped until `recald hold --release`: %s", sensor.name, past.hold)
-            # Once more, so that no hold is pruned while it lasts.
-            self._record(sensor.name, "order", {"order": "hold", "by": "recald", "reason": past.hold})
-
-    def _observed(self, sensor: Sensor, scores: dict[str, Any], now: float) -> None:
-        sensor.scores, sensor.drift_score = scores, scores["homogenized"]
-        sensor.label_shift, sensor.clean_without = scores["label_shift"], scores["clean_without"]
-        alarm = sensor.detector.alarm
-        sensor.detector.observe(sensor.drift_score, now)
-        if sensor.detector.alarm is not alarm:
-            said = "drift alarm" if sensor.detector.alarm else "drift alarm over"
-            score = sensor.drift_score if math.isfinite(sensor.drift_score) else None
-            self._record(sensor.name, said, {"score": score, "homogenizer": sensor.path.version})
-        self._show_drift(sensor)
-        self._show_scores(sensor, scores)
-
-    def _show_scores(self, sensor: Sensor, scores: dict[str, Any]) -> None:
-        metrics, name = self._metrics, sensor.name
-        metrics.drift_score.labels(name, "raw").set(scores["raw"])
-        for layer, score in list(scores["layers"].items())[:LAYERS_EXPORTED]:
-            metrics.layer_drift_score.labels(name, layer).set(score)
-        for proxy, value in scores["proxy"].items():
-            metrics.accuracy_proxy_ratio.labels(name, proxy).set(value)
-
-    def _compared(self, sensor: Sensor, event: DriftCheck) -> None:
-        """A look counts where the challenger is still the same, and all frames are new since the look before."""
-        compared, challenger = event.scores.get("challenger"), sensor.challenger
-        if (
-            compared is None
-            or challenger is None
-            or (challenger.role, challenger.version) != (compared["role"], compared["version"])
-        ):
-            return
-        if event.added - sensor.looked_at < event.frames:
-            return
-        sensor.looked_at = event.added
-        sensor.state_machine.looked(not compared["objections"])
-        if compared["objections"] and challenger.role == "candidate":
-            log.info("%s: the candidate in the shadow: %s", sensor.name, compared["objections"])
-
-    def _show_drift(self, sensor: Sensor) -> None:
-        self._metrics.drift_score.labels(sensor.name, "homogenized").set(sensor.drift_score)
-        self._metrics.drift_evidence.labels(sensor.name).set(sensor.detector.evidence)
-        self._metrics.drift_alarm.labels(sensor.name).set(sensor.detector.alarm)
-        self._metrics.narrow_view.labels(sensor.name).set(sensor.label_shift)
-
-    def _finished(self, sensor: Sensor, event: JobResult, now: float) -> None:
-        details: dict[str, Any] = {"result": event.result, "reason": event.reason}
-        details |= {"trigger": sensor.state_machine.trigger, "dossier": event.dossier}
-        if event.unfit is not None:
-            self._withdraw(sensor, event.unfit)
-            details["withdrawn"] = event.unfit
-        if event.result is Result.UNKNOWN:
-            log.info("%s: %s", sensor.name, event.reason)
-        elif sensor.state_machine.state not in AWAITED:
-            self._came_late(sensor, event, details)
-        else:
-            self._came_to(sensor, event, details, now)
-
-    def _came_late(self, sensor: Sensor, event: JobResult, details: dict[str, Any]) -> None:
-        """Another homogenizer came to serve meanwhile, or the drift was over: nobody waits for this result."""
-        self._metrics.fits.labels(sensor.name, Result.OUTDATED).inc()
-        self._record(sensor.name, "fit", details | {"result": Result.OUTDATED})
-        if event.candidate is not None:
-            sensor.path.discard(event.candidate.prepared)
-
-    def _came_to(self, sensor: Sensor, event: JobResult, details: dict[str, Any], now: float) -> None:
-        log.info("%s: recalibration %s: %s", sensor.name, event.result, event.reason)
-        self._metrics.fits.labels(sensor.name, event.result).inc()
-        self._observe_durations(sensor, event.durations or {})
-        sensor.last_result = f"{event.result}: {event.reason}"
-        if event.candidate is None:
-            self._record(sensor.name, "fit", details)
-            sensor.state_machine.finished(event.result, now, event.reason)
-            return
-        self._record(sensor.name, "fit", details | {"candidate": event.candidate.prepared.version})
-        sensor.waiting = event.candidate
-        if event.candidate.champion == sensor.path.version:
-            sensor.looked_at = sensor.reservoir.added
-            sensor.state_machine.proven(now)
-        else:  # a rollback came between: nobody has compared the candidate with what serves now
-            self._drop_candidate(sensor, Result.OUTDATED)
-            sensor.state_machine.finished(Result.OUTDATED, now, "the candidate was judged against one that is gone")
-
-    def _observe_durations(self, sensor: Sensor, durations: dict[str, float]) -> None:
-        histograms = {
-            "fit": self._metrics.fit_duration_seconds,
-            "compile": self._metrics.compile_duration_seconds,
-        }
-        for stage, seconds in durations.items():
-            histograms[stage].labels(sensor.name).observe(seconds)
-
     def _carry_out(self, sensor: Sensor, decision: Decision, now: float) -> None:
         if isinstance(decision, Collect):
             self._collect(sensor, decision)
         elif isinstance(decision, Fit):
-            self._record(sensor.name, "fit begun", {"trigger": decision.trigger})  # also of one that ends the daemon
+            # Recorded before the fit starts: a fit that ends the daemon counts against the budget, too.
+            self._audit_writer.record(sensor.name, "fit begun", {"trigger": decision.trigger})
             self._jobs.start(sensor, decision.trigger, self._frames)
         elif isinstance(decision, Recall):
             self._jobs.start(sensor, sensor.state_machine.trigger, self._frames, recall=True)
         elif isinstance(decision, Commit):
-            self._commit(sensor)
+            assert sensor.candidate is not None
+            candidate, sensor.candidate = sensor.candidate, None
+            self._swap(sensor, candidate.prepared, "recalled" if candidate.recalled else "judged")
         elif isinstance(decision, Discard):
             self._drop_candidate(sensor, decision.result, decision.reason)
             sensor.last_result = f"{decision.result}: {decision.reason}"
             sensor.state_machine.finished(decision.result, now, decision.reason)
         elif isinstance(decision, ServeFactory):
-            self._serve_factory(sensor)
+            self._drop_candidate(sensor, Result.OUTDATED)
+            self._swap(sensor, PreparedHomogenizer(FACTORY, None), "the frames are clean without a homogenizer")
         elif isinstance(decision, RollBack):
-            self.roll_back(sensor, decision.reason, decision.why)
+            self.roll_back(sensor, decision.reason, decision.detail)
 
     def _collect(self, sensor: Sensor, decision: Collect) -> None:
-        log.info("%s: collecting frames, because of %s", sensor.name, sensor.state_machine.trigger)
-        if decision.afresh:
-            forgotten = sensor.reservoir.mark()
-            self._background.submit(forgotten.clear)  # freeing hundreds of frames takes longer than one may wait
+        log.info("%s: collecting frames, trigger: %s", sensor.name, sensor.state_machine.trigger)
+        if decision.forget:
+            frames = sensor.reservoir.reset_memory()
+            self._background.submit(frames.clear)  # to free hundreds of frames takes longer than one frame may wait
 
-    def _serve_factory(self, sensor: Sensor) -> None:
-        self._drop_candidate(sensor, Result.OUTDATED)
-        self._swap(sensor, Prepared(FACTORY, None), "the frames are clean without a homogenizer")
-
-    def _commit(self, sensor: Sensor) -> None:
-        assert sensor.waiting is not None
-        candidate, sensor.waiting = sensor.waiting, None
-        self._swap(sensor, candidate.prepared, "recalled" if candidate.recalled else "judged")
-
-    def _swap(self, sensor: Sensor, prepared: Prepared, why: str) -> None:
-        """The swap, between two frames."""
-        before, added = sensor.path.version, prepared.cost - sensor.path.cost
+    def _swap(self, sensor: Sensor, prepared: PreparedHomogenizer, why: str) -> None:
+        """Exchange the homogenizer, and record, export and store what serves."""
+        before, added_cost = sensor.path.version, prepared.cost_s - sensor.path.cost_s
         pause = sensor.path.commit(prepared)
+        version = sensor.path.version
         self._metrics.swap_pause_seconds.labels(sensor.name).observe(pause)
         self._metrics.swaps.labels(sensor.name, "committed").inc()
-        details = {"from": before, "to": sensor.path.version, "why": why}
-        self._record(sensor.name, "swap", details | {"pause": pause, "frames_served": sensor.frames})
-        self._now_serving(sensor, "fit", added)
-        sensor.looked_at = sensor.reservoir.added
-        sensor.state_machine.committed(sensor.path.version != FACTORY, self._clock())
-        log.info(
-            "%s: homogenizer %s, %s, serves, pause %.0f us", sensor.name, sensor.path.version[:12], why, 1e6 * pause
-        )
+        details = {"from": before, "to": version, "why": why}
+        self._audit_writer.record(sensor.name, "swap", details | {"pause": pause, "frames_served": sensor.frames})
+        self._after_exchange(sensor, "fit", added_cost)
+        sensor.compared_up_to = sensor.reservoir.added
+        sensor.state_machine.committed(version != FACTORY, self._clock())
+        log.info("%s: homogenizer %s, %s, serves, pause %.0f us", sensor.name, version[:12], why, 1e6 * pause)
 
-    def _drop_candidate(self, sensor: Sensor, result: Result, reason: str = "another serves by now") -> None:
-        if sensor.waiting is None:
+    def _after_exchange(self, sensor: Sensor, source: str, added_cost: float = 0.0) -> None:
+        """Start drift and latency checks anew, export the metrics, write the pointer. added_cost: s per frame."""
+        sensor.latency_monitor.swapped(added_cost)
+        self._reset_drift(sensor)
+        self.export_homogenizer(sensor, source)
+        self._state_writer.save_active(sensor.name, sensor.path.version)
+
+    def _drop_candidate(self, sensor: Sensor, result: Result, reason: str = ANOTHER_SERVES) -> None:
+        if sensor.candidate is None:
             return
-        candidate, sensor.waiting = sensor.waiting, None
+        candidate, sensor.candidate = sensor.candidate, None
         sensor.path.discard(candidate.prepared)
         self._metrics.swaps.labels(sensor.name, result).inc()
         version = candidate.prepared.version
-        # One of the past that is not right today may be another day.
+        # An earlier homogenizer that does not suit today's frames may suit another day's.
         if result is Result.REFUSED or (result is Result.REJECTED and not candidate.recalled):
             self._withdraw(sensor, version)
-        self._record(sensor.name, "candidate dropped", {"candidate": version, "result": result, "reason": reason})
+        self._audit_writer.record(sensor.name, "candidate dropped", {"candidate": version, "result": result, "reason": reason})
         log.info("%s: candidate %s dropped, %s: %s", sensor.name, version[:12], result, reason)
 
     def _withdraw(self, sensor: Sensor, version: str) -> None:
+        """Never try this version again."""
         if version != FACTORY:
             sensor.withdrawn.add(version)
-            self._state_writer.withdrawn(sensor.name, set(sensor.withdrawn))
+            self._state_writer.save_withdrawn(sensor.name, set(sensor.withdrawn))
 
-    def _tell_state(self, sensor: Sensor) -> None:
+    def _record_state(self, sensor: Sensor) -> None:
         state, reason = sensor.state_machine.state, sensor.state_machine.reason
-        if state is sensor.told_state:
+        if state is sensor.recorded_state:
             return
-        sensor.told_state = state
+        sensor.recorded_state = state
         if state is State.INVALID:
             log.error("%s: %s", sensor.name, reason)
-        self._record(sensor.name, "state", {"state": state.value, "reason": reason})
-
-    def _now_serving(self, sensor: Sensor, source: str, added: float = 0.0) -> None:
-        """What follows from another homogenizer: a drift check that starts anew, the metrics, the pointer on disk."""
-        sensor.latency_monitor.swapped(added)
-        self._forget_drift(sensor)
-        self.show_homogenizer(sensor, source)
-        self._state_writer.serves(sensor.name, sensor.path.version)
-
-    def _forget_drift(self, sensor: Sensor) -> None:
-        sensor.drift_score, sensor.label_shift, sensor.clean_without = math.nan, False, False
-        sensor.detector.reset()
-        self._show_drift(sensor)
+        self._audit_writer.record(sensor.name, "state", {"state": state.value, "reason": reason})
 
 
-def _unknown(scores: dict[str, Any]) -> dict[str, Any]:
-    """The same scores, each NaN."""
+def _as_nan(scores: dict[str, Any]) -> dict[str, Any]:
+    """Return the same scores, each NaN: a metric keeps its last value until it is set."""
     layers, proxies = scores.get("layers", {}), scores.get("proxy", {})
     return {"raw": math.nan, "layers": dict.fromkeys(layers, math.nan), "proxy": dict.fromkeys(proxies, math.nan)}

@@ -1,4 +1,4 @@
-"""The envelope: what a homogenizer may be and how it may come to serve, in a file that is written once, and signed."""
+"""The envelope: a signed file with the limits of every homogenizer and of the configuration. It is written once."""
 
 from __future__ import annotations
 
@@ -23,43 +23,43 @@ from deploy.store.artefacts import Artefact
 Distance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class Span(Section):
-    """The least and the most that something may be anywhere; the identity, which has 1, is always inside."""
+class RangeLimit(Section):
+    """The smallest and the largest value allowed anywhere. The identity has 1 everywhere, which is always allowed."""
 
     least: float | None = Field(default=None, le=1, allow_inf_nan=False)
     most: float | None = Field(default=None, ge=1, allow_inf_nan=False)
 
-    def broken(self, measured: Range) -> Iterator[str]:
+    def violations(self, measured: Range) -> Iterator[str]:
         if self.least is not None and not measured.least >= self.least:
             yield f"least {measured.least:.6g}, at least {self.least:.6g} is allowed"
         if self.most is not None and not measured.most <= self.most:
             yield f"most {measured.most:.6g}, at most {self.most:.6g} is allowed"
 
 
-class Bounds(Section):
-    """Of a homogenizer, by what calibrate.scoring.extent measures of it; what is not there is not bounded."""
+class HomogenizerLimits(Section):
+    """Limits of what calibrate.scoring.extent measures; a missing key means no limit."""
 
     curve: Distance | None = None
     offset: Distance | None = None
     kernel: Distance | None = None
     bias: Distance | None = None
     kernel_size: int | None = Field(default=None, ge=1)
-    slope: Span = Span()
-    gain: Span = Span()
-    jacobian: Span = Span()
+    slope: RangeLimit = RangeLimit()
+    gain: RangeLimit = RangeLimit()
+    jacobian: RangeLimit = RangeLimit()
 
-    def broken(self, extent: Extent) -> Iterator[str]:
-        """Each bound that a homogenizer is beyond, with what it has there."""
-        for name, bound in self:
+    def violations(self, extent: Extent) -> Iterator[str]:
+        """Yield each limit that a homogenizer exceeds, with its value. NaN exceeds every limit."""
+        for name, limit in self:
             measured = getattr(extent, name)
-            if isinstance(bound, Span):
-                yield from (f"{name}.{problem}" for problem in bound.broken(measured))
-            elif bound is not None and not measured <= bound:
-                yield f"{name} {measured:.6g}, at most {bound:.6g} is allowed"
+            if isinstance(limit, RangeLimit):
+                yield from (f"{name}.{problem}" for problem in limit.violations(measured))
+            elif limit is not None and not measured <= limit:
+                yield f"{name} {measured:.6g}, at most {limit:.6g} is allowed"
 
 
-class Evidence(Section):
-    """What has to be seen, at least, before a homogenizer serves for good; `threshold` is the highest."""
+class RequiredEvidence(Section):
+    """What the configuration must ask for, at least, before a homogenizer serves. `threshold` is a maximum."""
 
     frames: int | None = Field(default=None, ge=1)
     held_out: int | None = Field(default=None, ge=1)
@@ -70,97 +70,104 @@ class Evidence(Section):
     probation: Duration | None = Field(default=None, ge=0)
 
 
-class Operation(Section):
-    """Who decides, and how often, at most."""
+class OperationLimits(Section):
+    """The modes that the configuration may use, and the most fits and swaps in 24 h."""
 
     modes: list[Mode] | None = Field(default=None, min_length=1)
     fits_a_day: int | None = Field(default=None, ge=1)
     swaps_a_day: int | None = Field(default=None, ge=1)
 
 
-class Contents(Section):
+class EnvelopeDocument(Section):
     """The whole file."""
 
     version: Literal[1]
-    homogenizer: Bounds = Bounds()
-    evidence: Evidence = Evidence()
-    operation: Operation = Operation()
+    homogenizer: HomogenizerLimits = HomogenizerLimits()
+    evidence: RequiredEvidence = RequiredEvidence()
+    operation: OperationLimits = OperationLimits()
 
 
 class OutsideEnvelope(RecaldError):
-    """A homogenizer that may not serve: which bounds it is beyond, and by what."""
+    """A homogenizer that may not serve. The message names each limit that it exceeds, and its value."""
 
 
 @dataclass(frozen=True)
 class Envelope:
-    """The contents of the file `path`, and the SHA-256 of its bytes; `signed`: its signature was checked."""
+    """An envelope as read from `path`. digest: SHA-256 of the file. signed: its signature was checked."""
 
     path: Path
     digest: str
     signed: bool
-    contents: Contents
+    document: EnvelopeDocument
 
     @property
-    def bounds_the_day(self) -> bool:
-        """No order of an operator may exceed the configuration's budget of fits and swaps."""
-        operation = self.contents.operation
+    def limits_budget(self) -> bool:
+        """Whether an operator's order may not exceed the configuration's budget of fits and swaps."""
+        operation = self.document.operation
         return operation.fits_a_day is not None or operation.swaps_a_day is not None
 
     def __str__(self) -> str:
-        signed = "its signature holds" if self.signed else "not signed"
+        signed = "its signature is valid" if self.signed else "not signed"
         return f"{self.path}, SHA-256 {self.digest}, {signed}"
 
     def admit(self, artefact: Artefact) -> Homogenizer:
-        """The homogenizer that was measured, which what serves has to equal; OutsideEnvelope for one beyond a bound."""
-        broken = "; ".join(self.contents.homogenizer.broken(Extent.of(artefact.homogenizer)))
-        if broken:
-            raise OutsideEnvelope(f"homogenizer {artefact.version[:12]} is outside of {self.path.name}: {broken}")
+        """Return the homogenizer that was measured, so that the caller can compare the compiled form with it.
+
+        Raises OutsideEnvelope if it exceeds a limit.
+        """
+        violations = "; ".join(self.document.homogenizer.violations(Extent.of(artefact.homogenizer)))
+        if violations:
+            raise OutsideEnvelope(f"homogenizer {artefact.version[:12]} is outside of {self.path.name}: {violations}")
         return artefact.homogenizer
 
 
 def open_envelope(config: Config) -> Envelope | None:
-    """The envelope that the configuration names, signature checked, the configuration found inside of it.
+    """Return the envelope that the configuration names, after checking its signature and the configuration.
 
-    ConfigError, DocumentError or SignatureError, each line with what to do.
+    Raises ConfigError, DocumentError or SignatureError; each line says what to do.
     """
     settings = config.recalibrate
     if settings.envelope is None:
         return None
     envelope = load_envelope(settings.envelope, settings.envelope_key)
-    beyond = list(_beyond(envelope.contents, config))
-    if beyond:
-        raise ConfigError([f"{envelope.path}: {problem}: change one of them" for problem in beyond])
+    violations = list(_config_violations(envelope.document, config))
+    if violations:
+        raise ConfigError([f"{envelope.path}: {violation}: change one of them" for violation in violations])
     return envelope
 
 
 def load_envelope(path: Path, key: Path | None = None) -> Envelope:
-    """Read the file once: the bytes that are verified are those that are parsed."""
+    """Read the file once, so that the verified bytes are the parsed ones. key: the public key of its signature.
+
+    Raises DocumentError or SignatureError.
+    """
     data = read_document(path)
     if key is not None:
         check_signature(path, data, key)
-    return Envelope(path, hashlib.sha256(data).hexdigest(), key is not None, parse_document(path, data, Contents))
+    document = parse_document(path, data, EnvelopeDocument)
+    return Envelope(path, hashlib.sha256(data).hexdigest(), key is not None, document)
 
 
-def _beyond(contents: Contents, config: Config) -> Iterator[str]:
-    """What the configuration allows and the envelope does not."""
-    asked, evidence, operation = config.recalibrate, contents.evidence, contents.operation
-    held_out = math.ceil(asked.frames / HELD_OUT_EVERY)
-    for bound, least, name, value in (
-        ("frames", evidence.frames, "recalibrate.frames is", asked.frames),
-        ("held_out", evidence.held_out, f"of recalibrate.frames {asked.frames} the judge gets", held_out),
-        ("collect", evidence.collect, "recalibrate.collect is", asked.collect),
+def _config_violations(document: EnvelopeDocument, config: Config) -> Iterator[str]:
+    """Yield each setting that the envelope does not allow."""
+    settings, evidence, operation = config.recalibrate, document.evidence, document.operation
+    held_out = math.ceil(settings.frames / HELD_OUT_EVERY)
+    for key, least, subject, value in (
+        ("frames", evidence.frames, "recalibrate.frames is", settings.frames),
+        ("held_out", evidence.held_out, f"of recalibrate.frames {settings.frames} the judge gets", held_out),
+        ("collect", evidence.collect, "recalibrate.collect is", settings.collect),
         ("margin", evidence.margin, "this release of recald has", MARGIN),
-        ("shadow", evidence.shadow, "recalibrate.shadow is", asked.shadow),
-        ("probation", evidence.probation, "recalibrate.probation is", asked.probation),
+        ("shadow", evidence.shadow, "recalibrate.shadow is", settings.shadow),
+        ("probation", evidence.probation, "recalibrate.probation is", settings.probation),
     ):
         if least is not None and value < least:
-            yield f"evidence.{bound} is at least {least:g}, {name} {value:g}"
-    for bound, most, name, value in (
+            yield f"evidence.{key} is at least {least:g}, {subject} {value:g}"
+    for key, most, setting, value in (
         ("evidence.threshold", evidence.threshold, "drift.threshold", config.drift.threshold),
-        ("operation.fits_a_day", operation.fits_a_day, "recalibrate.fits_a_day", asked.fits_a_day),
-        ("operation.swaps_a_day", operation.swaps_a_day, "recalibrate.swaps_a_day", asked.swaps_a_day),
+        ("operation.fits_a_day", operation.fits_a_day, "recalibrate.fits_a_day", settings.fits_a_day),
+        ("operation.swaps_a_day", operation.swaps_a_day, "recalibrate.swaps_a_day", settings.swaps_a_day),
     ):
         if most is not None and value > most:
-            yield f"{bound} is at most {most:g}, {name} is {value:g}"
-    if operation.modes is not None and asked.mode not in operation.modes:
-        yield f"operation.modes has {', '.join(operation.modes)}, recalibrate.mode is {asked.mode}"
+            yield f"{key} is at most {most:g}, {setting} is {value:g}"
+    if operation.modes is not None and settings.mode not in operation.modes:
+        yield f"operation.modes has {', '.join(operation.modes)}, recalibrate.mode is {settings.mode}"

@@ -1,4 +1,4 @@
-"""One recalibration, from a request to a homogenizer that is ready to serve, on a thread of its own."""
+"""Runs one recalibration at a time on a thread of its own: the worker does it, and the result is proven here."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from daemon.recalibration.sensor import Candidate, Sensor
 from daemon.states import WITH_VERSION, Result
 from daemon.worker.client import WorkerClient, WorkerError, WorkerTimeout
 from deploy.model.frozen import ModelError
-from deploy.path import InferencePath, Prepared, SwapRejected
+from deploy.path import InferencePath, PreparedHomogenizer, SwapRejected
 from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
 
-PROOF_FRAMES = 4  # of those fitted to, on which a homogenizer is proven where it will run
+PROOF_FRAMES = 4  # of the collected frames, on which a homogenizer is proven with the runner that will serve
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class JobProgress:
-    """The worker is at `stage`, `ratio` of it done; durations (s) of the stages that ended, by name."""
+    """The worker is at `stage`, and has done `ratio` of it. durations: of the stages that ended, s by name."""
 
     sensor: str
     stage: str
@@ -38,22 +38,22 @@ class JobProgress:
 
 @dataclass(frozen=True)
 class JobResult:
-    """A recalibration ended; `candidate` is there when another homogenizer shall serve."""
+    """A recalibration ended. candidate: the homogenizer that may serve, if there is one."""
 
     sensor: str
     result: Result
     reason: str
     candidate: Candidate | None = None
     durations: dict[str, float] | None = None
-    unfit: str | None = None  # a version that was stored and cannot serve
-    dossier: str | None = None  # the digest of what the worker wrote down; None where it could not
+    unusable: str | None = None  # a stored version that cannot or may not serve
+    dossier: str | None = None  # digest of the worker's dossier; None when it could not write one
 
 
 Post = Callable[[JobProgress | JobResult], None]
 
 
 class JobRunner:
-    """Does one recalibration at a time: two would only take the processor from each other."""
+    """Starts recalibrations and posts their progress and result. One at a time: two would share one processor."""
 
     def __init__(
         self,
@@ -66,7 +66,10 @@ class JobRunner:
         keep: Mapping[str, int],
         envelope: Envelope | None = None,
     ):
-        """keep: `frames` of each recalibration on the disk, `mib` of them in all. envelope: nothing outside serves."""
+        """timeout: s for one recalibration. band: the highest drift score of clean frames.
+
+        keep: frames of each recalibration to store on the disk ("frames"), and MiB for all of them ("mib").
+        """
         self._worker = worker
         self._store = store
         self._model = model
@@ -80,10 +83,11 @@ class JobRunner:
 
     @property
     def free(self) -> bool:
+        """Whether a recalibration may start."""
         return not self._busy
 
     def start(self, sensor: Sensor, trigger: str, frames: int, recall: bool = False) -> None:
-        """Begin; what comes of it is posted. Only while `free`. recall: try the past on the newest."""
+        """Start a recalibration, only when `free`. recall: only test earlier homogenizers, on the newest frames."""
         self._busy = True
         job = {
             "job": "recalibrate",
@@ -98,17 +102,18 @@ class JobRunner:
             "until": time.time(),
             "seed": int(time.time()),
         }
-        take = sensor.reservoir.latest if recall else sensor.reservoir.sample
-        self._executor.submit(self._run, sensor, job, partial(take, frames))
+        read_frames = sensor.reservoir.latest if recall else sensor.reservoir.sample
+        self._executor.submit(self._run, sensor, job, partial(read_frames, frames))
 
     def close(self) -> None:
+        """End the worker at once, and wait for the thread."""
         self._worker.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _run(self, sensor: Sensor, job: dict[str, Any], take: Callable[[], np.ndarray]) -> None:
+    def _run(self, sensor: Sensor, job: dict[str, Any], read_frames: Callable[[], np.ndarray]) -> None:
         try:
-            self._post(self._recalibrate(sensor, job, take()))
-        except Exception as error:  # whatever broke, the sensor's state machine must hear that it ended
+            self._post(self._recalibrate(sensor, job, read_frames()))
+        except Exception as error:  # whatever it is: without a result the sensor would wait for ever
             log.exception("recalibration of %s broke", sensor.name)
             self._post(JobResult(sensor.name, Result.FAILED, str(error)))
         finally:
@@ -118,7 +123,7 @@ class JobRunner:
         version = dossier = None
 
         def report(message: dict[str, Any]) -> None:
-            durations = {k[: -len("_seconds")]: v for k, v in message.items() if k.endswith("_seconds")}
+            durations = {k.removesuffix("_seconds"): v for k, v in message.items() if k.endswith("_seconds")}
             self._post(JobProgress(sensor.name, message["stage"], message["ratio"], durations))
 
         try:
@@ -133,23 +138,23 @@ class JobRunner:
         except WorkerTimeout as error:
             return JobResult(sensor.name, Result.TIMEOUT, str(error))
         except OutsideEnvelope as error:
-            return JobResult(sensor.name, Result.REFUSED, str(error), unfit=version, dossier=dossier)
+            return JobResult(sensor.name, Result.REFUSED, str(error), unusable=version, dossier=dossier)
         except (WorkerError, StoreError, ModelError, SwapRejected) as error:
-            return JobResult(sensor.name, Result.FAILED, str(error), unfit=version, dossier=dossier)
+            return JobResult(sensor.name, Result.FAILED, str(error), unusable=version, dossier=dossier)
         finally:
-            self._worker.finish()  # gives a fit's memory back to the device
+            self._worker.finish()  # gives the memory of a fit back to the device
         durations = {"compile": answer["compile_seconds"]} if "compile_seconds" in answer else {}
         return JobResult(sensor.name, result, answer["reason"], candidate, durations, dossier=dossier)
 
-    def _prepare(self, path: InferencePath, version: str, golden: np.ndarray) -> Prepared:
-        """Load what the worker stored, from the disk and checked, and prove it where it will run.
+    def _prepare(self, path: InferencePath, version: str, golden: np.ndarray) -> PreparedHomogenizer:
+        """Load what the worker stored, check it against the envelope, and prove it with the runner that will serve.
 
-        OutsideEnvelope for one that may not serve, however good it is: the worker is not asked.
+        The worker is not asked about the envelope. Raises OutsideEnvelope, StoreError, ModelError or SwapRejected.
         """
         if version == FACTORY:
             return path.prepare(version, None, golden)
         artefact = self._store.get(version, self._model.digest)
         if artefact.compiled is None:
-            raise StoreError(f"the compiled form of homogenizer {version[:12]} is gone")
-        measured = None if self._envelope is None else self._envelope.admit(artefact)
-        return path.prepare(version, self._model.backend.load(artefact.compiled, threads=1), golden, measured)
+            raise StoreError(f"the compiled form of homogenizer {version[:12]} is missing")
+        admitted = None if self._envelope is None else self._envelope.admit(artefact)
+        return path.prepare(version, self._model.backend.load(artefact.compiled, threads=1), golden, admitted)

@@ -1,4 +1,4 @@
-"""All that belongs to one camera stream while the daemon runs."""
+"""The state of one camera stream while the daemon runs."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from daemon.frames.reservoir import Reservoir
 from daemon.frames.stall_detector import StallDetector
 from daemon.recalibration.state_machine import StateMachine
 from daemon.states import WITH_CANDIDATE, State
-from deploy.path import InferencePath, Prepared
+from deploy.path import InferencePath, PreparedHomogenizer
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A proven homogenizer on its way to serve, and the version it was found better than; recalled: one of the past."""
+    """A proven homogenizer that does not serve yet. champion: the version that it was judged better than.
 
-    prepared: Prepared
+    recalled: it is an earlier homogenizer of this sensor, or the factory one.
+    """
+
+    prepared: PreparedHomogenizer
     champion: str
     recalled: bool = False
 
 
 class Challenger(NamedTuple):
-    """A version that does not serve: the candidate for it, or the one before."""
+    """The version that drift checks compare with the active one."""
 
     role: Literal["candidate", "previous"]
     version: str
@@ -33,52 +36,50 @@ class Challenger(NamedTuple):
 
 @dataclass
 class Sensor:
-    """Owned by the frame thread; other threads only read `reservoir` and `path.version`."""
+    """The frame thread owns it; other threads only read `reservoir` and `path.version`."""
 
     name: str
     path: InferencePath
     reservoir: Reservoir
-    detector: DriftDetector
+    drift_detector: DriftDetector
     state_machine: StateMachine
-    latency_monitor: LatencyMonitor = field(default_factory=LatencyMonitor)  # of frames through `path`
-    stall_detector: StallDetector = field(default_factory=StallDetector)  # of frames that were answered
-    silent: float = 0.0  # for how long no frame came (s), 0 while that is nothing unusual
-    drift_score: float = math.nan  # of the frames as served; NaN where none is known
+    latency_monitor: LatencyMonitor = field(default_factory=LatencyMonitor)
+    stall_detector: StallDetector = field(default_factory=StallDetector)
+    silent_s: float = 0.0  # time without a frame; 0 while the camera is not considered stopped
+    drift_score: float = math.nan  # of the frames as served; NaN when unknown
     label_shift: bool = False  # few classes are in view, and the model is sure of them
-    clean_without: bool = False  # the frames look clean with no homogenizer at all
-    scores: dict[str, Any] = field(default_factory=dict)  # the last of the watch
-    hold: bool = False  # the newest frame's request: no swap now
-    operator_hold: str | None = ""  # why nothing may be swapped until an operator releases it; None: not yet known
-    waiting: Candidate | None = None  # in the shadow; committed between two frames, or dropped
-    withdrawn: set[str] = field(default_factory=set)  # versions that were taken back or dropped: not tried again
-    looked_at: int = 0  # reservoir.added when the challenger was last compared, or came up
-    told_state: State | None = None  # the last in the audit log
-    frames: int = 0
-    last_result: str = field(default="none yet")  # of the last fit, for the operator
+    raw_clean: bool = False  # the frames are clean without a homogenizer
+    scores: dict[str, Any] = field(default_factory=dict)  # of the last drift check
+    hold: bool = False  # the newest frame asks for no swap
+    operator_hold: str | None = ""  # why the operator allows no swap; "": allowed, None: not read from the log yet
+    candidate: Candidate | None = None  # in the shadow or waiting for approval
+    withdrawn: set[str] = field(default_factory=set)  # versions rolled back or dropped, which are not tried again
+    compared_up_to: int = 0  # `reservoir.added` when the challenger was last compared, or appeared
+    recorded_state: State | None = None  # the newest state in the audit log
+    frames: int = 0  # served
+    last_result: str = field(default="none yet")  # of the last recalibration, for `recald status`
 
     @property
     def challenger(self) -> Challenger | None:
-        """What the drift watch shall compare with the one that serves."""
-        state, waiting = self.state_machine.state, self.waiting
-        if state in WITH_CANDIDATE and waiting is not None:
-            return Challenger("candidate", waiting.prepared.version)
+        """Return what drift checks compare with the active homogenizer, if anything."""
+        state, candidate = self.state_machine.state, self.candidate
+        if state in WITH_CANDIDATE and candidate is not None:
+            return Challenger("candidate", candidate.prepared.version)
         return Challenger("previous", self.path.fallback) if state is State.PROBATION else None
 
     def status(self) -> dict[str, Any]:
-        """Plain values for `recald status`."""
+        """Return what `recald status` shows, JSON-able."""
+        silence = f"no frames for {self.silent_s:.0f} s" if self.silent_s else ""
         return {
             "state": self.state_machine.state.value,
             "progress": round(self.state_machine.progress, 3),
-            "reason": "; ".join(filter(None, (self._silence(), self.state_machine.reason))),
+            "reason": "; ".join(filter(None, (silence, self.state_machine.reason))),
             "homogenizer": self.path.version,
             "drift_score": None if math.isnan(self.drift_score) else round(self.drift_score, 3),
-            "drift_alarm": self.detector.alarm,
+            "drift_alarm": self.drift_detector.alarm,
             "frames": self.frames,
             "collected": self.reservoir.collected,
             "hold": self.hold or self.operator_hold != "",
-            "candidate": None if (waiting := self.waiting) is None else waiting.prepared.version,
+            "candidate": None if (candidate := self.candidate) is None else candidate.prepared.version,
             "last_fit": self.last_result,
         }
-
-    def _silence(self) -> str:
-        return f"no frames for {self.silent:.0f} s" if self.silent else ""

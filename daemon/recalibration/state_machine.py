@@ -1,4 +1,4 @@
-"""When to collect, fit, wait, serve and go back, for one sensor: plain values and the time in, decisions out."""
+"""Decides for one sensor when to collect, fit, wait, serve and roll back. No I/O in here; the time is an argument."""
 
 from __future__ import annotations
 
@@ -12,47 +12,48 @@ from daemon.config import DAY, RecalibrateConfig
 from daemon.states import AT_REST, IN_WORK, WITH_CANDIDATE, Result, State
 
 MAX_BACKOFF_DOUBLINGS = 6
-LOOKS = 3  # at the candidate in the shadow, and at what serves on probation, at least
-MOST_LOOKS = 30  # that count: a candidate may wait for days
-IN_DOUBT = 1 / 3  # the share of looks in the shadow that may speak against a candidate: frames of a window are few
-REGRESSIONS = 2  # looks in a row that find the one before better: one may be chance
-RECALL_S = 60.0  # between two looks whether what helped before helps the newest frames; a fit takes longer
-LABEL_SHIFT = "few classes are in view, and the model is sure of them: that is no drift"
-HOPELESS = 3  # tries in a row that led to nothing while the drift lasts
+RECALL_INTERVAL_S = 60.0  # between two attempts to recall an earlier homogenizer; a fit takes longer
+MIN_COMPARISONS = 3  # before a candidate leaves the shadow, and before a probation ends
+MAX_COMPARISONS = 30  # the newest that count: a candidate may wait for approval for days
+MAX_LOST_RATIO = 1 / 3  # of its comparisons a candidate may lose this share: windows are small, chance loses some
+ROLLBACK_COMPARISONS = 2  # in a row that find the previous homogenizer better: a single one may be chance
+INVALID_AFTER_FAILURES = 3  # in a row, while the drift lasts
+LABEL_SHIFT_REASON = "few classes are in view, and the model is sure of them: this is no drift"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a decision depends on: the alarm, frames collected, whether a fit may begin, and why no swap may be made.
+    """What a decision depends on.
 
-    label_shift: few classes are in view, and the model is sure of them. clean_without: frames look clean with no
-    homogenizer at all. slower: how much longer than expected a frame takes, where it does.
+    alarm: of the drift detector. label_shift: few classes are in view, and the model is sure of them. raw_clean: the
+    frames are clean without a homogenizer. collected: frames since collecting began. worker_free: a fit may start.
+    hold_reason: why nothing may be swapped, or "". latency_problem: how much slower than expected a frame is, or "".
     """
 
     alarm: bool = False
     label_shift: bool = False
-    clean_without: bool = False
+    raw_clean: bool = False
     collected: int = 0
-    fitter_free: bool = True
-    held: str = ""
-    slower: str = ""
+    worker_free: bool = True
+    hold_reason: str = ""
+    latency_problem: str = ""
 
 
 @dataclass(frozen=True)
 class Collect:
-    """Begin to collect; `afresh`: the frames held so far show another camera."""
+    """Start to collect frames. forget: drop the frames held so far first, they show an earlier camera state."""
 
-    afresh: bool
+    forget: bool
 
 
 @dataclass(frozen=True)
 class Recall:
-    """See whether a homogenizer of the past, or none, is right for the newest frames."""
+    """Test whether an earlier homogenizer, or none, suits the newest frames."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Enough is collected: fit now."""
+    """Start the fit: enough frames are collected."""
 
     trigger: str  # "drift", "timer" or "operator"
 
@@ -72,7 +73,7 @@ class Discard:
 
 @dataclass(frozen=True)
 class ServeFactory:
-    """Let the factory homogenizer serve: the camera is what it was, and what serves spoils its frames."""
+    """Let the factory homogenizer serve: the raw frames are clean again, and the active homogenizer harms them."""
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,22 @@ class RollBack:
     """Let the homogenizer before the active one serve again."""
 
     reason: str  # "regress" or "latency"
-    why: str = ""
+    detail: str = ""
 
 
 Decision = Collect | Recall | Fit | Commit | Discard | ServeFactory | RollBack
 
 
-class Refused(RecaldError):
-    """An operator's order that makes no sense now; the message says why, and what would."""
+class OrderRefused(RecaldError):
+    """An operator's order that is not possible now. The message says why, and what is possible."""
 
 
 class StateMachine:
-    """The state machine of one sensor. Every method takes or gives plain values; nothing is done in here."""
+    """The recalibration state of one sensor.
+
+    Orders (`request`, `approve`, `reject`) and events (`progressed`, `candidate_ready`, `finished`, `compared`,
+    `committed`, `rolled_back`) come in; `step` returns the next decision. Times are seconds of one monotonic clock.
+    """
 
     def __init__(
         self,
@@ -101,270 +106,280 @@ class StateMachine:
         on_probation: bool = False,
         strict: bool = False,
     ):
-        """strict: no order may exceed the day's budget of fits and swaps."""
+        """Start at rest, or on probation after a restart.
+
+        serving: a fitted homogenizer serves. strict: an operator's order may not exceed the budget of fits and swaps.
+        """
         self._config = config
         self._strict = strict
-        on_probation &= config.mode != "locked"  # where nothing changes by itself, what serves stays
+        on_probation &= config.mode != "locked"  # a locked sensor never changes by itself: what serves stays
         self.state = State.PROBATION if on_probation else State.ACTIVE if serving else State.FACTORY
-        self.progress = 0.0
+        self.progress = 0.0  # of this state, 0 to 1
         self.reason = ""  # why it is in this state, and what an operator can do
-        self.trigger = ""
-        self._serving = self._has_past = serving
-        self._since = now
-        self._next_timer = now + config.every
-        self._not_before = now
-        self._failures = 0  # in a row; a swap is none once its probation is over
-        self._failure = ""  # why the last one was
-        self._tries = 0  # in a row that changed nothing for good, by which the back-off grows
-        self._factory_from = now  # not before: a way back that was taken back must not be taken again at once
-        self._explained = False  # the reason is one of those that pass by themselves
-        self._requested = False
-        self._recalled = -math.inf  # when the past was last looked at
-        self._outdated = False  # newer frames have spoken against a fit to those collected
+        self.trigger = ""  # of the running recalibration
+        self._serving = serving  # a fitted homogenizer serves
+        self._has_earlier = serving  # there is an earlier homogenizer that may be recalled
+        self._state_since = now
+        self._timer_due = now + config.every
+        self._backoff_until = now  # nothing starts by itself before
+        self._backoffs = 0  # in a row, each twice as long as the one before
+        self._failures = 0  # in a row; a successful probation ends the row
+        self._last_failure = ""
+        self._factory_allowed_from = now  # a switch to factory that was rolled back waits for the back-off
+        self._explained = False  # the reason explains why nothing happens, and goes away with the cause
+        self._requested = False  # by the operator
+        self._last_recall = -math.inf
+        self._frames_outdated = False  # newer frames have contradicted a fit to the collected ones
         self._approval: bool | None = None
-        # Whether each look spoke for the candidate, or on probation for the one before.
-        self._looks: deque[bool] = deque(maxlen=MOST_LOOKS)
-        self._fits: deque[float] = deque()
-        self._swaps: deque[float] = deque()
+        self._comparisons: deque[bool] = deque(maxlen=MAX_COMPARISONS)  # whether each found the challenger better
+        self._fit_times: deque[float] = deque()
+        self._swap_times: deque[float] = deque()
 
-    def spent(self, fits: Sequence[float], swaps: Sequence[float]) -> None:
-        """Times, oldest first, of fits and swaps from before a restart: the day's budget goes on."""
-        self._fits.extendleft(reversed(fits))
-        self._swaps.extendleft(reversed(swaps))
+    def restore_budget(self, fits: Sequence[float], swaps: Sequence[float]) -> None:
+        """Count the fits and swaps from before a restart. Times, oldest first; they may lie before time 0."""
+        self._fit_times.extendleft(reversed(fits))
+        self._swap_times.extendleft(reversed(swaps))
 
-    # ---- what an operator orders
+    # ---- orders of an operator
 
     def request(self) -> None:
-        """A fit, as soon as there is rest; no back-off holds it up, and no budget that is not strict."""
+        """Order a fit as soon as the sensor is at rest, without back-off; only a strict budget delays it.
+
+        Raises OrderRefused when locked, or while a recalibration runs.
+        """
         if self._config.mode == "locked":
-            raise Refused("recalibrate.mode is locked: nothing is fitted")
+            raise OrderRefused("recalibrate.mode is locked: nothing is fitted")
         if self.state in (*IN_WORK, *WITH_CANDIDATE):
-            raise Refused(f"a recalibration is under way: {self.state.value}")
+            raise OrderRefused(f"a recalibration is already running: {self.state.value}")
         if self.state is State.COLLECTING:
             self.trigger = "operator"
         else:
             self._requested = True
 
     def approve(self) -> None:
-        """The candidate may serve."""
-        self._answer(True)
+        """Let the waiting candidate serve. Raises OrderRefused when none waits for approval."""
+        self._set_approval(True)
 
     def reject(self) -> None:
-        """The candidate shall be dropped; in the shadow too."""
-        self._answer(False)
+        """Drop the candidate, also in the shadow. Raises OrderRefused when there is none."""
+        self._set_approval(False)
 
-    # ---- what has happened
+    # ---- events
 
     def progressed(self, stage: State, ratio: float) -> None:
-        """The worker reports where it is."""
+        """Note the stage that the worker reports, and the share of it that is done."""
         if self.state in IN_WORK and stage in IN_WORK:
             self.state, self.progress = stage, ratio
 
-    def proven(self, now: float) -> None:
-        """A candidate is ready to serve."""
-        self._enter(State.SHADOW, now, "a candidate runs beside what serves")
+    def candidate_ready(self, now: float) -> None:
+        """Note that a candidate is proven and may serve."""
+        self._enter(State.SHADOW, now, "a candidate runs beside the active homogenizer")
 
     def finished(self, result: Result, now: float, reason: str = "") -> None:
-        """A recalibration ended without a swap: unneeded, shadowed, rejected, refused, outdated, failed or timeout."""
-        self._next_timer = now + self._config.every
-        self._outdated |= self.state in WITH_CANDIDATE
+        """Note that a recalibration ended without a swap."""
+        self._timer_due = now + self._config.every
+        self._frames_outdated |= self.state in WITH_CANDIDATE
         if result in (Result.UNNEEDED, Result.SHADOWED):
             self._failures = 0
         else:
-            self._fail(reason)
-        if self.trigger == "drift" or self._failures:  # else a lasting alarm would ask for the same again at once
-            self._hold_off(now)
-        self._enter(State.FAILED if result in (Result.FAILED, Result.TIMEOUT) else self._rest(), now, reason)
+            self._count_failure(reason)
+        if self.trigger == "drift" or self._failures:  # else a lasting alarm would start the same fit at once
+            self._back_off(now)
+        failed = result in (Result.FAILED, Result.TIMEOUT)
+        self._enter(State.FAILED if failed else self._resting_state(), now, reason)
 
-    def looked(self, for_challenger: bool) -> None:
-        """The watch compared: in the shadow, whether all speaks for the candidate; on probation, for the one before."""
+    def compared(self, challenger_better: bool) -> None:
+        """Note one comparison on new frames: of the candidate in the shadow, or of the previous one on probation."""
         if self.state in (*WITH_CANDIDATE, State.PROBATION):
-            self._looks.append(for_challenger)
+            self._comparisons.append(challenger_better)
 
     def committed(self, serving: bool, now: float) -> None:
-        """The candidate serves; `serving`: it is a fitted homogenizer."""
+        """Note a swap. serving: to a fitted homogenizer, not to the factory one."""
         self._serving = serving
-        self._has_past |= serving
-        self._next_timer = now + self._config.every
-        if serving:  # the way to the factory homogenizer is open whatever is spent
-            self._swaps.append(now)
-        self._enter(State.PROBATION, now, "it serves on probation")
+        self._has_earlier |= serving
+        self._timer_due = now + self._config.every
+        if serving:  # a switch to factory costs no budget: it is always possible
+            self._swap_times.append(now)
+        self._enter(State.PROBATION, now, "the new homogenizer serves on probation")
 
     def rolled_back(self, serving: bool, now: float, reason: str) -> None:
-        """The homogenizer was taken back; whether a fitted one still serves. A fit under way goes on."""
-        self._serving, self._outdated = serving, True
-        self._fail(reason)
-        self._hold_off(now)
-        self._factory_from = self._not_before
+        """Note a rollback. serving: a fitted homogenizer still serves. A running fit goes on."""
+        self._serving, self._frames_outdated = serving, True
+        self._count_failure(reason)
+        self._back_off(now)
+        self._factory_allowed_from = self._backoff_until
         if self.state not in (*IN_WORK, State.COLLECTING):
             self._enter(State.ROLLED_BACK, now, reason)
 
-    # ---- what to do
+    # ---- decisions
 
     def step(self, now: float, facts: Facts) -> Decision | None:
-        """What to do now, if anything."""
-        if now >= self._factory_from and self._spoils(facts):
+        """Return what to do now, or None."""
+        if self._must_serve_factory(now, facts):
             return ServeFactory()
         if self.state in AT_REST:
-            return self._begin(now, facts)
+            return self._step_at_rest(now, facts)
         if self.state is State.COLLECTING:
-            return self._collect(now, facts)
+            return self._step_collecting(now, facts)
         if self.state in WITH_CANDIDATE:
-            return self._weigh(now, facts.held)
+            return self._step_candidate(now, facts.hold_reason)
         if self.state is State.PROBATION:
-            return self._watch_over(now, facts)
+            return self._step_probation(now, facts)
         return None
 
-    def _spoils(self, facts: Facts) -> bool:
-        """Whether what serves is what makes the frames look drifted; the way to the factory one needs no proof."""
-        busy = self.state in IN_WORK or bool(facts.held) or self._config.mode == "locked"
-        return facts.alarm and facts.clean_without and self._serving and not busy
+    def _must_serve_factory(self, now: float, facts: Facts) -> bool:
+        """Whether the active homogenizer causes the alarm: without it the frames are clean. That needs no proof."""
+        if self.state in IN_WORK or facts.hold_reason or self._config.mode == "locked":
+            return False
+        return self._serving and facts.alarm and facts.raw_clean and now >= self._factory_allowed_from
 
-    def _begin(self, now: float, facts: Facts) -> Decision | None:
-        trigger = self._trigger(now, facts)
+    def _step_at_rest(self, now: float, facts: Facts) -> Decision | None:
+        trigger = self._find_trigger(now, facts)
         if trigger is None:
-            self._settle(now, facts.alarm)
-            self._explain(now, facts)
+            self._update_resting_state(now, facts.alarm)
+            self._explain_waiting(now, facts)
             return None
-        # Later frames of one drift add to those before, as long as nothing tells that it has become another.
-        afresh = facts.alarm and (not self._tries or self._outdated)
-        self.trigger, self._requested, self._recalled, self._outdated = trigger, False, -math.inf, False
+        # Frames of one lasting drift add up over several tries, unless newer frames showed that the drift has changed.
+        forget = facts.alarm and (not self._backoffs or self._frames_outdated)
+        self.trigger, self._requested = trigger, False
+        self._last_recall, self._frames_outdated = -math.inf, False
         self._enter(State.COLLECTING, now)
-        return Collect(afresh)
+        return Collect(forget)
 
-    def _explain(self, now: float, facts: Facts) -> None:
-        """Tell why an alarm, or an order, leads to nothing, as long as that is so."""
-        why = ""
-        if (facts.alarm or self._requested) and self._spent(now):
-            why = f"the day's budget of fits or swaps is spent; {self._way_out()}"
-        elif facts.alarm and facts.label_shift and self.state is not State.INVALID:
-            why = LABEL_SHIFT
-        if why or self._explained:
-            self.reason, self._explained = why, bool(why)
-
-    def _trigger(self, now: float, facts: Facts) -> str | None:
-        if self._requested and not (self._strict and self._spent(now)):
+    def _find_trigger(self, now: float, facts: Facts) -> str | None:
+        if self._requested and not (self._strict and self._budget_spent(now)):
             return "operator"
-        if self._config.mode == "locked" or facts.label_shift or now < self._not_before or self._spent(now):
+        if self._config.mode == "locked" or facts.label_shift or now < self._backoff_until or self._budget_spent(now):
             return None
         if facts.alarm:
             return "drift"
-        return "timer" if now >= self._next_timer else None
+        return "timer" if now >= self._timer_due else None
 
-    def _spent(self, now: float) -> bool:
-        """Whether the day's budget is used up."""
-        for times in (self._fits, self._swaps):
+    def _budget_spent(self, now: float) -> bool:
+        """Whether the last 24 h have used up the fits or the swaps of a day."""
+        for times in (self._fit_times, self._swap_times):
             while times and times[0] <= now - DAY:
                 times.popleft()
-        return len(self._fits) >= self._config.fits_a_day or len(self._swaps) >= self._config.swaps_a_day
+        config = self._config
+        return len(self._fit_times) >= config.fits_a_day or len(self._swap_times) >= config.swaps_a_day
 
-    def _way_out(self) -> str:
-        if not self._strict:
-            return "`recald recalibrate` exceeds it"
-        return "the envelope lets no order exceed it" + (", which waits" if self._requested else "")
-
-    def _settle(self, now: float, alarm: bool) -> None:
-        """Leave a state that is over; tell one in which nothing helps."""
-        if alarm and self._failures >= HOPELESS:
+    def _update_resting_state(self, now: float, alarm: bool) -> None:
+        """Enter INVALID when repeated tries did not help; leave FAILED, ROLLED_BACK and INVALID when they are over."""
+        if alarm and self._failures >= INVALID_AFTER_FAILURES:
             if self.state is not State.INVALID:
-                self._enter(State.INVALID, now, self._advice())
-        elif now >= self._not_before:
+                advice = "check the lens, the exposure and the scene; `recald recalibrate` tries again at once"
+                failures = f"{self._failures} tries in a row failed and the frames still drift ({self._last_failure})"
+                self._enter(State.INVALID, now, f"{failures}: {advice}")
+        elif now >= self._backoff_until:
             if not alarm:
-                self._tries = self._failures = 0
+                self._backoffs = self._failures = 0
             if self.state not in (State.ACTIVE, State.FACTORY):
-                self._enter(self._rest(), now)
+                self._enter(self._resting_state(), now)
 
-    def _advice(self) -> str:
-        return (
-            f"{self._failures} tries in a row led to nothing and the frames look drifted ({self._failure}): look at "
-            "the lens, the exposure and the scene; `recald recalibrate` tries at once"
-        )
+    def _explain_waiting(self, now: float, facts: Facts) -> None:
+        """Set the reason why an alarm or an order starts nothing, and clear it when the cause is gone."""
+        reason = ""
+        if (facts.alarm or self._requested) and self._budget_spent(now):
+            advice = "`recald recalibrate` exceeds it"
+            if self._strict:
+                advice = f"the envelope lets no order exceed it{'; the order waits' if self._requested else ''}"
+            reason = f"the budget of fits or swaps for 24 h is spent; {advice}"
+        elif facts.alarm and facts.label_shift and self.state is not State.INVALID:
+            reason = LABEL_SHIFT_REASON
+        if reason or self._explained:
+            self.reason, self._explained = reason, bool(reason)
 
-    def _collect(self, now: float, facts: Facts) -> Decision | None:
+    def _step_collecting(self, now: float, facts: Facts) -> Decision | None:
         if self.trigger == "drift" and not facts.alarm:
-            self._enter(self._rest(), now, "the drift was over before there were frames enough")
+            self._enter(self._resting_state(), now, "the drift was over before enough frames were collected")
             return None
-        seen = now - self._since  # the first frames that come may all show one scene, which is no sample of the world
-        self.progress = min(1.0, facts.collected / self._config.frames, _share(seen, self._config.collect))
-        self.reason = f"{facts.collected} of {self._config.frames} frames, {seen:.0f} of {self._config.collect:.0f} s"
-        if self._may_recall(now, facts):
-            self._recalled = now
+        elapsed = now - self._state_since  # frames of one moment may all show one scene: that is no fair sample
+        frames, collect = self._config.frames, self._config.collect
+        self.progress = min(1.0, facts.collected / frames, _done_ratio(elapsed, collect))
+        self.reason = f"{facts.collected} of {frames} frames, {elapsed:.0f} of {collect:.0f} s"
+        if self._recall_due(now, facts):
+            self._last_recall = now
             return Recall()
         if facts.label_shift and self.trigger != "operator":
-            self.reason = LABEL_SHIFT
+            self.reason = LABEL_SHIFT_REASON
             return None
-        if self.progress < 1.0 or not facts.fitter_free:
+        if self.progress < 1.0 or not facts.worker_free:
             return None
-        self._fits.append(now)
+        self._fit_times.append(now)
         self._enter(State.FITTING, now)
         return Fit(self.trigger)
 
-    def _may_recall(self, now: float, facts: Facts) -> bool:
-        due = now - self._recalled >= RECALL_S
-        return self._has_past and self.trigger == "drift" and facts.fitter_free and due
+    def _recall_due(self, now: float, facts: Facts) -> bool:
+        possible = self._has_earlier and self.trigger == "drift" and facts.worker_free
+        return possible and now - self._last_recall >= RECALL_INTERVAL_S
 
-    def _weigh(self, now: float, held: str) -> Decision | None:
-        """A candidate in the shadow, or one that waits for approval."""
+    def _step_candidate(self, now: float, hold_reason: str) -> Decision | None:
+        """Decide about a candidate in the shadow, or one that waits for approval."""
         if self._approval is False:
             return Discard(Result.REFUSED, "refused by the operator")
         if self.state is State.SHADOW:
-            self.progress = _share(now - self._since, self._config.shadow)
-        if self._against() > IN_DOUBT * max(len(self._looks), LOOKS):
-            return Discard(Result.REJECTED, f"no better in {self._against()} of {len(self._looks)} looks at new frames")
-        if self.state is State.SHADOW and (self.progress < 1.0 or len(self._looks) < LOOKS):
+            self.progress = _done_ratio(now - self._state_since, self._config.shadow)
+        compared, lost = len(self._comparisons), self._comparisons.count(False)
+        if lost > MAX_LOST_RATIO * max(compared, MIN_COMPARISONS):
+            return Discard(Result.REJECTED, f"not better in {lost} of {compared} comparisons on new frames")
+        if self.state is State.SHADOW and (self.progress < 1.0 or compared < MIN_COMPARISONS):
             return None
-        return self._let_serve(now, held)
+        return self._accept_candidate(hold_reason)
 
-    def _let_serve(self, now: float, held: str) -> Decision | None:
+    def _accept_candidate(self, hold_reason: str) -> Decision | None:
+        """Let a good candidate serve, as far as the mode, the operator and a hold allow it."""
         if self._config.mode == "shadow":
-            return Discard(Result.SHADOWED, "better than what serves, and recalibrate.mode is shadow")
+            return Discard(Result.SHADOWED, "better than the active homogenizer, but recalibrate.mode is shadow")
         if self._config.mode == "supervised" and self._approval is None:
             if self.state is not State.AWAITING_APPROVAL:
                 self.state, self.progress = State.AWAITING_APPROVAL, 0.0
                 self.reason = "`recald approve` lets the candidate serve, `recald reject` drops it"
             return None
-        if held:
-            self.reason = f"the candidate waits: {held}"
+        if hold_reason:
+            self.reason = f"the candidate waits: {hold_reason}"
             return None
         return Commit()
 
-    def _watch_over(self, now: float, facts: Facts) -> Decision | None:
-        self.progress = _share(now - self._since, self._config.probation)
-        worse = len(self._looks) >= REGRESSIONS and all(list(self._looks)[-REGRESSIONS:])
-        if worse or facts.slower:  # a hold keeps it in place, and on probation
-            return None if facts.held else RollBack("regress") if worse else RollBack("latency", facts.slower)
-        if self.progress == 1.0 and len(self._looks) >= LOOKS:
-            self._failures = self._tries = 0
-            self._not_before = now
-            self._enter(self._rest(), now)
+    def _step_probation(self, now: float, facts: Facts) -> Decision | None:
+        self.progress = _done_ratio(now - self._state_since, self._config.probation)
+        newest = list(self._comparisons)[-ROLLBACK_COMPARISONS:]
+        previous_better = len(newest) == ROLLBACK_COMPARISONS and all(newest)
+        if previous_better or facts.latency_problem:
+            if facts.hold_reason:
+                return None  # nothing may be swapped: it stays, and stays on probation
+            return RollBack("regress") if previous_better else RollBack("latency", facts.latency_problem)
+        if self.progress == 1.0 and len(self._comparisons) >= MIN_COMPARISONS:
+            self._failures = self._backoffs = 0
+            self._backoff_until = now
+            self._enter(self._resting_state(), now)
         return None
 
-    def _against(self) -> int:
-        return self._looks.count(False)
+    # ---- helpers
 
-    def _answer(self, approval: bool) -> None:
+    def _set_approval(self, approval: bool) -> None:
         if self.state is not State.AWAITING_APPROVAL and (approval or self.state is not State.SHADOW):
-            raise Refused(f"no candidate waits for approval: {self.state.value}")
+            raise OrderRefused(f"no candidate waits for approval: {self.state.value}")
         self._approval = approval
 
-    def _fail(self, reason: str) -> None:
-        self._failures, self._failure = self._failures + 1, reason
+    def _count_failure(self, reason: str) -> None:
+        self._failures, self._last_failure = self._failures + 1, reason
 
-    def _hold_off(self, now: float) -> None:
-        """Nothing by itself for a while, doubled each time until something lasts or the alarm is over."""
-        wait = self._config.backoff * 2 ** min(self._tries, MAX_BACKOFF_DOUBLINGS)
-        self._not_before = max(self._not_before, now + min(wait, max(self._config.every, self._config.backoff)))
-        self._tries += 1
+    def _back_off(self, now: float) -> None:
+        """Start nothing by itself for a while; the wait doubles until a homogenizer lasts or the alarm is over."""
+        wait = self._config.backoff * 2 ** min(self._backoffs, MAX_BACKOFF_DOUBLINGS)
+        wait = min(wait, max(self._config.every, self._config.backoff))
+        self._backoff_until = max(self._backoff_until, now + wait)
+        self._backoffs += 1
 
-    def _rest(self) -> State:
+    def _resting_state(self) -> State:
         return State.ACTIVE if self._serving else State.FACTORY
 
     def _enter(self, state: State, now: float, reason: str = "") -> None:
-        self.state, self.progress, self.reason, self._since = state, 0.0, reason, now
+        self.state, self.progress, self.reason, self._state_since = state, 0.0, reason, now
         self._explained = False
-        self._looks, self._approval = deque(maxlen=MOST_LOOKS), None
+        self._comparisons, self._approval = deque(maxlen=MAX_COMPARISONS), None
 
 
-def _share(passed: float, whole: float) -> float:
-    """How much of a duration is over, 0 to 1."""
-    return min(1.0, passed / whole) if whole else 1.0
+def _done_ratio(elapsed: float, duration: float) -> float:
+    """Return the share of a duration that is over, 0 to 1."""
+    return min(1.0, elapsed / duration) if duration else 1.0

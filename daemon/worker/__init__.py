@@ -1,1 +1,1 @@
-"""The worker process: fits and drift checks away from the frames, and the daemon's end of it."""
+"""The worker process, which fits and checks drift apart from the frames, and the daemon's connection to it."""

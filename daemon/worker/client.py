@@ -1,4 +1,4 @@
-"""The daemon's end of a worker process: start it, give it a job, hear its answers, end it."""
+"""The daemon's side of a worker process: starts it, sends it a job, receives its messages, ends it."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from daemon.worker.ipc import pack, unpack
+from daemon.worker.ipc import receive_message, send_message
 
-START_TIMEOUT = 120.0  # s; importing torch and loading a model takes 3 s on a PC, far more on a cold flash
-SEND_TIMEOUT = 10  # s; a worker reads its next job at once, or it hangs
-LAST_WORDS = 2.0  # s for a worker that closed its end to write its traceback and leave with its own code
-DEATH_TIMEOUT = 5.0  # s; a process inside a broken driver does not even die when killed
+WORKER_START_TIMEOUT_S = 120.0  # importing torch and loading a model takes 3 s on a PC, far more from a cold flash
+JOB_SEND_TIMEOUT_S = 10  # a worker that works reads its next job at once
+EXIT_GRACE_S = 2.0  # for a worker that closed its connection: to write its traceback and exit with its own code
+KILL_TIMEOUT_S = 5.0  # a process inside a broken driver does not even end when killed
 
 T = TypeVar("T")
 
 
 class WorkerError(RuntimeError):
-    """The worker died, hung or could not be started; the next job starts another."""
+    """The worker died, hung or did not start. The next job starts a new one."""
 
 
 class WorkerTimeout(WorkerError):
-    """The job took longer than it may; the worker was killed."""
+    """The job took longer than allowed, and the worker was killed."""
 
 
 class WorkerClient:
-    """One worker process, started with its first job. One job at a time; `close` from any thread."""
+    """One worker process, which the first job starts. One job at a time; `close` may come from any thread."""
 
     def __init__(self, model: Path, backend: str, state: Path, threads: int):
         self._arguments = ["--model", model, "--backend", backend, "--state", state, "--threads", threads]
@@ -55,23 +55,26 @@ class WorkerClient:
         timeout: float,
         on_message: Callable[[dict[str, Any]], None] = lambda message: None,
     ) -> dict[str, Any]:
-        """Do a job and return its last message; the ones before go to `on_message`. Raises WorkerError."""
+        """Run a job and return its last message; give the earlier ones to `on_message`.
+
+        images: (n, h, w, C) uint8. timeout: s. Raises WorkerTimeout or WorkerError.
+        """
         self.start()
-        return self._attempt(lambda: self._converse(job, images, timeout, on_message))
+        return self._attempt(lambda: self._run(job, images, timeout, on_message))
+
+    def finish(self) -> None:
+        """End the worker after its job; the next job starts a new one. Only for the thread that uses `call`."""
+        self._end()
 
     def close(self) -> None:
-        """End the worker at once, whatever it does, and start no other."""
+        """Kill the worker at once, and start no other."""
         self._closing.set()
-        process = self._process  # the calling thread may be ending it, too
+        process = self._process  # the thread of `call` may set it to None at the same time
         if process is not None:
             process.kill()
 
-    def finish(self) -> None:
-        """End the worker after its job; the next job starts a fresh one. By the thread that calls `call`."""
-        self._end()
-
     def _attempt(self, step: Callable[[], T]) -> T:
-        """Whatever goes wrong in a step, no process is left behind and the error is a WorkerError."""
+        """Run a step. When it fails, end the process and raise a WorkerError."""
         try:
             return step()
         except WorkerError:
@@ -79,16 +82,16 @@ class WorkerClient:
             raise
         except BlockingIOError as error:
             self._end()
-            raise WorkerTimeout("the worker did not take its job and was killed") from error
+            raise WorkerTimeout("the worker did not read its job and was killed") from error
         except (EOFError, OSError) as error:
-            code = self._end(LAST_WORDS)
+            code = self._end(EXIT_GRACE_S)
             raise WorkerError(f"the worker process ended with {code}: {str(error) or 'no answer'}") from error
 
     def _start(self) -> None:
         if self._closing.is_set():
             raise WorkerError("the daemon is stopping")
         ours, theirs = socketpair()
-        ours.setsockopt(SOL_SOCKET, SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT, 0))
+        ours.setsockopt(SOL_SOCKET, SO_SNDTIMEO, struct.pack("ll", JOB_SEND_TIMEOUT_S, 0))
         self._connection = Connection(ours.detach())
         with theirs:
             arguments = [*map(str, self._arguments), "--connection", str(theirs.fileno())]
@@ -99,14 +102,14 @@ class WorkerClient:
                 start_new_session=True,  # Ctrl-C in a terminal is for the daemon, which ends its workers
                 env=os.environ | {"OMP_WAIT_POLICY": "passive"},  # no spinning on cores that frames need
             )
-        self._receive(self._connection, time.monotonic() + START_TIMEOUT)
+        self._receive(self._connection, time.monotonic() + WORKER_START_TIMEOUT_S)
 
-    def _converse(
+    def _run(
         self, job: dict[str, Any], images: np.ndarray, timeout: float, on_message: Callable[[dict[str, Any]], None]
     ) -> dict[str, Any]:
         assert self._connection is not None
         deadline = time.monotonic() + timeout
-        self._connection.send_bytes(pack(job, images))
+        send_message(self._connection, job, images)
         while not (message := self._receive(self._connection, deadline)).get("done"):
             on_message(message)
         return message
@@ -117,19 +120,19 @@ class WorkerClient:
                 raise WorkerError("the daemon is stopping")
             if time.monotonic() >= deadline:
                 raise WorkerTimeout("the worker took too long and was killed")
-        return unpack(connection.recv_bytes())[0]
+        return receive_message(connection)[0]
 
     def _end(self, grace: float = 0.0) -> int | None:
-        """Kill the worker, after `grace` s in which it may leave by itself; None if it cannot be killed."""
+        """Wait `grace` s, then kill the worker. Returns its exit code, or None when it cannot be killed."""
         process, self._process = self._process, None
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
         if process is None:
             return None
-        for patience in (grace, DEATH_TIMEOUT):
+        for timeout in (grace, KILL_TIMEOUT_S):
             try:
-                return process.wait(patience)
+                return process.wait(timeout)
             except subprocess.TimeoutExpired:
                 process.kill()
         return None

@@ -1,4 +1,4 @@
-"""What every job of a worker uses: the frozen model, its scorer, the backend, the stored homogenizers."""
+"""What all jobs of a worker share: the frozen model, its scorer, the backend, the stored homogenizers."""
 
 from __future__ import annotations
 
@@ -15,53 +15,54 @@ from calibrate.scoring.scorer import Scorer
 from calibrate.source.training import Limits
 from daemon import __version__
 from daemon.model.preprocess import Preprocessor
-from daemon.worker.dossier_builder import digest_of
+from daemon.worker.dossier_builder import digest_statistics
 from deploy.backends.protocol import load_backend
-from deploy.model.commissioned import load_commissioned
+from deploy.model.commissioned import load_clean_data
 from deploy.model.frozen import FrozenModel
 from deploy.store.artefacts import FACTORY, ArtefactStore
 from deploy.store.dossier_archive import DossierArchive
 
-MAX_LOADED = 64  # homogenizers kept in memory, each some hundred kB
+MAX_LOADED_HOMOGENIZERS = 64  # in memory, each some hundred kB
 
 
 class WorkerContext:
-    """One frozen model and all that is known of it. Raises ModelError for commissioned statistics of another model."""
+    """One frozen model and everything known about it."""
 
     def __init__(self, frozen: FrozenModel, backend: str, store: ArtefactStore):
+        """Raises ModelError for commissioned statistics that cannot be used."""
         self.frozen = frozen
         self.backend = load_backend(backend)
         self.store = store
         self.archive = DossierArchive(store.root)
         self.limits = Limits.of(frozen.card.normalisation.mean, frozen.card.normalisation.std)
         taps = tap(frozen.module)
-        self.commissioned = load_commissioned(frozen, taps)
+        self.commissioned = load_clean_data(frozen, taps)
         self.scorer = Scorer.of(taps, frozen.card.input.shape, self.limits, self.commissioned)
         self.provenance = self._provenance(taps)
         self._normalise = Preprocessor(frozen.card).normalise
-        self._loaded: dict[str, nn.Module] = {}  # homogenizers by version
+        self._homogenizers: dict[str, nn.Module] = {}  # by version
 
     def frames(self, images: np.ndarray) -> Tensor:
-        """Images (N, h, w, C) uint8 as the model's normalised input, (N, C, h, w) float32."""
+        """Convert images (N, h, w, C) uint8 to the model's normalised input, (N, C, h, w) float32."""
         return torch.from_numpy(self._normalise(images))
 
     def homogenizer(self, version: str) -> nn.Module | None:
-        """The stored homogenizer of this version, read once; None for the factory homogenizer. Raises StoreError."""
+        """Return the stored homogenizer, read once; None for the factory homogenizer. Raises StoreError."""
         if version == FACTORY:
             return None
-        if version not in self._loaded:
-            while len(self._loaded) >= MAX_LOADED:
-                del self._loaded[next(iter(self._loaded))]  # the one loaded first
-            self._loaded[version] = self.store.get(version, self.frozen.digest).homogenizer
-        return self._loaded[version]
+        if version not in self._homogenizers:
+            while len(self._homogenizers) >= MAX_LOADED_HOMOGENIZERS:
+                del self._homogenizers[next(iter(self._homogenizers))]  # the one loaded first
+            self._homogenizers[version] = self.store.get(version, self.frozen.digest).homogenizer
+        return self._homogenizers[version]
 
     def _provenance(self, taps: Taps) -> dict[str, Any]:
-        """What every dossier says of model, reference and software."""
+        """Return what every dossier says about the model, the reference and the software, by the dossier's keys."""
         commissioned = self.commissioned
         source, statistics = ("commissioned", commissioned.statistics) if commissioned else ("shipped", taps.reference)
         return {
             "model": self.frozen.digest,
-            "reference": {"source": source, "digest": digest_of(statistics)},
+            "reference": {"source": source, "digest": digest_statistics(statistics)},
             "normalisation": self.frozen.card.normalisation,
             "layers": list(taps.names),
             "versions": {
@@ -73,14 +74,17 @@ class WorkerContext:
 
 
 def clean_band(evidence: Evidence, band: float) -> float:
-    """The highest drift score that counts as clean: `band`, or no limit under a label shift.
+    """Return the highest drift score that counts as clean: `band`, or infinity under a label shift.
 
-    Clean frames of one class score up to 4. Such frames cannot prove a fit to them; what was judged on other frames
-    is compared with the active homogenizer on these.
+    Clean frames of one class score up to 4. A fit to such frames proves nothing, so there is none under a label shift;
+    a homogenizer that was judged on other frames is only compared with the active one.
     """
     return math.inf if evidence.label_shift else band
 
 
-def clean_without(raw: Evidence, served: Evidence, band: float) -> bool:
-    """Whether frames are clean as they come: within the band, or under a label shift better than as they are served."""
+def raw_frames_clean(raw: Evidence, served: Evidence, band: float) -> bool:
+    """Whether frames are clean without a homogenizer.
+
+    They are when their score is within the band; under a label shift, when they score better than as served.
+    """
     return raw.score <= band or (raw.label_shift and not any(objections(raw, served, "active", back=True)))

@@ -1,4 +1,4 @@
-"""What a recalibration goes by, noted while it goes on: at its end that makes the dossier."""
+"""Collects the evidence of one recalibration while it runs, and builds its dossier at the end."""
 
 from __future__ import annotations
 
@@ -20,103 +20,107 @@ from daemon.images import spread
 from deploy.model.card import Normalisation
 from deploy.store.dossier import Dossier, read_dossier
 
-LEVELS = tuple(range(0, 256, 15))  # grey levels at which the answer of a homogenizer to an even frame is told
-DIGITS = 4  # of its weights: a page draws them, the artefact holds them
+RESPONSE_LEVELS = tuple(range(0, 256, 15))  # grey levels of the even frames whose response a dossier records
+WEIGHT_DIGITS = 4  # significant digits of weights in a dossier: a page draws them, the artefact holds them in full
 
 
 class DossierBuilder:
-    """Of one recalibration. facts: what is the same for all of a worker's, by the names of the dossier."""
+    """The dossier of one recalibration. Its keys are stored on disk; deploy.store.dossier explains them."""
 
     def __init__(
         self,
         job: Mapping[str, Any],
-        facts: Mapping[str, Any],
+        provenance: Mapping[str, Any],
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.perf_counter,
     ):
-        self._content: dict[str, Any] = {**facts, **{name: job[name] for name in ("sensor", "trigger", "seed", "band")}}
-        self._content |= {"active": job["active"], "earlier": [], "seconds": []}
+        """provenance: the parts that all dossiers of a worker share (WorkerContext.provenance)."""
+        from_job = {name: job[name] for name in ("sensor", "trigger", "seed", "band", "active")}
+        self._content: dict[str, Any] = {**provenance, **from_job, "earlier": [], "seconds": []}
         self._frames = {"until": job["until"], "refused": job["refused"], "fitted": 0, "held_out": 0}
         self._clock, self._monotonic = clock, monotonic
-        self._since = monotonic()
+        self._stage_start = monotonic()
 
-    def lap(self, stage: str) -> None:
-        """A stage ends here."""
+    def end_stage(self, stage: str) -> None:
+        """Note how long the stage took that ends now."""
         now = self._monotonic()
-        self._content["seconds"].append((stage, now - self._since))
-        self._since = now
+        self._content["seconds"].append((stage, now - self._stage_start))
+        self._stage_start = now
 
-    def frames(self, held_out: int, shape: tuple[int, ...]) -> None:
-        """How many judge, and their shape (h, w, C)."""
-        self._frames |= {"held_out": held_out, "shape": shape}
+    def add_held_out(self, count: int, shape: tuple[int, ...]) -> None:
+        """Note the number of frames that judge, and their shape (h, w, C)."""
+        self._frames |= {"held_out": count, "shape": shape}
 
-    def champions(self, evidence: Mapping[str, Evidence]) -> None:
-        self._content["evidence"] = {name: one.as_dict() for name, one in evidence.items()}
-        self.lap("incumbents")
+    def add_champions(self, evidence: Mapping[str, Evidence]) -> None:
+        self._content["evidence"] = {name: measured.as_dict() for name, measured in evidence.items()}
+        self.end_stage("incumbents")
 
-    def earlier(self, version: str, verdict: Verdict) -> None:
-        """A homogenizer of the sensor's past was tried."""
+    def add_recall(self, version: str, verdict: Verdict) -> None:
+        """Note that an earlier homogenizer of the sensor was tried."""
         tried = {"version": version, "accepted": verdict.accepted, "reason": verdict.reason}
         self._content["earlier"].append(tried)
 
-    def fitted(self, result: FitResult, frames: int) -> None:
+    def add_fit(self, result: FitResult, frames: int) -> None:
         fit = {"start": result.start, "start_losses": result.start_losses, "history": result.history}
         self._content |= {"fit": finite(fit)}
         self._content["seconds"] += [(f"fit: {stage}", seconds) for stage, seconds in result.stage_seconds.items()]
         self._frames["fitted"] = frames
-        self._since = self._monotonic()
+        self._stage_start = self._monotonic()
 
-    def judged(self, candidate: Homogenizer, verdict: Verdict) -> None:
-        normalisation = self._content["normalisation"]
-        self._content |= {"verdict": verdict.as_dict(), "extents": extents(candidate, normalisation)}
-        self.lap("judging")
+    def add_verdict(self, candidate: Homogenizer, verdict: Verdict) -> None:
+        effect = describe_effect(candidate, self._content["normalisation"])
+        self._content |= {"verdict": verdict.as_dict(), "extents": effect}
+        self.end_stage("judging")
 
     def build(self, answer: Mapping[str, Any]) -> Dossier:
-        """With what it came to: result, reason and, where another homogenizer shall serve, its version."""
-        came_to = {"result": answer["result"], "reason": answer["reason"], "candidate": answer.get("version")}
-        return read_dossier({**self._content, **came_to, "frames": self._frames, "at": self._clock()})
+        """Build the dossier. answer: of the job, with result, reason, and the version that may serve, if any.
+
+        Raises ValueError for a part that a dossier cannot hold.
+        """
+        outcome = {"result": answer["result"], "reason": answer["reason"], "candidate": answer.get("version")}
+        return read_dossier({**self._content, **outcome, "frames": self._frames, "at": self._clock()})
 
 
-def extents(homogenizer: Homogenizer, normalisation: Normalisation) -> dict[str, Any]:
-    """What ρ does to a frame, as a dossier tells it."""
-    mean, std = torch.tensor(normalisation.mean), torch.tensor(normalisation.std)
-    kernel = homogenizer.kernel.detach()
-    channels, size = range(len(kernel)), homogenizer.offset.shape[1:]
-    grey = torch.tensor(LEVELS, dtype=torch.float32)
-    even = ((grey[:, None] / 255 - mean) / std)[:, :, None, None].expand(-1, *size)  # (levels, C, H, W)
+def describe_effect(homogenizer: Homogenizer, normalisation: Normalisation) -> dict[str, Any]:
+    """Describe what ρ does to a frame, by the keys of deploy.store.dossier (its part "extents")."""
+    mean, std = torch.tensor(normalisation.mean), torch.tensor(normalisation.std)  # (C,)
+    kernel = homogenizer.kernel.detach()  # (C, C, k, k)
+    size = homogenizer.offset.shape[1:]  # (C, H, W)
+    grey = torch.tensor(RESPONSE_LEVELS, dtype=torch.float32)
+    even_frames = ((grey[:, None] / 255 - mean) / std)[:, :, None, None].expand(-1, *size)  # (levels, C, H, W)
     with torch.no_grad():
-        answered = (homogenizer(even).mean((2, 3)) * std + mean) * 255
-    offset = homogenizer.offset.detach().abs().amax((0, 2, 3)) * std * 255
+        response = (homogenizer(even_frames).mean((2, 3)) * std + mean) * 255  # (levels, C)
     tensors = {
         "curve": homogenizer.curve.detach(),
-        "offset": offset,
-        "response": answered,
+        "offset": homogenizer.offset.detach().abs().amax((0, 2, 3)) * std * 255,
+        "response": response,
         "colour": kernel.sum((2, 3)),
+        "kernels": kernel[range(len(kernel)), range(len(kernel))],
     }
-    tensors["kernels"] = kernel[channels, channels]
-    return {"knots": KNOTS, "levels": LEVELS} | {name: _rounded(tensor) for name, tensor in tensors.items()}
+    rounded = {name: _round_weights(tensor) for name, tensor in tensors.items()}
+    return {"knots": KNOTS, "levels": RESPONSE_LEVELS} | rounded
 
 
-def digest_of(statistics: FeatureStatistics) -> str:
-    """SHA-256 of names, means and variances, so that two references can be told apart."""
-    whole = hashlib.sha256(repr(statistics.names).encode())
+def digest_statistics(statistics: FeatureStatistics) -> str:
+    """Return the SHA-256 of names, means and variances, so that two references can be told apart."""
+    digest = hashlib.sha256(repr(statistics.names).encode())
     for tensor in (*statistics.means, *statistics.variances):
-        whole.update(tensor.detach().cpu().to(torch.float32).contiguous().numpy().astype("<f4").tobytes())
-    return whole.hexdigest()
+        digest.update(tensor.detach().cpu().to(torch.float32).contiguous().numpy().astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
-def examples(images: np.ndarray, count: int) -> list[bytes]:
-    """At most `count` of the images (n, h, w, C) uint8, evenly from all, as PNG files."""
-    return [_png(images[index]) for index in spread(len(images), count)]
+def encode_examples(images: np.ndarray, count: int) -> list[bytes]:
+    """Encode at most `count` of the images (n, h, w, C) uint8, evenly spread, as PNG files."""
+    return [_encode_png(images[index]) for index in spread(len(images), count)]
 
 
-def _png(image: np.ndarray) -> bytes:
+def _encode_png(image: np.ndarray) -> bytes:
     done, data = cv2.imencode(".png", np.ascontiguousarray(image[:, :, ::-1]))  # OpenCV takes blue first
     assert done
     return data.tobytes()
 
 
-def _rounded(tensor: Tensor) -> Any:
+def _round_weights(tensor: Tensor) -> Any:
     if tensor.dim() > 1:
-        return [_rounded(part) for part in tensor]
-    return finite([float(f"{value:.{DIGITS}g}") for value in tensor.tolist()])
+        return [_round_weights(part) for part in tensor]
+    return finite([float(f"{value:.{WEIGHT_DIGITS}g}") for value in tensor.tolist()])

@@ -1,29 +1,36 @@
-"""Messages between the daemon and its worker processes: a JSON header and, where there are any, images."""
+"""Messages between the daemon and a worker process: JSON, and after it the images, if there are any.
+
+Not by multiprocessing.shared_memory: where /dev/shm is full (a container has 64 MiB, 512 frames of 224x224 take 74),
+writing to it kills the daemon with SIGBUS (measured), while a socket raises an error.
+"""
 
 from __future__ import annotations
 
 import json
-import struct
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
-LENGTH = struct.Struct("<I")
 
+def send_message(connection: Connection, content: dict[str, Any], images: np.ndarray | None = None) -> None:
+    """Send one message. images: (n, h, w, C) uint8.
 
-def pack(header: dict[str, Any], images: np.ndarray | None = None) -> bytes:
-    """One message; images (n, h, w, C) uint8."""
+    Raises TypeError for content that is not JSON, OSError when the other side is gone or does not read.
+    """
     shape = None if images is None else images.shape
-    text = json.dumps({"header": header, "shape": shape}).encode()
-    payload = b"" if images is None else np.ascontiguousarray(images).reshape(-1).data
-    return b"".join((LENGTH.pack(len(text)), text, payload))
+    connection.send_bytes(json.dumps({"content": content, "shape": shape}).encode())
+    if images is not None:
+        connection.send_bytes(np.ascontiguousarray(images).reshape(-1).data)
 
 
-def unpack(message: bytes) -> tuple[dict[str, Any], np.ndarray | None]:
-    """The header and the images of a message from `pack`; the images share the message's memory."""
-    (length,) = LENGTH.unpack_from(message)
-    start = LENGTH.size + length
-    content = json.loads(message[LENGTH.size : start])
-    if content["shape"] is None:
-        return content["header"], None
-    return content["header"], np.frombuffer(message, np.uint8, offset=start).reshape(content["shape"])
+def receive_message(connection: Connection) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Receive the content and the images of one message; wait until it is there.
+
+    Raises EOFError when the other side has closed, ValueError for a message that is not whole.
+    """
+    message = json.loads(connection.recv_bytes())
+    images = None
+    if message["shape"] is not None:
+        images = np.frombuffer(connection.recv_bytes(), np.uint8).reshape(message["shape"])
+    return message["content"], images

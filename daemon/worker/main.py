@@ -1,8 +1,8 @@
-"""The worker process: drift checks and fits, away from the frames.
+"""The worker process: runs drift checks and fits, apart from the frames. `python -m daemon.worker.main`.
 
-A process of its own, because exports and compiles hold Python's lock for hundreds of milliseconds, and because
-whatever goes wrong in here, a crash, a leak or a hang, must not cost a frame. It reads jobs from a pipe and
-answers on it; it ends when the daemon does.
+It is a process of its own, because exports and compiles hold Python's lock for hundreds of milliseconds, and because
+a crash, a leak or a hang in here must not cost a frame. It reads jobs from a connection and answers on it, and it ends
+when the daemon ends.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 
 from daemon.niceness import step_back
 from daemon.worker.context import WorkerContext
-from daemon.worker.fit_job import FAULTS, FitJob, Send, failure
-from daemon.worker.ipc import pack, unpack
+from daemon.worker.fit_job import JOB_ERRORS, FitJob, Send, failure
+from daemon.worker.ipc import receive_message, send_message
 from daemon.worker.observe_job import observe
 from deploy.model.frozen import load_frozen
 from deploy.store.artefacts import ArtefactStore
@@ -36,35 +36,35 @@ def main(argv: list[str] | None = None) -> int:
     with Connection(args.connection) as connection:
         context = WorkerContext(load_frozen(args.model), args.backend, ArtefactStore(args.state))
         try:
-            connection.send_bytes(pack({"ready": True}))
+            send_message(connection, {"ready": True})
             serve(context, connection)
         except ConnectionError:
-            log.warning("the daemon went away in the middle of a job")
+            log.warning("the daemon ended while a job was running")
     return 0
 
 
 def serve(context: WorkerContext, connection: Connection) -> None:
-    """Answer jobs until the daemon closes its end; ConnectionError if it goes away in the middle of one."""
+    """Answer jobs until the daemon closes its end. Raises ConnectionError if it does so during a job."""
 
     def send(message: dict[str, Any]) -> None:
-        connection.send_bytes(pack(message))
+        send_message(connection, message)
 
     while True:
         try:
-            job, images = unpack(connection.recv_bytes())
+            job, images = receive_message(connection)
         except EOFError:
             return
         assert images is not None
         try:
             answer(context, job, images, send)
-        except ConnectionError:  # an OSError, but nobody is left to hear of it
+        except ConnectionError:  # an OSError, but nobody is left to receive the failure
             raise
-        except FAULTS as error:
+        except JOB_ERRORS as error:
             send({"done": True, **failure(job, error)})
 
 
 def answer(context: WorkerContext, job: dict[str, Any], images: np.ndarray, send: Send) -> None:
-    """Do one job; the last message it sends has "done": true."""
+    """Run one job; the last message that it sends has "done": true."""
     if job["job"] == "observe":
         send({"done": True, **observe(context, job, images)})
     else:

@@ -8,13 +8,14 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from daemon.recalibration.envelope import Bounds, Contents, Envelope
+from daemon.recalibration.envelope import Envelope, EnvelopeDocument, HomogenizerLimits
 from deploy.audit.signature import signature_path
 
 
 def envelope_of(**homogenizer: Any) -> Envelope:
-    """One that bounds homogenizers alone, by these names of calibrate.scoring.extent.Extent."""
-    return Envelope(Path("/etc/envelope.yaml"), "", False, Contents(version=1, homogenizer=Bounds(**homogenizer)))
+    """An envelope that limits homogenizers alone, by these names of calibrate.scoring.extent.Extent."""
+    document = EnvelopeDocument(version=1, homogenizer=HomogenizerLimits(**homogenizer))
+    return Envelope(Path("/etc/envelope.yaml"), "", False, document)
 
 
 def sign(path: Path) -> Path:

@@ -17,8 +17,8 @@ from calibrate.homogenizer import Homogenizer
 from daemon.config import load_config
 from daemon.model.served_model import open_model
 from daemon.recalibration.envelope import Envelope
-from daemon.recalibration.restore import on_probation, restore, served_since, withdrawn
-from daemon.state.lock import claim
+from daemon.recalibration.restore import load_withdrawn, on_probation, restore, serving_since
+from daemon.state.lock import lock_state
 from daemon.systemd_notify import Notifier
 from deploy.backends.eager import EagerBackend
 from deploy.model.program import ModelError
@@ -122,18 +122,18 @@ def test_what_other_versions_compiled_is_compiled_again(restart, monkeypatch):
 
 
 def test_since_when_it_serves_is_known_of_what_serves_alone(restart):
-    assert served_since("front", restart.versions[1], restart.store) == 1.0
-    assert served_since("front", restart.versions[0], restart.store) is None
-    assert served_since("rear", FACTORY, restart.store) is None
+    assert serving_since("front", restart.versions[1], restart.store) == 1.0
+    assert serving_since("front", restart.versions[0], restart.store) is None
+    assert serving_since("rear", FACTORY, restart.store) is None
 
 
 def test_two_daemons_cannot_have_one_directory_and_the_next_can(tmp_path):
-    held = claim(tmp_path / "state")
+    held = lock_state(tmp_path / "state")
     (tmp_path / "by another name").symlink_to(tmp_path / "state")
     with pytest.raises(OSError, match="another recald uses"):
-        claim(tmp_path / "by another name")
+        lock_state(tmp_path / "by another name")
     os.close(held)
-    os.close(claim(tmp_path / "state"))
+    os.close(lock_state(tmp_path / "state"))
 
 
 NOW, YEAR = 1_795_600_000.0, 31_557_600.0  # s since the epoch: 2026-11-25; s
@@ -156,10 +156,10 @@ def test_a_clock_that_jumps_lets_nothing_pass_its_probation_unseen(since, now, e
 
 def test_what_was_taken_back_is_known_unless_it_cannot_be_read(restart, caplog):
     restart.store.withdraw("front", ["x"])
-    assert withdrawn("front", restart.store) == {"x"}
+    assert load_withdrawn("front", restart.store) == {"x"}
     (path,) = restart.store.root.glob("sensors/front/withdrawn.json")
     path.write_bytes(b"")
-    assert withdrawn("front", restart.store) == set() and "forgotten" in caplog.text
+    assert load_withdrawn("front", restart.store) == set() and "forgotten" in caplog.text
 
 
 def test_a_model_that_was_compiled_wrong_does_not_serve(tiny_model, tmp_path):

@@ -15,10 +15,10 @@ from daemon.config import RecalibrateConfig, load_config
 from daemon.loop import Daemon
 from daemon.operator.orders import Order, Orders
 from daemon.recalibration.sensor import Candidate, Sensor
-from daemon.recalibration.state_machine import Commit, Facts, Refused, StateMachine
+from daemon.recalibration.state_machine import Commit, Facts, OrderRefused, StateMachine
 from daemon.states import State
 from daemon.systemd_notify import Notifier
-from deploy.path import InferencePath, Prepared
+from deploy.path import InferencePath, PreparedHomogenizer
 from deploy.store.artefacts import FACTORY
 
 ROLLBACK = {"command": "rollback", "sensor": "front", "by": "somebody"}
@@ -99,11 +99,11 @@ class Desk:
         machine = StateMachine(RecalibrateConfig(mode="supervised", shadow=0), 0.0)
         runner: Any = None
         path, unused = InferencePath(runner), cast(Any, None)
-        waiting = Candidate(Prepared(candidate, None), FACTORY)
-        self.sensor = Sensor("front", path, unused, unused, machine, waiting=waiting)
-        machine.proven(0.0)
+        waiting = Candidate(PreparedHomogenizer(candidate, None), FACTORY)
+        self.sensor = Sensor("front", path, unused, unused, machine, candidate=waiting)
+        machine.candidate_ready(0.0)
         for _ in range(3):
-            machine.looked(True)
+            machine.compared(True)
         assert machine.step(1.0, Facts()) is None and machine.state is State.AWAITING_APPROVAL
         record: Any = self.record
         self.orders = Orders(unused, record)
@@ -136,7 +136,7 @@ def test_no_fitted_one_at_all_can_be_the_candidate():
 @pytest.mark.parametrize("version", ["f" * 8, VERSION[:-1] + "0", FACTORY])
 def test_an_answer_to_another_candidate_is_refused_with_the_one_that_waits(order, version):
     desk = Desk()
-    with pytest.raises(Refused, match=f"candidate {version[:12]} does not wait, 0123456789ab does"):
+    with pytest.raises(OrderRefused, match=f"candidate {version[:12]} does not wait, 0123456789ab does"):
         desk.order(order, version)
     assert desk.records == [] and desk.decision() is None
 
@@ -144,20 +144,20 @@ def test_an_answer_to_another_candidate_is_refused_with_the_one_that_waits(order
 @pytest.mark.parametrize("version", ["", VERSION[:7], "0123456X", VERSION + "0", ".{64}", 7, ["a"], {}])
 def test_what_is_no_version_is_refused_in_one_line(version):
     desk = Desk()
-    with pytest.raises(Refused, match="^.* is no version: give 8 of its digits or more$"):
+    with pytest.raises(OrderRefused, match="^.* is no version: give 8 of its digits or more$"):
         desk.order("approve", version)
     assert desk.decision() is None
 
 
 def test_where_none_waits_a_version_is_refused_too():
     desk = Desk()
-    desk.sensor.waiting = None
-    with pytest.raises(Refused, match="does not wait, none does"):
+    desk.sensor.candidate = None
+    with pytest.raises(OrderRefused, match="does not wait, none does"):
         desk.order("reject", VERSION)
 
 
 def test_an_order_that_answers_no_candidate_takes_no_version():
     desk = Desk()
-    with pytest.raises(Refused, match="hold takes no version, only approve and reject do"):
+    with pytest.raises(OrderRefused, match="hold takes no version, only approve and reject do"):
         desk.order("hold", VERSION)
     assert desk.sensor.operator_hold == ""

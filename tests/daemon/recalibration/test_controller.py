@@ -1,4 +1,4 @@
-"""What is done between two frames, with fakes for all that takes time."""
+"""What the controller does between two frames, with fakes for all that takes time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from calibrate.scoring.drift import DriftDetector
 from daemon.config import DAY, RecalibrateConfig
-from daemon.frames.latency_monitor import FRAMES
+from daemon.frames.latency_monitor import MIN_LATENCY_FRAMES
 from daemon.frames.reservoir import Reservoir
 from daemon.metrics import Metrics
 from daemon.recalibration.controller import Controller
@@ -22,7 +22,7 @@ from daemon.recalibration.sensor import Candidate, Sensor
 from daemon.recalibration.state_machine import StateMachine
 from daemon.state.restart import RestartState
 from daemon.states import Result, State
-from deploy.path import InferencePath, Prepared
+from deploy.path import InferencePath, PreparedHomogenizer
 from deploy.store.artefacts import FACTORY
 
 WINDOW = 64
@@ -39,12 +39,12 @@ class Runner:
 
 
 class Recorded:
-    """Stands in for the recorder."""
+    """Stands in for the audit writer."""
 
     def __init__(self, records: list[tuple[str, dict[str, Any]]]) -> None:
         self.records, self.failing = records, False
 
-    def __call__(self, sensor: str, event: str, details: dict[str, Any]) -> None:
+    def record(self, sensor: str, event: str, details: dict[str, Any]) -> None:
         self.records.append((event, details))
 
 
@@ -63,8 +63,8 @@ class Scene:
         )
         self.record: Any = Recorded(self.records)
         state_writer: Any = SimpleNamespace(
-            serves=lambda _, version: self.written.append(("serves", version)),
-            withdrawn=lambda _, versions: self.written.append(("withdrawn", sorted(versions))),
+            save_active=lambda _, version: self.written.append(("serves", version)),
+            save_withdrawn=lambda _, versions: self.written.append(("withdrawn", sorted(versions))),
         )
         self.recalibration: Any = SimpleNamespace(free=True, start=lambda *given: None)
         background: Any = SimpleNamespace(submit=lambda do, *given: do(*given))
@@ -85,8 +85,8 @@ class Scene:
         """An operator's fit that has led to this candidate."""
         self.begin_fit()
         runner = Runner()
-        candidate = Candidate(Prepared(version, runner, cost), champion)
-        self.controller.take_in(JobResult("front", Result.ACCEPTED, "better", candidate), self.sensor, self.now)
+        candidate = Candidate(PreparedHomogenizer(version, runner, cost), champion)
+        self.controller.handle(JobResult("front", Result.ACCEPTED, "better", candidate), self.sensor, self.now)
         return runner
 
     def begin_fit(self) -> None:
@@ -95,19 +95,19 @@ class Scene:
         self.step(2)
         assert self.sensor.state_machine.state is State.FITTING
 
-    def look(self, objections: str = "") -> None:
+    def compare(self, objections: str = "") -> None:
         challenger = self.sensor.challenger
         assert challenger is not None
         compared = {"role": challenger.role, "version": challenger.version, "score": 1.0, "objections": objections}
         scores = {"raw": 9.0, "homogenized": 9.0, "layers": {}, "proxy": {}, "challenger": compared}
-        scores |= {"label_shift": False, "clean_without": False}
+        scores |= {"label_shift": False, "raw_clean": False}
         reservoir = self.sensor.reservoir
         event = DriftCheck("front", self.sensor.path.version, scores, WINDOW, reservoir.added)
-        self.controller.take_in(event, self.sensor, self.now)
+        self.controller.handle(event, self.sensor, self.now)
 
-    def look_at_new_frames(self, objections: str = "") -> None:
+    def compare_on_new_frames(self, objections: str = "") -> None:
         self.frames(WINDOW)
-        self.look(objections)
+        self.compare(objections)
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):
@@ -124,15 +124,15 @@ def scene() -> Scene:
     return Scene()
 
 
-def test_a_candidate_serves_after_three_looks_at_new_frames(scene):
+def test_a_candidate_serves_after_three_comparisons_on_new_frames(scene):
     scene.fit("a")
     for _ in range(2):
-        scene.look_at_new_frames()
+        scene.compare_on_new_frames()
     for _ in range(5):
-        scene.look()  # at the same frames again
+        scene.compare()  # at the same frames again
     scene.step()
     assert scene.sensor.path.version == FACTORY
-    scene.look_at_new_frames()
+    scene.compare_on_new_frames()
     scene.step()
     assert scene.sensor.path.version == "a"
     assert scene.written == [("serves", "a")]
@@ -143,7 +143,7 @@ def test_frames_from_before_the_candidate_are_no_new_frames(scene):
     scene.frames(200)
     scene.fit("a")
     for _ in range(3):
-        scene.look()
+        scene.compare()
     scene.step()
     assert scene.sensor.path.version == FACTORY
 
@@ -151,49 +151,52 @@ def test_frames_from_before_the_candidate_are_no_new_frames(scene):
 def test_a_candidate_that_is_no_better_is_closed_and_not_tried_again(scene):
     runner = scene.fit("a")
     for _ in range(2):
-        scene.look_at_new_frames("score 9 is no better")
+        scene.compare_on_new_frames("score 9 is no better")
     scene.step()
-    assert runner.closed and scene.sensor.waiting is None
+    assert runner.closed and scene.sensor.candidate is None
     assert scene.written == [("withdrawn", ["a"])]
-    assert scene.sensor.last_result.startswith("rejected: no better in 2 of 2")
+    assert scene.sensor.last_result.startswith("rejected: not better in 2 of 2")
 
 
 def test_one_of_the_past_that_is_not_right_today_may_be_another_day(scene):
     scene.begin_fit()
     runner = Runner()
-    recalled = JobResult("front", Result.RECALLED, "better", Candidate(Prepared("a", runner), FACTORY, recalled=True))
-    scene.controller.take_in(recalled, scene.sensor, scene.now)
+    recalled = JobResult(
+        "front", Result.RECALLED, "better", Candidate(PreparedHomogenizer("a", runner), FACTORY, recalled=True)
+    )
+    scene.controller.handle(recalled, scene.sensor, scene.now)
     for _ in range(2):
-        scene.look_at_new_frames("score 9 is no better")
+        scene.compare_on_new_frames("score 9 is no better")
     scene.step()
-    assert runner.closed and scene.sensor.waiting is None
+    assert runner.closed and scene.sensor.candidate is None
     assert scene.sensor.withdrawn == set() and scene.written == []
 
 
 def test_a_candidate_judged_against_one_that_is_gone_is_dropped(scene):
     runner = scene.fit("b", champion="a")
-    assert runner.closed and scene.sensor.waiting is None
+    assert runner.closed and scene.sensor.candidate is None
     assert scene.sensor.path.version == FACTORY
-    assert ("candidate dropped", {"candidate": "b", "result": "outdated", "reason": "another serves by now"}) in (
-        scene.records
-    )
+    assert (
+        "candidate dropped",
+        {"candidate": "b", "result": "outdated", "reason": "another homogenizer serves by now"},
+    ) in (scene.records)
     assert scene.written == [], "it was not found wanting"
 
 
 def test_a_rollback_drops_the_candidate_and_remembers_what_was_taken_back(scene):
     first = scene.fit("a")
     for _ in range(3):
-        scene.look_at_new_frames()
+        scene.compare_on_new_frames()
     scene.step()
     for _ in range(3):
-        scene.look_at_new_frames("the one before is no better")
+        scene.compare_on_new_frames("the one before is no better")
     scene.now += 60
     scene.step()
     assert scene.sensor.state_machine.state is State.ACTIVE
     second = scene.fit("b", champion="a")
     scene.controller.roll_back(scene.sensor, "operator")
     assert first.closed and second.closed
-    assert scene.sensor.path.version == FACTORY and scene.sensor.waiting is None
+    assert scene.sensor.path.version == FACTORY and scene.sensor.candidate is None
     assert scene.sensor.withdrawn == {"a"}
     assert scene.sensor.state_machine.state is State.ROLLED_BACK
 
@@ -201,7 +204,7 @@ def test_a_rollback_drops_the_candidate_and_remembers_what_was_taken_back(scene)
 def test_nothing_is_swapped_while_the_audit_log_cannot_be_written(scene):
     scene.fit("a")
     for _ in range(3):
-        scene.look_at_new_frames()
+        scene.compare_on_new_frames()
     scene.record.failing = True
     scene.step()
     assert scene.sensor.path.version == FACTORY and "audit log" in scene.sensor.state_machine.reason
@@ -213,21 +216,21 @@ def test_nothing_is_swapped_while_the_audit_log_cannot_be_written(scene):
 def test_clean_frames_that_are_spoilt_are_served_without_a_homogenizer(scene):
     runner = scene.fit("a")
     for _ in range(3):
-        scene.look_at_new_frames()
+        scene.compare_on_new_frames()
     scene.step()
     assert scene.sensor.path.version == "a"
-    scene.sensor.detector.alarm, scene.sensor.clean_without = True, True
+    scene.sensor.drift_detector.alarm, scene.sensor.raw_clean = True, True
     scene.step()
     assert scene.sensor.path.version == FACTORY and scene.sensor.path.fallback == "a" and not runner.closed
     assert scene.written[-1] == ("serves", FACTORY) and scene.events[-2:] != ["rollback"]
     assert scene.sensor.withdrawn == set(), "it is right again when the drift comes back"
-    assert not scene.sensor.clean_without, "said of the frames as they were served"
+    assert not scene.sensor.raw_clean, "said of the frames as they were served"
 
 
 def test_nothing_of_the_past_being_right_does_not_end_the_collecting(scene):
     scene.sensor.state_machine.request()
     scene.step()
-    scene.controller.take_in(
+    scene.controller.handle(
         JobResult("front", Result.UNKNOWN, "nothing that served before is right"), scene.sensor, scene.now
     )
     assert scene.sensor.state_machine.state is State.COLLECTING
@@ -236,9 +239,11 @@ def test_nothing_of_the_past_being_right_does_not_end_the_collecting(scene):
 
 def test_a_candidate_that_nobody_waits_for_any_more_is_closed(scene):
     runner = Runner()
-    late = JobResult("front", Result.RECALLED, "an earlier one is better", Candidate(Prepared("a", runner), FACTORY))
-    scene.controller.take_in(late, scene.sensor, scene.now)
-    assert runner.closed and scene.sensor.waiting is None
+    late = JobResult(
+        "front", Result.RECALLED, "an earlier one is better", Candidate(PreparedHomogenizer("a", runner), FACTORY)
+    )
+    scene.controller.handle(late, scene.sensor, scene.now)
+    assert runner.closed and scene.sensor.candidate is None
     assert scene.sensor.state_machine.state is State.FACTORY
     assert scene.records[-1][0] == "fit" and scene.records[-1][1]["result"] == "outdated"
     assert scene.metric("fits_total", {"result": "outdated"}) == 1
@@ -255,7 +260,7 @@ def test_the_record_of_a_fit_names_its_dossier(scene):
     for dossier in ("d" * 64, None):
         scene.sensor.state_machine.request()
         scene.step()
-        scene.controller.take_in(JobResult("front", Result.REJECTED, "worse", dossier=dossier), scene.sensor, 0.0)
+        scene.controller.handle(JobResult("front", Result.REJECTED, "worse", dossier=dossier), scene.sensor, 0.0)
         assert scene.records[-1] == (
             "fit",
             {"result": "rejected", "reason": "worse", "trigger": "operator", "dossier": dossier},
@@ -264,7 +269,7 @@ def test_the_record_of_a_fit_names_its_dossier(scene):
 
 def test_a_refused_version_is_counted_told_and_not_tried_again(scene):
     scene.begin_fit()
-    scene.controller.take_in(JobResult("front", Result.REFUSED, "gain 9", unfit="outside"), scene.sensor, scene.now)
+    scene.controller.handle(JobResult("front", Result.REFUSED, "gain 9", unusable="outside"), scene.sensor, scene.now)
     assert (scene.sensor.state_machine.state, scene.sensor.path.version) == (State.FACTORY, FACTORY)
     assert scene.registry.get_sample_value("recald_fits_total", {"sensor": "front", "result": "refused"}) == 1
     told = [details for event, details in scene.records if event == "fit"][-1]
@@ -282,10 +287,10 @@ def test_a_hold_from_before_a_restart_holds_and_is_written_once_more(scene):
     scene.sensor.operator_hold = None
     scene.fit("a")
     for _ in range(3):
-        scene.look_at_new_frames()
+        scene.compare_on_new_frames()
     scene.step()
     assert scene.sensor.path.version == FACTORY and "not yet read" in scene.sensor.state_machine.reason
-    scene.controller.take_in(RestartState("front", "anna holds", [], []), scene.sensor, scene.now)
+    scene.controller.handle(RestartState("front", "anna holds", [], []), scene.sensor, scene.now)
     scene.step()
     assert scene.sensor.path.version == FACTORY and scene.sensor.status()["hold"]
     assert scene.sensor.state_machine.reason == "the candidate waits: anna holds; `recald hold --release` ends it"
@@ -296,15 +301,15 @@ def test_a_hold_from_before_a_restart_holds_and_is_written_once_more(scene):
 
 
 def test_an_order_given_before_the_log_was_read_is_the_newer_one(scene):
-    scene.controller.take_in(RestartState("front", "anna holds", [], []), scene.sensor, scene.now)
+    scene.controller.handle(RestartState("front", "anna holds", [], []), scene.sensor, scene.now)
     assert scene.sensor.operator_hold == "" and scene.records == []
 
 
 def test_what_was_spent_before_a_restart_is_spent():
     scene = Scene(swaps_a_day=2)
     scene.now = 100.0
-    scene.controller.take_in(RestartState("front", "", [], [DAY - 1, 60.0]), scene.sensor, scene.now)
-    scene.sensor.detector.alarm = True
+    scene.controller.handle(RestartState("front", "", [], [DAY - 1, 60.0]), scene.sensor, scene.now)
+    scene.sensor.drift_detector.alarm = True
     scene.step()
     assert scene.sensor.state_machine.state is State.FACTORY and "budget" in scene.sensor.state_machine.reason
     scene.now += 1
@@ -320,8 +325,8 @@ def test_a_fit_is_told_when_it_begins(scene):
 
 
 def serve(scene: Scene, milliseconds: float) -> None:
-    for _ in range(FRAMES):
-        scene.sensor.latency_monitor.served(milliseconds / 1000)
+    for _ in range(MIN_LATENCY_FRAMES):
+        scene.sensor.latency_monitor.observe(milliseconds / 1000)
 
 
 @pytest.mark.parametrize(("cost", "rolled_back"), [(0.0, True), (0.004, False)])
@@ -330,7 +335,7 @@ def test_what_serves_slower_than_it_was_seen_to_when_proven_is_taken_back(cost, 
     serve(scene, 3)
     scene.fit("a", cost=cost)
     for _ in range(3):
-        scene.look_at_new_frames()
+        scene.compare_on_new_frames()
     scene.step()
     assert scene.sensor.state_machine.state is State.PROBATION
     serve(scene, 8)
@@ -347,10 +352,10 @@ def test_no_homogenizer_is_never_the_slower_one(scene):
     serve(scene, 3)
     scene.fit("a")
     for _ in range(3):
-        scene.look_at_new_frames()
+        scene.compare_on_new_frames()
     scene.step()
     serve(scene, 3)
-    scene.sensor.detector.alarm, scene.sensor.clean_without = True, True
+    scene.sensor.drift_detector.alarm, scene.sensor.raw_clean = True, True
     scene.step()
     assert scene.sensor.path.version == FACTORY and scene.sensor.state_machine.state is State.PROBATION
     serve(scene, 9)  # something else takes the processor
@@ -364,11 +369,11 @@ def test_the_next_one_is_compared_with_the_one_before(scene):
         serve(scene, took)
         scene.fit(version, champion=scene.sensor.path.version, cost=0.002)
         for _ in range(3):
-            scene.look_at_new_frames()
+            scene.compare_on_new_frames()
         scene.step()
         serve(scene, 5)
         for _ in range(3):
-            scene.look_at_new_frames("the one before is no better")
+            scene.compare_on_new_frames("the one before is no better")
         scene.now += 60
         scene.step()
     assert scene.sensor.path.version == "b"
@@ -386,29 +391,29 @@ def test_frames_are_not_timed_while_a_fit_runs(scene):
 
 def test_a_camera_that_stops_has_no_score_and_no_alarm_until_frames_come_again(scene, caplog):
     scores = {"raw": 9.0, "homogenized": 9.0, "layers": {"bn1": 7.0}, "proxy": {"confidence": 0.4}}
-    scores |= {"label_shift": False, "clean_without": False}
+    scores |= {"label_shift": False, "raw_clean": False}
     seen = DriftCheck("front", FACTORY, scores)
     shown = [("drift_score", {"stage": "raw"}), ("drift_score", {"stage": "homogenized"})]
     shown += [("layer_drift_score", {"layer": "bn1"}), ("accuracy_proxy_ratio", {"proxy": "confidence"})]
     for scene.now in range(30):
         scene.sensor.stall_detector.arrived(scene.now)
-        scene.controller.take_in(seen, scene.sensor, scene.now)
-    assert scene.sensor.detector.alarm and [scene.metric(*metric) for metric in shown] == [9.0, 9.0, 7.0, 0.4]
+        scene.controller.handle(seen, scene.sensor, scene.now)
+    assert scene.sensor.drift_detector.alarm and [scene.metric(*metric) for metric in shown] == [9.0, 9.0, 7.0, 0.4]
     scene.now += 12
     scene.step(3)
-    scene.controller.take_in(seen, scene.sensor, scene.now)  # of a check that took its time
+    scene.controller.handle(seen, scene.sensor, scene.now)  # of a check that took its time
     status = scene.sensor.status()
     assert status["drift_score"] is None and status["reason"].startswith("no frames for 12 s")
-    assert not scene.sensor.detector.alarm and scene.metric("drift_alarm", {}) == 0
+    assert not scene.sensor.drift_detector.alarm and scene.metric("drift_alarm", {}) == 0
     assert all(math.isnan(scene.metric(*metric)) for metric in shown)
     assert caplog.messages.count("front: no frames for 12 s") == 1
     scene.sensor.stall_detector.arrived(scene.now)
     scene.step()
-    scene.controller.take_in(seen, scene.sensor, scene.now)
+    scene.controller.handle(seen, scene.sensor, scene.now)
     assert scene.sensor.drift_score == 9.0 and "no frames" not in scene.sensor.status()["reason"]
-    assert scene.sensor.detector.evidence == 0, "the silence is no time of drift"
+    assert scene.sensor.drift_detector.evidence == 0, "the silence is no time of drift"
 
 
 def test_a_stored_version_that_cannot_serve_is_not_tried_again(scene):
-    scene.controller.take_in(JobResult("front", Result.FAILED, "does not load", unfit="a"), scene.sensor, 0.0)
+    scene.controller.handle(JobResult("front", Result.FAILED, "does not load", unusable="a"), scene.sensor, 0.0)
     assert scene.written == [("withdrawn", ["a"])]

@@ -20,7 +20,7 @@ from calibrate.homogenizer import Homogenizer
 from calibrate.judge import MARGIN
 from calibrate.scoring.extent import Extent, Range
 from daemon.config import Config, ConfigError, load_config
-from daemon.recalibration.envelope import Bounds, OutsideEnvelope, load_envelope, open_envelope
+from daemon.recalibration.envelope import HomogenizerLimits, OutsideEnvelope, load_envelope, open_envelope
 from deploy.model.document import DocumentError
 
 EXAMPLE = SYSTEMD / "envelope.yaml"
@@ -74,31 +74,31 @@ def test_the_example_is_read_and_holds_the_identity_and_the_configuration_as_it_
 
 def test_every_bound_is_in_the_example_or_said_to_be_left_out():
     given_there = yaml.safe_load(EXAMPLE.read_text())
-    assert list(given_there["homogenizer"]) == list(Bounds.model_fields) == list(vars(extent()))
-    model = load_envelope(EXAMPLE).contents
+    assert list(given_there["homogenizer"]) == list(HomogenizerLimits.model_fields) == list(vars(extent()))
+    model = load_envelope(EXAMPLE).document
     for name in ("evidence", "operation"):
         assert set(given_there[name]) == set(type(getattr(model, name)).model_fields)
 
 
 @given(st.sampled_from(DISTANCES), st.floats(0, 10), st.floats(0, 10))
 def test_a_distance_is_inside_up_to_its_bound_and_not_beyond(name, bound, distance):
-    broken = list(Bounds(**{name: bound}).broken(extent(**{name: distance})))
+    broken = list(HomogenizerLimits(**{name: bound}).violations(extent(**{name: distance})))
     assert bool(broken) == (distance > bound)
     assert all(problem.startswith(f"{name} ") and f"at most {bound:.6g}" in problem for problem in broken)
 
 
 @given(st.sampled_from(SPANS), st.floats(-1, 1), st.floats(1, 10), st.floats(-2, 12), st.floats(0, 12))
 def test_a_span_is_inside_from_its_least_to_its_most_and_not_beyond(name, least, most, low, wider):
-    bounds = Bounds(**{name: {"least": least, "most": most}})
-    broken = list(bounds.broken(extent(**{name: Range(low, low + wider)})))
+    bounds = HomogenizerLimits(**{name: {"least": least, "most": most}})
+    broken = list(bounds.violations(extent(**{name: Range(low, low + wider)})))
     assert len(broken) == (low < least) + (low + wider > most)
 
 
 @given(st.sampled_from((*DISTANCES, *SPANS)))
 def test_what_is_not_a_number_is_outside(name):
     nan = float("nan")
-    bounds = Bounds(**{name: 1.0 if name in DISTANCES else {"least": 0.0, "most": 2.0}})
-    assert list(bounds.broken(extent(**{name: nan if name in DISTANCES else Range(nan, nan)})))
+    bounds = HomogenizerLimits(**{name: 1.0 if name in DISTANCES else {"least": 0.0, "most": 2.0}})
+    assert list(bounds.violations(extent(**{name: nan if name in DISTANCES else Range(nan, nan)})))
 
 
 @given(seed=st.integers(0, 10_000), strength=st.floats(0, 0.5), limit=st.floats(0.05, 0.5))
@@ -201,7 +201,7 @@ def test_what_was_verified_is_what_is_parsed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "read_bytes", exchanged_after)
     envelope = load_envelope(path, key)
-    assert envelope.signed and envelope.contents.homogenizer.bias == 1
+    assert envelope.signed and envelope.document.homogenizer.bias == 1
     assert envelope.digest == hashlib.sha256(good).hexdigest()
 
 
@@ -264,4 +264,4 @@ def test_a_configuration_at_the_bounds_is_inside(tmp_path):
     evidence = {"frames": 512, "held_out": 128, "collect": 120, "margin": MARGIN, "threshold": 1.6}
     operation = {"modes": ["autonomous"], "fits_a_day": 48, "swaps_a_day": 24}
     envelope = open_envelope(configured(tmp_path, {"evidence": evidence, "operation": operation}))
-    assert envelope is not None and envelope.bounds_the_day
+    assert envelope is not None and envelope.limits_budget

@@ -113,7 +113,7 @@ FAULTS: dict[str, tuple[Callable[[Scene], Any], str]] = {
     "worker": (lambda s: setattr(s.worker, "call", raising(WorkerError("it died"))), "it died"),
     "missing": (lambda s: s.stored(".json").unlink(), "missing"),
     "damaged": (lambda s: s.stored(".safetensors").write_bytes(b"half"), "damaged"),
-    "compiled form": (lambda s: s.stored(".compiled").unlink(), "the compiled form .* is gone"),
+    "compiled form": (lambda s: s.stored(".compiled").unlink(), "the compiled form .* is missing"),
     "loading": (lambda s: setattr(s.backend, "load", raising(ModelError("no such kernel"))), "no such kernel"),
     "proof": (unprovable, "leaves the range of the golden frames"),
     "unforeseen": (lambda s: setattr(s.store, "get", raising(KeyError("what"))), "what"),
@@ -137,9 +137,9 @@ def test_what_is_outside_of_the_envelope_is_refused_whatever_the_worker_says(sce
     scene.envelope = envelope_of(bias=limit)
     finished = scene.recalibrate()
     if limit > 0.25:
-        assert finished.result == "accepted" and finished.candidate is not None and finished.unfit is None
+        assert finished.result == "accepted" and finished.candidate is not None and finished.unusable is None
         return
-    assert (finished.result, finished.candidate, finished.unfit) == ("refused", None, scene.version)
+    assert (finished.result, finished.candidate, finished.unusable) == ("refused", None, scene.version)
     assert finished.reason == (
         f"homogenizer {scene.version[:12]} is outside of envelope.yaml: bias 0.25, at most 0.24 is allowed"
     )
@@ -151,7 +151,7 @@ def test_a_compiled_form_of_other_weights_than_those_measured_does_not_serve(sce
     scene.version = scene.store.put(homogenizer(0.125), {"model": MODEL}, compiled, scene.backend.name)
     scene.envelope = envelope_of(bias=0.5)
     finished = scene.recalibrate()
-    assert (finished.result, finished.unfit) == ("failed", scene.version)
+    assert (finished.result, finished.unusable) == ("failed", scene.version)
     assert "is not what it was compiled from" in finished.reason
 
 

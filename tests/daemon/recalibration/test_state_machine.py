@@ -9,15 +9,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from daemon.config import DAY, RecalibrateConfig
 from daemon.recalibration.state_machine import (
-    HOPELESS,
-    LOOKS,
+    INVALID_AFTER_FAILURES,
+    MIN_COMPARISONS,
     Collect,
     Commit,
     Discard,
     Facts,
     Fit,
+    OrderRefused,
     Recall,
-    Refused,
     RollBack,
     ServeFactory,
     StateMachine,
@@ -47,16 +47,16 @@ def begin_fit(machine: StateMachine, now: float) -> None:
     assert step(machine, now, alarm=True, collected=64) == Fit("drift")
 
 
-def look(machine: StateMachine, *spoke: bool) -> None:
-    for for_challenger in spoke:
-        machine.looked(for_challenger)
+def compare(machine: StateMachine, *results: bool) -> None:
+    for challenger_better in results:
+        machine.compared(challenger_better)
 
 
 def shadowed(machine: StateMachine, now: float) -> None:
     """A candidate was fitted and has stood the shadow at `now`."""
     begin_fit(machine, now - 5)
-    machine.proven(now - 5)
-    look(machine, True, True, True)
+    machine.candidate_ready(now - 5)
+    compare(machine, True, True, True)
 
 
 def on_probation(machine: StateMachine, now: float) -> None:
@@ -75,10 +75,10 @@ def test_nothing_happens_without_a_reason(machine):
 
 
 def test_a_fit_waits_for_frames_and_for_the_fitter(machine):
-    assert step(machine, 1.0, alarm=True) == Collect(afresh=True)
+    assert step(machine, 1.0, alarm=True) == Collect(forget=True)
     assert step(machine, 2.0, alarm=True, collected=32) is None
     assert (machine.progress, machine.reason) == (0.5, "32 of 64 frames, 1 of 0 s")
-    assert step(machine, 3.0, alarm=True, collected=64, fitter_free=False) is None
+    assert step(machine, 3.0, alarm=True, collected=64, worker_free=False) is None
     assert machine.state is State.COLLECTING
     assert step(machine, 4.0, alarm=True, collected=64) == Fit("drift")
     assert machine.state is State.FITTING
@@ -96,14 +96,14 @@ def test_a_drift_that_is_over_needs_no_fit(machine):
     step(machine, 1.0, alarm=True)
     assert step(machine, 2.0, collected=64) is None
     assert machine.state is State.FACTORY and "over" in machine.reason
-    assert step(machine, 3.0, alarm=True) == Collect(afresh=True), "and nothing holds up the next"
+    assert step(machine, 3.0, alarm=True) == Collect(forget=True), "and nothing holds up the next"
 
 
 def test_few_classes_in_view_are_no_drift(machine):
     assert step(machine, 1.0, alarm=True, label_shift=True) is None
     assert step(machine, 1000.0, alarm=True, label_shift=True) is None, "nor is the clock a reason"
     assert machine.state is State.FACTORY and "few classes" in machine.reason
-    assert step(machine, 1001.0, alarm=True) == Collect(afresh=True)
+    assert step(machine, 1001.0, alarm=True) == Collect(forget=True)
 
 
 def test_a_fit_waits_until_more_classes_are_in_view_but_for_an_operators(machine):
@@ -116,10 +116,10 @@ def test_a_fit_waits_until_more_classes_are_in_view_but_for_an_operators(machine
 
 def test_the_past_is_tried_at_once_and_every_minute_while_frames_are_collected(machine):
     on_probation(machine, 10.0)
-    look(machine, False, False, False)
+    compare(machine, False, False, False)
     step(machine, 70.0)
-    assert step(machine, 100.0, alarm=True) == Collect(afresh=True)
-    assert step(machine, 101.0, alarm=True, fitter_free=False) is None
+    assert step(machine, 100.0, alarm=True) == Collect(forget=True)
+    assert step(machine, 101.0, alarm=True, worker_free=False) is None
     assert step(machine, 102.0, alarm=True) == Recall()
     assert step(machine, 161.0, alarm=True, collected=63) is None
     assert step(machine, 162.0, alarm=True, collected=63) == Recall()
@@ -133,7 +133,7 @@ def test_without_a_past_there_is_none_to_try(machine):
 
 def test_an_operators_fit_is_a_fit(machine):
     on_probation(machine, 10.0)
-    look(machine, False, False, False)
+    compare(machine, False, False, False)
     step(machine, 70.0)
     machine.request()
     step(machine, 71.0)
@@ -143,73 +143,73 @@ def test_an_operators_fit_is_a_fit(machine):
 def test_frames_of_one_lasting_drift_add_up_over_tries(machine):
     begin_fit(machine, 0.0)
     machine.finished(Result.REJECTED, 0.0)
-    assert step(machine, 10.0, alarm=True) == Collect(afresh=False)
+    assert step(machine, 10.0, alarm=True) == Collect(forget=False)
     machine.finished(Result.REJECTED, 10.0)
     assert step(machine, 100.0) is None, "the alarm is over"
-    assert step(machine, 101.0, alarm=True) == Collect(afresh=True)
+    assert step(machine, 101.0, alarm=True) == Collect(forget=True)
 
 
 def test_frames_that_newer_ones_speak_against_are_forgotten(machine):
     begin_fit(machine, 0.0)
-    machine.proven(0.0)
-    look(machine, False, False)
+    machine.candidate_ready(0.0)
+    compare(machine, False, False)
     assert isinstance(step(machine, 1.0), Discard)
-    machine.finished(Result.REJECTED, 1.0, "no better in 2 of 2 looks at new frames")
-    assert step(machine, 11.0, alarm=True) == Collect(afresh=True)
+    machine.finished(Result.REJECTED, 1.0, "not better in 2 of 2 comparisons on new frames")
+    assert step(machine, 11.0, alarm=True) == Collect(forget=True)
     step(machine, 12.0, alarm=True, collected=64)
     machine.finished(Result.REJECTED, 12.0, "out of the band")
-    assert step(machine, 32.0, alarm=True) == Collect(afresh=False)
+    assert step(machine, 32.0, alarm=True) == Collect(forget=False)
 
 
 @pytest.mark.parametrize("state", ["at rest", "collecting", "on probation"])
 def test_what_spoils_clean_frames_makes_way_for_the_factory_homogenizer(machine, state):
     on_probation(machine, 10.0)
     if state != "on probation":
-        look(machine, False, False, False)
+        compare(machine, False, False, False)
         step(machine, 70.0)
     if state == "collecting":
         step(machine, 71.0, alarm=True)
-    assert step(machine, 72.0, alarm=True, clean_without=True, held="why") != ServeFactory()
-    assert step(machine, 73.0, alarm=True, clean_without=True) == ServeFactory()
+    assert step(machine, 72.0, alarm=True, raw_clean=True, hold_reason="why") != ServeFactory()
+    assert step(machine, 73.0, alarm=True, raw_clean=True) == ServeFactory()
     machine.committed(False, 73.0)
-    assert step(machine, 74.0, alarm=True, clean_without=True) is None, "it serves"
+    assert step(machine, 74.0, alarm=True, raw_clean=True) is None, "it serves"
 
 
 def test_the_way_to_none_that_was_taken_back_is_not_taken_again_at_once(machine):
     on_probation(machine, 10.0)
-    look(machine, False, False, False)
+    compare(machine, False, False, False)
     step(machine, 70.0)
-    assert step(machine, 80.0, alarm=True, clean_without=True) == ServeFactory()
+    assert step(machine, 80.0, alarm=True, raw_clean=True) == ServeFactory()
     machine.committed(False, 80.0)
-    look(machine, True, True)
+    compare(machine, True, True)
     assert step(machine, 81.0) == RollBack("regress")
     machine.rolled_back(True, 81.0, "rolled back: regress")
-    assert step(machine, 90.0, alarm=True, clean_without=True) is None
-    assert step(machine, 91.0, alarm=True, clean_without=True) == ServeFactory()
+    assert step(machine, 90.0, alarm=True, raw_clean=True) is None
+    assert step(machine, 91.0, alarm=True, raw_clean=True) == ServeFactory()
 
 
 def test_the_way_to_none_is_open_whatever_is_spent_and_spends_nothing():
     machine = machine_in(swaps_a_day=2, every=DAY)
     on_probation(machine, 10.0)
-    look(machine, False, False, False)
+    compare(machine, False, False, False)
     step(machine, 70.0)
-    assert step(machine, 80.0, alarm=True, clean_without=True) == ServeFactory()
+    assert step(machine, 80.0, alarm=True, raw_clean=True) == ServeFactory()
     machine.committed(False, 80.0)
-    look(machine, False, False, False)
+    compare(machine, False, False, False)
     step(machine, 140.0)
-    assert step(machine, 150.0, alarm=True) == Collect(afresh=True), "one of two swaps is left"
+    assert step(machine, 150.0, alarm=True) == Collect(forget=True), "one of two swaps is left"
 
 
 def test_a_hold_does_not_let_a_probation_end_that_was_failed(machine):
     on_probation(machine, 10.0)
-    look(machine, True, True, True)
-    assert step(machine, 500.0, held="why") is None
+    compare(machine, True, True, True)
+    assert step(machine, 500.0, hold_reason="why") is None
     assert machine.state is State.PROBATION
     assert step(machine, 501.0) == RollBack("regress")
 
 
 def test_failures_are_of_one_drift(machine):
-    for _ in range(HOPELESS):
+    for _ in range(INVALID_AFTER_FAILURES):
         machine.finished(Result.REJECTED, 0.0)
     assert step(machine, 500.0) is None, "the drift is over"
     assert step(machine, 501.0, alarm=True, label_shift=True) is None
@@ -220,16 +220,16 @@ def test_failures_are_of_one_drift(machine):
 
 def test_locked_changes_nothing_even_where_frames_are_clean_without():
     machine = StateMachine(RecalibrateConfig(mode="locked", **TIMES), now=0.0, serving=True)
-    assert step(machine, 5000.0, alarm=True, clean_without=True) is None
+    assert step(machine, 5000.0, alarm=True, raw_clean=True) is None
 
 
 def test_the_timer_fires_once_in_its_period(machine):
     assert step(machine, 999.0) is None
-    assert step(machine, 1000.0) == Collect(afresh=False)
+    assert step(machine, 1000.0) == Collect(forget=False)
     assert step(machine, 1000.0, collected=64) == Fit("timer")
     machine.finished(Result.UNNEEDED, 1001.0)
     assert step(machine, 2000.0) is None
-    assert step(machine, 2001.0) == Collect(afresh=False)
+    assert step(machine, 2001.0) == Collect(forget=False)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_back_off_doubles_and_the_operator_passes_it(machine):
     assert step(machine, 29.0, alarm=True) is None
     assert machine.state is State.FAILED
     machine.request()
-    assert step(machine, 29.0) == Collect(afresh=False)
+    assert step(machine, 29.0) == Collect(forget=False)
     assert step(machine, 29.0, collected=64) == Fit("operator")
 
 
@@ -265,23 +265,23 @@ def test_back_off_stops_growing_after_six_doublings(machine):
     for _ in range(40):
         machine.finished(Result.FAILED, 0.0)
     assert step(machine, 639.0, alarm=True) is None
-    assert step(machine, 640.0, alarm=True) == Collect(afresh=False)
+    assert step(machine, 640.0, alarm=True) == Collect(forget=False)
 
 
 def test_a_drift_that_nothing_helps_against_is_invalid_and_says_what_to_do(machine):
     now = 0.0
-    for _ in range(HOPELESS):
+    for _ in range(INVALID_AFTER_FAILURES):
         begin_fit(machine, now)
         machine.finished(Result.REJECTED, now, "score 9 stays outside the clean band")
         assert step(machine, now + 1, alarm=True) is None
         now += 1000.0
     assert machine.state is State.INVALID
-    assert "3 tries in a row" in machine.reason and "score 9" in machine.reason and "look at the lens" in machine.reason
-    assert step(machine, now, alarm=True) == Collect(afresh=False), "it goes on trying"
+    assert "3 tries in a row" in machine.reason and "score 9" in machine.reason and "check the lens" in machine.reason
+    assert step(machine, now, alarm=True) == Collect(forget=False), "it goes on trying"
 
 
 def test_what_was_invalid_is_at_rest_when_the_drift_is_over(machine):
-    for _ in range(HOPELESS):
+    for _ in range(INVALID_AFTER_FAILURES):
         machine.finished(Result.REJECTED, 0.0)
     step(machine, 1.0, alarm=True)
     assert machine.state is State.INVALID
@@ -293,46 +293,46 @@ def test_what_was_invalid_is_at_rest_when_the_drift_is_over(machine):
 def test_a_days_budget_is_not_overdrawn_but_by_the_operator(budget):
     machine = machine_in(**{budget: 1}, every=DAY)
     on_probation(machine, 10.0)
-    look(machine, False, False, False)
+    compare(machine, False, False, False)
     assert step(machine, 70.0) is None
     assert machine.state is State.ACTIVE
     assert step(machine, DAY - 1, alarm=True) is None
     machine.request()
-    assert step(machine, DAY - 1) == Collect(afresh=False)
+    assert step(machine, DAY - 1) == Collect(forget=False)
     machine.finished(Result.UNNEEDED, DAY - 1)
-    assert step(machine, DAY + 11, alarm=True) == Collect(afresh=True)
+    assert step(machine, DAY + 11, alarm=True) == Collect(forget=True)
 
 
 @pytest.mark.parametrize("budget", ["fits_a_day", "swaps_a_day"])
 def test_an_order_waits_where_a_strict_budget_is_spent(budget):
     machine = machine_in(strict=True, **{budget: 1}, every=10 * DAY)
     on_probation(machine, 10.0)
-    look(machine, False, False, False)
+    compare(machine, False, False, False)
     assert step(machine, 70.0) is None
     machine.request()
     assert step(machine, DAY - 1) is None and machine.state is State.ACTIVE
-    assert "the envelope lets no order exceed it, which waits" in machine.reason
-    assert step(machine, DAY + 11) == Collect(afresh=False)
+    assert "the envelope lets no order exceed it; the order waits" in machine.reason
+    assert step(machine, DAY + 11) == Collect(forget=False)
 
 
 def test_no_order_waits_for_a_strict_budget_that_is_not_spent():
     machine = machine_in(strict=True)
     machine.request()
-    assert step(machine, 1.0) == Collect(afresh=False)
+    assert step(machine, 1.0) == Collect(forget=False)
 
 
 @pytest.mark.parametrize("budget", ["fits_a_day", "swaps_a_day"])
 def test_a_days_budget_goes_on_over_a_restart(budget):
     """The monotonic clock may have begun anew: what was spent an hour ago is of a time before 0."""
     machine = machine_in(**{budget: 2}, every=DAY)
-    machine.spent(**{budget.removesuffix("_a_day"): [-7200.0, -3600.0]}, **{OTHER[budget]: []})
+    machine.restore_budget(**{budget.removesuffix("_a_day"): [-7200.0, -3600.0]}, **{OTHER[budget]: []})
     assert step(machine, 1.0, alarm=True) is None and "budget" in machine.reason
     assert step(machine, DAY - 7201.0, alarm=True) is None
     on_probation(machine, DAY - 7200.0 + 5)
-    look(machine, False, False, False)
+    compare(machine, False, False, False)
     step(machine, DAY - 7200.0 + 65)
     assert step(machine, DAY - 3601.0, alarm=True) is None, "the one of an hour ago and the new one"
-    assert step(machine, DAY - 3600.0, alarm=True) == Collect(afresh=True)
+    assert step(machine, DAY - 3600.0, alarm=True) == Collect(forget=True)
 
 
 def test_a_lasting_alarm_that_needs_no_fit_is_asked_ever_more_seldom(machine):
@@ -351,7 +351,7 @@ def test_a_fit_by_the_clock_that_was_not_needed_does_not_hold_up_a_drift(machine
     step(machine, 1000.0)
     step(machine, 1000.0, collected=64)
     machine.finished(Result.UNNEEDED, 1000.0)
-    assert step(machine, 1001.0, alarm=True) == Collect(afresh=True)
+    assert step(machine, 1001.0, alarm=True) == Collect(forget=True)
 
 
 def test_what_is_swapped_and_taken_back_again_and_again_backs_off_and_is_invalid(machine):
@@ -360,12 +360,12 @@ def test_what_is_swapped_and_taken_back_again_and_again_backs_off_and_is_invalid
         now += 5.0
         decision = step(machine, now, alarm=True, collected=64)
         if isinstance(decision, Fit):
-            machine.proven(now)
-            look(machine, True, True, True)
+            machine.candidate_ready(now)
+            compare(machine, True, True, True)
         elif isinstance(decision, Commit):
             swaps += 1
             machine.committed(True, now)
-            look(machine, True, True)
+            compare(machine, True, True)
         elif isinstance(decision, RollBack):
             machine.rolled_back(False, now, "rolled back: regress")
     assert swaps <= 12
@@ -393,29 +393,29 @@ def test_an_order_while_frames_are_collected_is_that_fit(machine):
 
 def test_a_candidate_serves_after_it_has_stood_the_shadow(machine):
     begin_fit(machine, 0.0)
-    machine.proven(1.0)
+    machine.candidate_ready(1.0)
     assert machine.state is State.SHADOW
-    look(machine, True, True)
-    assert step(machine, 6.0) is None, "two looks are too few"
-    look(machine, True)
+    compare(machine, True, True)
+    assert step(machine, 6.0) is None, "two comparisons are too few"
+    compare(machine, True)
     assert step(machine, 5.9) is None, "the shadow is not over"
     assert step(machine, 6.0) == Commit()
 
 
 def test_one_look_against_a_candidate_may_be_chance_and_two_are_not(machine):
     begin_fit(machine, 0.0)
-    machine.proven(0.0)
-    look(machine, False, True, True)
+    machine.candidate_ready(0.0)
+    compare(machine, False, True, True)
     assert step(machine, 5.0) == Commit()
-    machine.proven(10.0)
-    look(machine, False, False)
+    machine.candidate_ready(10.0)
+    compare(machine, False, False)
     decision = step(machine, 10.1)
-    assert decision == Discard(Result.REJECTED, "no better in 2 of 2 looks at new frames")
+    assert decision == Discard(Result.REJECTED, "not better in 2 of 2 comparisons on new frames")
 
 
 def test_a_hold_keeps_a_candidate_waiting(machine):
     shadowed(machine, 10.0)
-    assert step(machine, 10.0, held="why") is None
+    assert step(machine, 10.0, hold_reason="why") is None
     assert machine.state is State.SHADOW and machine.reason == "the candidate waits: why"
     assert step(machine, 11.0) == Commit()
 
@@ -450,21 +450,21 @@ def test_a_candidate_that_is_no_longer_better_does_not_wait_for_approval():
     machine = machine_in("supervised")
     shadowed(machine, 10.0)
     step(machine, 10.0)
-    look(machine, *[False] * 12)
+    compare(machine, *[False] * 12)
     assert isinstance(step(machine, 11.0), Discard)
 
 
 def test_locked_fits_nothing():
     machine = machine_in("locked")
     assert step(machine, 5000.0, alarm=True) is None
-    with pytest.raises(Refused, match="locked"):
+    with pytest.raises(OrderRefused, match="locked"):
         machine.request()
     assert step(machine, 5001.0, alarm=True) is None
 
 
 @pytest.mark.parametrize("order", ["approve", "reject"])
 def test_there_must_be_a_candidate_to_answer_for(machine, order):
-    with pytest.raises(Refused, match="no candidate waits for approval: factory"):
+    with pytest.raises(OrderRefused, match="no candidate waits for approval: factory"):
         getattr(machine, order)()
 
 
@@ -473,7 +473,7 @@ def test_there_must_be_a_candidate_to_answer_for(machine, order):
 
 def test_what_serves_well_is_active_after_its_probation(machine):
     on_probation(machine, 10.0)
-    look(machine, False, True, False)
+    compare(machine, False, True, False)
     assert step(machine, 69.0) is None
     assert machine.state is State.PROBATION
     assert step(machine, 70.0) is None
@@ -482,47 +482,47 @@ def test_what_serves_well_is_active_after_its_probation(machine):
 
 def test_what_makes_it_worse_is_taken_back(machine):
     on_probation(machine, 10.0)
-    look(machine, True, False, True)
+    compare(machine, True, False, True)
     assert step(machine, 20.0) is None, "not twice in a row"
-    look(machine, True)
+    compare(machine, True)
     assert step(machine, 21.0) == RollBack("regress")
     machine.rolled_back(False, 21.0, "rolled back: regress")
     assert (machine.state, machine.reason) == (State.ROLLED_BACK, "rolled back: regress")
     assert step(machine, 30.0, alarm=True) is None, "not before the back-off is over"
-    assert step(machine, 31.0, alarm=True) == Collect(afresh=True)
+    assert step(machine, 31.0, alarm=True) == Collect(forget=True)
 
 
 def test_a_hold_keeps_even_what_is_worse_from_being_exchanged(machine):
     on_probation(machine, 10.0)
-    look(machine, True, True)
-    assert step(machine, 20.0, held="why") is None
+    compare(machine, True, True)
+    assert step(machine, 20.0, hold_reason="why") is None
     assert step(machine, 21.0) == RollBack("regress")
 
 
 def test_what_serves_slower_than_expected_is_taken_back(machine):
     on_probation(machine, 10.0)
-    look(machine, False, False, False)
-    assert step(machine, 20.0, held="why", slower="9 ms") is None, "nothing is exchanged during a hold"
-    assert step(machine, 21.0, slower="9 ms") == RollBack("latency", "9 ms")
+    compare(machine, False, False, False)
+    assert step(machine, 20.0, hold_reason="why", latency_problem="9 ms") is None, "nothing is exchanged during a hold"
+    assert step(machine, 21.0, latency_problem="9 ms") == RollBack("latency", "9 ms")
 
 
 def test_after_its_probation_it_may_be_slow(machine):
     on_probation(machine, 10.0)
-    look(machine, False, False, False)
+    compare(machine, False, False, False)
     step(machine, 70.0)
-    assert step(machine, 71.0, slower="9 ms") is None
+    assert step(machine, 71.0, latency_problem="9 ms") is None
 
 
 def test_a_probation_that_a_restart_cut_short_begins_anew():
     machine = StateMachine(RecalibrateConfig(**TIMES), now=0.0, serving=True, on_probation=True)
-    look(machine, True, True)
+    compare(machine, True, True)
     assert step(machine, 1.0) == RollBack("regress")
 
 
 def test_where_nothing_changes_by_itself_a_restart_begins_no_probation():
     machine = StateMachine(RecalibrateConfig(mode="locked", **TIMES), now=0.0, serving=True, on_probation=True)
-    look(machine, True, True, True)
-    assert step(machine, 1.0, slower="9 ms") is None
+    compare(machine, True, True, True)
+    assert step(machine, 1.0, latency_problem="9 ms") is None
     assert machine.state is State.ACTIVE
 
 
@@ -535,7 +535,7 @@ def test_probation_does_not_end_unseen(machine):
 def test_the_factory_homogenizer_is_at_rest_after_its_probation(machine):
     on_probation(machine, 10.0)
     machine.committed(False, 20.0)
-    look(machine, False, False, False)
+    compare(machine, False, False, False)
     step(machine, 80.0)
     assert machine.state is State.FACTORY
 
@@ -562,7 +562,7 @@ class Life(RuleBasedStateMachine):
         self.mode, self.now = mode, 0.0
         config = RecalibrateConfig(mode=mode, fits_a_day=budget[0], swaps_a_day=budget[1], **TIMES)
         self.machine = StateMachine(config, 0.0, serving=served, on_probation=served)
-        self.machine.spent(*spent)
+        self.machine.restore_budget(*spent)
         self.budget, self.spent = budget, tuple(map(list, spent))
         self.approved, self.serving = False, served
 
@@ -612,7 +612,7 @@ class Life(RuleBasedStateMachine):
         elif isinstance(decision, RollBack):
             assert before is State.PROBATION and not held
             self.serving = False
-            assert (decision.reason == "latency") == bool(decision.why) and decision.why in ("", slower)
+            assert (decision.reason == "latency") == bool(decision.detail) and decision.detail in ("", slower)
             self.machine.rolled_back(False, self.now, "regress")
         if self.machine.state not in WITH_CANDIDATE:
             self.approved = False
@@ -626,19 +626,19 @@ class Life(RuleBasedStateMachine):
     @rule(end=st.sampled_from((*ENDS, "proven")))
     def end(self, end):
         if end == "proven":
-            self.machine.proven(self.now)
+            self.machine.candidate_ready(self.now)
         else:
             self.machine.finished(end, self.now)
 
-    @rule(for_challenger=st.booleans())
-    def look(self, for_challenger):
-        self.machine.looked(for_challenger)
+    @rule(challenger_better=st.booleans())
+    def compare(self, challenger_better):
+        self.machine.compared(challenger_better)
 
     @rule(order=st.sampled_from(["request", "approve", "reject"]))
     def order(self, order):
         try:
             getattr(self.machine, order)()
-        except Refused as refused:
+        except OrderRefused as refused:
             assert "\n" not in str(refused)
         else:
             self.approved = order == "approve"
@@ -668,7 +668,7 @@ class Life(RuleBasedStateMachine):
             decision = step(self.machine, self.now)
             self.machine.finished(decision.result, self.now)
         if self.machine.state is State.PROBATION:
-            look(self.machine, *[False] * LOOKS)
+            compare(self.machine, *[False] * MIN_COMPARISONS)
             step(self.machine, self.now + 1000)
         assert self.machine.state in AT_REST
 

@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from daemon.config import RecalibrateConfig
-from daemon.recalibration.state_machine import Commit, Discard, Facts, Refused, RollBack, ServeFactory, StateMachine
+from daemon.recalibration.state_machine import (
+    Commit,
+    Discard,
+    Facts,
+    OrderRefused,
+    RollBack,
+    ServeFactory,
+    StateMachine,
+)
 from daemon.states import AT_REST, IN_WORK, WITH_CANDIDATE, State
 
 PAUSES = (100.0, 9000.0, 20_000.0)  # s to a step: shadow and probation are over, the back-off, the timer has come
@@ -20,7 +28,7 @@ WORLDS = (
     Facts(alarm=True),
     Facts(alarm=True, collected=200),
     Facts(alarm=True, collected=256),
-    Facts(alarm=True, clean_without=True),
+    Facts(alarm=True, raw_clean=True),
 )
 REST = {State.FACTORY, State.ACTIVE}
 RESULT = {*REST, State.FAILED, State.SHADOW}  # a recalibration's
@@ -50,7 +58,7 @@ class World:
         other = copy.deepcopy(self)
         try:
             do(other)
-        except Refused:
+        except OrderRefused:
             return None
         return other
 
@@ -69,14 +77,14 @@ class World:
     def key(self) -> tuple:
         """What decides; times and budgets left aside."""
         own = vars(self.machine)
-        looks = tuple(own["_looks"])[-3:]
-        simple = ("state", "trigger", "_serving", "_has_past", "_outdated", "_requested", "_approval")
+        comparisons = tuple(own["_comparisons"])[-3:]
+        simple = ("state", "trigger", "_serving", "_has_earlier", "_frames_outdated", "_requested", "_approval")
         return (
             *(own[name] for name in simple),
-            looks,
+            comparisons,
             min(own["_failures"], 3),
-            own["_tries"] > 0,
-            own["_recalled"] > 0,
+            own["_backoffs"] > 0,
+            own["_last_recall"] > 0,
         )
 
 
@@ -84,11 +92,11 @@ def happenings(world: World) -> Iterator[Callable[[World], None]]:
     state = world.machine.state
     yield from (lambda w, f=facts, p=pause: w.step(f, p) for facts in WORLDS for pause in PAUSES)
     if state in (*WITH_CANDIDATE, State.PROBATION):
-        yield lambda w: w.machine.looked(True)
-        yield lambda w: w.machine.looked(False)
-    if state in IN_WORK or (state is State.COLLECTING and world.machine._recalled > 0):
+        yield lambda w: w.machine.compared(True)
+        yield lambda w: w.machine.compared(False)
+    if state in IN_WORK or (state is State.COLLECTING and world.machine._last_recall > 0):
         yield from (lambda w, r=result: w.machine.finished(r, w.now) for result in ("unneeded", "rejected", "failed"))
-        yield lambda w: w.machine.proven(w.now)
+        yield lambda w: w.machine.candidate_ready(w.now)
         yield from (lambda w, s=stage: w.machine.progressed(s, 0.5) for stage in IN_WORK)
     yield lambda w: w.machine.request()
     yield lambda w: w.machine.approve()

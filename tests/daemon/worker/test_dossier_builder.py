@@ -17,7 +17,7 @@ from calibrate import FitError, fit
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.homogenizer import Homogenizer
 from daemon.worker.context import WorkerContext
-from daemon.worker.dossier_builder import LEVELS, digest_of, extents
+from daemon.worker.dossier_builder import RESPONSE_LEVELS, describe_effect, digest_statistics
 from daemon.worker.fit_job import FitJob
 from deploy.model.frozen import load_frozen
 from deploy.store.artefacts import FACTORY, ArtefactStore
@@ -67,8 +67,8 @@ def test_an_accepted_one_is_told_in_full(scene):
     assert (told.result, told.candidate, told.active, told.seed) == ("accepted", answer["version"], FACTORY, 3)
     assert (told.frames.fitted, told.frames.held_out, told.frames.until) == (48, 16, 12.5)
     assert told.frames.refused == {"blank": 2} and told.frames.shape == (16, 16, 3)
-    assert set(told.measured) == {"factory", "candidate"}
-    assert all(len(one.layers) == len(told.layers) for one in told.measured.values())
+    assert set(told.all_evidence) == {"factory", "candidate"}
+    assert all(len(one.layers) == len(told.layers) for one in told.all_evidence.values())
     assert told.verdict.accepted and {c.name for c in told.verdict.criteria} >= {"score", "band"}
     assert told.fit.history == FITS[0].history and told.fit.start == FITS[0].start
     assert [name for name, _ in told.seconds][0] == "incumbents" and told.seconds[-1][0] == "compiling"
@@ -129,8 +129,8 @@ def test_frames_are_kept_only_where_asked_for_and_as_they_came(scene):
 
 
 def test_the_identity_changes_no_grey_level():
-    told = extents(Homogenizer(3, 6, 6), SimpleNamespace(mean=MEAN, std=STD))
-    assert np.allclose(told["response"], np.array(LEVELS)[:, None], atol=0.1)
+    told = describe_effect(Homogenizer(3, 6, 6), SimpleNamespace(mean=MEAN, std=STD))
+    assert np.allclose(told["response"], np.array(RESPONSE_LEVELS)[:, None], atol=0.1)
     assert np.array_equal(told["colour"], np.eye(3)) and told["offset"] == [0, 0, 0]
     json.dumps(told, allow_nan=False)
 
@@ -139,12 +139,14 @@ def test_a_fixed_pattern_is_told_in_grey_levels():
     homogenizer = Homogenizer(1, 6, 6)
     with torch.no_grad():
         homogenizer.offset[0, 0, 2, 3] = -0.2
-    assert extents(homogenizer, SimpleNamespace(mean=[0.5], std=[0.25]))["offset"] == [pytest.approx(0.2 * 0.25 * 255)]
+    assert describe_effect(homogenizer, SimpleNamespace(mean=[0.5], std=[0.25]))["offset"] == [
+        pytest.approx(0.2 * 0.25 * 255)
+    ]
 
 
 def test_another_reference_has_another_digest():
     def statistics(variance: float, name: str = "bn") -> FeatureStatistics:
         return FeatureStatistics((name,), (torch.zeros(2),), (torch.full((2,), variance),))
 
-    assert digest_of(statistics(1.0)) == digest_of(statistics(1.0))
-    assert len({digest_of(one) for one in (statistics(1.0), statistics(1.1), statistics(1.0, "other"))}) == 3
+    assert digest_statistics(statistics(1.0)) == digest_statistics(statistics(1.0))
+    assert len({digest_statistics(one) for one in (statistics(1.0), statistics(1.1), statistics(1.0, "other"))}) == 3

@@ -1,6 +1,9 @@
 """What a worker is sent arrives as it was."""
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 
 import numpy as np
 import pytest
@@ -8,26 +11,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from daemon.worker.ipc import pack, unpack
+from daemon.worker.ipc import receive_message, send_message
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
-headers = st.dictionaries(st.text(), values, max_size=4)
+contents = st.dictionaries(st.text(), values, max_size=4)
 images = arrays.arrays(np.uint8, st.tuples(*[st.integers(0, 4)] * 4))
 
 
-@given(headers)
-def test_a_header_alone(header):
-    assert unpack(pack(header)) == (header, None)
+@contextmanager
+def pipe() -> Iterator[tuple[Connection, Connection]]:
+    """The two ends of a connection, which holds what a test sends: it is small."""
+    ours, theirs = Pipe()
+    with ours, theirs:
+        yield ours, theirs
 
 
-@given(headers, images)
-def test_a_header_and_images(header, sent):
-    received_header, received = unpack(pack(header, sent))
-    assert received_header == header
+def carried(content: dict, sent: np.ndarray | None = None) -> tuple[dict, np.ndarray | None]:
+    """What arrives of a message."""
+    with pipe() as (ours, theirs):
+        send_message(ours, content, sent)
+        return receive_message(theirs)
+
+
+@given(contents)
+def test_content_alone(content):
+    assert carried(content) == (content, None)
+
+
+@given(contents, images)
+def test_content_and_images(content, sent):
+    received_content, received = carried(content, sent)
+    assert received_content == content
     assert received.dtype == np.uint8
     np.testing.assert_array_equal(received, sent, strict=True)
 
@@ -35,25 +53,47 @@ def test_a_header_and_images(header, sent):
 def test_images_need_not_be_contiguous():
     whole = np.arange(5 * 4 * 3 * 3, dtype=np.uint8).reshape(5, 4, 3, 3)
     for part in (whole[::2], whole[:, :, ::-1], whole.transpose(0, 2, 1, 3)):
-        np.testing.assert_array_equal(unpack(pack({}, part))[1], part)
+        np.testing.assert_array_equal(carried({}, part)[1], part)
 
 
 def test_a_score_that_is_no_number_arrives_as_such():
-    assert np.isnan(unpack(pack({"score": float("nan")}))[0]["score"])
+    assert np.isnan(carried({"score": float("nan")})[0]["score"])
 
 
-def test_the_images_share_the_memory_of_the_message():
-    message = pack({"job": "observe"}, np.zeros((2, 3, 4, 1), np.uint8))
-    assert np.shares_memory(unpack(message)[1], np.frombuffer(message, np.uint8))
+def test_messages_follow_each_other():
+    with pipe() as (ours, theirs):
+        for number in range(3):
+            send_message(ours, {"number": number}, np.full((1, 2, 2, 3), number, np.uint8))
+            send_message(ours, {"done": number})
+        for number in range(3):
+            content, received = receive_message(theirs)
+            assert content == {"number": number} and (received == number).all()
+            assert receive_message(theirs) == ({"done": number}, None)
 
 
 @pytest.mark.parametrize("cut", [1, 5])
 def test_a_message_that_was_cut_is_refused(cut):
-    with pytest.raises(ValueError):
-        unpack(pack({"job": "observe"}, np.zeros((2, 3, 4, 1), np.uint8))[:-cut])
+    with pipe() as (ours, theirs):
+        send_message(ours, {"job": "observe"}, np.zeros((2, 3, 4, 1), np.uint8))
+        header, payload = theirs.recv_bytes(), theirs.recv_bytes()
+        for parts in ((header[:-cut], payload), (header, payload[:-cut])):
+            for part in parts:
+                ours.send_bytes(part)
+            with pytest.raises(ValueError):
+                receive_message(theirs)
+            while theirs.poll():
+                theirs.recv_bytes()
+
+
+def test_a_sender_that_is_gone_is_told():
+    with pipe() as (ours, theirs):
+        send_message(ours, {"job": "observe"}, np.zeros((1, 2, 2, 3), np.uint8))
+        ours.close()
+        receive_message(theirs)
+        with pytest.raises(EOFError):
+            receive_message(theirs)
 
 
 def test_what_is_not_json_cannot_be_sent():
-    with pytest.raises(TypeError):
-        pack({"path": object()})
-    assert json.loads(pack({"ok": 1})[4:])["header"] == {"ok": 1}
+    with pipe() as (ours, _), pytest.raises(TypeError):
+        send_message(ours, {"path": object()})

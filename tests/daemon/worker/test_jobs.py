@@ -14,7 +14,7 @@ from calibrate import fit
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import Evidence
 from calibrate.scoring.accuracy import AccuracyProxy
-from daemon.worker.context import WorkerContext, clean_band, clean_without
+from daemon.worker.context import WorkerContext, clean_band, raw_frames_clean
 from daemon.worker.fit_job import FitJob
 from daemon.worker.observe_job import observe as observe_job
 from deploy.backends.engine_cache import compile_homogenizer
@@ -71,8 +71,8 @@ def recalled(worker: WorkerContext, taken: np.ndarray, **job) -> dict:
 
 @pytest.mark.parametrize("view", [lambda: images(64, seed=5), lambda: of_one_class(64)], ids=["all", "one class"])
 def test_clean_frames_are_spoilt_by_what_was_right_for_drifted_ones(worker, right, view):
-    assert observe(worker, view(), active=right)["clean_without"]
-    assert not observe(worker, drifted(view()), active=right)["clean_without"]
+    assert observe(worker, view(), active=right)["raw_clean"]
+    assert not observe(worker, drifted(view()), active=right)["raw_clean"]
 
 
 def test_what_helped_before_is_recalled(worker, right, wrong):
@@ -105,7 +105,7 @@ def test_a_candidate_is_compared_on_any_view(worker, right, wrong, view):
     ]
 
 
-# ---- a label_shift view: few classes, of which the network is sure
+# ---- a label shift: few classes, of which the network is sure
 
 
 def evidence(score: float, confidence: float, label_shift: bool = False) -> Evidence:
@@ -124,9 +124,9 @@ def evidence(score: float, confidence: float, label_shift: bool = False) -> Evid
     ],
 )
 def test_when_frames_count_as_clean_without_a_homogenizer(raw, served, clean):
-    assert clean_without(raw, served, BAND) is clean
+    assert raw_frames_clean(raw, served, BAND) is clean
 
 
-def test_only_a_narrow_view_has_no_clean_band():
+def test_only_a_label_shift_has_no_clean_band():
     assert clean_band(evidence(3.0, 0.98, label_shift=True), BAND) == math.inf
     assert clean_band(evidence(3.0, 0.98), BAND) == clean_band(Evidence(3.0, None), BAND) == BAND
