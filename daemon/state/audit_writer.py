@@ -1,4 +1,4 @@
-"""Writes the audit log away from the frames. Where it cannot be written serving goes on, and nothing is swapped."""
+"""Writes the audit log in the background. While it cannot be written, frames are served and nothing is swapped."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from daemon.config import DAY
 from daemon.metrics import Metrics
 from deploy.audit.log import AuditLog
 
-MOST_PENDING = 10_000  # records that wait for a disk that is full; what comes then is given up, and counted
-KEPT_S = 730 * DAY  # laws ask for six months and more
-KEPT_RECORDS = 50_000  # whatever their age, some 25 MB: a wrong clock must not remove what laws ask for
-# Told to the journal with their anchors: against these `recald verify --anchor` finds even a log cut short or replaced.
-ANCHORED = ("start", "swap", "rollback", "stop")
+MAX_PENDING_RECORDS = 10_000  # that wait for a full disk; later ones are dropped and counted
+MIN_KEPT_S = 730 * DAY  # younger records are kept; laws ask for six months and more
+MIN_KEPT_RECORDS = 50_000  # kept at any age, some 25 MB: a wrong clock must not remove what laws ask for
+# Events whose anchor is logged to the journal, too. Checked against one of these anchors, `recald verify --anchor`
+# finds even a log that was cut short or replaced.
+ANCHORED_EVENTS = ("start", "swap", "rollback", "stop")
 
 log = logging.getLogger(__name__)
 
 
-class Entry(NamedTuple):
-    """What happened, and when: `at` is s since the epoch."""
+class PendingRecord(NamedTuple):
+    """A record that is not yet written; `at` is when it happened, s since the epoch."""
 
     sensor: str
     event: str
@@ -32,32 +33,34 @@ class Entry(NamedTuple):
 
 
 class AuditWriter:
-    """Called on the frame thread with a sensor, an event and its details; `background`, one thread, writes in order."""
+    """Takes records on the frame thread; `background`, an executor with one thread, writes them in order."""
 
     def __init__(self, open_audit: Callable[[], AuditLog], background: Executor, metrics: Metrics):
+        """open_audit: called in the background for the first record; where it fails, again at each retry."""
         self._open = open_audit
         self._background = background
         self._metrics = metrics
         self._audit: AuditLog | None = None
-        self._pending: deque[Entry] = deque()
+        self._pending: deque[PendingRecord] = deque()
         self._lost = 0
-        self._queued = False  # one run of _write takes all that is pending
-        self.failing = False
+        self._queued = False  # a run of _write is queued; one run writes all pending records
+        self.failing = False  # the last run could not write
 
-    def __call__(self, sensor: str, event: str, details: dict[str, Any]) -> None:
-        if len(self._pending) < MOST_PENDING:
-            self._pending.append(Entry(sensor, event, details, time.time()))
+    def record(self, sensor: str, event: str, details: dict[str, Any]) -> None:
+        """Add a record of now; `details` are plain values."""
+        if len(self._pending) < MAX_PENDING_RECORDS:
+            self._pending.append(PendingRecord(sensor, event, details, time.time()))
         else:
             self._lost += 1
         self._queue()
 
     def retry(self) -> None:
-        """Try again what could not be written."""
+        """Try again to write what could not be written."""
         if self.failing:
             self._queue()
 
     def close(self) -> None:
-        """After the last record was written."""
+        """Close the log; call it after the background has written the last record."""
         if self._audit is not None:
             self._audit.close()
 
@@ -67,10 +70,11 @@ class AuditWriter:
             self._background.submit(self._write)
 
     def _write(self) -> None:
-        self._queued = False  # first: what is pending from now on needs another run
+        """Write all pending records; a failure sets `failing` and is not raised."""
+        self._queued = False  # before the work: a record that is added from now on needs another run
         try:
             self._write_pending()
-        except Exception as error:  # whatever it is, what happens now could not be told later
+        except Exception as error:  # of any kind: without a written log, nothing may be swapped
             self._metrics.audit_failures.inc()
             if not self.failing:
                 log.warning("nothing is swapped until the audit log can be written: %s", error)
@@ -81,20 +85,20 @@ class AuditWriter:
     def _write_pending(self) -> None:
         if self._audit is None:
             self._audit = self._open()
-            self._audit.prune(time.time() - KEPT_S, KEPT_RECORDS)
+            self._audit.prune(time.time() - MIN_KEPT_S, MIN_KEPT_RECORDS)
         while self._pending:
             self._append(self._audit, self._pending[0])
-            self._pending.popleft()
+            self._pending.popleft()  # after it was written: what fails stays pending
         if self._lost:
-            self._append(self._audit, Entry("", "records lost", {"count": self._lost}, time.time()))
+            self._append(self._audit, PendingRecord("", "records lost", {"count": self._lost}, time.time()))
             self._lost = 0
 
-    def _append(self, audit: AuditLog, entry: Entry) -> None:
+    def _append(self, audit: AuditLog, pending: PendingRecord) -> None:
         try:
-            record = audit.append(*entry)
-        except ValueError as error:  # it would never fit, and all that follow would wait for it
-            log.warning("a record of %s cannot be written as it is: %s", entry.event, error)
-            record = audit.append(entry.sensor, entry.event, {"not recorded": str(error)}, entry.at)
+            record = audit.append(*pending)
+        except ValueError as error:  # no retry can write these details, and all later records would wait for them
+            log.warning("a record of %s cannot be written as it is: %s", pending.event, error)
+            record = audit.append(pending.sensor, pending.event, {"not recorded": str(error)}, pending.at)
         self._metrics.audit_records.inc()
-        if record.event in ANCHORED:
+        if record.event in ANCHORED_EVENTS:
             log.info("audit record %d:%s, %s %s", *record.anchor, record.sensor, record.event)

@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 
 
-def claim(directory: Path) -> int:
-    """Lock the state directory; returns the descriptor that holds the lock. OSError where another daemon has it.
+def lock_state(directory: Path) -> int:
+    """Lock the state directory, created where it is missing; return the descriptor that holds the lock until closed.
 
-    The directory itself is locked, so that a full disk does not keep the daemon from starting.
+    Raises OSError where another daemon holds it. The directory itself is locked, not a file in it, so that a full
+    disk does not keep the daemon from starting.
     """
     directory.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,4 +1,4 @@
-"""What a restart must know of a sensor, written in the background: which homogenizer serves, which were taken back."""
+"""Writes in the background what a restart must know of a sensor: the active homogenizer and the withdrawn ones."""
 
 from __future__ import annotations
 
@@ -16,39 +16,43 @@ Write = Callable[[], None]
 
 
 class StateWriter:
-    """Called on the frame thread; `background`, one thread, writes. What fails is kept for `retry`."""
+    """Takes changes on the frame thread; `background`, an executor with one thread, writes them.
+
+    A change that cannot be written is kept for `retry`, until a newer one of the same kind and sensor replaces it.
+    """
 
     def __init__(self, store: ArtefactStore, model: str, background: Executor):
+        """model: digest of the frozen model that the homogenizers belong to."""
         self._store = store
         self._model = model
         self._background = background
         self._lock = threading.Lock()
-        self._wanted: dict[tuple[str, str], Write] = {}  # by kind and sensor: the newest alone matters
+        self._unwritten: dict[tuple[str, str], Write] = {}  # by kind and sensor, the newest alone
         self._failing = False
 
-    def serves(self, sensor: str, version: str) -> None:
-        """`version` serves the sensor from now on."""
-        self._want("serving homogenizer", sensor, partial(self._store.point, sensor, version, self._model, time.time()))
+    def save_active(self, sensor: str, version: str) -> None:
+        """Save that `version` serves the sensor from now on."""
+        self._save("serving homogenizer", sensor, partial(self._store.point, sensor, version, self._model, time.time()))
 
-    def withdrawn(self, sensor: str, versions: set[str]) -> None:
-        """These versions shall not be tried again."""
-        self._want("withdrawn homogenizers", sensor, partial(self._store.withdraw, sensor, sorted(versions)))
+    def save_withdrawn(self, sensor: str, versions: set[str]) -> None:
+        """Save which versions must not be tried again."""
+        self._save("withdrawn homogenizers", sensor, partial(self._store.withdraw, sensor, sorted(versions)))
 
     def retry(self) -> None:
-        """Write again what could not be written."""
+        """Try again to write what could not be written."""
         if self._failing:
             self._failing = False
-            for kind, sensor in list(self._wanted):
+            for kind, sensor in list(self._unwritten):
                 self._background.submit(self._write, kind, sensor)
 
-    def _want(self, kind: str, sensor: str, write: Write) -> None:
+    def _save(self, kind: str, sensor: str, write: Write) -> None:
         with self._lock:
-            self._wanted[kind, sensor] = write
+            self._unwritten[kind, sensor] = write
         self._background.submit(self._write, kind, sensor)
 
     def _write(self, kind: str, sensor: str) -> None:
         with self._lock:
-            write = self._wanted.get((kind, sensor))
+            write = self._unwritten.get((kind, sensor))
         if write is None:
             return
         try:
@@ -58,5 +62,5 @@ class StateWriter:
             self._failing = True
             return
         with self._lock:
-            if self._wanted.get((kind, sensor)) is write:  # else a newer one is on its way
-                del self._wanted[kind, sensor]
+            if self._unwritten.get((kind, sensor)) is write:  # else a newer change waits for its turn
+                del self._unwritten[kind, sensor]

@@ -20,14 +20,14 @@ from calibrate.homogenizer import Homogenizer
 from daemon.metrics import Metrics
 from daemon.recalibration.restore import restore
 from daemon.state.audit_writer import AuditWriter
-from daemon.state.lock import claim
+from daemon.state.lock import lock_state
 from daemon.state.state_writer import StateWriter
 from deploy.audit.log import AuditLog, audit_path
 from deploy.backends.engine_cache import ModelCache
 from deploy.path import InferencePath
 from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
 from deploy.store.retention import retain
-from deploy.store.verify import problems
+from deploy.store.verify import store_problems
 
 MODEL, SHAPE = "a" * 64, (1, 8, 8)
 SENSORS = ("front", "rear")
@@ -82,20 +82,20 @@ class Writer:
 
     def __enter__(self) -> Writer:
         self._closing = ExitStack()
-        self._closing.callback(os.close, claim(self.state))
+        self._closing.callback(os.close, lock_state(self.state))
         self.store.sweep()
         card = SimpleNamespace(input=SimpleNamespace(shape=SHAPE))
         frozen: Any = SimpleNamespace(digest=MODEL, module=homogenizer(0), card=card)
         ModelCache(BACKEND, frozen, "float32", self.state).get()
         self.state_writer = StateWriter(self.store, MODEL, AtOnce())
         audit = partial(AuditLog, audit_path(self.state))
-        self.record = AuditWriter(audit, AtOnce(), Metrics(CollectorRegistry()))
-        self._closing.callback(self.record.close)
-        self.record("", "start", {})
+        self.audit_writer = AuditWriter(audit, AtOnce(), Metrics(CollectorRegistry()))
+        self._closing.callback(self.audit_writer.close)
+        self.audit_writer.record("", "start", {})
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.record("", "stop", {})
+        self.audit_writer.record("", "stop", {})
         self._closing.close()
 
     def swap(self, sensor: str, number: int) -> None:
@@ -106,23 +106,23 @@ class Writer:
             retain(self.store, sensor, KEPT, spare=(active, version))
             self.store.get(version, MODEL)
         except (OSError, StoreError) as error:
-            self.record(sensor, "fit", {"result": "failed", "reason": str(error)})
+            self.audit_writer.record(sensor, "fit", {"result": "failed", "reason": str(error)})
             return
-        self.record(sensor, "fit", {"result": "accepted", "candidate": version})
-        if not self.record.failing:
-            self.record(sensor, "swap", {"from": active, "to": version, "number": number})
-            self.state_writer.serves(sensor, version)
+        self.audit_writer.record(sensor, "fit", {"result": "accepted", "candidate": version})
+        if not self.audit_writer.failing:
+            self.audit_writer.record(sensor, "swap", {"from": active, "to": version, "number": number})
+            self.state_writer.save_active(sensor, version)
 
     def roll_back(self, sensor: str) -> None:
         pointer = self.store.current(sensor)
         if pointer is None or pointer.previous is None:
             return
-        self.state_writer.withdrawn(sensor, {pointer.homogenizer})
-        self.record(sensor, "rollback", {"from": pointer.homogenizer, "to": pointer.previous})
-        self.state_writer.serves(sensor, pointer.previous)
+        self.state_writer.save_withdrawn(sensor, {pointer.homogenizer})
+        self.audit_writer.record(sensor, "rollback", {"from": pointer.homogenizer, "to": pointer.previous})
+        self.state_writer.save_active(sensor, pointer.previous)
 
     def retry(self) -> None:
-        self.record.retry()
+        self.audit_writer.retry()
         self.state_writer.retry()
 
     def serving(self, sensor: str) -> str:
@@ -175,7 +175,7 @@ def served_after_a_start(state: Path) -> tuple[dict[str, float], list[str]]:
     """By sensor the number of the homogenizer that answers a frame, and what was told as an error."""
     complaints, store = Complaints(), ArtefactStore(state)
     logging.getLogger().addHandler(complaints)
-    descriptor = claim(state)
+    descriptor = lock_state(state)
     try:
         store.sweep()
         answers = {sensor: _answering(sensor, store) for sensor in SENSORS}
@@ -197,7 +197,7 @@ def _answering(sensor: str, store: ArtefactStore) -> float:
 
 def damage(state: Path) -> list[str]:
     """What `recald verify` tells of the homogenizers and pointers."""
-    return list(problems(ArtefactStore(state)))
+    return list(store_problems(ArtefactStore(state)))
 
 
 def audited(state: Path) -> tuple[dict[str, Any], list[str]]:

@@ -19,7 +19,7 @@ import device
 import faults
 import torch
 
-from daemon.state import audit_writer as recorder
+from daemon.state import audit_writer
 
 NEW, NEXT = 6, 7  # homogenizers of the front camera: after the swap, after the one that follows
 STARTS = {"used": faults.FAULTS, "new": ("torn", "power cut")}  # the others are met often enough in one
@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     os.environ["TMPDIR"] = str(folder / "device")  # so that its steps count
     logging.disable(logging.WARNING)  # faults are meant to be told of; what is an error is looked at
-    recorder.KEPT_RECORDS = 0
+    audit_writer.MIN_KEPT_RECORDS = 0
     (folder / "new").mkdir()
     device.used(folder / "used")
     for name, kinds in STARTS.items():

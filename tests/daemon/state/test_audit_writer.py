@@ -42,10 +42,10 @@ def background():
 
 
 @pytest.fixture
-def record(disk: Disk, registry: CollectorRegistry, background: ThreadPoolExecutor):
-    recorder = AuditWriter(disk.open, background, Metrics(registry))
-    yield recorder
-    recorder.close()
+def writer(disk: Disk, registry: CollectorRegistry, background: ThreadPoolExecutor):
+    writer = AuditWriter(disk.open, background, Metrics(registry))
+    yield writer
+    writer.close()
 
 
 def events(disk: Disk) -> list[str]:
@@ -55,50 +55,50 @@ def events(disk: Disk) -> list[str]:
     return told
 
 
-def test_records_are_written_in_order(record, disk, registry, background):
+def test_records_are_written_in_order(writer, disk, registry, background):
     for event in ("start", "fit", "swap"):
-        record("front", event, {})
+        writer.record("front", event, {})
     background.shutdown()
     assert events(disk) == ["start", "fit", "swap"]
     assert registry.get_sample_value("recald_audit_records_total") == 3
-    assert not record.failing
+    assert not writer.failing
 
 
-def test_what_finds_no_room_waits_and_comes_first_when_there_is_some(record, disk, registry, background, caplog):
+def test_what_finds_no_room_waits_and_comes_first_when_there_is_some(writer, disk, registry, background, caplog):
     disk.full = True
     for event in ("start", "fit"):
-        record("front", event, {})
+        writer.record("front", event, {})
     background.submit(lambda: None).result()
-    assert record.failing and registry.get_sample_value("recald_audit_failures_total") == 2
+    assert writer.failing and registry.get_sample_value("recald_audit_failures_total") == 2
     assert len([m for m in caplog.messages if "nothing is swapped until" in m]) == 1
     disk.full = False
-    record.retry()
+    writer.retry()
     background.submit(lambda: None).result()
-    assert not record.failing
+    assert not writer.failing
     assert events(disk) == ["start", "fit"]
 
 
-def test_what_json_cannot_hold_stands_in_nobodys_way(record, disk, background, caplog):
-    record("front", "drift alarm", {"score": float("nan")})
-    record("front", "swap", {})
+def test_what_json_cannot_hold_stands_in_nobodys_way(writer, disk, background, caplog):
+    writer.record("front", "drift alarm", {"score": float("nan")})
+    writer.record("front", "swap", {})
     background.shutdown()
-    assert events(disk) == ["drift alarm", "swap"] and not record.failing
+    assert events(disk) == ["drift alarm", "swap"] and not writer.failing
     assert "a record of drift alarm cannot be written as it is" in caplog.text
 
 
-def test_a_record_tells_when_it_happened_not_when_there_was_room(record, disk, background, monkeypatch):
+def test_a_record_tells_when_it_happened_not_when_there_was_room(writer, disk, background, monkeypatch):
     monkeypatch.setattr("daemon.state.audit_writer.time.time", lambda: 86_400.0)
-    record("front", "swap", {})
+    writer.record("front", "swap", {})
     background.shutdown()
     audit = AuditLog(disk.path)
     assert audit.records()[-1].at == "1970-01-02T00:00:00.000Z"
     audit.close()
 
 
-def test_the_journal_gets_the_anchors_that_a_later_check_needs(record, disk, background, caplog):
+def test_the_journal_gets_the_anchors_that_a_later_check_needs(writer, disk, background, caplog):
     with caplog.at_level("INFO"):
-        record("front", "swap", {"to": "a"})
-        record("front", "state", {})
+        writer.record("front", "swap", {"to": "a"})
+        writer.record("front", "state", {})
         background.shutdown()
     audit = AuditLog(disk.path)
     number, digest = audit.records()[1].anchor

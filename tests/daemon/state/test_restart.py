@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.config import DAY, HOUR, RecalibrateConfig
-from daemon.state.restart import BY_DAMAGE, BY_OPERATOR, CLOCK_SET_S, RestartState, ages, restart_state
+from daemon.state.restart import HELD_BY_DAMAGE, HELD_BY_OPERATOR, MIN_VALID_TIME_S, RestartState, ages, restart_state
 from deploy.audit.log import AuditLog
 
-NOW = CLOCK_SET_S + 1000 * DAY
+NOW = MIN_VALID_TIME_S + 1000 * DAY
 Ask = Callable[..., RestartState]
 
 
@@ -54,7 +54,7 @@ def test_a_fresh_device_holds_nothing(ask: Ask):
 def test_a_hold_lasts_until_it_is_released(tell, ask: Ask):
     tell("order", order="hold", by="anna")
     tell("order", order="recalibrate", by="anna")
-    assert ask().hold == BY_OPERATOR and ask("rear").hold == ""
+    assert ask().hold == HELD_BY_OPERATOR and ask("rear").hold == ""
     tell("order", order="release", by="anna")
     assert ask().hold == ""
 
@@ -66,9 +66,9 @@ def test_what_a_restart_has_written_of_a_hold_keeps_its_reason(tell, ask: Ask):
 
 def test_where_the_log_was_damaged_every_sensor_is_held_until_it_is_released(path: Path, tell, ask: Ask):
     path.write_bytes(b"no database")
-    assert ask().hold == ask("rear").hold == BY_DAMAGE
+    assert ask().hold == ask("rear").hold == HELD_BY_DAMAGE
     tell("order", order="release", by="anna")
-    assert (ask().hold, ask("rear").hold) == ("", BY_DAMAGE)
+    assert (ask().hold, ask("rear").hold) == ("", HELD_BY_DAMAGE)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_an_order_that_was_changed_may_have_been_a_hold(path: Path, tell, ask: A
     tell("swap")  # the newest record holds, or the log would be set aside
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(f"UPDATE record SET {change} WHERE event = 'order'")
-    assert ask().hold == BY_DAMAGE
+    assert ask().hold == HELD_BY_DAMAGE
 
 
 # ---- the budget

@@ -55,8 +55,8 @@ def written(background: ThreadPoolExecutor) -> None:
 
 def test_what_serves_and_what_was_taken_back_is_there_after_a_restart(state_writer, store, background):
     version = put(store, 1)
-    state_writer.serves("front", version)
-    state_writer.withdrawn("front", {"b", "a"})
+    state_writer.save_active("front", version)
+    state_writer.save_withdrawn("front", {"b", "a"})
     written(background)
     again = ArtefactStore(store.root)
     assert again.current("front").homogenizer == version
@@ -66,8 +66,8 @@ def test_what_serves_and_what_was_taken_back_is_there_after_a_restart(state_writ
 def test_a_full_disk_delays_it_and_the_newest_is_written(state_writer, store, background, caplog):
     first, second = put(store, 1), put(store, 2)
     store.full = True
-    state_writer.serves("front", first)
-    state_writer.serves("front", second)
+    state_writer.save_active("front", first)
+    state_writer.save_active("front", second)
     written(background)
     assert store.current("front") is None and "a restart will not know" in caplog.text
     store.full = False
@@ -78,11 +78,11 @@ def test_a_full_disk_delays_it_and_the_newest_is_written(state_writer, store, ba
 
 def test_only_what_could_not_be_written_is_written_again(state_writer, store, background):
     version = put(store, 1)
-    state_writer.serves("front", version)
+    state_writer.save_active("front", version)
     written(background)
     before = store.current("front").since
     store.full = True
-    state_writer.serves("rear", version)
+    state_writer.save_active("rear", version)
     written(background)
     store.full = False
     store.point("front", "factory", MODEL, before + 1)  # by somebody else: writing again would undo it
