@@ -1,8 +1,8 @@
-"""The process: frames in, results out, recalibration beside them."""
+"""The process: it serves frames, publishes results, and recalibrates in the background."""
 
 from importlib.metadata import PackageNotFoundError, version
 
-UNKNOWN_SENSOR = "unknown"
+UNKNOWN_SENSOR = "unknown"  # in metrics, for messages that name no configured sensor
 
 try:
     __version__ = version("recald")

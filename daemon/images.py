@@ -1,4 +1,4 @@
-"""Pictures from a folder or an .npz file, for simulated cameras and for commissioning."""
+"""Read pictures from a folder or an .npz file, for simulated cameras and for commissioning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from calibrate.errors import RecaldError
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 Convert = Callable[[np.ndarray], np.ndarray]
 
 
@@ -23,10 +23,10 @@ class ImageError(RecaldError):
 def load_images(
     path: Path, at_most: int | None = None, convert: Convert = lambda image: image
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Read (N, H, W, 3) uint8 RGB pictures from a folder, or from an .npz file that may have labels (N,).
+    """Return pictures (N, H, W, 3) uint8 RGB from a folder or an .npz file, and labels (N,) where the .npz has them.
 
-    at_most: take so many, evenly from all of them. convert: is done to each as it is read, so that large ones need
-    not all be in memory.
+    at_most: take so many pictures, evenly spaced over all of them. convert: with at_most, is applied to each picture as
+    it is read, so that large pictures need not be in memory together. Raises ImageError.
     """
     if path.is_dir():
         return _load_folder(path, at_most, convert), None
@@ -38,12 +38,12 @@ def load_images(
         raise ImageError(f"{path}: {len(images)} images, but labels of shape {labels.shape}")
     if at_most is None:
         return images, labels
-    kept = spread(len(images), at_most)
+    kept = evenly_spaced(len(images), at_most)
     return np.stack([convert(images[i]) for i in kept]), None if labels is None else labels[kept]
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Read every array of an .npz file; none of them may be a pickle."""
+    """Return every array of an .npz file, by name. Raises ImageError, also for an array that is a pickle."""
     if path.suffix != ".npz" or not zipfile.is_zipfile(path):
         raise ImageError(f"{path}: is neither a folder of png or jpg files nor an .npz file that is whole")
     try:
@@ -54,18 +54,18 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     return {key: array for key, array in arrays.items() if isinstance(array, np.ndarray)}
 
 
-def spread(count: int, at_most: int) -> np.ndarray:
-    """Indices of at most so many of `count` things, evenly spread."""
+def evenly_spaced(count: int, at_most: int) -> np.ndarray:
+    """Return evenly spaced indices below `count`, at most so many of them."""
     wanted = min(count, at_most)
     return np.arange(wanted) * count // wanted
 
 
 def _load_folder(path: Path, at_most: int | None, convert: Convert) -> np.ndarray:
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise ImageError(f"{path}: holds no png or jpg file")
     if at_most is not None:
-        files = [files[i] for i in spread(len(files), at_most)]
+        files = [files[i] for i in evenly_spaced(len(files), at_most)]
     images, (height, width) = [], _load_file(files[0]).shape[:2]
     for file in files:
         image = _load_file(file)

@@ -1,4 +1,4 @@
-"""What a process does not to be in the way of the daemon, whose child it is."""
+"""Lets a child process of the daemon take only the processor time and memory that the daemon can spare."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import logging
 import os
 from pathlib import Path
 
-NICENESS = 10  # a serving thread gets about nine times this process's share of a contended core
-OUT_OF_MEMORY_SCORE = 500  # where memory runs out, the kernel shall take the child and leave the daemon
+CHILD_NICENESS = 10  # on a contended core, a thread of the daemon gets about nine times the share of such a child
+CHILD_OOM_SCORE = 500  # where memory runs out, the kernel kills the child first and not the daemon
 
 log = logging.getLogger(__name__)
 
 
-def step_back() -> None:
-    """Leave processor and memory to the daemon wherever they are short."""
-    os.nice(NICENESS)
+def lower_priority() -> None:
+    """Give this process a lower priority than its parent for processor time and memory."""
+    os.nice(CHILD_NICENESS)
     try:
-        Path("/proc/self/oom_score_adj").write_text(str(OUT_OF_MEMORY_SCORE))
+        Path("/proc/self/oom_score_adj").write_text(str(CHILD_OOM_SCORE))
     except OSError as error:  # a container may show /proc read-only
-        log.warning("if memory runs out, the daemon may be taken before its child: %s", error)
+        log.warning("if memory runs out, the kernel may kill the daemon before its child: %s", error)

@@ -1,4 +1,4 @@
-"""The states of a sensor's recalibration, and the results that a recalibration can have."""
+"""The states of a sensor's recalibration, and the results of a recalibration."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class State(str, Enum):
     COMPILING = "compiling"
     SHADOW = "shadow"  # a proven candidate runs beside the active homogenizer
     AWAITING_APPROVAL = "awaiting_approval"
-    PROBATION = "probation"  # the new homogenizer serves, and the one before is one step away
+    PROBATION = "probation"  # a new homogenizer serves and is compared with the one before
     ACTIVE = "active"  # at rest, a fitted homogenizer serves
     ROLLED_BACK = "rolled_back"  # at rest, until the back-off is over
     FAILED = "failed"  # at rest after a fit that broke, until the back-off is over

@@ -1,4 +1,4 @@
-"""Tell systemd how the daemon is (sd_notify(3)); silent where nobody listens."""
+"""Report the state of the daemon to systemd (sd_notify(3)); does nothing where systemd did not start it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-PATIENCE_S = 30.0  # asked of systemd, again and again, while a compile goes on
+TIMEOUT_EXTENSION_S = 30.0  # asked of systemd, again and again, during a long step of the start
 
 log = logging.getLogger(__name__)
 
 
 class Notifier:
-    """Sends to NOTIFY_SOCKET; a lost datagram costs a log line, never the daemon."""
+    """Sends messages to NOTIFY_SOCKET. A message that cannot be sent is logged; no method raises or blocks."""
 
     def __init__(
         self,
@@ -30,6 +30,7 @@ class Notifier:
         self._next_watchdog = float("-inf")
 
     def ready(self) -> None:
+        """Report that the start is over and frames are served."""
         self._send("READY=1")
 
     def status(self, text: str) -> None:
@@ -37,27 +38,29 @@ class Notifier:
         self._send("STATUS=" + " ".join(text.split()))
 
     def watchdog(self) -> None:
-        """Say that the daemon lives; call as often as you like, it is sent twice a watchdog period."""
+        """Report that the daemon is alive. Call it as often as you like: it is sent twice in a watchdog period."""
         if self._watchdog_period is None or (now := self._monotonic()) < self._next_watchdog:
             return
         sent = self._send("WATCHDOG=1")
         self._next_watchdog = now + self._watchdog_period / (2 if sent else 10)
 
     def extend_timeout(self, seconds: float) -> None:
-        """Ask for this much more time to start or stop, counted from now."""
+        """Ask for so much time to start or stop, counted from now."""
         self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}")
 
     def stopping(self) -> None:
+        """Report that the daemon stops."""
         self._send("STOPPING=1")
 
     def _send(self, message: str) -> bool:
+        """Return whether the message was sent; False, too, where there is no NOTIFY_SOCKET."""
         if not self._address:
             return False
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
                 sender.sendto(message.encode(), self._address)
-        except OSError as error:  # also a full queue: waiting for systemd would hold up frames
-            log.warning("systemd was not told %s: %s", message, error)
+        except OSError as error:  # a full queue, too: waiting for systemd would delay frames
+            log.warning("the message %s was not sent to systemd: %s", message, error)
             return False
         return True
 
@@ -66,32 +69,33 @@ def _address(name: str) -> str:
     if name.startswith("@"):  # an abstract socket
         return "\0" + name[1:]
     if name and not name.startswith("/"):
-        log.warning("NOTIFY_SOCKET=%s is neither a path nor an abstract socket, systemd is not told", name)
+        log.warning("NOTIFY_SOCKET=%s is neither a path nor an abstract socket: nothing is sent to systemd", name)
         return ""
     return name
 
 
 def _watchdog_period(environ: Mapping[str, str], pid: int) -> float | None:
+    """Return the period in which systemd expects a sign of life, s; None where it expects none from this process."""
     period = environ.get("WATCHDOG_USEC", "")
-    meant_for = environ.get("WATCHDOG_PID", str(pid))
-    if not period.isdecimal() or int(period) == 0 or meant_for != str(pid):
+    watched_pid = environ.get("WATCHDOG_PID", str(pid))
+    if not period.isdecimal() or int(period) == 0 or watched_pid != str(pid):
         return None
     return int(period) / 1e6
 
 
 @contextmanager
-def asking_for_patience(notifier: Notifier) -> Iterator[None]:
-    """A compile may take minutes on a small device: systemd hears that it goes on."""
+def extending_timeout(notifier: Notifier) -> Iterator[None]:
+    """Keep systemd's start timeout from ending while the `with` block runs: a compile may take minutes."""
     done = threading.Event()
 
-    def tell() -> None:
-        while not done.wait(PATIENCE_S / 6):
-            notifier.extend_timeout(PATIENCE_S)
+    def extend() -> None:
+        while not done.wait(TIMEOUT_EXTENSION_S / 6):
+            notifier.extend_timeout(TIMEOUT_EXTENSION_S)
 
-    teller = threading.Thread(target=tell, name="patience", daemon=True)
-    teller.start()
+    thread = threading.Thread(target=extend, name="extend-timeout", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         done.set()
-        teller.join()
+        thread.join()

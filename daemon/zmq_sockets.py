@@ -1,4 +1,4 @@
-"""What the daemon's ZeroMQ sockets have in common: no lingering, no theft, errors that name the endpoint."""
+"""What all ZeroMQ sockets of recald share: they do not linger, take over no endpoint, and name it in errors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import zmq
 
-HANDSHAKE_MS = 5000  # libzmq's 30 s would keep half-open peers
-KNOCK_S = 1.0  # the kernel answers a local connect at once, unless the listener's queue is full
+HANDSHAKE_MS = 5000  # libzmq's default of 30 s would keep half-open peers for too long
+PROBE_TIMEOUT_S = 1.0  # the kernel answers a local connect at once, unless the queue of the listener is full
 
 
 def open_socket(context: zmq.Context, kind: int) -> zmq.Socket:
-    """Return a socket that drops what is unsent when closed and notices dead TCP peers."""
+    """Return a socket that drops unsent messages when it is closed, and detects dead TCP peers."""
     socket = context.socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
@@ -23,10 +23,13 @@ def open_socket(context: zmq.Context, kind: int) -> zmq.Socket:
 
 
 def bind(socket: zmq.Socket, endpoint: str) -> str:
-    """Bind and return the endpoint as bound, with the port chosen for `*`; OSError closes the socket."""
+    """Bind the socket and return the bound endpoint, with the real port for `*`.
+
+    Raises OSError, and closes the socket, where the endpoint is taken or cannot be bound.
+    """
     try:
         if (path := ipc_path(endpoint)) is not None:
-            _check_free(path)
+            _refuse_taken(path)
         socket.bind(endpoint)
     except (zmq.ZMQError, OSError) as error:
         socket.close()
@@ -35,7 +38,7 @@ def bind(socket: zmq.Socket, endpoint: str) -> str:
 
 
 def connect(socket: zmq.Socket, endpoint: str) -> str:
-    """Connect and return the endpoint; OSError, as for an unknown host name, closes the socket."""
+    """Connect the socket and return the endpoint. Raises OSError, as for an unknown host, and closes the socket."""
     try:
         socket.connect(endpoint)
     except zmq.ZMQError as error:
@@ -45,25 +48,25 @@ def connect(socket: zmq.Socket, endpoint: str) -> str:
 
 
 def ipc_path(endpoint: str) -> Path | None:
-    """Return the socket file of an ipc:// endpoint, None for the others."""
+    """Return the socket file of an ipc:// endpoint; None for other endpoints."""
     return Path(endpoint.removeprefix("ipc://")) if endpoint.startswith("ipc://") else None
 
 
-def knock(path: Path) -> None:
-    """Connect to a UNIX socket and leave again; the OSError says why nobody can be reached."""
-    with unix.socket(unix.AF_UNIX, unix.SOCK_STREAM) as visitor:
-        visitor.settimeout(KNOCK_S)
-        visitor.connect(str(path))
+def probe(path: Path) -> None:
+    """Connect to a UNIX socket and disconnect at once. Raises the OSError that says why nobody can be reached."""
+    with unix.socket(unix.AF_UNIX, unix.SOCK_STREAM) as client:
+        client.settimeout(PROBE_TIMEOUT_S)
+        client.connect(str(path))
 
 
-def _check_free(path: Path) -> None:
-    """Refuse what libzmq would do: delete whatever is at `path`, even where a living process listens."""
+def _refuse_taken(path: Path) -> None:
+    """Raise OSError where a file or the socket of a running process is at `path`: libzmq's bind would delete it."""
     if path.exists() and not path.is_socket():
         raise OSError(errno.EEXIST, "there is a file that is not a socket")
     try:
-        knock(path)
+        probe(path)
     except (FileNotFoundError, ConnectionRefusedError):
-        return  # nothing, or left behind by a dead process
+        return  # there is nothing, or a socket that a dead process left
     except (TimeoutError, PermissionError):
-        pass  # alive, but busy or another user's
+        pass  # in use: the process is busy, or belongs to another user
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
