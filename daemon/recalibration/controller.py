@@ -306,7 +306,9 @@ class Controller:
         # An earlier homogenizer that does not suit today's frames may suit another day's.
         if result is Result.REFUSED or (result is Result.REJECTED and not candidate.recalled):
             self._withdraw(sensor, version)
-        self._audit_writer.record(sensor.name, "candidate dropped", {"candidate": version, "result": result, "reason": reason})
+        self._audit_writer.record(
+            sensor.name, "candidate dropped", {"candidate": version, "result": result, "reason": reason}
+        )
         log.info("%s: candidate %s dropped, %s: %s", sensor.name, version[:12], result, reason)
 
     def _withdraw(self, sensor: Sensor, version: str) -> None:

@@ -16,7 +16,7 @@ from calibrate import FitResult
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.homogenizer import KNOTS, Homogenizer
 from calibrate.judge import Evidence, Verdict, finite
-from daemon.images import spread
+from daemon.images import evenly_spaced
 from deploy.model.card import Normalisation
 from deploy.store.dossier import Dossier, read_dossier
 
@@ -111,7 +111,7 @@ def digest_statistics(statistics: FeatureStatistics) -> str:
 
 def encode_examples(images: np.ndarray, count: int) -> list[bytes]:
     """Encode at most `count` of the images (n, h, w, C) uint8, evenly spread, as PNG files."""
-    return [_encode_png(images[index]) for index in spread(len(images), count)]
+    return [_encode_png(images[index]) for index in evenly_spaced(len(images), count)]
 
 
 def _encode_png(image: np.ndarray) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from daemon.niceness import step_back
+from daemon.niceness import lower_priority
 from daemon.worker.context import WorkerContext
 from daemon.worker.fit_job import JOB_ERRORS, FitJob, Send, failure
 from daemon.worker.ipc import receive_message, send_message
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(format="%(levelname)s worker: %(message)s")
-    step_back()
+    lower_priority()
     torch.set_num_threads(args.threads)
     with Connection(args.connection) as connection:
         context = WorkerContext(load_frozen(args.model), args.backend, ArtefactStore(args.state))
