@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from deploy.model.export import export_model
     from deploy.model.frozen import FrozenModel, load_frozen
     from deploy.model.program import ModelError
-    from deploy.path import InferencePath, Prepared, Served, SwapRejected
+    from deploy.path import InferencePath, InferenceResult, PreparedHomogenizer, SwapRejected
     from deploy.store.artefacts import FACTORY, Artefact, ArtefactStore, Pointer, StoreError
 
 _NAMES_BY_MODULE = {
@@ -28,7 +28,7 @@ _NAMES_BY_MODULE = {
     "model.export": ("export_model",),
     "model.frozen": ("FrozenModel", "load_frozen"),
     "model.program": ("ModelError",),
-    "path": ("InferencePath", "Prepared", "Served", "SwapRejected"),
+    "path": ("InferencePath", "InferenceResult", "PreparedHomogenizer", "SwapRejected"),
     "store.artefacts": ("FACTORY", "Artefact", "ArtefactStore", "Pointer", "StoreError"),
 }
 _MODULE_BY_NAME = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
@@ -50,15 +50,15 @@ __all__ = [
     "DocumentError",
     "FrozenModel",
     "InferencePath",
+    "InferenceResult",
     "InputCard",
     "ModelCache",
     "ModelCard",
     "ModelError",
     "Normalisation",
     "Pointer",
-    "Prepared",
+    "PreparedHomogenizer",
     "Runner",
-    "Served",
     "StoreError",
     "SwapRejected",
     "card_path",

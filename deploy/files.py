@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, and JSON that carries its own checksum."""
+"""Write files atomically, seal JSON documents with a checksum, and hash files."""
 
 from __future__ import annotations
 
@@ -11,58 +11,74 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-SEAL = "seal"  # the key under which a sealed document keeps the SHA-256 of the rest
+SEAL_KEY = "seal"  # the key of a sealed document that holds the SHA-256 of all other keys
+READ_CHUNK_BYTES = 1 << 20
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` so that a crash at any point leaves at `path` what it held before or all of `data`."""
+    """Write `data` to `path`; after a crash at any point the file holds its old content or all of `data`.
+
+    Creates missing folders. Raises OSError.
+    """
     _make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # held until the rename: tells sweep() that the writer lives
+            fcntl.flock(file, fcntl.LOCK_EX)  # held until the rename: shows sweep() that the writer is alive
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
             os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)  # only there if something above raised
+        temporary.unlink(missing_ok=True)  # it still exists only after an exception
     _sync_folder(path.parent)
 
 
 def sweep(folder: Path) -> int:
-    """Remove the temporary files that killed writers left below `folder`; returns how many.
+    """Remove the temporary files that killed writers left below `folder`; returns their number.
 
-    One that cannot be removed, as on a read-only disk, stays: it harms nobody.
+    A file that cannot be removed stays, for example on a read-only disk. It does no harm.
     """
     return sum(_remove_if_abandoned(path) for path in folder.rglob(".*.tmp"))
 
 
 def seal(document: dict[str, Any]) -> bytes:
-    """JSON text with the checksum of its content; ValueError for what JSON cannot hold, such as NaN."""
-    assert SEAL not in document
-    return json.dumps({**document, SEAL: _digest(document)}, indent=2, sort_keys=True).encode()
+    """Convert to JSON text that carries the checksum of its own content.
+
+    Raises ValueError for NaN and infinity, TypeError for other values that JSON cannot hold.
+    """
+    assert SEAL_KEY not in document
+    return json.dumps({**document, SEAL_KEY: _checksum(document)}, indent=2, sort_keys=True).encode()
 
 
 def unseal(data: bytes) -> dict[str, Any]:
-    """The document inside; ValueError when any part of it has changed since it was sealed."""
+    """Read a sealed document. Raises ValueError if any part of it has changed since it was sealed."""
     try:
         document = json.loads(data)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
-    if not isinstance(document, dict) or document.pop(SEAL, None) != _digest(document):
+    if not isinstance(document, dict) or document.pop(SEAL_KEY, None) != _checksum(document):
         raise ValueError("its content is not what was written: the checksum differs")
     return document
 
 
-def _digest(document: dict[str, Any]) -> str:
+def digest_file(path: Path) -> str:
+    """Compute the SHA-256 of a file, as 64 hexadecimal digits. Raises OSError."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(READ_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _checksum(document: dict[str, Any]) -> str:
     text = json.dumps(document, sort_keys=True, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _remove_if_abandoned(path: Path) -> bool:
-    with suppress(OSError), path.open("rb") as file:  # gone, in use, or not to be removed
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops the lock of a killed writer
+    with suppress(OSError), path.open("rb") as file:  # the file is gone, in use, or cannot be removed
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases the lock of a killed writer
         path.unlink()
         return True
     return False
@@ -73,7 +89,7 @@ def _make_folder(folder: Path) -> None:
         return
     _make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)  # or the folder itself may be gone after a power cut
+    _sync_folder(folder.parent)  # without it a power cut may remove the new folder
 
 
 def _sync_folder(folder: Path) -> None:
@@ -82,12 +98,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def digest_file(path: Path) -> str:
-    """SHA-256 of the file, as 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

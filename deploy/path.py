@@ -1,4 +1,4 @@
-"""The way of a frame through ρ and Φ, and the exchange of ρ between two frames."""
+"""Run a frame through ρ and Φ, and exchange ρ between two frames."""
 
 from __future__ import annotations
 
@@ -17,42 +17,44 @@ from deploy.backends.gpu.runner import GpuRunner
 from deploy.backends.protocol import ParityError, Runner, check_parity
 from deploy.store.artefacts import FACTORY
 
-WARM_UPS = 3  # lazy allocation, kernel choice and graph capture are over by then
-# ρ undoes a change of the camera. Three stops of exposure are a gain of 8; a ρ that reaches further than
-# ten times what the golden frames span is no camera correction. One unit of Φ's input is one standard
-# deviation of the training images, so that frames without contrast still leave room.
-REACH = 10.0
-LEAST_SPAN = 1.0
+PROOF_WARM_UP_RUNS = 3  # after these, lazy allocation, kernel choice and graph capture are over
+# ρ corrects a camera. Three stops of exposure are a gain of 8. An output further from the centre of the golden frames
+# than ten times their span is therefore no camera correction.
+MAX_REACH_SPANS = 10.0
+# One unit of Φ's input is one standard deviation of the training images. This minimum leaves room for a correction
+# where the golden frames have no contrast.
+MIN_GOLDEN_SPAN = 1.0
 
 
-class Served(NamedTuple):
-    """Φ's output and the version of the ρ that made it."""
+class InferenceResult(NamedTuple):
+    """Φ's output, and the version of the ρ that was in front of Φ."""
 
     output: np.ndarray
     homogenizer: str
 
 
 class SwapRejected(RecaldError):
-    """The new ρ failed its proof; it is closed and the active one keeps serving."""
+    """The new ρ failed its proof. It is closed, and the active ρ keeps serving."""
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A ρ that may serve: proven by `InferencePath.prepare`; `runner` is None for the factory homogenizer.
+class PreparedHomogenizer:
+    """A ρ that `InferencePath.prepare` has proven. `runner` is None for the factory homogenizer.
 
-    `cost` is what it took for a frame then (s).
+    `cost_s`: how long this ρ took for one frame during the proof.
     """
 
     version: str
     runner: Runner | None
-    cost: float = 0.0
+    cost_s: float = 0.0
 
 
 class InferencePath:
-    """One sensor's path. All but `prepare` belongs to the frame thread, and `prepare` to any.
+    """The path of one sensor's frames: the active ρ, then Φ.
 
-    The Φ runner `model` is shared and stays open; ρ runners handed to `prepare` are the path's to close,
-    which it does through `closer` (give one that defers, where closing takes time a frame does not have).
+    Any thread may call `prepare`. Only the frame thread may call the other methods. The runner of Φ is shared by all
+    sensors and stays open. The path closes the ρ runners that it received in `prepare`, by calling `closer`; give a
+    `closer` that defers the work if closing takes longer than a frame allows.
     """
 
     def __init__(
@@ -65,109 +67,118 @@ class InferencePath:
         self._model = model
         self._closer = closer
         self._clock = clock
-        self._active = Prepared(FACTORY, None)
-        self._older: Prepared | None = None
+        self._active = PreparedHomogenizer(FACTORY, None)
+        self._previous: PreparedHomogenizer | None = None
         self._closed = False
 
     @property
     def version(self) -> str:
+        """The version of the active ρ."""
         return self._active.version
 
     @property
-    def cost(self) -> float:
-        """What the active ρ took for a frame when it was proven (s)."""
-        return self._active.cost
+    def cost_s(self) -> float:
+        """How long the active ρ took for one frame during its proof."""
+        return self._active.cost_s
 
     @property
     def fallback(self) -> str:
-        """The version that a rollback lets serve."""
-        older = self._older
-        return FACTORY if older is None else older.version
+        """The version that serves after a rollback."""
+        return FACTORY if self._previous is None else self._previous.version
 
-    def infer(self, batch: np.ndarray) -> Served:
-        """Φ(ρ(batch)) for (N, C, H, W) float32; RuntimeError when a runner fails or ρ leads to NaN or infinity."""
-        active = self._active  # the only read: version and runner are of one exchange
-        output = _through(active.runner, self._model, batch)
+    def infer(self, batch: np.ndarray) -> InferenceResult:
+        """Compute Φ(ρ(batch)) for a batch (N, C, H, W), float32, in Φ's normalised input space.
+
+        Raises RuntimeError if a runner fails, or if the output behind a ρ is not finite.
+        """
+        active = self._active  # read once, so that version and runner belong together
+        output = _run_chain(active.runner, self._model, batch)
         if active.runner is not None and not np.isfinite(output).all():
             raise RuntimeError(f"homogenizer {active.version[:12]} made the model's output not finite")
-        return Served(output, active.version)
+        return InferenceResult(output, active.version)
 
     def prepare(
-        self, version: str, runner: Runner | None, golden: np.ndarray, same_as: nn.Module | None = None
-    ) -> Prepared:
-        """Warm up and prove a new ρ on golden frames (N, C, H, W), else close it and raise SwapRejected.
+        self, version: str, runner: Runner | None, golden: np.ndarray, eager: nn.Module | None = None
+    ) -> PreparedHomogenizer:
+        """Warm up a new ρ and prove it on golden frames (N, C, H, W), float32.
 
-        `same_as`: what its outputs have to equal there.
-
-        What it returns must be given to `commit` or to `discard`.
+        With `eager`, the outputs must also equal those of this module. Pass the returned value to `commit` or to
+        `discard`. Raises SwapRejected if the proof fails; `runner` is closed after any exception.
         """
         if runner is None:
-            return Prepared(version, None)
+            return PreparedHomogenizer(version, None)
         with ExitStack() as on_failure:
             on_failure.callback(self._closer, runner)
             try:
-                cost = self._prove(version, runner, golden)
-                if same_as is not None:
-                    check_parity(runner, same_as, torch.from_numpy(golden))
+                cost_s = self._prove(version, runner, golden)
+                if eager is not None:
+                    check_parity(runner, eager, torch.from_numpy(golden))
             except ParityError as error:
                 raise SwapRejected(f"homogenizer {version[:12]} is not what it was compiled from: {error}") from error
             except RuntimeError as error:
                 raise SwapRejected(f"homogenizer {version[:12]} does not run: {error}") from error
             on_failure.pop_all()
-        return Prepared(version, runner, cost)
+        return PreparedHomogenizer(version, runner, cost_s)
 
-    def commit(self, prepared: Prepared) -> float:
-        """Let `prepared` serve from the next frame on; returns how long that took (s).
+    def commit(self, prepared: PreparedHomogenizer) -> float:
+        """Make `prepared` the active ρ from the next frame on; returns the duration of the exchange (s).
 
-        The ρ it follows is kept for `rollback`, the one before that is closed.
+        The ρ that was active is kept for `rollback`. The ρ before that one is closed. Raises RuntimeError if the path
+        is closed.
         """
         if self._closed:
             self.discard(prepared)
             raise RuntimeError("the path is closed")
         start = self._clock()
-        retired, self._older, self._active = self._older, self._active, prepared
+        retired, self._previous, self._active = self._previous, self._active, prepared
         if retired is not None:
             self.discard(retired)
         return self._clock() - start
 
-    def exchange_model(self, model: Runner) -> None:
-        """Let another runner of Φ serve from the next frame on; the one before is the caller's to close."""
-        self._model = model
-
     def rollback(self) -> str:
-        """Let the ρ before the active one serve again, or the factory one; returns its version."""
-        failed, self._active, self._older = self._active, self._older or Prepared(FACTORY, None), None
+        """Make the previous ρ the active one, or the factory homogenizer if there is none; returns its version."""
+        failed, self._active = self._active, self._previous or PreparedHomogenizer(FACTORY, None)
+        self._previous = None
         self.discard(failed)
         return self._active.version
 
-    def discard(self, prepared: Prepared) -> None:
+    def discard(self, prepared: PreparedHomogenizer) -> None:
         """Close a prepared ρ that will not serve."""
         if prepared.runner is not None:
             self._closer(prepared.runner)
 
+    def replace_model(self, model: Runner) -> None:
+        """Use another runner of Φ from the next frame on. The caller closes the old one."""
+        self._model = model
+
     def close(self) -> None:
-        """Close both ρ runners, after the last frame; commits are refused from then on."""
+        """Close both ρ runners, after the last frame. Later calls of `commit` are refused."""
         self._closed = True
         self.rollback()
         self.rollback()
 
     def _prove(self, version: str, runner: Runner, golden: np.ndarray) -> float:
-        """What ρ takes for a frame (s), the least of all: other work makes it longer, nothing makes it shorter."""
-        took = []
-        for _ in range(WARM_UPS):
+        """Run ρ and Φ on each golden frame; returns the shortest time of ρ for one frame (s).
+
+        Other work on the machine only makes a run longer, so the shortest run shows the cost of ρ itself.
+        """
+        for _ in range(PROOF_WARM_UP_RUNS):
             self._model.run(runner.run(golden[:1]))
+        durations = []
         for frame in np.split(golden, len(golden)):  # one by one, as frames are served
-            began = self._clock()
+            start = self._clock()
             homogenized = runner.run(frame)
-            took.append(self._clock() - began)
-            problem = _problem(homogenized, golden) or _not_finite(_through(runner, self._model, frame))
-            if problem:
-                raise SwapRejected(f"homogenizer {version[:12]}: {problem}")
-        return min(took)
+            durations.append(self._clock() - start)
+            fault = _image_fault(homogenized, golden)
+            if fault is None and not np.isfinite(_run_chain(runner, self._model, frame)).all():
+                fault = "makes the frozen model's output not finite"
+            if fault is not None:
+                raise SwapRejected(f"homogenizer {version[:12]}: {fault}")
+        return min(durations)
 
 
-def _through(homogenizer: Runner | None, model: Runner, batch: np.ndarray) -> np.ndarray:
-    """Φ(ρ(batch)), without leaving the GPU in between where both are there."""
+def _run_chain(homogenizer: Runner | None, model: Runner, batch: np.ndarray) -> np.ndarray:
+    """Compute Φ(ρ(batch)). If both run on the GPU, the frame stays there between the two."""
     if homogenizer is None:
         return model.run(batch)
     if isinstance(homogenizer, GpuRunner) and isinstance(model, GpuRunner):
@@ -175,17 +186,13 @@ def _through(homogenizer: Runner | None, model: Runner, batch: np.ndarray) -> np
     return model.run(homogenizer.run(batch))
 
 
-def _problem(homogenized: np.ndarray, golden: np.ndarray) -> str | None:
-    """What is wrong with ρ(frame) as an image in the range of the golden frames, if anything."""
+def _image_fault(homogenized: np.ndarray, golden: np.ndarray) -> str | None:
+    """Say what keeps ρ's output from being an image in the range of the golden frames; None if it is one."""
     if homogenized.shape[1:] != golden.shape[1:] or homogenized.dtype != np.float32:
         return f"gives {homogenized.dtype} of shape {homogenized.shape[1:]} for frames of {golden.shape[1:]}"
     low, high = float(golden.min()), float(golden.max())
-    reach = REACH * max(high - low, LEAST_SPAN)
+    reach = MAX_REACH_SPANS * max(high - low, MIN_GOLDEN_SPAN)
     distance = float(np.abs(homogenized - (low + high) / 2).max())
     if not distance <= reach:  # also true for NaN
         return f"leaves the range of the golden frames: {distance:.3g} from their centre, at most {reach:.3g}"
     return None
-
-
-def _not_finite(output: np.ndarray) -> str | None:
-    return None if np.isfinite(output).all() else "makes the frozen model's output not finite"

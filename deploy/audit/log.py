@@ -1,4 +1,4 @@
-"""The audit log: what was done and why, in a file that can only grow and that shows when it was changed."""
+"""The audit log: what was done and why, in an append-only file in which every later change can be seen."""
 
 from __future__ import annotations
 
@@ -12,33 +12,46 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from deploy.audit.chain import BEGUN, PRUNED, Anchor, Record, canonical, chained, problems
-from deploy.audit.sqlite import BUSY_S, insert, join, look_into, open_database
+from deploy.audit.chain import (
+    LOG_BEGUN,
+    LOG_PRUNED,
+    Anchor,
+    AuditRecord,
+    canonical_json,
+    chain_problems,
+    next_record,
+)
+from deploy.audit.sqlite import BUSY_TIMEOUT_S, insert, open_database, open_read_only, open_shared
 
-CLOCK_SET = "2020"  # an earlier time comes from a device that had not yet learnt the date
-PROBLEMS_KEPT = 10  # in the record of what was pruned; the first few show what happened
-ADVICE = {  # by words in the message: before Python 3.11 nothing else tells one error from another
+EARLIEST_CREDIBLE_TIME = "2020"  # a record with an earlier time was written before the device had set its clock
+MAX_PROBLEMS_IN_RECORD = 10  # in the record of a pruning; the first few show what happened
+ADVICE_BY_WORDS = {  # words of the error message; before Python 3.11 an error carries nothing else to tell it by
     "full": "free some space on its disk",
     "no space": "free some space on its disk",
     "readonly": "make its disk and folder writable",
     "read-only": "make its disk and folder writable",
     "denied": "make its disk and folder writable",
     "unable to open": "make its disk and folder writable",
-    "locked": f"another process held it for {BUSY_S:.0f} s: end that one",
+    "locked": f"another process held it for {BUSY_TIMEOUT_S:.0f} s: stop that process",
     "malformed": "restart recald, which sets a damaged log aside and begins another",
     "not a database": "restart recald, which sets a damaged log aside and begins another",
 }
 
 
 class AuditError(OSError):
-    """The log cannot be read or written; the message says which, why and what to do."""
+    """The log cannot be read or written. The message says which log, why, and what to do."""
+
+
+def audit_path(state: Path) -> Path:
+    """Where the audit log of a state directory lies."""
+    return state / "audit.sqlite"
 
 
 class AuditLog:
-    """The log in the SQLite file `path`, begun where there is none; any thread, any number of processes.
+    """The audit log in the SQLite file `path`. Any thread and any number of processes may use it.
 
-    A file that SQLite cannot use, or whose newest record does not hold, is set aside as
-    `path`.damaged-N. Any other change is left where it is, for verify() to tell.
+    A missing log is begun. A file that SQLite cannot use, or whose newest record is not intact, is renamed to
+    `path`.damaged-N, and a new log is begun. Any other change stays in the file, and verify() reports it.
     """
 
     def __init__(
@@ -46,87 +59,92 @@ class AuditLog:
         path: Path,
         clock: Callable[[], float] = time.time,
         *,
-        look_only: bool = False,
-        guest: bool = False,
+        read_only: bool = False,
+        shared: bool = False,
     ) -> None:
-        """look_only: for another process than the one that writes; nothing is begun or set aside.
+        """Open the log. Raises AuditError.
 
-        guest: the same, but it may append: a daemon may be writing to the log at the same time.
+        read_only: for a process that only reads. No log is begun, none is set aside.
+        shared: like `read_only`, but this process may append. A daemon may write to the log at the same time.
         """
         self.path = path
         self._clock = clock
         self._lock = threading.Lock()
-        with _told(path):
-            if look_only or guest:
-                self._connection = join(path) if guest else look_into(path)
+        with _audit_errors(path):
+            if shared:
+                self._connection = open_shared(path)
+            elif read_only:
+                self._connection = open_read_only(path)
             else:
                 self._connection = open_database(path, _utc(clock()))
 
-    def append(self, sensor: str, event: str, details: dict[str, Any], at: float | None = None) -> Record:
-        """Add a record of now, or of `at`, s since the epoch.
+    def append(self, sensor: str, event: str, details: dict[str, Any], at: float | None = None) -> AuditRecord:
+        """Add a record with the time `at` (s since the epoch), or with the present time.
 
-        Once this returns, no crash and no power cut takes it back.
-
-        AuditError where it could not be written; ValueError for details that JSON cannot hold.
+        After the return, neither a crash nor a power cut can remove the record. Raises AuditError if it cannot be
+        written, ValueError for details that JSON cannot hold and for the events that only the log itself writes.
         """
-        if event in (BEGUN, PRUNED):
-            raise ValueError(f"{event!r} is said by the log itself alone")
-        text = canonical(details)
+        if event in (LOG_BEGUN, LOG_PRUNED):
+            raise ValueError(f"only the log itself writes the event {event!r}")
+        text = canonical_json(details)
         with self._transaction() as connection:
-            return self._follow(connection, sensor, event, text, at)
+            return self._append_next(connection, sensor, event, text, at)
 
-    def records(self, sensor: str | None = None, limit: int | None = None, without: Sequence[str] = ()) -> list[Record]:
-        """The newest `limit` records, of one sensor or of all, but for the events in `without`; the newest last."""
-        marks = ", ".join("?" * len(without))
+    def records(
+        self, sensor: str | None = None, limit: int | None = None, exclude: Sequence[str] = ()
+    ) -> list[AuditRecord]:
+        """Read the newest `limit` records, of one sensor or of all, without the events in `exclude`; the newest last.
+
+        Raises AuditError.
+        """
+        marks = ", ".join("?" * len(exclude))
         query = (
             f"SELECT * FROM record WHERE (? IS NULL OR sensor = ?) AND event NOT IN ({marks})"
             " ORDER BY number DESC LIMIT ?"
         )
-        with self._reading() as connection:
-            given = (sensor, sensor, *without, -1 if limit is None else limit)
-            rows = connection.execute(query, given).fetchall()
-        return [Record(*row) for row in reversed(rows)]
+        return self._newest(query, (sensor, sensor, *exclude), limit)
 
-    def newest(self, sensor: str, event: str, limit: int | None = None) -> list[Record]:
-        """The newest `limit` records of this event of this sensor, the newest last."""
+    def newest(self, sensor: str, event: str, limit: int | None = None) -> list[AuditRecord]:
+        """Read the newest `limit` records of one event of one sensor; the newest last. Raises AuditError."""
         query = "SELECT * FROM record WHERE sensor = ? AND event = ? ORDER BY number DESC LIMIT ?"
-        with self._reading() as connection:
-            rows = connection.execute(query, (sensor, event, -1 if limit is None else limit)).fetchall()
-        return [Record(*row) for row in reversed(rows)]
+        return self._newest(query, (sensor, event), limit)
 
     def verify(self, anchor: Anchor | None = None) -> list[str]:
-        """What is wrong with the log; empty where it is intact, AuditError where it cannot be read.
+        """Check the whole log; returns one line for each problem, none if it is intact. Raises AuditError.
 
-        `anchor` is of a record that was noted elsewhere (Record.anchor): without one, a log whose newest
-        records are gone, or that was made anew from its first record on, cannot be told from an intact one.
+        `anchor` is that of a record which was noted outside of the log (AuditRecord.anchor). Without an anchor two
+        changes cannot be found: the newest records were removed, or the log was made anew from its first record on.
         """
         with self._reading() as connection:
             rows = connection.execute("SELECT * FROM record ORDER BY number")
-            return problems(itertools.starmap(Record, rows), anchor)
+            return chain_problems(itertools.starmap(AuditRecord, rows), anchor)
 
-    def prune(self, keep_since: float, keep: int = 0) -> Record | None:
-        """Remove the oldest records, up to the first of `keep_since` (s since the epoch) or later.
+    def prune(self, keep_since: float, keep: int = 0) -> AuditRecord | None:
+        """Remove the oldest records, up to the first one of `keep_since` (s since the epoch) or later.
 
-        The newest `keep` stay in any case: a clock that is years ahead makes all of them look old.
-        Returns the record that says so; None where there was nothing to remove.
+        The newest `keep` records stay in any case, because a clock that is years ahead makes all records look old.
+        Returns the record that was written about the pruning, None if there was nothing to remove. Raises AuditError.
         """
         since = _utc(keep_since)
-        known = self.verify()[:PROBLEMS_KEPT]  # or removing what was tampered with would clear it of that
+        problems = self.verify()[:MAX_PROBLEMS_IN_RECORD]  # removing changed records must not hide that they changed
         with self._transaction() as connection:
             removed, number, digest = _prunable(connection, since, keep)
             if not removed:
                 return None
             end = {"removed": removed, "number": number, "digest": digest}
-            details = canonical({**end, "keep_since": since, "problems": known})
-            record = self._follow(connection, "", PRUNED, details)
+            details = canonical_json({**end, "keep_since": since, "problems": problems})
+            record = self._append_next(connection, "", LOG_PRUNED, details)
             connection.execute("DELETE FROM record WHERE number BETWEEN 2 AND ?", (number,))
             return record
 
     def damaged_before(self) -> dict[str, str]:
-        """Name and SHA-256 of each damaged log that was set aside before this one was begun."""
+        """Read from the first record which damaged logs had been set aside before: name and SHA-256 of each file.
+
+        Raises AuditError.
+        """
         with self._reading() as connection:
             row = connection.execute("SELECT * FROM record ORDER BY number LIMIT 1").fetchone()
-        content = Record(*row).content() if row else None
+        content = AuditRecord(*row).content() if row else None
         damaged = content.get("damaged") if isinstance(content, dict) else None
         return damaged if isinstance(damaged, dict) else {}
 
@@ -134,26 +152,32 @@ class AuditLog:
         with self._lock:
             self._connection.close()
 
-    def _follow(
+    def _newest(self, query: str, arguments: tuple[str | None, ...], limit: int | None) -> list[AuditRecord]:
+        """Run a query for the newest records first, whose last argument is the limit; returns the newest last."""
+        with self._reading() as connection:
+            rows = connection.execute(query, (*arguments, -1 if limit is None else limit)).fetchall()
+        return [AuditRecord(*row) for row in reversed(rows)]
+
+    def _append_next(
         self, connection: sqlite3.Connection, sensor: str, event: str, details: str, at: float | None = None
-    ) -> Record:
+    ) -> AuditRecord:
         newest = "SELECT number, digest FROM record ORDER BY number DESC LIMIT 1"
         number, digest = connection.execute(newest).fetchone()
-        # Whatever was made of that digest, it can be followed, and verify() tells of it.
+        # Somebody may have changed that digest to anything. The chain goes on behind it, and verify() reports it.
         last = number, str(digest).encode("ascii", "replace").decode()
-        record = chained(last, _utc(self._clock() if at is None else at), sensor, event, details)
+        record = next_record(last, _utc(self._clock() if at is None else at), sensor, event, details)
         insert(connection, record)
         return record
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _told(self.path):
+        with self._lock, _audit_errors(self.path):
             yield self._connection
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._reading() as connection:
-            connection.execute("BEGIN IMMEDIATE")  # before reading what the new record has to follow
+            connection.execute("BEGIN IMMEDIATE")  # before the newest record is read, so that no other can follow it
             try:
                 yield connection
                 connection.execute("COMMIT")
@@ -163,9 +187,9 @@ class AuditLog:
 
 
 def _prunable(connection: sqlite3.Connection, since: str, keep: int) -> tuple[int, int, str]:
-    """How many records may go, and the number and digest of the last of them.
+    """Find how many records may be removed, and the number and digest of the last of them.
 
-    One from before the clock was set is as old as the next one that knew the date, so it goes with that.
+    A record from before the clock was set is as old as the next record with a credible time, and goes with it.
     """
     query = (
         "SELECT (SELECT count(*) FROM record AS older WHERE older.number BETWEEN 2 AND record.number),"
@@ -174,7 +198,7 @@ def _prunable(connection: sqlite3.Connection, since: str, keep: int) -> tuple[in
         " AND number <= (SELECT max(number) FROM record) - ?3"
         " ORDER BY number DESC LIMIT 1"
     )
-    return connection.execute(query, (CLOCK_SET, since, keep)).fetchone() or (0, 0, "")
+    return connection.execute(query, (EARLIEST_CREDIBLE_TIME, since, keep)).fetchone() or (0, 0, "")
 
 
 def _utc(seconds: float) -> str:
@@ -183,14 +207,11 @@ def _utc(seconds: float) -> str:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _audit_errors(path: Path) -> Iterator[None]:
+    """Turn every error of SQLite and of the disk into an AuditError with advice."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
-        advice = next((text for words, text in ADVICE.items() if words in reason.lower()), "see the kernel's log")
-        raise AuditError(f"{path}: {reason}: {advice}") from error
-
-
-def audit_path(state: Path) -> Path:
-    return state / "audit.sqlite"
+        advice = next((text for words, text in ADVICE_BY_WORDS.items() if words in reason.lower()), None)
+        raise AuditError(f"{path}: {reason}: {advice or 'see the log of the kernel'}") from error

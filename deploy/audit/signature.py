@@ -1,4 +1,4 @@
-"""Ed25519 signatures beside files, as OpenSSL writes them: raw, 64 bytes, over the bytes of the file as they are."""
+"""Check Ed25519 signatures that OpenSSL writes beside a file: raw, 64 bytes, over the bytes of the file."""
 
 from __future__ import annotations
 
@@ -7,38 +7,44 @@ from typing import Any
 
 from calibrate.errors import RecaldError
 
-SUFFIX = ".sig"
-SIZE = 64  # bytes
-INSTALL = "pip install cryptography, or recald with its extra [signature]"
+SIGNATURE_SUFFIX = ".sig"
+SIGNATURE_BYTES = 64
+INSTALL_CRYPTOGRAPHY = "pip install cryptography, or recald with its extra [signature]"
 
 
 class SignatureError(RecaldError):
-    """A signature or key that is missing, unusable or wrong: which, and what to do."""
+    """A signature or a key is missing, unusable or wrong. The message says which one and what to do."""
 
 
 def signature_path(path: Path) -> Path:
     """Where the signature of the file `path` lies: envelope.yaml -> envelope.yaml.sig."""
-    return path.with_name(path.name + SUFFIX)
+    return path.with_name(path.name + SIGNATURE_SUFFIX)
 
 
 def check_signature(path: Path, data: bytes, key: Path) -> None:
-    """SignatureError unless the signature beside `path` is of its bytes, `data`, by the public key in `key`."""
+    """Check that the file beside `path` is a signature of `data`, the bytes of `path`, made with the key in `key`.
+
+    `key` holds the public key in PEM form. Raises SignatureError.
+    """
     try:
         from cryptography.exceptions import InvalidSignature
     except ImportError as error:
-        raise SignatureError(f"{key}: signatures cannot be checked without cryptography: {INSTALL}") from error
-    signature = _read(signature_path(path), f"sign it: {_sign_command(path)}")
-    if len(signature) != SIZE:
         raise SignatureError(
-            f"{signature_path(path)}: {len(signature)} bytes, a raw Ed25519 signature has {SIZE}: {_sign_command(path)}"
+            f"{key}: signatures cannot be checked without cryptography: {INSTALL_CRYPTOGRAPHY}"
+        ) from error
+    signature = _read(signature_path(path), f"sign it: {_sign_command(path)}")
+    if len(signature) != SIGNATURE_BYTES:
+        raise SignatureError(
+            f"{signature_path(path)}: {len(signature)} bytes, a raw Ed25519 signature has {SIGNATURE_BYTES}: "
+            f"{_sign_command(path)}"
         )
     public = _public_key(key)
     try:
         public.verify(signature, data)
     except InvalidSignature:
         raise SignatureError(
-            f"{path}: {signature_path(path).name} is no signature of these bytes by {key}: somebody changed one of the "
-            f"three; look at the file, then sign it again: {_sign_command(path)}"
+            f"{path}: {signature_path(path).name} is no signature of these bytes by {key}: one of the three files was "
+            f"changed; check the content of {path.name}, then sign it again: {_sign_command(path)}"
         ) from None
 
 

@@ -8,7 +8,7 @@ import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import nn
 
-from deploy.backends.onnx_export import onnx_form
+from deploy.backends.onnx_export import to_onnx
 from deploy.model.program import FAULTS, ModelError, export_program, first_line
 
 # ONNX Runtime's exceptions share no base class of their own.
@@ -27,7 +27,7 @@ class OnnxBackend:
         """Every machine has a processor."""
 
     def compile(self, module: nn.Module, example: torch.Tensor) -> bytes:
-        return onnx_form(export_program(module, example))
+        return to_onnx(export_program(module, example))
 
     def load(self, compiled: bytes, threads: int) -> OnnxRunner:
         options = onnxruntime.SessionOptions()

@@ -8,7 +8,7 @@ from onnx import ModelProto
 from deploy.model.program import ModelError, first_line, quiet, without_pytree_warning
 
 
-def onnx_form(program: torch.export.ExportedProgram) -> bytes:
+def to_onnx(program: torch.export.ExportedProgram) -> bytes:
     """The program as an ONNX model; always the same bytes for the same program. Raises ModelError."""
     try:
         model = _to_onnx(program)

@@ -117,7 +117,7 @@ def load_backend(name: str) -> Backend:
     return backend
 
 
-def made_by(backend: Backend, manifest: Mapping[str, Any]) -> bool:
+def same_backend_version(backend: Backend, manifest: Mapping[str, Any]) -> bool:
     """Whether the compiled form that this manifest belongs to was made by the same versions of everything."""
     versions = manifest.get("versions")
     return isinstance(versions, Mapping) and versions.get("backend") == backend.version()

@@ -23,25 +23,25 @@ from deploy.model.frozen import FrozenModel, ModelError
 AGAIN = "restore it, measure again with `recald commission`, or do without with its --remove"
 
 
-def clean_path(model: Path, digest: str) -> Path:
+def clean_data_path(model: Path, digest: str) -> Path:
     """Named after its content, so that a new one never replaces the one that the card still names."""
     return model.with_name(f"{model.stem}.clean-{digest[:12]}.safetensors")
 
 
-def save_clean(frozen: FrozenModel, clean: dict[str, Tensor], frames: int) -> None:
+def save_clean_data(frozen: FrozenModel, clean: dict[str, Tensor], frames: int) -> None:
     """Write the measurements, taken of so many frames, and name them in the model's card."""
     data = safetensors.torch.save(clean)
     digest = hashlib.sha256(data).hexdigest()
-    write_atomically(clean_path(frozen.path, digest), data)
+    write_atomically(clean_data_path(frozen.path, digest), data)
     _exchange(frozen, CommissionCard(frames=frames, sha256=digest))
 
 
-def remove_clean(frozen: FrozenModel) -> None:
+def remove_clean_data(frozen: FrozenModel) -> None:
     """Let the card name no measurements any more, and delete them."""
     _exchange(frozen, None)
 
 
-def load_clean(frozen: FrozenModel) -> dict[str, Tensor] | None:
+def read_clean_tensors(frozen: FrozenModel) -> dict[str, Tensor] | None:
     """The measurements that the card names; None where it names none.
 
     Raises ModelError where the file is missing or is not the one the card names.
@@ -49,7 +49,7 @@ def load_clean(frozen: FrozenModel) -> dict[str, Tensor] | None:
     named = frozen.card.commissioned
     if named is None:
         return None
-    path = clean_path(frozen.path, named.sha256)
+    path = clean_data_path(frozen.path, named.sha256)
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -70,15 +70,15 @@ def _exchange(frozen: FrozenModel, commissioned: CommissionCard | None) -> None:
         raise ModelError(f"{frozen.path}: the model was exchanged meanwhile; measure again")
     card = card.model_copy(update={"commissioned": commissioned})
     write_atomically(card_path(frozen.path), card.to_yaml().encode())
-    kept = commissioned and clean_path(frozen.path, commissioned.sha256)
+    kept = commissioned and clean_data_path(frozen.path, commissioned.sha256)
     for path in list(frozen.path.parent.iterdir()):
         if path.name.startswith(f"{frozen.path.stem}.clean-") and path.suffix == ".safetensors" and path != kept:
             path.unlink(missing_ok=True)
 
 
-def load_commissioned(frozen: FrozenModel, taps: Taps) -> CleanData | None:
+def load_clean_data(frozen: FrozenModel, taps: Taps) -> CleanData | None:
     """What was measured on clean frames, where it was; ModelError where it is damaged or of another model."""
-    tensors, card = load_clean(frozen), frozen.card
+    tensors, card = read_clean_tensors(frozen), frozen.card
     if tensors is None or card.commissioned is None:
         return None
     try:

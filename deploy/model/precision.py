@@ -35,7 +35,7 @@ PRECISIONS = {
 }
 
 
-def in_precision(module: nn.Module, name: str) -> nn.Module:
+def to_precision(module: nn.Module, name: str) -> nn.Module:
     """The traced network as it computes in this precision, from and to float32; `module` stays as it is."""
     return module if name == FLOAT32 else _Lower(module, PRECISIONS[name].dtype)
 

@@ -71,7 +71,7 @@ def save_program(program: ExportedProgram) -> bytes:
 
 def load_program(data: bytes) -> nn.Module:
     """The traced network in .pt2 bytes, in evaluation mode and without gradients. Raises ModelError."""
-    return evaluating(read_program(data))
+    return evaluation_module(read_program(data))
 
 
 def read_program(data: bytes) -> ExportedProgram:
@@ -87,7 +87,7 @@ def input_shapes(program: ExportedProgram) -> dict[str, tuple[int, ...]]:
     return {str(name): tuple(traced[str(name)]) for name in program.graph_signature.user_inputs}
 
 
-def evaluating(program: ExportedProgram) -> nn.Module:
+def evaluation_module(program: ExportedProgram) -> nn.Module:
     """The program's network, in evaluation mode and without gradients. Raises ModelError."""
     with _reading():
         module = program.module()

@@ -1,4 +1,4 @@
-"""Homogenizer artefacts by content hash, and for each sensor the pointer to the one that serves."""
+"""Store homogenizers by their hash, and for each sensor a pointer to the one that serves."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from calibrate.errors import RecaldError
 from calibrate.homogenizer import Homogenizer
 from deploy.files import seal, sweep, unseal, write_atomically
 
-FACTORY = "factory"  # the version of the identity: nothing stored, always there
-FORMAT = 1
-DIGEST = re.compile("[0-9a-f]{64}")
-SENSOR = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,64}")  # no separator, and neither "." nor ".."
-T = TypeVar("T")
+FACTORY = "factory"  # version of the identity homogenizer, which is always available and never stored
+MANIFEST_FORMAT = 1
+DIGEST_PATTERN = re.compile("[0-9a-f]{64}")
+SENSOR_ID_PATTERN = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,64}")  # a file name: no separator, not "." and not ".."
+FieldT = TypeVar("FieldT")
 
 
 class StoreError(RecaldError):
-    """A stored file that cannot be believed: which, and why."""
+    """A stored file cannot be used. The message says which file and why."""
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """A fitted ρ as stored. `compiled` is None where the compiled form is gone and must be built again."""
+    """A fitted ρ as stored. `compiled` is None if the compiled form is lost and must be built again."""
 
     version: str
     homogenizer: Homogenizer
@@ -39,7 +39,10 @@ class Artefact:
 
 @dataclass(frozen=True)
 class Pointer:
-    """Which ρ serves a sensor, the one to fall back to, Φ's digest, and since when (s since the epoch)."""
+    """Which ρ serves a sensor.
+
+    `previous`: the version to fall back to. `model`: the digest of Φ. `since`: s since the epoch.
+    """
 
     homogenizer: str
     previous: str | None
@@ -48,15 +51,19 @@ class Pointer:
 
 
 class ArtefactStore:
-    """Artefacts below `root`/objects/sha256, pointers below `root`/sensors; nothing is believed unchecked."""
+    """The artefacts below `root`/objects/sha256 and the pointers below `root`/sensors.
+
+    Every file is checked when it is read.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def put(self, homogenizer: Homogenizer, manifest: dict[str, Any], compiled: bytes, backend: str) -> str:
-        """Store ρ with its compiled form; returns its version. `manifest` must name Φ's digest under "model".
+        """Store ρ and its compiled form; returns its version. `manifest` must name Φ's digest as "model".
 
-        The version is the SHA-256 of the weights alone: the same weights again replace the manifest.
+        The version is the SHA-256 of the weights alone: storing the same weights again replaces the manifest. Raises
+        StoreError for weights that are not finite and for an unusable manifest, OSError if the disk refuses.
         """
         _field(Path("manifest"), manifest, "model", str)
         parameters = homogenizer.state_dict().items()
@@ -69,32 +76,49 @@ class ArtefactStore:
         sealed = _seal(
             {
                 **manifest,
-                "v": FORMAT,
+                "v": MANIFEST_FORMAT,
                 "version": version,
                 "architecture": homogenizer.architecture(),
                 "compiled": {"backend": backend, "sha256": compiled_digest},
             }
         )
-        _write_once(self._object(compiled_digest, ".compiled"), compiled)
+        _write_once(self.compiled_path(compiled_digest), compiled)
         _write_once(self._object(version, ".safetensors"), weights)
-        _write_once(self._object(version, ".json"), sealed)  # last: it vouches for the other two
+        _write_once(self._object(version, ".json"), sealed)  # last, because it vouches for the other two
         return version
 
     def get(self, version: str, model: str) -> Artefact:
-        """The artefact `version`, checked to its last byte, for the frozen model with digest `model`."""
+        """Read the artefact `version` for the frozen model with the digest `model`, and check every byte of it.
+
+        Raises StoreError.
+        """
         path = self._object(version, ".json")
         manifest = _unseal(path, _read(path))
-        _expect(path, "format", _field(path, manifest, "v", int), FORMAT)
+        _expect(path, "format", _field(path, manifest, "v", int), MANIFEST_FORMAT)
         _expect(path, "version", _field(path, manifest, "version", str), version)
         _expect(path, "frozen model", _field(path, manifest, "model", str), model)
         architecture = _field(path, manifest, "architecture", dict)
-        compiled = _field(path, _field(path, manifest, "compiled", dict), "sha256", str)
+        compiled_digest = _field(path, _field(path, manifest, "compiled", dict), "sha256", str)
         homogenizer = self._rebuild(version, architecture)
-        return Artefact(version, homogenizer, manifest, self._read_compiled(compiled))
+        return Artefact(version, homogenizer, manifest, self._read_compiled(compiled_digest))
+
+    def compiled_path(self, digest: str) -> Path:
+        """Where the compiled form with this SHA-256 lies. Raises StoreError for what is not a SHA-256."""
+        return self._object(digest, ".compiled")
+
+    def point(self, sensor: str, version: str, model: str, now: float) -> None:
+        """Write the pointer: `version` (or FACTORY) serves `sensor` from `now` on (s since the epoch).
+
+        Raises StoreError if there is no such artefact, OSError if the disk refuses.
+        """
+        if version != FACTORY and not (manifest := self._object(version, ".json")).exists():
+            raise StoreError(f"{manifest}: there is no such artefact to point to")
+        pointer = Pointer(version, self._previous_version(sensor, version, model), model, now)
+        write_atomically(self._pointer_path(sensor), _seal(asdict(pointer)))
 
     def current(self, sensor: str) -> Pointer | None:
-        """The pointer of `sensor`, None where it never had one; StoreError where it cannot be read."""
-        path = self._pointer(sensor)
+        """Read the pointer of `sensor`; None if the sensor never had one. Raises StoreError."""
+        path = self._pointer_path(sensor)
         data = _read(path)
         if data is None:
             return None
@@ -103,27 +127,10 @@ class ArtefactStore:
         except TypeError as error:
             raise StoreError(f"{path}: not a pointer this release knows: {error}") from error
 
-    def point(self, sensor: str, version: str, model: str, now: float) -> None:
-        """Make `version` (or FACTORY) the one that serves `sensor`, from `now` on (s since the epoch)."""
-        if version != FACTORY and not (manifest := self._object(version, ".json")).exists():
-            raise StoreError(f"{manifest}: there is no such artefact to point to")
-        pointer = Pointer(version, self._fallback(sensor, version, model), model, now)
-        write_atomically(self._pointer(sensor), _seal(asdict(pointer)))
-
-    def withdraw(self, sensor: str, versions: list[str]) -> None:
-        """Remember the versions that shall not be tried again for `sensor`."""
-        write_atomically(self._pointer(sensor).with_name("withdrawn.json"), _seal({"versions": versions}))
-
-    def withdrawn(self, sensor: str) -> set[str]:
-        """The versions that were taken back; StoreError where the file cannot be read."""
-        path = self._pointer(sensor).with_name("withdrawn.json")
-        data = _read(path)
-        return set() if data is None else set(_field(path, _unseal(path, data), "versions", list))
-
     def load_current(self, sensor: str, model: str) -> tuple[str, Artefact | None, list[str]]:
-        """The last good ρ of `sensor`: the current one, else the one before, else FACTORY with no artefact.
+        """Load the last good ρ of `sensor`: the current one, else the previous one, else FACTORY without artefact.
 
-        Never raises for what it finds on the disk; the list says what was wrong with each passed over.
+        Raises nothing for what it finds on the disk. The returned list says what was wrong with each ρ passed over.
         """
         try:
             pointer = self.current(sensor)
@@ -139,12 +146,8 @@ class ArtefactStore:
                 problems.append(str(error))
         return FACTORY, None, problems
 
-    def compiled_path(self, digest: str) -> Path:
-        """Where the compiled form with this SHA-256 lies."""
-        return self._object(digest, ".compiled")
-
-    def load_before(self, sensor: str, version: str, model: str) -> Artefact | None:
-        """The one that the pointer names before `version`, None where there is none that can be believed."""
+    def load_previous(self, sensor: str, version: str, model: str) -> Artefact | None:
+        """Load the artefact that the pointer names as the one before `version`; None if it cannot be used."""
         try:
             pointer = self.current(sensor)
             if pointer is None or pointer.homogenizer != version or pointer.previous in (None, FACTORY):
@@ -153,26 +156,39 @@ class ArtefactStore:
         except StoreError:
             return None
 
+    def withdraw(self, sensor: str, versions: list[str]) -> None:
+        """Write down the versions that must not be tried again for `sensor`. Raises StoreError, OSError."""
+        write_atomically(self._withdrawn_path(sensor), _seal({"versions": versions}))
+
+    def withdrawn(self, sensor: str) -> set[str]:
+        """Read the versions that must not be tried again for `sensor`. Raises StoreError."""
+        path = self._withdrawn_path(sensor)
+        data = _read(path)
+        return set() if data is None else set(_field(path, _unseal(path, data), "versions", list))
+
     def sweep(self) -> int:
-        """Remove what killed writers left half-written; returns how many files."""
+        """Remove the half-written files that killed writers left; returns their number."""
         return sweep(self.root)
 
-    def _fallback(self, sensor: str, version: str, model: str) -> str | None:
-        """What the new pointer names as `previous`."""
+    def _previous_version(self, sensor: str, version: str, model: str) -> str | None:
+        """Choose what a new pointer to `version` names as `previous`."""
         try:
             before = self.current(sensor)
-        except StoreError:  # it is being replaced, and load_current has reported it
+        except StoreError:  # the damaged pointer is being replaced, and load_current has reported it
             return None
         if before is None or before.model != model:
             return None
         if version == before.homogenizer:
             return before.previous
-        # A step back: what is left behind was found wanting, so it is no fallback.
+        # A rollback: the version that served until now was found wanting, so nothing may fall back to it.
         return None if version == before.previous else before.homogenizer
 
     def _rebuild(self, version: str, architecture: dict[str, int]) -> Homogenizer:
         path = self._object(version, ".safetensors")
-        data = _verified(path, _read(path), version)
+        data = _read(path)
+        if data is None:
+            raise StoreError(f"{path}: missing")
+        _check_digest(path, data, version)
         try:
             state = safetensors.torch.load(data)
             homogenizer = Homogenizer(**architecture)
@@ -185,19 +201,29 @@ class ArtefactStore:
         return homogenizer.eval().requires_grad_(False)
 
     def _read_compiled(self, digest: str) -> bytes | None:
-        path = self._object(digest, ".compiled")
+        path = self.compiled_path(digest)
         data = _read(path)
-        return None if data is None else _verified(path, data, digest)
+        if data is not None:
+            _check_digest(path, data, digest)
+        return data
 
     def _object(self, digest: str, suffix: str) -> Path:
-        if not DIGEST.fullmatch(digest):
+        if not DIGEST_PATTERN.fullmatch(digest):
             raise StoreError(f"{digest[:80]!r} is not a version: expected 64 hexadecimal digits")
         return self.root / "objects" / "sha256" / digest[:2] / (digest[2:] + suffix)
 
-    def _pointer(self, sensor: str) -> Path:
-        if not SENSOR.fullmatch(sensor):
-            raise StoreError(f"{sensor[:80]!r} is not a sensor id: letters, digits and _ . - only")
+    def _pointer_path(self, sensor: str) -> Path:
+        check_sensor_id(sensor)
         return self.root / "sensors" / sensor / "current.json"
+
+    def _withdrawn_path(self, sensor: str) -> Path:
+        return self._pointer_path(sensor).with_name("withdrawn.json")
+
+
+def check_sensor_id(sensor: str) -> None:
+    """Check that a sensor id can be the name of a folder. Raises StoreError."""
+    if not SENSOR_ID_PATTERN.fullmatch(sensor):
+        raise StoreError(f"{sensor[:80]!r} is not a sensor id: letters, digits and _ . - only")
 
 
 def _finite(state: dict[str, torch.Tensor]) -> bool:
@@ -205,7 +231,7 @@ def _finite(state: dict[str, torch.Tensor]) -> bool:
 
 
 def _write_once(path: Path, data: bytes) -> None:
-    if not path.exists() or path.read_bytes() != data:  # spares the flash; a damaged file is replaced
+    if not path.exists() or path.read_bytes() != data:  # saves writes to flash, and replaces a damaged file
         write_atomically(path, data)
 
 
@@ -234,21 +260,18 @@ def _unseal(path: Path, data: bytes | None) -> dict[str, Any]:
         raise StoreError(f"{path}: damaged: {error}") from error
 
 
-def _verified(path: Path, data: bytes | None, digest: str) -> bytes:
-    if data is None:
-        raise StoreError(f"{path}: missing")
+def _check_digest(path: Path, data: bytes, digest: str) -> None:
     if hashlib.sha256(data).hexdigest() != digest:
         raise StoreError(f"{path}: damaged: its SHA-256 is not the one it is named by")
-    return data
 
 
-def _field(path: Path, document: dict[str, Any], name: str, kind: type[T]) -> T:
+def _field(path: Path, document: dict[str, Any], name: str, kind: type[FieldT]) -> FieldT:
     value = document.get(name)
     if not isinstance(value, kind):
         raise StoreError(f"{path}: {name!r} is missing or of the wrong type")
     return value
 
 
-def _expect(path: Path, what: str, found: object, wanted: object) -> None:
+def _expect(path: Path, name: str, found: object, wanted: object) -> None:
     if found != wanted:
-        raise StoreError(f"{path}: of {what} {str(found)[:12]}, not of {str(wanted)[:12]}")
+        raise StoreError(f"{path}: of {name} {str(found)[:12]}, not of {str(wanted)[:12]}")

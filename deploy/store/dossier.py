@@ -1,33 +1,41 @@
-"""What is written down of a recalibration: what was proposed, on what evidence, how it was judged, what came of it."""
+"""The dossier of a recalibration: what was proposed, the evidence, the verdict and the result.
+
+The field names are the keys of the stored JSON.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from deploy.model.card import Normalisation
+from deploy.model.card import Digest, Normalisation
 
-Number = float | None  # None for what was not finite
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+NumberOrNone = float | None  # None stands for a number that is not finite, which JSON cannot hold
 
 
-class _Part(BaseModel):
+class _DossierPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Reference(_Part):
-    """The statistics gone by: shipped in the model, or commissioned; the SHA-256 of names, means and variances."""
+class ReferenceRecord(_DossierPart):
+    """The reference statistics that were used.
+
+    source: shipped in the model, or measured at commissioning. digest: SHA-256 of names, means and variances.
+    """
 
     source: Literal["shipped", "commissioned"]
     digest: Digest
 
 
-class Frames(_Part):
-    """How many frames went to the fit and to the judge, and until when (s since the epoch) they came.
+class FramesRecord(_DossierPart):
+    """The frames that were used.
 
-    shape: (h, w, C) as the network takes them. refused: by reason, those that were kept for no fit since collecting
-    began. kept: the SHA-256 of each PNG file that was stored beside the dossier.
+    fitted, held_out: number of frames for the fit and for the judge.
+    until: when the newest of them arrived, s since the epoch.
+    shape: (height, width, channels) as the network takes them.
+    refused: number of frames that no fit may use, by reason, since the collection began.
+    kept: SHA-256 of each PNG file that is stored beside the dossier.
     """
 
     fitted: int
@@ -38,71 +46,87 @@ class Frames(_Part):
     kept: list[Digest] = []
 
 
-class Evidence(_Part):
-    """Of one homogenizer on the held-out frames: drift score, accuracy proxies by name, the score by layer."""
+class EvidenceRecord(_DossierPart):
+    """What was measured with one homogenizer on the held-out frames.
 
-    score: Number
-    proxy: dict[str, Number] | None
-    layers: list[Number]
+    score: drift score. proxy: accuracy proxies by name, None without a classifier. layers: drift score of each layer.
+    """
+
+    score: NumberOrNone
+    proxy: dict[str, NumberOrNone] | None
+    layers: list[NumberOrNone]
 
 
-class Criterion(_Part):
-    """One thing asked of the candidate (calibrate.judge.Criterion)."""
+class CriterionRecord(_DossierPart):
+    """One condition that the candidate had to meet (calibrate.judge.Criterion)."""
 
     name: str
     against: str
-    value: Number
-    limit: Number
+    value: NumberOrNone
+    limit: NumberOrNone
     met: bool
     objection: str
 
 
-class Verdict(_Part):
+class VerdictRecord(_DossierPart):
+    """The answer of the judge, with all evidence by "factory", "active" and "candidate"."""
+
     accepted: bool
     reason: str
-    evidence: dict[str, Evidence]
-    criteria: list[Criterion]
+    evidence: dict[str, EvidenceRecord]
+    criteria: list[CriterionRecord]
 
 
-class Earlier(_Part):
-    """A homogenizer of this sensor's past that was tried before a fit."""
+class RecallRecord(_DossierPart):
+    """An earlier homogenizer of this sensor that was tried before a new one was fitted."""
 
     version: str
     accepted: bool
     reason: str
 
 
-class Fitted(_Part):
-    """start: the closed form it began from. start_losses: of all that were tried. history: the objective, nats."""
+class FitRecord(_DossierPart):
+    """How the fit went.
+
+    start: the closed form it began with. start_losses: the objective of each closed form that was tried (nats).
+    history: the objective at each evaluation (nats).
+    """
 
     start: str
-    start_losses: dict[str, Number]
-    history: list[Number]
+    start_losses: dict[str, NumberOrNone]
+    history: list[NumberOrNone]
 
 
-class Extents(_Part):
-    """What the candidate does to a frame. In grey levels but for knots, curve, colour and kernels.
+class HomogenizerRecord(_DossierPart):
+    """What the candidate does to a frame. C: channels, k: kernel size.
 
-    knots, curve: (C, knots) of the tone curve, normalised units. offset: (C,) the largest of the map, without sign.
-    response: (levels, C) what becomes of a frame that is all `levels`. colour: (C, C) what output takes of input, the
-    kernel summed over its taps. kernels: (C, k, k) of each colour for itself.
+    knots: (knots,) where the tone curve bends, in Φ's normalised input space.
+    curve: (C, knots) each knot stretches the values above it by 1 + curve.
+    offset: (C,) largest absolute value of the offset map, in grey levels.
+    levels: (levels,) grey levels. response: (levels, C) output for an even frame of that level, in grey levels.
+    colour: (C, C) weight of each input channel (column) in each output channel (row), summed over the kernel.
+    kernels: (C, k, k) kernel of each channel onto itself.
     """
 
     knots: list[float]
-    curve: list[list[Number]]
-    offset: list[Number]
+    curve: list[list[NumberOrNone]]
+    offset: list[NumberOrNone]
     levels: list[float]
-    response: list[list[Number]]
-    colour: list[list[Number]]
-    kernels: list[list[list[Number]]]
+    response: list[list[NumberOrNone]]
+    colour: list[list[NumberOrNone]]
+    kernels: list[list[list[NumberOrNone]]]
 
 
-class Dossier(_Part):
-    """One recalibration of a sensor; `at`: when it was written, s since the epoch.
+class Dossier(_DossierPart):
+    """One recalibration of a sensor.
 
-    active: what served. band: the highest drift score that counts as clean. evidence: of what served, where it came to
-    no verdict. candidate: the version that was stored, or "factory"; None where nothing was to serve. seconds: what
-    each stage took, in their order.
+    at: when the dossier was written, s since the epoch.
+    active: version that served meanwhile.
+    band: the highest drift score that counts as clean.
+    evidence: of the homogenizers that served; used where the recalibration ended without a verdict.
+    earlier: earlier homogenizers that were tried first.
+    candidate: version that was stored, or "factory"; None if nothing was to serve.
+    seconds: duration of each stage, in their order.
     """
 
     v: Literal[1] = 1
@@ -111,31 +135,31 @@ class Dossier(_Part):
     trigger: str
     seed: int
     model: Digest
-    reference: Reference
+    reference: ReferenceRecord
     normalisation: Normalisation
     versions: dict[str, str]
     active: str
-    frames: Frames
+    frames: FramesRecord
     band: float
     layers: list[str]
-    evidence: dict[str, Evidence] = {}
-    earlier: list[Earlier] = []
-    fit: Fitted | None = None
-    extents: Extents | None = None
-    verdict: Verdict | None = None
+    evidence: dict[str, EvidenceRecord] = {}
+    earlier: list[RecallRecord] = []
+    fit: FitRecord | None = None
+    extents: HomogenizerRecord | None = None
+    verdict: VerdictRecord | None = None
     result: str
     reason: str
     candidate: str | None
     seconds: list[tuple[str, float]]
 
     @property
-    def measured(self) -> dict[str, Evidence]:
-        """All evidence there is, by factory, active and candidate."""
+    def all_evidence(self) -> dict[str, EvidenceRecord]:
+        """The evidence of the verdict if there is one, else that of what served."""
         return self.verdict.evidence if self.verdict else self.evidence
 
 
 def read_dossier(content: dict[str, Any]) -> Dossier:
-    """Raises ValueError for what this release does not know."""
+    """Convert unsealed JSON to a dossier. Raises ValueError for content that this release does not know."""
     try:
         return Dossier.model_validate(content)
     except ValidationError as error:

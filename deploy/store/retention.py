@@ -1,8 +1,8 @@
-"""Which stored homogenizers of a sensor are kept: the newest, and whatever a pointer names."""
+"""Decide which stored homogenizers of a sensor are kept: the newest, and those that a pointer names."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +11,11 @@ from deploy.files import unseal
 from deploy.store.artefacts import ArtefactStore, StoreError
 
 
-class Stored(NamedTuple):
-    """One manifest on the disk; `written`: s since the epoch."""
+class StoredHomogenizer(NamedTuple):
+    """What the manifest of a stored homogenizer says.
+
+    compiled: SHA-256 of the compiled form. written: s since the epoch. path: the manifest.
+    """
 
     version: str
     sensor: str
@@ -22,47 +25,51 @@ class Stored(NamedTuple):
     path: Path
 
 
-def stored(store: ArtefactStore) -> list[Stored]:
-    """All whole manifests, the newest first; damaged ones are left out."""
+def stored_homogenizers(store: ArtefactStore) -> list[StoredHomogenizer]:
+    """List all stored homogenizers, the newest first, without those whose manifest is damaged."""
     paths = (store.root / "objects" / "sha256").glob("*/*.json")
-    found = [one for path in paths if (one := _read(path)) is not None]
-    return sorted(found, key=lambda one: one.written, reverse=True)
+    found = [stored for path in paths if (stored := _read_manifest(path)) is not None]
+    return sorted(found, key=lambda stored: stored.written, reverse=True)
 
 
-def earlier_versions(store: ArtefactStore, sensor: str, model: str, most: int) -> list[str]:
-    """The newest versions that were fitted for this sensor and model."""
-    return [one.version for one in stored(store) if (one.sensor, one.model) == (sensor, model)][:most]
+def newest_versions(store: ArtefactStore, sensor: str, model: str, limit: int) -> list[str]:
+    """List the newest `limit` versions that were fitted for this sensor and this model."""
+    found = stored_homogenizers(store)
+    return [stored.version for stored in found if (stored.sensor, stored.model) == (sensor, model)][:limit]
 
 
-def retain(store: ArtefactStore, sensor: str, keep: int, spare: Collection[str] = ()) -> list[str]:
-    """Remove all of a sensor but the newest `keep`, those that pointers name and those to `spare`.
+def retain(store: ArtefactStore, sensor: str, keep: int, protected: Collection[str] = ()) -> list[str]:
+    """Remove homogenizers of a sensor; returns the removed versions.
 
-    Returns the versions removed. A manifest goes first: without it the rest is not believed.
+    The newest `keep` of the sensor stay, and so do those that a pointer names and the `protected` ones. A manifest is
+    removed first: without it the other files are not used. Raises OSError.
     """
-    everything, named = stored(store), {*spare, *_pointed(store)}
-    older = [one for one in everything if one.sensor == sensor][keep:]
-    removed = [one for one in older if one.version not in named]
-    still_used = {one.compiled for one in everything if one not in removed}
-    for one in removed:
-        one.path.unlink(missing_ok=True)
-        one.path.with_suffix(".safetensors").unlink(missing_ok=True)
-        if one.compiled not in still_used:
-            store.compiled_path(one.compiled).unlink(missing_ok=True)
-    return [one.version for one in removed]
+    everything, spared = stored_homogenizers(store), {*protected, *_pointed_versions(store)}
+    older = [stored for stored in everything if stored.sensor == sensor][keep:]
+    removed = [stored for stored in older if stored.version not in spared]
+    still_used = {stored.compiled for stored in everything if stored not in removed}
+    for stored in removed:
+        stored.path.unlink(missing_ok=True)
+        stored.path.with_suffix(".safetensors").unlink(missing_ok=True)
+        if stored.compiled not in still_used:
+            store.compiled_path(stored.compiled).unlink(missing_ok=True)
+    return [stored.version for stored in removed]
 
 
-def _read(path: Path) -> Stored | None:
+def _read_manifest(path: Path) -> StoredHomogenizer | None:
     try:
         manifest, written = unseal(path.read_bytes()), path.stat().st_mtime
         version, sensor, model = (str(manifest.get(name)) for name in ("version", "sensor", "model"))
-        return Stored(version, sensor, model, str(manifest["compiled"]["sha256"]), written, path)
+        return StoredHomogenizer(version, sensor, model, str(manifest["compiled"]["sha256"]), written, path)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _pointed(store: ArtefactStore) -> Iterator[str]:
+def _pointed_versions(store: ArtefactStore) -> set[str]:
+    versions: set[str] = set()
     for path in (store.root / "sensors").glob("*/current.json"):
         with suppress(StoreError):
             pointer = store.current(path.parent.name)
             if pointer is not None:
-                yield from filter(None, (pointer.homogenizer, pointer.previous))
+                versions.update(filter(None, (pointer.homogenizer, pointer.previous)))
+    return versions

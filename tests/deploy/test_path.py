@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from calibrate.homogenizer import Homogenizer
 from deploy.backends.protocol import Runner, load_backend
-from deploy.path import REACH, WARM_UPS, InferencePath, Prepared, SwapRejected
+from deploy.path import MAX_REACH_SPANS, PROOF_WARM_UP_RUNS, InferencePath, PreparedHomogenizer, SwapRejected
 from deploy.store.artefacts import FACTORY
 
 SHAPE = (3, 4, 5)
@@ -89,9 +89,9 @@ def test_a_committed_homogenizer_serves_and_is_named():
 def test_what_a_homogenizer_costs_is_the_least_it_took_in_its_proof():
     now = iter([0.0, 5.0, 10.0, 13.0])  # two golden frames: 5 s and 3 s
     path = InferencePath(mean(), clock=lambda: next(now, 20.0))
-    assert path.cost == path.prepare(FACTORY, None, GOLDEN).cost == 0.0
+    assert path.cost_s == path.prepare(FACTORY, None, GOLDEN).cost_s == 0.0
     swap(path, "one", adding(0.5))
-    assert path.cost == 3.0
+    assert path.cost_s == 3.0
 
 
 def test_preparing_changes_nothing_until_the_commit():
@@ -233,7 +233,7 @@ def test_three_stops_of_exposure_on_dark_golden_frames_are_a_camera_correction()
     path = InferencePath(mean())
     path.commit(path.prepare("bright", Instrumented(lambda batch: (batch + 2) * 8 - 2), dark))
     assert path.version == "bright"
-    assert REACH > 8
+    assert MAX_REACH_SPANS > 8
 
 
 def test_a_prepared_homogenizer_is_warm():
@@ -246,7 +246,7 @@ def test_a_discarded_homogenizer_is_closed():
     path = InferencePath(mean())
     runner = adding(0.1)
     path.discard(path.prepare("one", runner, GOLDEN))
-    path.discard(Prepared(FACTORY, None))
+    path.discard(PreparedHomogenizer(FACTORY, None))
     assert runner.closed == 1
 
 
@@ -275,8 +275,8 @@ def not_finite(batch: np.ndarray) -> np.ndarray:
     return batch * np.float32("nan")
 
 
-WARMING = range(1, WARM_UPS + 1)
-PROVING = range(WARM_UPS + 1, WARM_UPS + len(GOLDEN) + 1)
+WARMING = range(1, PROOF_WARM_UP_RUNS + 1)
+PROVING = range(PROOF_WARM_UP_RUNS + 1, PROOF_WARM_UP_RUNS + len(GOLDEN) + 1)
 
 
 @pytest.mark.parametrize("whose", ["homogenizer", "model"])
@@ -327,7 +327,7 @@ class Exchange:
         self.background = ThreadPoolExecutor(1)
         self.model = Instrumented(upset_by_30, self.delays(0))
         self.path = InferencePath(self.model, closer=self.close_later if closes_later else Instrumented.close)
-        self.ready: queue.Queue[Prepared] = queue.Queue()
+        self.ready: queue.Queue[PreparedHomogenizer] = queue.Queue()
         self.runners: list[Instrumented] = []
         self.served: list[tuple[float, str]] = []  # in the order of the frames 0, 1, 2, ...
 

@@ -16,7 +16,7 @@ from deploy.backends.gpu.runner import GpuRunner
 from deploy.model.program import (
     FAULTS,
     ModelError,
-    evaluating,
+    evaluation_module,
     first_line,
     input_shapes,
     read_program,
@@ -50,7 +50,7 @@ class CudaEngine:
 
     def __init__(self, program: ExportedProgram):
         self.shapes = input_shapes(program)
-        self._module = evaluating(move_to_device_pass(program, "cuda"))
+        self._module = evaluation_module(move_to_device_pass(program, "cuda"))
         self._idle: deque[_Graph] = deque()
 
     def runner(self, weights: Mapping[str, Tensor]) -> GpuRunner:

@@ -41,11 +41,11 @@ def describe_gpu() -> str:
     """The GPU and driver that kernels are chosen for."""
     if not torch.cuda.is_available():
         return "no GPU"
-    return f"{torch.cuda.get_device_name()}, driver {nvidia_driver()}, CUDA {torch.version.cuda}"
+    return f"{torch.cuda.get_device_name()}, driver {nvidia_driver_version()}, CUDA {torch.version.cuda}"
 
 
 def _why_none() -> str:
-    driver = nvidia_driver()
+    driver = nvidia_driver_version()
     if driver is None:
         return "there is none with NVIDIA's driver; choose onnx, or install the driver"
     if torch.version.cuda is None:
@@ -53,7 +53,7 @@ def _why_none() -> str:
     return f"torch {torch.__version__} (CUDA {torch.version.cuda}) does not find one behind driver {driver}"
 
 
-def nvidia_driver(path: Path = DRIVER) -> str | None:
+def nvidia_driver_version(path: Path = DRIVER) -> str | None:
     """Its version, such as 570.86.10; "of unknown version" where it does not say, None where there is none."""
     try:
         text = path.read_text()

@@ -16,7 +16,7 @@ from deploy.backends.gpu.device import describe_gpu
 from deploy.backends.gpu.tensorrt_engine import TensorRtEngine
 from deploy.backends.gpu.tensorrt_library import Library, listener, load_tensorrt, load_tensorrt_rtx
 from deploy.backends.gpu.torch_tensorrt_build import build_with_torch_tensorrt, load_torch_tensorrt
-from deploy.backends.onnx_export import onnx_form
+from deploy.backends.onnx_export import to_onnx
 from deploy.model.program import ModelError, first_line
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class TensorRtBackend(GpuBackend):
                 return build_with_torch_tensorrt(self._torch_tensorrt, program, inputs)
             except ModelError as error:
                 log.warning("%s; the ONNX parser is used instead", error)
-        return build_engine(self._library, onnx_form(program))
+        return build_engine(self._library, to_onnx(program))
 
     def _open(self, serialized: bytes) -> Engine:
         return TensorRtEngine(self._library, serialized)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from running import read_only
 
 from deploy.audit import sqlite as audit_file
-from deploy.audit.chain import BEGUN, PRUNED, Record, canonical, chained, problems
+from deploy.audit.chain import LOG_BEGUN, LOG_PRUNED, AuditRecord, canonical_json, chain_problems, next_record
 from deploy.audit.log import AuditError, AuditLog
 
 NOW = 1_795_600_000.25  # 2026-11-25
@@ -59,7 +59,7 @@ def log(path: Path, clock: Clock) -> Iterator[AuditLog]:
         yield log
 
 
-def fill(log: AuditLog, count: int) -> list[Record]:
+def fill(log: AuditLog, count: int) -> list[AuditRecord]:
     return [log.append("left", "fit", {"step": step}) for step in range(count)]
 
 
@@ -99,7 +99,7 @@ def test_each_chain_begins_with_an_id_of_its_own(tmp_path, clock):
         with closing(AuditLog(tmp_path / name, clock)) as log:
             (record,) = log.records()
             ids.add(record.content()["install"])
-            assert (record.number, record.event, record.previous) == (1, BEGUN, "0" * 64)
+            assert (record.number, record.event, record.previous) == (1, LOG_BEGUN, "0" * 64)
     assert len(ids) == 2
 
 
@@ -116,8 +116,8 @@ def test_records_can_be_chosen_by_sensor_and_number(log):
 def test_records_can_be_chosen_without_some_events(log):
     for event in ("fit", "state", "state", "swap"):
         log.append("left", event, {})
-    assert [record.event for record in log.records("left", without=("state",))] == ["fit", "swap"]
-    assert [record.event for record in log.records(limit=1, without=("swap", "state"))] == ["fit"]
+    assert [record.event for record in log.records("left", exclude=("state",))] == ["fit", "swap"]
+    assert [record.event for record in log.records(limit=1, exclude=("swap", "state"))] == ["fit"]
 
 
 def test_a_clock_that_jumps_back_changes_no_order(log, clock):
@@ -168,22 +168,22 @@ def test_a_name_that_is_no_text_is_refused_and_the_log_goes_on(log):
     assert fill(log, 1)[0].number == 2
 
 
-@pytest.mark.parametrize("event", [BEGUN, PRUNED])
+@pytest.mark.parametrize("event", [LOG_BEGUN, LOG_PRUNED])
 def test_nobody_else_can_say_what_the_log_says_of_itself(log, event):
-    with pytest.raises(ValueError, match="said by the log itself"):
+    with pytest.raises(ValueError, match="only the log itself writes the event"):
         log.append("", event, {"number": 1})
 
 
 def test_a_record_is_a_line_of_json(log):
     record = log.append("left", "note", {"text": "one\ntwo"})
-    assert json.loads(record.line()) == {**vars(record), "details": {"text": "one\ntwo"}}
-    assert "\n" not in record.line()
+    assert json.loads(record.json_line()) == {**vars(record), "details": {"text": "one\ntwo"}}
+    assert "\n" not in record.json_line()
 
 
 def test_a_damaged_record_is_told_as_it_stands(log, path):
     fill(log, 3)
     tamper(path, "UPDATE record SET details = '{' WHERE number = 2", "UPDATE record SET at = x'ff' WHERE number = 3")
-    lines = [json.loads(record.line()) for record in log.records()]
+    lines = [json.loads(record.json_line()) for record in log.records()]
     assert [line["details"] for line in lines[1:]] == ["{", {"step": 1}, {"step": 2}]
     assert lines[2]["at"] == "b'\\xff'"
 
@@ -315,7 +315,7 @@ def test_a_record_after_one_that_was_tampered_with_hides_nothing(log, path):
 # What is removed
 
 
-def days(log: AuditLog, clock: Clock, *when: float) -> list[Record]:
+def days(log: AuditLog, clock: Clock, *when: float) -> list[AuditRecord]:
     records = []
     for day in when:
         clock.now = NOW + day * DAY
@@ -327,7 +327,7 @@ def test_the_oldest_are_pruned_and_a_record_says_so(log, clock):
     records = days(log, clock, 1, 2, 3, 4)
     pruned = log.prune(NOW + 2.5 * DAY)
     assert numbers(log) == [1, 4, 5, 6]
-    assert pruned == log.records()[-1] and pruned.event == PRUNED
+    assert pruned == log.records()[-1] and pruned.event == LOG_PRUNED
     assert pruned.content() == {
         "removed": 2,
         "number": 3,
@@ -337,7 +337,7 @@ def test_the_oldest_are_pruned_and_a_record_says_so(log, clock):
     }
     assert log.verify() == log.verify(records[2].anchor) == log.verify(pruned.anchor) == []
     assert log.verify(records[1].anchor) == [
-        "record 3, seen elsewhere, is no longer here to compare with: use a newer one"
+        "record 3, seen elsewhere, is no longer here to compare with: use a newer anchor"
     ]
 
 
@@ -346,7 +346,7 @@ def test_pruning_again_and_again_leaves_a_log_that_verifies(log, clock):
         days(log, clock, day)
         log.prune(NOW + (day - 3.5) * DAY)
         assert log.verify() == []
-    removed = sum(record.content()["removed"] for record in log.records() if record.event == PRUNED)
+    removed = sum(record.content()["removed"] for record in log.records() if record.event == LOG_PRUNED)
     assert 3 < len(log.records()) < 12 and removed > 3
 
 
@@ -398,13 +398,13 @@ def test_what_is_missing_after_a_pruning_is_found(log, clock, path, number):
 
 
 def test_a_pruning_vouches_for_one_digest_alone():
-    first = chained((0, "0" * 64), "", "", BEGUN, "{}")
+    first = next_record((0, "0" * 64), "", "", LOG_BEGUN, "{}")
     for digest, found in (
         ("a" * 64, []),
         ("b" * 64, ["record 9 comes right after record 1: what was between them is"]),
     ):
-        pruned = chained((8, "a" * 64), "", "", PRUNED, canonical({"number": 8, "digest": digest}))
-        assert [problem.removesuffix(" missing") for problem in problems([first, pruned], None)] == found
+        pruned = next_record((8, "a" * 64), "", "", LOG_PRUNED, canonical_json({"number": 8, "digest": digest}))
+        assert [problem.removesuffix(" missing") for problem in chain_problems([first, pruned], None)] == found
 
 
 def test_pruning_does_not_clear_what_was_tampered_with(log, clock, path):
@@ -536,7 +536,7 @@ def test_a_disk_that_is_full_is_told_and_harms_nothing(tmp_path):
 
 
 def test_a_log_that_another_holds_is_waited_for_and_then_told_of(path, monkeypatch):
-    monkeypatch.setattr("deploy.audit.sqlite.BUSY_S", 0.05)
+    monkeypatch.setattr("deploy.audit.sqlite.BUSY_TIMEOUT_S", 0.05)
     with closing(AuditLog(path)) as log, closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(AuditError, match="database is locked: another process held it for"):
@@ -608,9 +608,9 @@ DAMAGES = [empty, cut, junk, last_digit, write_version, schema_format, free_list
 
 def test_a_disk_that_lets_it_only_be_read_for_once_is_no_damage(five, tmp_path, clock, monkeypatch):
     """As when no file can be opened any more: SQLite then opens for reading what it was to write to."""
-    path, sqlite = tmp_path / "audit.sqlite", audit_file._sqlite
+    path, connect = tmp_path / "audit.sqlite", audit_file._connect
     path.write_bytes(five.read_bytes())
-    monkeypatch.setattr(audit_file, "_sqlite", lambda path, mode: sqlite(path, "ro"))
+    monkeypatch.setattr(audit_file, "_connect", lambda path, mode: connect(path, "ro"))
     with pytest.raises(AuditError, match="readonly"):
         AuditLog(path, clock)
     monkeypatch.undo()
@@ -620,7 +620,7 @@ def test_a_disk_that_lets_it_only_be_read_for_once_is_no_damage(five, tmp_path, 
 
 def test_a_log_on_a_read_only_disk_can_be_looked_into(five, tmp_path):
     look = (
-        "from deploy.audit.log import *; log = AuditLog(Path(sys.argv[1]), look_only=True); print(len(log.records()))"
+        "from deploy.audit.log import *; log = AuditLog(Path(sys.argv[1]), read_only=True); print(len(log.records()))"
     )
     program = [sys.executable, "-c", f"import sys; from pathlib import Path; {look}"]
     (folder := tmp_path / "disk").mkdir()

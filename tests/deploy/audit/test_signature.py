@@ -14,7 +14,7 @@ from envelopes import public_pem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deploy.audit.signature import SIZE, SignatureError, check_signature, signature_path
+from deploy.audit.signature import SIGNATURE_BYTES, SignatureError, check_signature, signature_path
 
 CONTENT = b"version: 1\n"
 
@@ -97,12 +97,16 @@ def test_a_key_of_another_kind_or_a_private_one_is_refused(signed):
     assert "not a public key" in signed.refused()
 
 
-@given(data=st.binary(max_size=2 * SIZE))
+@given(data=st.binary(max_size=2 * SIGNATURE_BYTES))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_as_a_signature_are_refused_in_one_line(signed, data):
     signed.signature.write_bytes(data)
-    said = signed.refused()
-    assert f"{len(data)} bytes, a raw" in said if len(data) != SIZE else "no signature of these bytes" in said
+    reason = signed.refused()
+    assert (
+        f"{len(data)} bytes, a raw" in reason
+        if len(data) != SIGNATURE_BYTES
+        else "no signature of these bytes" in reason
+    )
 
 
 @given(data=st.binary(max_size=200) | st.binary(max_size=90).map(lambda b: b"-----BEGIN PUBLIC KEY-----\n" + b))

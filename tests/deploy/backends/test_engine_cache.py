@@ -54,7 +54,7 @@ def test_it_is_built_once(frozen, tmp_path):
 
 
 def test_another_model_shape_backend_version_or_precision_is_built_anew(frozen, tmp_path, monkeypatch):
-    monkeypatch.setattr("deploy.backends.engine_cache.in_precision", lambda module, precision: module)
+    monkeypatch.setattr("deploy.backends.engine_cache.to_precision", lambda module, precision: module)
     compile_cached(Counting(), frozen, tmp_path)
     renamed = Counting()
     renamed.name = "renamed"
@@ -65,9 +65,9 @@ def test_another_model_shape_backend_version_or_precision_is_built_anew(frozen, 
         (renamed, frozen, "float32"),
         (Counting(), frozen, "float16"),
     ]:
-        assert not ModelCache(backend, model, precision, tmp_path).holds()
+        assert not ModelCache(backend, model, precision, tmp_path).is_cached()
         compile_cached(backend, model, tmp_path, precision)
-        assert backend.built == 1 and ModelCache(backend, model, precision, tmp_path).holds()
+        assert backend.built == 1 and ModelCache(backend, model, precision, tmp_path).is_cached()
     assert len(list((tmp_path / "compiled").iterdir())) == 6
 
 
@@ -88,7 +88,7 @@ def test_a_damaged_file_is_built_again_and_repaired(frozen, tmp_path, caplog, da
 def test_a_folder_that_cannot_be_written_costs_only_a_warning(frozen, tmp_path, caplog):
     (tmp_path / "state").write_text("a file where the folder should be")
     assert compile_cached(Counting(), frozen, tmp_path / "state") == b"product 1"
-    assert "what was compiled cannot be kept" in caplog.text
+    assert "the compiled network cannot be kept" in caplog.text
 
 
 class Choosing(Counting):

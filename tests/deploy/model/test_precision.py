@@ -8,7 +8,7 @@ from torch import nn
 
 from daemon.demo.networks import ResNet
 from deploy.backends.protocol import ParityError, check_parity, load_backend
-from deploy.model.precision import PRECISIONS, in_precision
+from deploy.model.precision import PRECISIONS, to_precision
 from deploy.model.program import ModelError, export_program, load_program, relative_error, run_once, save_program
 
 SHAPE = (3, 16, 16)
@@ -55,7 +55,7 @@ class ManyForms(nn.Module):
 def test_it_computes_nearly_the_same_and_leaves_the_network_as_it_is(network, name):
     whole, batch = traced(trained(network)), frames(8)
     expected = run_once(whole, batch)
-    lower = in_precision(whole, name)
+    lower = to_precision(whole, name)
     output = run_once(lower, batch)
     assert output.dtype == torch.float32
     assert 1e-6 < relative_error(output, expected) < PRECISIONS[name].tolerance
@@ -64,7 +64,7 @@ def test_it_computes_nearly_the_same_and_leaves_the_network_as_it_is(network, na
 
 @pytest.mark.parametrize("name", LOWER)
 def test_every_weight_has_the_precision(name):
-    lower = in_precision(traced(trained(ManyForms())), name)
+    lower = to_precision(traced(trained(ManyForms())), name)
     kinds = {tensor.dtype for tensor in [*lower.parameters(), *lower.buffers()] if tensor.is_floating_point()}
     assert kinds == {PRECISIONS[name].dtype}
 
@@ -73,7 +73,7 @@ def test_every_weight_has_the_precision(name):
 def test_what_was_folded_is_not_kept_as_well(name):
     whole = traced(trained(ResNet(2)))
     statistics = sum(tensor.numel() for key, tensor in whole.state_dict().items() if "running" in key)
-    lower = in_precision(whole, name)
+    lower = to_precision(whole, name)
     kept = sum(tensor.numel() for tensor in [*lower.parameters(), *lower.buffers()])
     # of each BatchNorm with its scale, shift and two statistics one bias is left
     assert kept <= sum(tensor.numel() for tensor in whole.state_dict().values()) - statistics
@@ -81,7 +81,7 @@ def test_what_was_folded_is_not_kept_as_well(name):
 
 def test_float32_is_the_network_itself():
     whole = traced(ResNet(1))
-    assert in_precision(whole, "float32") is whole
+    assert to_precision(whole, "float32") is whole
 
 
 @pytest.mark.parametrize("name", LOWER)
@@ -92,14 +92,14 @@ def test_a_variance_too_small_for_the_precision_is_folded_while_it_has_its_bits(
         network[0].weight *= 1e-5
         network[1].running_var.fill_(1e-9)
     whole, batch = traced(network), frames(4)
-    assert relative_error(run_once(in_precision(whole, name), batch), run_once(whole, batch)) < 1e-2
+    assert relative_error(run_once(to_precision(whole, name), batch), run_once(whole, batch)) < 1e-2
 
 
 @pytest.mark.parametrize("backend", ["eager", "onnx"])
 def test_backends_compile_it_and_the_golden_frames_tell_it_from_another(backend):
     whole = traced(trained(ResNet(2)))
     opened = load_backend(backend)
-    runner = opened.load(opened.compile(in_precision(whole, "float16"), frames(1)), threads=1)
+    runner = opened.load(opened.compile(to_precision(whole, "float16"), frames(1)), threads=1)
     golden = frames(2)
     assert check_parity(runner, whole, golden, PRECISIONS["float16"].tolerance) > 1e-6
     with pytest.raises(ParityError, match="differ by"):
@@ -116,7 +116,7 @@ def redrawn(module: nn.Module) -> None:
 
 def test_a_backend_that_has_no_such_arithmetic_says_so():
     opened = load_backend("onnx")
-    compiled = opened.compile(in_precision(traced(ResNet(1)), "bfloat16"), frames(1))
+    compiled = opened.compile(to_precision(traced(ResNet(1)), "bfloat16"), frames(1))
     with pytest.raises(ModelError, match="ONNX Runtime cannot load"):
         opened.load(compiled, threads=1)
 
@@ -133,6 +133,6 @@ class Strict(nn.Module):
 
 
 def test_a_network_that_insists_on_float32_is_refused():
-    lower = in_precision(traced(Strict()), "float16")
+    lower = to_precision(traced(Strict()), "float16")
     with pytest.raises(ModelError, match="cannot trace it|does not run"):
         load_backend("onnx").compile(lower, frames(1))

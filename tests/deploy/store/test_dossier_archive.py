@@ -17,7 +17,7 @@ from deploy.files import seal
 from deploy.store.artefacts import ArtefactStore, StoreError
 from deploy.store.dossier import read_dossier
 from deploy.store.dossier_archive import DossierArchive
-from deploy.store.verify import problems
+from deploy.store.verify import store_problems
 
 QUOTA = 1 << 20
 
@@ -32,7 +32,7 @@ def frames(archive: DossierArchive, sensor: str = "*") -> list[str]:
 
 
 def wrong(archive: DossierArchive) -> list[str]:
-    return list(problems(ArtefactStore(archive.folder.parent)))
+    return list(store_problems(ArtefactStore(archive.folder.parent)))
 
 
 def put(archive: DossierArchive, number: int, *kept: bytes, sensor: str = "front", quota: int = QUOTA) -> str:
@@ -44,12 +44,12 @@ def put(archive: DossierArchive, number: int, *kept: bytes, sensor: str = "front
 
 def test_a_dossier_is_read_as_it_was_written_and_is_named_by_its_bytes(archive):
     digest = put(archive, 0, b"first", b"second")
-    (filed,) = archive.filed("front")
+    (filed,) = archive.read_all("front")
     assert filed.digest == digest == hashlib.sha256(filed.path.read_bytes()).hexdigest()
     kept = [hashlib.sha256(frame).hexdigest() for frame in (b"first", b"second")]
     assert filed.dossier == dossier(frames=content()["frames"] | {"kept": kept})
     assert archive.frames(filed) == [b"first", b"second"]
-    assert archive.filed("rear") == [] and archive.filed() == [filed]
+    assert archive.read_all("rear") == [] and archive.read_all() == [filed]
 
 
 def test_nobody_else_looks_at_what_a_camera_saw(archive):
@@ -59,7 +59,7 @@ def test_nobody_else_looks_at_what_a_camera_saw(archive):
 
 def test_the_newest_comes_first(archive):
     digests = [put(archive, number) for number in (1, 3, 2)]
-    assert [one.digest for one in archive.filed()] == [digests[1], digests[2], digests[0]]
+    assert [one.digest for one in archive.read_all()] == [digests[1], digests[2], digests[0]]
 
 
 def test_a_bit_that_flips_in_a_dossier_or_a_frame_is_found(archive):
@@ -78,16 +78,16 @@ def test_frames_that_are_gone_are_no_damage_and_files_of_nobody_are_told(archive
     put(archive, 0, b"a frame")
     (frame,) = archive.folder.glob("*/*.png")
     frame.rename(stray := frame.with_name("stray.png"))
-    assert wrong(archive) == [f"{stray}: not of recald's making, or what it belongs to is gone"]
-    assert archive.frames(archive.filed()[0]) == []
+    assert wrong(archive) == [f"{stray}: not written by recald, or what it belongs to is gone"]
+    assert archive.frames(archive.read_all()[0]) == []
 
 
 def test_a_damaged_dossier_is_left_out_and_left_alone(archive, caplog):
     put(archive, 0)
     put(archive, 1)
-    path = archive.filed()[1].path
+    path = archive.read_all()[1].path
     path.write_bytes(b"{")
-    assert len(archive.filed()) == 1 and path.exists() and str(path) in caplog.text
+    assert len(archive.read_all()) == 1 and path.exists() and str(path) in caplog.text
     with pytest.raises(StoreError, match=f"{path}: damaged"):
         archive.read(path)
 
@@ -119,7 +119,7 @@ def test_without_its_frames_a_dossier_is_still_one(archive, monkeypatch, caplog)
         write(path, data)
 
     monkeypatch.setattr(deploy.store.dossier_archive, "write_atomically", refuse)
-    assert put(archive, 0, b"a frame") == archive.filed()[0].digest
+    assert put(archive, 0, b"a frame") == archive.read_all()[0].digest
     assert "not all of its frames are kept" in caplog.text and wrong(archive) == []
 
 
@@ -127,12 +127,12 @@ def test_without_its_frames_a_dossier_is_still_one(archive, monkeypatch, caplog)
 
 
 def test_the_oldest_of_a_sensor_go_and_their_frames_with_them(archive, monkeypatch):
-    monkeypatch.setattr(deploy.store.dossier_archive, "KEPT", 3)
+    monkeypatch.setattr(deploy.store.dossier_archive, "MAX_DOSSIERS_PER_SENSOR", 3)
     put(archive, -1, b"rear", sensor="rear")
     digests = [put(archive, number, b"frame %d" % number) for number in range(5)]
-    assert [one.digest for one in archive.filed("front")] == digests[:1:-1]
+    assert [one.digest for one in archive.read_all("front")] == digests[:1:-1]
     assert frames(archive, "front") == sorted(f"{digest}-0.png" for digest in digests[2:])
-    assert len(archive.filed("rear")) == len(frames(archive, "rear")) == 1
+    assert len(archive.read_all("rear")) == len(frames(archive, "rear")) == 1
     assert wrong(archive) == []
 
 
@@ -143,7 +143,7 @@ def test_all_kept_frames_together_have_a_quota_and_the_oldest_go_first(archive):
     second = put(archive, 2, b"w" * 500, quota=1000)
     assert rear not in "".join(frames(archive)) and f"{second}-0.png" in frames(archive)
     assert sum(path.stat().st_size for path in archive.folder.glob("*/*.png")) <= 1000
-    assert {one.digest for one in archive.filed()} == {rear, first, second}
+    assert {one.digest for one in archive.read_all()} == {rear, first, second}
 
 
 def test_a_purge_deletes_frames_alone_and_what_killed_writers_left_of_any(archive):
@@ -154,7 +154,7 @@ def test_a_purge_deletes_frames_alone_and_what_killed_writers_left_of_any(archiv
     assert len(frames(archive)) == 2
     assert archive.purge() == 2
     assert re.findall("png", " ".join(path.name for path in archive.folder.rglob("*"))) == []
-    assert len(archive.filed()) == 2 and wrong(archive) == []
+    assert len(archive.read_all()) == 2 and wrong(archive) == []
     assert archive.purge() == archive.purge("front") == archive.purge("nobody") == 0
 
 
@@ -168,12 +168,12 @@ def test_a_purge_deletes_frames_alone_and_what_killed_writers_left_of_any(archiv
 def test_only_what_was_not_removed_as_one_of_the_oldest_is_missing(named: list[bool], lost: int):
     """named: whether the daemon lived long enough to name it; lost: which of those somebody deletes."""
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deploy.store.dossier_archive, "KEPT", 4)
+        patch.setattr(deploy.store.dossier_archive, "MAX_DOSSIERS_PER_SENSOR", 4)
         archive = DossierArchive(Path(folder))
         digests = [put(archive, number) for number in range(len(named))]
         told = [digest for digest, is_named in zip(digests, named, strict=True) if is_named][::-1]
         assert archive.missing("front", told) == []
-        here = [one.digest for one in archive.filed() if one.digest in told]
+        here = [one.digest for one in archive.read_all() if one.digest in told]
         for digest in here[lost : lost + 1]:
             archive.path("front", digest).unlink()
             assert archive.missing("front", told) == [digest]

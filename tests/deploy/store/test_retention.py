@@ -10,8 +10,8 @@ import torch
 
 from calibrate.homogenizer import Homogenizer
 from deploy.store.artefacts import ArtefactStore, StoreError
-from deploy.store.retention import earlier_versions, retain, stored
-from deploy.store.verify import problems
+from deploy.store.retention import newest_versions, retain, stored_homogenizers
+from deploy.store.verify import store_problems
 
 MODEL = "a" * 64
 
@@ -35,8 +35,8 @@ def test_the_newest_are_kept_and_another_sensors_are_left_alone(store):
     front = [put(store, number) for number in range(5)]
     rear = [put(store, -number, "rear") for number in range(1, 3)]
     assert set(retain(store, "front", keep=2)) == set(front[:3])
-    assert {one.version for one in stored(store)} == {*front[3:], *rear}
-    assert list(problems(store)) == []
+    assert {stored.version for stored in stored_homogenizers(store)} == {*front[3:], *rear}
+    assert list(store_problems(store)) == []
     assert len(list(store.root.rglob("*.compiled"))) == len(list(store.root.rglob("*.safetensors"))) == 4
 
 
@@ -44,7 +44,7 @@ def test_what_serves_what_it_falls_back_to_and_what_is_spared_stay(store):
     versions = [put(store, number) for number in range(6)]
     store.point("front", versions[0], MODEL, 1.0)
     store.point("front", versions[1], MODEL, 2.0)
-    assert set(retain(store, "front", keep=1, spare=(versions[2],))) == set(versions[3:5])
+    assert set(retain(store, "front", keep=1, protected=(versions[2],))) == set(versions[3:5])
     assert store.load_current("front", MODEL)[0] == versions[1]
     for version in (*versions[:3], versions[5]):
         assert store.get(version, MODEL).compiled is not None
@@ -66,14 +66,14 @@ def test_what_is_removed_can_no_longer_be_loaded(store):
 def test_the_past_is_of_one_sensor_and_model_and_the_newest_first(store):
     versions = [put(store, number) for number in range(4)]
     put(store, 9, "rear")
-    assert earlier_versions(store, "front", MODEL, 3) == versions[:0:-1]
-    assert earlier_versions(store, "front", "b" * 64, 3) == []
+    assert newest_versions(store, "front", MODEL, 3) == versions[:0:-1]
+    assert newest_versions(store, "front", "b" * 64, 3) == []
 
 
 def test_a_damaged_manifest_is_left_alone(store):
     version = put(store, 0)
     (manifest,) = store.root.glob("objects/sha256/*/*.json")
     manifest.write_bytes(b"{")
-    assert stored(store) == [] and retain(store, "front", keep=0) == [] and manifest.exists()
-    assert earlier_versions(store, "front", MODEL, 3) == []
+    assert stored_homogenizers(store) == [] and retain(store, "front", keep=0) == [] and manifest.exists()
+    assert newest_versions(store, "front", MODEL, 3) == []
     assert version

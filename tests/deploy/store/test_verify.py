@@ -10,7 +10,7 @@ import torch
 
 from calibrate.homogenizer import Homogenizer
 from deploy.store.artefacts import ArtefactStore
-from deploy.store.verify import problems
+from deploy.store.verify import store_problems
 
 MODEL = "a" * 64
 
@@ -31,8 +31,8 @@ def files(store: ArtefactStore) -> list[Path]:
 
 
 def test_what_was_written_has_no_problem(store):
-    assert list(problems(store)) == []
-    assert list(problems(ArtefactStore(store.root / "empty"))) == []
+    assert list(store_problems(store)) == []
+    assert list(store_problems(ArtefactStore(store.root / "empty"))) == []
 
 
 def test_a_bit_that_flips_in_any_file_is_found(store):
@@ -41,12 +41,12 @@ def test_a_bit_that_flips_in_any_file_is_found(store):
         whole = path.read_bytes()
         for place in range(0, len(whole), max(1, len(whole) // 50)):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-            assert any(path.name.partition(".")[0][:20] in p or "sensor front" in p for p in problems(store)), (
+            assert any(path.name.partition(".")[0][:20] in p or "sensor front" in p for p in store_problems(store)), (
                 path,
                 place,
             )
         path.write_bytes(whole)
-    assert list(problems(store)) == []
+    assert list(store_problems(store)) == []
 
 
 def test_a_file_that_is_cut_short_is_found(store):
@@ -54,7 +54,7 @@ def test_a_file_that_is_cut_short_is_found(store):
         whole = path.read_bytes()
         for length in (0, len(whole) // 2, len(whole) - 1):
             path.write_bytes(whole[:length])
-            assert list(problems(store))
+            assert list(store_problems(store))
         path.write_bytes(whole)
 
 
@@ -63,7 +63,7 @@ def test_what_was_taken_back_is_looked_at_whatever_the_pointer_is(store):
     for sensor in ("front", "rear"):  # the second has never had a pointer
         store.withdraw(sensor, ["x"])
         (store.root / "sensors" / sensor / "withdrawn.json").write_bytes(b"{}")
-    found = list(problems(store))
+    found = list(store_problems(store))
     told = [next(name for name in ("current.json", "withdrawn.json") if name in problem) for problem in found]
     assert told == ["current.json", "withdrawn.json", "withdrawn.json"]
     assert [problem.split(":")[0] for problem in found] == ["sensor front", "sensor front", "sensor rear"]
@@ -74,7 +74,7 @@ def test_a_lost_file_is_found_unless_it_can_be_built_again(store, suffix):
     current = store.current("front")
     for path in store.root.glob(f"objects/sha256/*/*{suffix}"):
         path.unlink()
-    found = list(problems(store))
+    found = list(store_problems(store))
     assert bool(found) is (suffix != ".compiled")
     assert current is not None
 
@@ -84,13 +84,13 @@ def test_a_changed_byte_of_the_compiled_model_is_found(store):
     folder.mkdir()
     cached = folder / f"{'c' * 64}.compiled"
     cached.write_bytes(hashlib.sha256(b"engine").digest() + b"engine")
-    assert list(problems(store)) == []
+    assert list(store_problems(store)) == []
     cached.write_bytes(hashlib.sha256(b"engine").digest() + b"engina")
-    assert list(problems(store)) == [f"{cached}: damaged; the frozen model is compiled again at the next start"]
+    assert list(store_problems(store)) == [f"{cached}: damaged; the frozen model is compiled again at the next start"]
 
 
 def test_a_foreign_file_is_told(store):
     (stranger,) = [(store.root / "objects" / "sha256" / "ab" / "x.exe")]
     stranger.parent.mkdir(exist_ok=True)
     stranger.touch()
-    assert list(problems(store)) == [f"{stranger}: not of recald's making"]
+    assert list(store_problems(store)) == [f"{stranger}: not written by recald"]

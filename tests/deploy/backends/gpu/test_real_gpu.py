@@ -16,7 +16,7 @@ from deploy.backends.gpu.backend import ENGINE, unpack
 from deploy.backends.gpu.device import GpuLost
 from deploy.backends.gpu.tensorrt_library import listener, load_tensorrt_rtx
 from deploy.backends.protocol import BackendUnavailable, check_parity, choose_backend, load_backend, open_backend
-from deploy.model.precision import PRECISIONS, in_precision
+from deploy.model.precision import PRECISIONS, to_precision
 from deploy.model.program import ModelError, export_program, load_program, save_program
 from deploy.path import InferencePath
 
@@ -163,7 +163,7 @@ def test_another_homogenizer_takes_over_the_engine(backend):
 @pytest.mark.parametrize("precision", sorted(PRECISIONS.keys() - {"float32"}))
 def test_in_lower_precision_frames_and_outputs_stay_float32(gpu, precision):
     model = load_program(save_program(export_program(network(), EXAMPLE)))
-    runner = opened(load_backend("cuda"), in_precision(model, precision))
+    runner = opened(load_backend("cuda"), to_precision(model, precision))
     assert runner.run(EXAMPLE.numpy()).dtype == np.float32
     assert 1e-6 < check_parity(runner, model, torch.randn(2, *SHAPE), PRECISIONS[precision].tolerance)
 

@@ -16,9 +16,9 @@ from deploy.backends.gpu import tensorrt_library
 from deploy.backends.gpu.backend import ENGINE, unpack
 from deploy.backends.gpu.tensorrt import build_engine, parse
 from deploy.backends.gpu.tensorrt_library import listener, load_tensorrt_rtx
-from deploy.backends.onnx_export import onnx_form
+from deploy.backends.onnx_export import to_onnx
 from deploy.backends.protocol import BackendUnavailable, check_parity, load_backend
-from deploy.model.precision import in_precision
+from deploy.model.precision import to_precision
 from deploy.model.program import ModelError, export_program, load_program, save_program
 
 SHAPE = (3, 32, 32)
@@ -103,7 +103,7 @@ def definition(library, module: nn.Module, *inputs: torch.Tensor):
     """NVIDIA's definition of the network, with what must live as long."""
     heard = listener(library)
     builder = library.api.Builder(heard)
-    return parse(library, builder, onnx_form(torch.export.export(module.eval(), inputs))), builder, heard
+    return parse(library, builder, to_onnx(torch.export.export(module.eval(), inputs))), builder, heard
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -126,7 +126,7 @@ def test_inputs_outputs_and_precision_are_those_of_the_network(library, name):
     ("name", "precision", "kind"), [*((name, "float16", "HALF") for name in NETWORKS), ("resnet", "bfloat16", "BF16")]
 )
 def test_in_lower_precision_every_convolution_has_it(backend, library, name, precision, kind):
-    lower = in_precision(frozen(name), precision)
+    lower = to_precision(frozen(name), precision)
     assert unpack(backend.compile(lower, EXAMPLE))[ENGINE].numel() > 10_000
     network, *_ = definition(library, lower, EXAMPLE)
     layers = [network.get_layer(i) for i in range(network.num_layers)]
@@ -138,7 +138,7 @@ def test_in_lower_precision_every_convolution_has_it(backend, library, name, pre
 @pytest.mark.parametrize(("name", "said"), [("mobile", "read it: operator HardSwish"), ("u-net", "build it: .*deconv")])
 def test_what_it_has_not_in_a_precision_is_told_in_one_line(backend, name, said, capfd):
     with pytest.raises(ModelError, match=f"TensorRT-RTX cannot {said}") as caught:
-        backend.compile(in_precision(frozen(name), "bfloat16"), EXAMPLE)
+        backend.compile(to_precision(frozen(name), "bfloat16"), EXAMPLE)
     assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "")
 
 
