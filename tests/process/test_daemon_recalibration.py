@@ -30,7 +30,7 @@ from deploy.backends.eager import EagerBackend
 from deploy.files import digest_file
 from deploy.store.artefacts import FACTORY, ArtefactStore
 from deploy.store.dossier_archive import DossierArchive
-from deploy.store.verify import problems
+from deploy.store.verify import store_problems
 
 CLEAN, OTHER = images(256, 1), images(256, 2)
 DARK = drifted(CLEAN)
@@ -146,9 +146,9 @@ def test_headers_and_metrics_and_status_say_the_same(story: Story):
 
 
 def test_the_audit_log_names_the_dossier_of_the_fit_and_no_frame_is_on_the_disk(story: Story):
-    (filed,) = DossierArchive(story.state).filed("front")
+    (filed,) = DossierArchive(story.state).read_all("front")
     assert (filed.dossier.result, filed.dossier.candidate) == ("accepted", story.version)
-    with closing(AuditLog(audit_path(story.state), look_only=True)) as audit:
+    with closing(AuditLog(audit_path(story.state), read_only=True)) as audit:
         (fit,) = (record.content() for record in audit.records("front") if record.event == "fit")
     assert fit["dossier"] == filed.digest
     assert not list(story.state.rglob("*.png"))
@@ -268,7 +268,7 @@ def test_kills_while_swaps_are_written_down_leave_all_of_one_of_the_two(story: S
         serves, _, complaints = store.load_current("front", story.status["model"])
         assert serves in (FACTORY, story.version)
         with closing(AuditLog(store.root / "audit.sqlite")) as audit:
-            assert [*complaints, *problems(store), *audit.verify()] == []
+            assert [*complaints, *store_problems(store), *audit.verify()] == []
 
 
 # ---- an operator asks, a camera holds
@@ -389,7 +389,7 @@ def test_what_is_outside_of_the_envelope_serves_neither_after_a_restart_nor_afte
         assert status["homogenizer"] == FACTORY and status["candidate"] is None
         assert "is outside of envelope.yaml: bias" in status["last_fit"]
         assert daemon.stop()[0] == 0, daemon.log
-    with closing(AuditLog(audit_path(daemon.state), look_only=True)) as audit:
+    with closing(AuditLog(audit_path(daemon.state), read_only=True)) as audit:
         records = {record.event: record.content() for record in audit.records()}
     assert records["start"]["envelope"] == digest_file(envelope) and records["start"]["envelope_signed"] is True
     assert records["fit"]["result"] == "refused" and records["fit"]["withdrawn"] != before

@@ -40,7 +40,7 @@ def state(tmp_path: Path) -> Path:
 
 def numbers(state: Path) -> list[int]:
     """Of the records in the audit log."""
-    with closing(AuditLog(audit_path(state), look_only=True)) as audit:
+    with closing(AuditLog(audit_path(state), read_only=True)) as audit:
         return [record.number for record in audit.records()]
 
 
@@ -131,7 +131,7 @@ def killed(state: Path, tmp_path: Path) -> tuple[Path, Anchor]:
         writer.swap("front", NEW)
         writer.roll_back("rear")
         shutil.copytree(state, tmp_path / "killed")
-        with closing(AuditLog(audit_path(state), look_only=True)) as audit:
+        with closing(AuditLog(audit_path(state), read_only=True)) as audit:
             return tmp_path / "killed", audit.records()[-1].anchor
 
 

@@ -103,7 +103,7 @@ class Writer:
         active = self.serving(sensor)
         try:
             version = self.put(sensor, number)
-            retain(self.store, sensor, KEPT, spare=(active, version))
+            retain(self.store, sensor, KEPT, protected=(active, version))
             self.store.get(version, MODEL)
         except (OSError, StoreError) as error:
             self.audit_writer.record(sensor, "fit", {"result": "failed", "reason": str(error)})

@@ -24,7 +24,7 @@ from daemon.worker.fit_job import FitJob
 from daemon.worker.observe_job import observe
 from deploy.files import digest_file
 from deploy.model.card import card_path
-from deploy.model.commissioned import clean_path, load_commissioned, remove_clean, save_clean
+from deploy.model.commissioned import clean_data_path, load_clean_data, remove_clean_data, save_clean_data
 from deploy.model.frozen import FrozenModel, ModelError, load_frozen
 from deploy.store.artefacts import FACTORY, ArtefactStore
 
@@ -45,12 +45,12 @@ def measured(frozen: FrozenModel, pictures: np.ndarray) -> CleanData:
 
 def commission_model(model: Path, pictures: np.ndarray) -> FrozenModel:
     frozen = load_frozen(model)
-    save_clean(frozen, measured(frozen, pictures).tensors(), len(pictures))
+    save_clean_data(frozen, measured(frozen, pictures).tensors(), len(pictures))
     return load_frozen(model)
 
 
 def kept(frozen: FrozenModel) -> CleanData | None:
-    return load_commissioned(frozen, tap(frozen.module))
+    return load_clean_data(frozen, tap(frozen.module))
 
 
 def equal(one: CleanData, other: CleanData) -> bool:
@@ -62,7 +62,7 @@ def equal(one: CleanData, other: CleanData) -> bool:
 def stored(model: Path) -> Path:
     named = load_frozen(model).card.commissioned
     assert named is not None
-    return clean_path(model, named.sha256)
+    return clean_data_path(model, named.sha256)
 
 
 # ---- measuring
@@ -97,7 +97,7 @@ def test_what_is_written_is_read_back_and_the_model_is_unchanged(model):
     before, frozen = model.read_bytes(), load_frozen(model)
     assert kept(frozen) is None
     clean = measured(frozen, images(COUNT, seed=3))
-    save_clean(frozen, clean.tensors(), COUNT)
+    save_clean_data(frozen, clean.tensors(), COUNT)
     again = load_frozen(model)
     assert equal(kept(again), clean)
     assert kept(again).statistics.names == tap(again.module).names
@@ -107,7 +107,7 @@ def test_what_is_written_is_read_back_and_the_model_is_unchanged(model):
 
 def test_removing_leaves_nothing_behind(model):
     card = card_path(model).read_bytes()
-    remove_clean(commission_model(model, images(COUNT, seed=3)))
+    remove_clean_data(commission_model(model, images(COUNT, seed=3)))
     assert card_path(model).read_bytes() == card
     assert sorted(model.parent.iterdir()) == sorted([model, card_path(model)])
 
@@ -153,7 +153,7 @@ def test_a_damaged_file_is_refused_and_can_be_done_without(model, kind):
     damage(stored(model), kind)
     with pytest.raises(ModelError, match=r"\.safetensors: .*recald commission"):
         kept(frozen)
-    remove_clean(frozen)
+    remove_clean_data(frozen)
     assert kept(load_frozen(model)) is None
 
 
@@ -161,7 +161,7 @@ def test_a_damaged_file_is_refused_and_can_be_done_without(model, kind):
 def test_a_file_of_something_else_is_refused_even_if_the_card_names_it(model, data):
     commission_model(model, images(COUNT, seed=3))
     path, digest = stored(model), hashlib.sha256(data).hexdigest()
-    clean_path(model, digest).write_bytes(data)
+    clean_data_path(model, digest).write_bytes(data)
     card_path(model).write_text(card_path(model).read_text().replace(digest_file(path), digest))
     with pytest.raises(ModelError, match="holds no measurements|of another model"):
         kept(load_frozen(model))
@@ -171,7 +171,7 @@ def test_values_that_are_not_finite_are_refused(model):
     frozen = load_frozen(model)
     broken = measured(frozen, images(COUNT, seed=3)).tensors()
     broken["mean.1"] = torch.full_like(broken["mean.1"], torch.nan)
-    save_clean(frozen, broken, COUNT)
+    save_clean_data(frozen, broken, COUNT)
     with pytest.raises(ModelError, match="not all values are finite"):
         kept(load_frozen(model))
 
@@ -180,7 +180,7 @@ def test_measurements_of_another_shape_are_refused(model):
     frozen = load_frozen(model)
     whole = measured(frozen, images(COUNT, seed=3)).tensors()
     for name, value in whole.items():
-        save_clean(frozen, whole | {name: torch.cat([value.flatten(), value.flatten()])}, COUNT)
+        save_clean_data(frozen, whole | {name: torch.cat([value.flatten(), value.flatten()])}, COUNT)
         with pytest.raises(ModelError, match=f"{name} is missing or of another shape"):
             kept(load_frozen(model))
 
@@ -191,7 +191,7 @@ def test_files_that_no_card_names_go_with_the_next_exchange(model):
         path.write_bytes(b"")
     frozen = commission_model(model, images(COUNT, seed=3))
     assert sorted(model.parent.iterdir()) == sorted([model, card_path(model), stored(model), other])
-    save_clean(frozen, kept(frozen).tensors(), COUNT + 1)
+    save_clean_data(frozen, kept(frozen).tensors(), COUNT + 1)
     assert load_frozen(model).card.commissioned.frames == COUNT + 1 and stored(model).exists()
 
 
@@ -200,7 +200,7 @@ def test_a_model_exchanged_meanwhile_keeps_its_card(model):
     exchanged = card_path(model).read_text().replace(frozen.digest, "a" * 64)
     card_path(model).write_text(exchanged)
     with pytest.raises(ModelError, match="exchanged meanwhile"):
-        save_clean(frozen, measured(frozen, images(COUNT, seed=3)).tensors(), COUNT)
+        save_clean_data(frozen, measured(frozen, images(COUNT, seed=3)).tensors(), COUNT)
     assert card_path(model).read_text() == exchanged
 
 

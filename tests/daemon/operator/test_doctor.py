@@ -15,7 +15,7 @@ from running import Daemon, recald, write_config
 
 from daemon.cli import main
 from daemon.exit_codes import EX_CONFIG
-from deploy.backends.gpu.device import nvidia_driver
+from deploy.backends.gpu.device import nvidia_driver_version
 from deploy.backends.protocol import AUTO, BACKENDS, GPU_BACKENDS
 from deploy.files import digest_file
 from deploy.model.card import card_path
@@ -127,5 +127,5 @@ def test_a_damaged_model_and_a_state_in_the_way_are_both_told(folder: Path, tiny
 )
 def test_the_driver_is_named_by_its_version(tmp_path: Path, text: str, version: str):
     (tmp_path / "version").write_text(text)
-    assert nvidia_driver(tmp_path / "version") == version
-    assert nvidia_driver(tmp_path / "absent") is None
+    assert nvidia_driver_version(tmp_path / "version") == version
+    assert nvidia_driver_version(tmp_path / "absent") is None

@@ -105,8 +105,8 @@ class Desk:
         for _ in range(3):
             machine.compared(True)
         assert machine.step(1.0, Facts()) is None and machine.state is State.AWAITING_APPROVAL
-        record: Any = self.record
-        self.orders = Orders(unused, record)
+        audit_writer: Any = SimpleNamespace(record=self.record)
+        self.orders = Orders(unused, audit_writer)
 
     def record(self, sensor: str, event: str, details: dict[str, Any]) -> None:
         self.records.append((event, details))

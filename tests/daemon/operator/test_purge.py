@@ -46,7 +46,7 @@ def test_frames_go_and_the_log_tells_who_ordered_it(place, monkeypatch, capsys):
             ("rear", "frames purged", {"count": 1, "by": "ada"}),
             ("", "frames purged", {"count": 2, "by": "ada"}),
         ]
-    assert place.frames() == 0 and len(place.archive.filed()) == 2
+    assert place.frames() == 0 and len(place.archive.read_all()) == 2
     assert capsys.readouterr().out.startswith("rear: 1 kept frame(s) deleted")
 
 

@@ -96,7 +96,7 @@ class Place:
     def html(self) -> str:
         """Of the newest."""
         chronicle = Chronicle.read(audit_path(self.state))
-        return render(self.archive.filed()[0], chronicle, self.archive, self.store, AT + 60)
+        return render(self.archive.read_all()[0], chronicle, self.archive, self.store, AT + 60)
 
     def report(self, *arguments: str | Path) -> int:
         return main(["report", "--config", str(self.config), *map(str, arguments)])
@@ -141,7 +141,7 @@ def test_what_serves_is_told_with_all_it_goes_by(place):
 
 
 def place_records(place: Place) -> list[Any]:
-    with closing(AuditLog(audit_path(place.state), look_only=True)) as audit:
+    with closing(AuditLog(audit_path(place.state), read_only=True)) as audit:
         return audit.records("front")
 
 
