@@ -1,7 +1,7 @@
-"""Φ compiled where that takes minutes: in a process of its own, while something else serves.
+"""Builds the engine of Φ in a process of its own where that takes minutes, while a stand-in serves Φ.
 
-What it makes is kept in the state directory for the next start, and handed over through a pipe, so that a full disk
-costs the next start its time and not this one its service.
+That process keeps the engine in the state directory for the next start, and also sends it to the daemon through a
+pipe. So a full disk costs the next start another build, and this daemon nothing.
 """
 
 from __future__ import annotations
@@ -21,19 +21,24 @@ from typing import BinaryIO
 
 from daemon.config import Config
 from daemon.exit_codes import EX_CONFIG
-from daemon.model.served_model import ServedModel, Unservable, open_runner
-from daemon.niceness import step_back
+from daemon.model.served_model import ServedModel, open_runner
+from daemon.niceness import lower_priority
 from deploy.backends.engine_cache import ModelCache
 from deploy.backends.protocol import Runner, load_backend
 from deploy.model.frozen import load_frozen
 from deploy.model.program import ModelError
 
-WATCH_S = 1.0  # how often it is looked whether the daemon is still there
+PARENT_CHECK_S = 1.0  # how often the process checks that the daemon still runs
+
 log = logging.getLogger(__name__)
 
 
+class EngineBuildError(ModelError):
+    """The requested backend cannot compile the model, or computes something else. Found while a stand-in serves."""
+
+
 class EngineBuild:
-    """Begins at once. `close` from any thread."""
+    """One build, from now on; `close` may be called by any thread."""
 
     def __init__(self, config: Config, model: ServedModel):
         arguments = ["--model", config.model.path, "--backend", model.backend.name]
@@ -44,82 +49,73 @@ class EngineBuild:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C in a terminal is for the daemon, which ends it
+            start_new_session=True,  # Ctrl-C in a terminal is for the daemon, which ends this process
         )
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="compile")
-        self._opened = self._executor.submit(self._open)
+        self._runner = self._executor.submit(self._open)
         self._taken = False
 
     @property
-    def told(self) -> str:
-        """For a person who waits."""
+    def progress(self) -> str:
+        """Progress text for `systemctl status`."""
         return f"compiling with {self._model.backend.name} for {time.monotonic() - self._began:.0f} s"
 
     @property
     def done(self) -> bool:
-        return self._opened.done()
+        """Whether `take` returns or raises at once."""
+        return self._runner.done()
 
     def take(self) -> Runner:
-        """What was made, loaded and compared: the caller's to close.
+        """Return the built engine, loaded and compared with the model; the caller closes it.
 
-        Unservable where it cannot be made or differs, OSError where the process did not live to make it.
+        Raises EngineBuildError where the model cannot be built or differs, OSError where the process died.
         """
         self._taken = True
-        return self._opened.result()
+        return self._runner.result()
 
     def close(self) -> None:
-        """End it, whatever it does; what nobody took is closed."""
+        """End the build; close its runner where nobody took it."""
         self._process.kill()
         self._executor.shutdown(wait=True)
-        if not self._taken and self._opened.exception() is None:
-            self._opened.result().close()
+        if not self._taken and self._runner.exception() is None:
+            self._runner.result().close()
 
     def _open(self) -> Runner:
         try:
-            return open_runner(self._config, self._model.backend, self._model.frozen, self._wait())
+            return open_runner(self._config, self._model.backend, self._model.frozen, self._receive_engine())
         except ModelError as error:
-            raise Unservable(str(error)) from error
+            raise EngineBuildError(str(error)) from error
 
-    def _wait(self) -> bytes:
-        made, errors = self._process.communicate()
-        said, code = errors.decode(errors="replace").strip(), self._process.returncode
-        what, last = f"compiling the model with {self._model.backend.name}", said.rpartition("\n")[2]
+    def _receive_engine(self) -> bytes:
+        """Wait for the process to end, and return the engine it wrote to its standard output."""
+        engine, errors = self._process.communicate()
+        messages, code = errors.decode(errors="replace").strip(), self._process.returncode
+        step, last = f"compiling the model with {self._model.backend.name}", messages.rpartition("\n")[2]
         if code == EX_CONFIG:
             raise ModelError(last)
         if code:
-            raise OSError(f"{what} ended with {code}: {last or 'it gives no reason'}")
-        if said:
-            log.warning("%s: %s", what, said)
-        return made
+            raise OSError(f"{step} ended with {code}: {last or 'it gives no reason'}")
+        if messages:
+            log.warning("%s: %s", step, messages)
+        return engine
 
 
-def _end_with(daemon: int) -> None:
-    """A daemon that is killed cannot end this process, which would go on beside the next one's."""
-    while os.getppid() == daemon:
-        time.sleep(WATCH_S)
-    os._exit(1)
-
-
-@contextmanager
-def _own_output() -> Iterator[BinaryIO]:
-    """What was standard output, where libraries may no longer print."""
-    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as output:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        yield output
+# ---- the process
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Build the engine and write it to standard output; return EX_CONFIG where the model cannot be built."""
     parser = argparse.ArgumentParser(description="started by recald run")
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--backend", required=True)
     parser.add_argument("--precision", required=True)
     parser.add_argument("--state", type=Path, required=True)
-    parser.add_argument("--daemon", type=int, required=True, help="whose child it is, and with which it ends")
+    parser.add_argument("--daemon", type=int, required=True, help="process id of the daemon; this process ends with it")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s")
-    step_back()
+    lower_priority()
     threading.Thread(target=_end_with, args=(args.daemon,), daemon=True).start()
-    with _own_output() as output:
+    with _exclusive_output() as output:
         try:
             cache = ModelCache(load_backend(args.backend), load_frozen(args.model), args.precision, args.state)
             output.write(cache.get())
@@ -127,6 +123,21 @@ def main(argv: list[str] | None = None) -> int:
             print(" ".join(str(error).split()), file=sys.stderr)
             return EX_CONFIG
     return 0
+
+
+def _end_with(daemon: int) -> None:
+    """End this process when the daemon is gone: a killed daemon cannot end it, and it would slow down the next one."""
+    while os.getppid() == daemon:
+        time.sleep(PARENT_CHECK_S)
+    os._exit(1)
+
+
+@contextmanager
+def _exclusive_output() -> Iterator[BinaryIO]:
+    """Yield the standard output for the engine alone; whatever libraries print goes to standard error."""
+    with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as output:
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        yield output
 
 
 if __name__ == "__main__":

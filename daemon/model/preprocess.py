@@ -1,4 +1,4 @@
-"""From camera images to the frozen model's normalised input, as its card says."""
+"""Convert camera images into the frozen model's normalised input, as the model card says."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 
 from deploy.model.card import ModelCard
 
-CONVERSIONS = {  # by dimensions, blue first or not, and the channels that the model wants
+COLOUR_CONVERSIONS = {  # by dimensions of the image, whether blue is first, and channels of the model
     (2, False, 3): cv2.COLOR_GRAY2RGB,
     (3, False, 1): cv2.COLOR_RGB2GRAY,
     (3, True, 1): cv2.COLOR_BGR2GRAY,
@@ -16,29 +16,29 @@ CONVERSIONS = {  # by dimensions, blue first or not, and the channels that the m
 
 
 class Preprocessor:
-    """Makes images of the card's size and order, and normalises stacks of them."""
+    """Converts images to the size and channels of the card, and normalises stacks of them."""
 
     def __init__(self, card: ModelCard):
         self._height, self._width = card.input.height, card.input.width
         self._channels = card.input.channels
         mean = np.asarray(card.normalisation.mean).reshape(-1, 1, 1)
         std = np.asarray(card.normalisation.std).reshape(-1, 1, 1)
-        # (v / 255 - mean) / std as one multiplication and one addition, worked out in double precision
+        # (v / 255 - mean) / std as one multiplication and one addition, computed in double precision
         self._scale = (1 / (255 * std)).astype(np.float32)  # (C, 1, 1)
         self._offset = (-mean / std).astype(np.float32)
 
     def to_input_image(self, image: np.ndarray) -> np.ndarray:
-        """Turn (H, W, 3) RGB or (H, W) grey, uint8, uint16 or float in 0..255, into (h, w, C) uint8 of its own.
+        """Convert (H, W, 3) RGB or (H, W) grey, uint8, uint16 or float32 in 0..255, into a new array (h, w, C) uint8.
 
-        Order and depth are changed last, when the image is small.
+        The image is resized first: channels and depth are then converted on fewer pixels.
         """
-        blue_first = image.ndim == 3 and image.strides[2] < 0  # OpenCV would copy it to turn it round
+        blue_first = image.ndim == 3 and image.strides[2] < 0  # OpenCV would copy such a view
         pixels = _to_bytes(self._resize(image[:, :, ::-1] if blue_first else image))
-        conversion = CONVERSIONS.get((pixels.ndim, blue_first, self._channels))
+        conversion = COLOUR_CONVERSIONS.get((pixels.ndim, blue_first, self._channels))
         if conversion is not None:
             pixels = cv2.cvtColor(pixels, conversion)
         elif np.may_share_memory(pixels, image):
-            pixels = pixels.copy()  # a view would keep the whole message alive
+            pixels = pixels.copy()  # a view would keep the whole message in memory
         return pixels.reshape(self._height, self._width, self._channels)
 
     def _resize(self, image: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ class Preprocessor:
         return cv2.resize(image, (self._width, self._height), interpolation=method)
 
     def normalise(self, images: np.ndarray) -> np.ndarray:
-        """Turn (N, h, w, C) uint8 into (N, C, h, w) float32, contiguous."""
+        """Return images (N, h, w, C) uint8 as the model's normalised input (N, C, h, w) float32, contiguous."""
         planes = images.transpose(0, 3, 1, 2)
         normalised = np.empty(planes.shape, np.float32)
         np.multiply(planes, self._scale, out=normalised)
@@ -59,7 +59,7 @@ class Preprocessor:
 
 
 def _to_bytes(image: np.ndarray) -> np.ndarray:
-    """Round to uint8, in one pass; resizing floats may overshoot, which is cut off."""
+    """Round to uint8 in one pass, and clip: resizing floats may overshoot."""
     if image.dtype == np.uint8:
         return image
     scale = 255 / 65535 if image.dtype == np.uint16 else 1.0

@@ -1,4 +1,4 @@
-"""What has to hold before the first frame: a state directory of its own, the right model, proven homogenizers."""
+"""The frozen model Φ as the daemon serves it: loaded, checked against its pin, compiled, and proven."""
 
 from __future__ import annotations
 
@@ -11,27 +11,24 @@ import torch
 from calibrate.features.taps import tap
 from daemon.config import Config
 from daemon.model.preprocess import Preprocessor
-from daemon.systemd_notify import Notifier, asking_for_patience
+from daemon.systemd_notify import Notifier, extending_timeout
 from deploy.backends.engine_cache import ModelCache
 from deploy.backends.protocol import Backend, ParityError, Runner, check_parity, open_backend
-from deploy.model.commissioned import load_commissioned
+from deploy.model.commissioned import load_clean_data
 from deploy.model.frozen import FrozenModel, ModelError, load_frozen
 from deploy.model.precision import PRECISIONS
 
-NOISE_FRAMES = 2  # of noise: at a start there are no frames yet to prove a homogenizer on
+GOLDEN_NOISE_FRAMES = 2  # at a start there are no camera frames yet to prove a network on
 
 log = logging.getLogger(__name__)
 
 
-class Unservable(ModelError):
-    """The backend that was asked for refuses the model, found out while another one served it."""
-
-
 @dataclass(frozen=True)
 class ServedModel:
-    """Φ as it serves, and what its card says about frames.
+    """Φ with the runner that serves it.
 
-    `served_by`: the backend of `runner`, another than `backend` until that one has built its engine.
+    `backend` is the requested one. `served_by` names the backend of `runner`: a stand-in, until the requested one has
+    built its engine.
     """
 
     frozen: FrozenModel
@@ -45,35 +42,68 @@ class ServedModel:
         return self.frozen.digest
 
     @property
-    def stands_in(self) -> bool:
-        return self.served_by != self.backend.name
-
-    def served_as_asked(self, runner: Runner) -> ServedModel:
-        return replace(self, runner=runner, served_by=self.backend.name)
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, h, w)."""
+        return self.frozen.card.input.shape
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
-        return self.frozen.card.input.shape
+    def has_stand_in(self) -> bool:
+        """Whether another backend than the requested one serves."""
+        return self.served_by != self.backend.name
+
+    def with_requested_backend(self, runner: Runner) -> ServedModel:
+        """Return the same model, served by a runner of the requested backend."""
+        return replace(self, runner=runner, served_by=self.backend.name)
 
 
 def open_model(config: Config, notifier: Notifier) -> ServedModel:
-    """Load Φ, refuse any other than the pinned one, compile it or take it from the cache, and prove it.
+    """Load Φ, compare its hash with the pinned one, compile it or take it from the cache, and prove it.
 
-    Where compiling it takes minutes, its backend's stand-in serves it until a EngineBuild has what was asked for.
+    Where compiling takes minutes, the backend's stand-in serves until an EngineBuild has built the engine. Raises
+    ModelError for a model or commissioned statistics that cannot be used, BackendUnavailable for the backend.
     """
     backend = open_backend(config.model.backend)
     notifier.status("loading the frozen model")
-    frozen = load_frozen(config.model.path)
-    _refuse_other_model(frozen, config.model.sha256)
-    load_commissioned(frozen, tap(frozen.module))  # what cannot be used is told now, not at the first drift
-    stand_in = _stand_in(config, backend, frozen, notifier)
-    if stand_in is not None:
-        return stand_in
-    return _opened(config, backend, backend, frozen, notifier)
+    frozen, pinned = load_frozen(config.model.path), config.model.sha256
+    if pinned is not None and frozen.digest != pinned:
+        raise ModelError(
+            f"{frozen.path}: its SHA-256 is {frozen.digest}, model.sha256 in the configuration pins {pinned}: "
+            "deploy the certified model, or change the pin on purpose"
+        )
+    load_clean_data(frozen, tap(frozen.module))  # so that its errors show at the start, not at the first drift
+    served = _open_stand_in(config, backend, frozen, notifier)
+    return served or _open_with(config, backend, backend, frozen, notifier)
+
+
+def _open_stand_in(config: Config, backend: Backend, frozen: FrozenModel, notifier: Notifier) -> ServedModel | None:
+    """Open the stand-in that serves while `backend` compiles; None where none is needed, or none can run the model."""
+    if backend.stand_in is None or _cache(config, backend, frozen).is_cached():
+        return None
+    try:
+        return _open_with(config, backend, open_backend(backend.stand_in), frozen, notifier)
+    except ModelError as error:
+        log.warning("nothing serves until the engine of %s is built: %s", backend.name, error)
+        return None
+
+
+def _open_with(
+    config: Config, requested: Backend, serving: Backend, frozen: FrozenModel, notifier: Notifier
+) -> ServedModel:
+    notifier.status(f"compiling the frozen model with {serving.name}")
+    with extending_timeout(notifier):
+        runner = open_runner(config, serving, frozen, _cache(config, serving, frozen).get())
+    return ServedModel(frozen, requested, runner, Preprocessor(frozen.card), serving.name)
+
+
+def _cache(config: Config, backend: Backend, frozen: FrozenModel) -> ModelCache:
+    return ModelCache(backend, frozen, config.model.precision, config.state.directory)
 
 
 def open_runner(config: Config, backend: Backend, frozen: FrozenModel, compiled: bytes) -> Runner:
-    """Load what `backend` compiled, and compare it with the eager network on golden frames. Raises ModelError."""
+    """Load the compiled form of Φ and compare it with the eager network on golden frames.
+
+    Raises ModelError where the two differ, or the compiled form does not run.
+    """
     runner = backend.load(compiled, config.model.thread_count)
     golden = torch.from_numpy(golden_noise(frozen.card.input.shape))
     tolerance = PRECISIONS[config.model.precision].tolerance
@@ -86,36 +116,6 @@ def open_runner(config: Config, backend: Backend, frozen: FrozenModel, compiled:
     return runner
 
 
-def model_cache(config: Config, backend: Backend, frozen: FrozenModel) -> ModelCache:
-    return ModelCache(backend, frozen, config.model.precision, config.state.directory)
-
-
 def golden_noise(shape: tuple[int, int, int]) -> np.ndarray:
-    """(n, C, H, W), always the same."""
-    return np.random.default_rng(0).standard_normal((NOISE_FRAMES, *shape), np.float32)
-
-
-def _stand_in(config: Config, backend: Backend, frozen: FrozenModel, notifier: Notifier) -> ServedModel | None:
-    """What serves while `backend` compiles; None where it need not, or where nothing can."""
-    if backend.stand_in is None or model_cache(config, backend, frozen).holds():
-        return None
-    try:
-        return _opened(config, backend, open_backend(backend.stand_in), frozen, notifier)
-    except ModelError as error:
-        log.warning("nothing serves until the engine of %s is built: %s", backend.name, error)
-        return None
-
-
-def _opened(config: Config, backend: Backend, serving: Backend, frozen: FrozenModel, notifier: Notifier) -> ServedModel:
-    notifier.status(f"compiling the frozen model with {serving.name}")
-    with asking_for_patience(notifier):
-        runner = open_runner(config, serving, frozen, model_cache(config, serving, frozen).get())
-    return ServedModel(frozen, backend, runner, Preprocessor(frozen.card), serving.name)
-
-
-def _refuse_other_model(frozen: FrozenModel, pinned: str | None) -> None:
-    if pinned is not None and frozen.digest != pinned:
-        raise ModelError(
-            f"{frozen.path}: its SHA-256 is {frozen.digest}, model.sha256 in the configuration pins {pinned}: "
-            "deploy the certified model, or change the pin on purpose"
-        )
+    """Return golden frames (GOLDEN_NOISE_FRAMES, C, H, W) float32 of Gaussian noise, the same at every call."""
+    return np.random.default_rng(0).standard_normal((GOLDEN_NOISE_FRAMES, *shape), np.float32)
