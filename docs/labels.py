@@ -1,0 +1,110 @@
+"""The closed label values of the metrics, and what each means. tests/docs compares them with the code."""
+
+from __future__ import annotations
+
+from daemon.states import Result, State
+
+DROP_REASONS = {
+    "superseded": "A newer frame of the same sensor arrived before this one was served. Only the newest matters.",
+    "inference": "The model failed on this frame with no homogenizer in front of it.",
+    "parts": "The message has neither 3 parts (recald) nor 2 (imagezmq).",
+    "sensor": "The message names no configured sensor. It counts under the sensor `unknown`.",
+    "header": "The header is longer than 64 KiB, is not one JSON object in UTF-8, has a key twice, or has a field that "
+    "is missing, of a wrong type or out of bounds.",
+    "version": "`v` is not 1.",
+    "encoding": "`encoding` is not known.",
+    "size": "`step` is less than a row, the payload is not `step` * `height` bytes, or a compressed image has another "
+    "size than the header says, or more than 67,108,864 pixels.",
+    "stale": "The frame is older than `input.max_age`.",
+    "future": "The frame was acquired more than 1 s after now.",
+    "decode": "The payload is no whole JPEG or PNG.",
+    "nonfinite": "A float image holds NaN or infinity.",
+}
+
+FRAME_REFUSALS = {
+    "superseded": "Nothing, if the results are fast enough. Else send fewer frames, or take a faster backend.",
+    "inference": "See the daemon's log.",
+    "parts": "Send `[sensor/, header, payload]`.",
+    "sensor": "Compare the id that the camera sends with `sensors` in the configuration.",
+    "header": "Read the message in the log (level DEBUG); compare with the table above.",
+    "version": 'Send `"v": 1`.',
+    "encoding": "Convert the frame, or name its encoding as below.",
+    "size": "Compute `step` and the payload's length again; a raw row may have padding, and `step` counts it.",
+    "stale": "Synchronise the clocks of camera and device; look for a queue between them.",
+    "future": "Synchronise the clocks.",
+    "decode": "Send the file whole, from its first to its last byte.",
+    "nonfinite": "Repair the camera's conversion; values are 0..1.",
+}
+
+SAMPLE_REASONS = {
+    "blank": "No structure at all: a covered lens or a black frame. Drift checks still see it.",
+    "saturated": "More than 99 % of the values are 0 or 255. Drift checks still see it.",
+    "frozen": "Equal to one of the last four frames, bit by bit: the driver or the camera is stuck.",
+    "duplicate": "The same scene as the last kept frame, less than 1 s after it.",
+}
+
+ROLLBACK_REASONS = {
+    "regress": "On probation the homogenizer before was better, twice in a row.",
+    "latency": "On probation a frame took more than twice as long as expected, and 2 ms more.",
+    "error": "The homogenizer failed on a frame, or made the output not finite.",
+    "operator": "`recald rollback`.",
+}
+
+RESULTS = {
+    Result.ACCEPTED: "A fitted candidate was judged better; it goes on to the shadow run.",
+    Result.RECALLED: "A homogenizer that served before is right again; it goes on to the shadow run.",
+    Result.FACTORY: "The frames are clean without a homogenizer.",
+    Result.UNNEEDED: "The frames are clean as they are served.",
+    Result.SHADOWED: "It was better, and `recalibrate.mode` is `shadow`.",
+    Result.REJECTED: "It was not better.",
+    Result.REFUSED: "The operator rejected it, or it lies outside of the envelope.",
+    Result.OUTDATED: "Another homogenizer came to serve in the meantime, or the drift was over.",
+    Result.FAILED: "Something broke; the log says what.",
+    Result.TIMEOUT: "It took longer than `recalibrate.timeout` and was stopped.",
+}
+FIT_RESULTS = [result for result in RESULTS if result is not Result.SHADOWED]
+SWAP_RESULTS = [Result.SHADOWED, Result.REJECTED, Result.REFUSED, Result.OUTDATED]
+
+STATES = {
+    State.FACTORY: "At rest; no homogenizer serves (the identity).",
+    State.COLLECTING: "Frames for a fit are being collected.",
+    State.FITTING: "The worker fits a homogenizer.",
+    State.JUDGING: "The worker compares the candidate with what serves, on frames that were not fitted to.",
+    State.COMPILING: "The worker compiles, checks and stores the candidate.",
+    State.SHADOW: "The candidate runs beside what serves, on new frames.",
+    State.AWAITING_APPROVAL: "The candidate waits for `recald approve` or `recald reject`.",
+    State.PROBATION: "The new homogenizer serves, and is compared with the one before.",
+    State.ACTIVE: "At rest; a fitted homogenizer serves.",
+    State.ROLLED_BACK: "At rest after a rollback, until the back-off is over.",
+    State.FAILED: "At rest after a fit that broke, until the back-off is over.",
+    State.INVALID: "At rest after three tries that led to nothing while the alarm lasts: do not rely on the results.",
+}
+
+LABEL_VALUES: dict[tuple[str, str], dict[str, str]] = {
+    ("recald_frames_dropped_total", "reason"): DROP_REASONS,
+    ("recald_samples_rejected_total", "reason"): SAMPLE_REASONS,
+    ("recald_stage_duration_seconds", "stage"): {
+        "decode": "Payload to image.",
+        "preprocess": "Image to the model's input: resize, channels, normalise.",
+        "infer": "Homogenizer and model.",
+        "publish": "Result to the socket.",
+    },
+    ("recald_drift_score", "stage"): {
+        "raw": "Frames as the camera sends them.",
+        "homogenized": "Frames as the model gets them; the alarm looks at this one.",
+    },
+    ("recald_accuracy_proxy_ratio", "proxy"): {
+        "confidence": "Mean of the largest probability.",
+        "certainty": "1 - mean entropy / log(number of classes).",
+    },
+    ("recald_calibration_state", "recald_calibration_state"): {s.value: text for s, text in STATES.items()},
+    ("recald_fits_total", "result"): {result.value: RESULTS[result] for result in FIT_RESULTS},
+    ("recald_swaps_total", "result"): {"committed": "It serves."} | {r.value: RESULTS[r] for r in SWAP_RESULTS},
+    ("recald_rollbacks_total", "reason"): ROLLBACK_REASONS,
+    ("recald_homogenizer_info", "source"): {
+        "factory": "No homogenizer; the identity.",
+        "fit": "A candidate that was committed.",
+        "rollback": "A rollback.",
+        "restored": "The one that served before the restart.",
+    },
+}

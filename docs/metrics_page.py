@@ -1,0 +1,75 @@
+"""metrics.md: every metric, from the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+
+from daemon.metrics import Metrics
+from docs.labels import LABEL_VALUES
+from docs.markdown import table
+
+
+def metrics() -> str:
+    """Describe every metric: type, labels, unit, meaning, and the values of its labels."""
+    registry = CollectorRegistry()
+    families = [metric for metric in vars(Metrics(registry)).values() if hasattr(metric, "_labelnames")]
+    parts = [
+        "# Metrics",
+        "`http://127.0.0.1:9748/metrics`, for Prometheus ([`metrics`](configuration.md#metrics) in the configuration). "
+        "A counter only rises until a restart. A histogram has the series `_bucket`, `_sum` and `_count`. The label "
+        "`sensor` is the id of the camera; frames that name no configured sensor count under `unknown`. Beside these "
+        "the endpoint has the metrics of the Python process, `python_` and `process_`.",
+        table(("metric", "type", "labels", "unit", "meaning"), map(_metric_row, families)),
+        "## Values of the labels",
+        *_label_tables(),
+        "The labels `sensor`, `version`, `torch`, `backend`, `digest` and `layer` are open: ids, versions, names. At "
+        "most 64 layers are exported.",
+        "## Buckets",
+        table(
+            ("histogram", "upper bounds, s"),
+            ((f"`{m._name}`", _buckets(m)) for m in families if m._type == "histogram"),
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _metric_row(metric: Any) -> list[str]:
+    kind = "enum (gauge)" if metric._type == "stateset" else metric._type
+    labels = [*metric._labelnames, *([metric._name] if metric._type == "stateset" else [])]
+    return [
+        f"`{_full_name(metric)}`",
+        kind,
+        " ".join(f"`{label}`" for label in labels),
+        _unit(_full_name(metric)),
+        metric._documentation,
+    ]
+
+
+def _full_name(metric: Any) -> str:
+    return metric._name + ("_total" if metric._type == "counter" else "")
+
+
+def _unit(name: str) -> str:
+    units = {
+        "_timestamp_seconds": "s since 1970",
+        "_seconds": "s",
+        "_ratio": "0 to 1",
+        "_total": "count",
+        "_info": "1",
+        "drift_score": "standard errors",
+        "drift_evidence": "s",
+    }
+    return next((unit for suffix, unit in units.items() if name.endswith(suffix)), "0 or 1")
+
+
+def _label_tables() -> Iterator[str]:
+    for (metric, label), values in LABEL_VALUES.items():
+        yield f"### {metric}\n\nLabel `{label}`; these are all values."
+        yield table(("value", "meaning"), ((f"`{value}`", meaning) for value, meaning in values.items()))
+
+
+def _buckets(metric: Any) -> str:
+    return " ".join(f"{bound:g}" for bound in metric._kwargs["buckets"])
