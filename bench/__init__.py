@@ -1,1 +1,1 @@
-"""Measured claims: each file measures one, prints a table and writes JSON (keys: bench/README.md)."""
+"""Measured claims: each bench measures one, prints tables and writes JSON (bench/README.md)."""

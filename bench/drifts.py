@@ -1,11 +1,10 @@
-"""Drift by drift: accuracy clean, drifted and as served, with the judge deciding, on CIFAR-10 and on traffic signs."""
+"""The judge lets a fit serve where it helps and refuses it where it harms: 16 kinds of drift, two data sets."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,11 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench.arguments import add_data, add_state
 from bench.material import training
 from bench.material.cifar import LIMITS, accuracy, lossless, network, normalise
-from bench.report import append_row, read_rows, show
+from bench.provenance import MATERIAL, METHOD
+from bench.report import show_rows
+from bench.state_file import append_line, read_lines
 from calibrate import FitConfig, FitError, Limits, fit, tap
-from calibrate.judge import Verdict, champions, judge, needs_no_fit
+from calibrate.judge import champions, judge, needs_no_fit
 from calibrate.scoring.extent import Extent
 from calibrate.scoring.scorer import Scorer
 from calibrate.source.training import shape_of
@@ -27,14 +29,16 @@ from daemon.config import DriftConfig
 from daemon.images import read_npz
 from daemon.simulation.drifts import Drift, parse_drift
 
+CODE = (*METHOD, *MATERIAL, "bench/drifts.py")
+
 STRENGTHS = ("mild", "medium", "strong")
-DRIFTS = {  # in the order of the light's way, for 32x32 pixels
+DRIFTS = {  # in the order in which light and signal meet them, for 32x32 pixels
     "haze": ("haze=0.15", "haze=0.3", "haze=0.5"),
     "motion blur": ("motion-blur=2", "motion-blur=3", "motion-blur=5"),
     "defocus": ("blur=0.5", "blur=0.8", "blur=1.2"),
     "vignetting": ("vignetting=0.3", "vignetting=0.5", "vignetting=0.8"),
     "underexposure": ("exposure=-0.5", "exposure=-1", "exposure=-2"),
-    "overexposure": ("exposure=0.3", "exposure=0.6", "exposure=1"),  # what is clipped is gone
+    "overexposure": ("exposure=0.3", "exposure=0.6", "exposure=1"),  # clipped values cannot come back
     "cross-talk": ("cross-talk=0.1", "cross-talk=0.25", "cross-talk=0.4"),
     "fixed pattern": ("fixed-pattern=6", "fixed-pattern=12", "fixed-pattern=24"),
     "temporal noise": ("temporal-noise=5", "temporal-noise=10", "temporal-noise=20"),
@@ -46,17 +50,17 @@ DRIFTS = {  # in the order of the light's way, for 32x32 pixels
     "gamma": ("gamma=1.2", "gamma=1.5", "gamma=2.2"),
     "jpeg": ("jpeg=50", "jpeg=25", "jpeg=10"),
 }
-NONE = "none"  # the camera without drift: nothing may change
+NONE = "none"  # a camera without drift: nothing may change
 FIT_FRAMES, JUDGE_FRAMES, TEST_IMAGES = 512, 128, 1024
-SEED = 13  # 0 to 9 are for choosing methods and settings on; 10 to 12 showed what they lacked
-BAND = DriftConfig().threshold  # the drift score up to which frames count as clean
-KEY = ("data", "drift", "strength", "text", "seed")  # what tells rows apart
+SEED = 13  # seeds 0 to 9 are for choosing methods and settings; 10 to 12 showed what these lacked
+BAND = DriftConfig().threshold  # drift score up to which frames count as clean
+KEY = ("data", "drift", "strength", "text", "seed")  # identifies a row
 
 Row = dict[str, Any]
 
 
 class Subject(NamedTuple):
-    """A frozen network, unlabelled frames to fit and judge on, test images; all images (N, H, W, 3) uint8."""
+    """A frozen network, unlabelled frames to fit and judge on, and test images; all images (N, H, W, 3) uint8."""
 
     network: nn.Module
     limits: Limits
@@ -83,30 +87,30 @@ SUBJECTS = {"CIFAR-10": cifar10, "GTSRB": gtsrb}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    default = Path(os.environ.get("RECALD_DATA", "../shared/data"))
+    add_data(parser, "CIFAR-10, GTSRB and networks")
+    add_state(parser)
     add = parser.add_argument
-    add("--data", type=Path, default=default, help="CIFAR-10, GTSRB and networks (%(default)s)")
-    add("--state", type=Path, help="JSON lines: rows are added as they are measured, those there are not run again")
     add("--seed", type=int, default=SEED, help="of the drifts and the fits (%(default)d)")
     names = (*SUBJECTS, *DRIFTS, NONE, *STRENGTHS)
     add("--only", nargs="+", choices=names, metavar="NAME", help=f"rows with all of these names: {', '.join(names)}")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    kept = {_key(row): row for row in read_rows(args.state)}
+    finished = {_key(row): row for row in read_lines(args.state)}
     subject = lru_cache(maxsize=1)(lambda name: SUBJECTS[name](args.data))
     rows = []
     for name, drift, strength, text in cases(args.only or ()):
         key = {"data": name, "drift": drift, "strength": strength, "text": text, "seed": args.seed}
-        row = kept.get(_key(key))
+        row = finished.get(_key(key))
         if row is None:
             row = key | measure_one(subject(name), parse_drift(text, args.seed))
-            append_row(args.state, row)
+            append_line(args.state, row)
         print(f"{name}, {_title(row)}: {row['drifted']:.2f} to {row['served']:.2f}, {row['verdict']}", flush=True)
         rows.append(row)
     summary = {name: summarise(part) for name in SUBJECTS if (part := [r for r in rows if r["data"] == name])}
-    _table(rows, summary)
+    _show_tables(rows, summary)
     return {
+        "seeds": {"drift": args.seed, "fit": args.seed},
         "settings": {"fit_frames": FIT_FRAMES, "judge_frames": JUDGE_FRAMES, "test_images": TEST_IMAGES}
         | {"band": BAND, "seed": args.seed, "fit": vars(FitConfig())},
         "rows": rows,
@@ -114,8 +118,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def cases(only: tuple[str, ...] | list[str]) -> Iterator[tuple[str, str, str, str]]:
-    """Data, drift, strength and the drift as `parse_drift` reads it, of the rows that carry all these names."""
+def cases(only: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
+    """Yield data, drift, strength and the drift's text of the rows that have all of these names."""
     for data in SUBJECTS:
         for drift, texts in ((NONE, ("",)), *DRIFTS.items()):
             for strength, text in zip(STRENGTHS if drift != NONE else (NONE,), texts, strict=True):
@@ -124,7 +128,7 @@ def cases(only: tuple[str, ...] | list[str]) -> Iterator[tuple[str, str, str, st
 
 
 def measure_one(subject: Subject, drift: Drift) -> Row:
-    """Let a camera drift, recalibrate as the daemon does, and count what the network names right before and after."""
+    """Let a camera drift, recalibrate as the daemon does, and measure the accuracy before and after."""
     test, labels = subject.images[:TEST_IMAGES], subject.labels[:TEST_IMAGES]
     model = subject.network
     drifted = _frames(subject, drift, test, FIT_FRAMES + JUDGE_FRAMES)
@@ -135,12 +139,12 @@ def measure_one(subject: Subject, drift: Drift) -> Row:
 
 
 def _frames(subject: Subject, drift: Drift, images: np.ndarray, first: int) -> Tensor:
-    """Drifted frames as the network takes them; `first` is the number of the first one, for noise of its own."""
+    """Return the drifted frames, normalised; `first` is the number of the first one, which selects its noise."""
     return subject.normalise(np.stack([drift(image, first + i) for i, image in enumerate(images)]))
 
 
-def _recalibrate(subject: Subject, drift: Drift, accurate: Callable[[nn.Module], float]) -> Row:
-    """What the daemon's worker does with its frames, and how accurate the candidate is."""
+def _recalibrate(subject: Subject, drift: Drift, measure_accuracy: Callable[[nn.Module], float]) -> Row:
+    """Do what the daemon's worker does with its frames, and measure the accuracy of the candidate."""
     frames = _frames(subject, drift, subject.unlabelled[: FIT_FRAMES + JUDGE_FRAMES], 0)
     held_out = frames[FIT_FRAMES:]
     scorer = Scorer.of(tap(subject.network), shape_of(frames), subject.limits)
@@ -156,16 +160,14 @@ def _recalibrate(subject: Subject, drift: Drift, accurate: Callable[[nn.Module],
         return row | {"verdict": "failed", "reason": str(error)}
     candidate = fitted.homogenizer.eval()
     verdict = judge(scorer, candidate, held_out, against, BAND)
-    fit_of_it = {"seconds": fitted.seconds, "start": fitted.start, "extent": asdict(Extent.of(fitted.homogenizer))}
-    return row | _judged(verdict) | {"candidate": accurate(candidate)} | fit_of_it
-
-
-def _judged(verdict: Verdict) -> Row:
-    score = verdict.as_dict()["evidence"]["candidate"]["score"]
-    return {
-        "candidate_score": score,
+    return row | {
+        "candidate_score": verdict.as_dict()["evidence"]["candidate"]["score"],
         "verdict": "accepted" if verdict.accepted else "rejected",
         "reason": verdict.reason,
+        "candidate": measure_accuracy(candidate),
+        "seconds": fitted.seconds,
+        "start": fitted.start,
+        "extent": asdict(Extent.of(fitted.homogenizer)),
     }
 
 
@@ -174,8 +176,8 @@ def _apply(homogenizer: nn.Module, frames: Tensor) -> Tensor:
         return torch.cat([homogenizer(chunk) for chunk in frames.split(256)])
 
 
-def summarise(rows: list[Row]) -> dict[str, Any]:
-    """What all rows of one data set say together; gains are in percent of the test images."""
+def summarise(rows: Sequence[Row]) -> dict[str, Any]:
+    """Summarise the rows of one data set; gains are in percent of the test images."""
     clean, drifted, served = (np.array([row[key] for row in rows]) for key in ("clean", "drifted", "served"))
     worst = rows[int(np.argmin(served - drifted))]
     verdicts = [row["verdict"] for row in rows]
@@ -196,15 +198,14 @@ def _title(row: Row) -> str:
     return NONE if row["drift"] == NONE else f"{row['drift']}, {row['strength']}"
 
 
-def _table(rows: list[Row], summary: dict[str, dict[str, Any]]) -> None:
+def _show_tables(rows: Sequence[Row], summary: dict[str, dict[str, Any]]) -> None:
     keys = ("clean", "drifted", "candidate", "verdict", "served", "score", "candidate_score", "seconds")
     for name, part in summary.items():
-        body = [[_title(r), *("-" if r[key] is None else r[key] for key in keys)] for r in rows if r["data"] == name]
         title = (
             f"{name}: accuracy in %; mean drifted {part['drifted_mean']:.1f}, served {part['served_mean']:.1f}; "
             f"at worst {part['worst_gain']:+.2f} ({part['worst_gain_at']})"
         )
-        show(title, ("drift", *keys), body)
+        show_rows(title, ("title", *keys), [{"title": _title(r)} | r for r in rows if r["data"] == name])
 
 
 def _key(row: Row) -> tuple[Any, ...]:

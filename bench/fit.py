@@ -1,9 +1,8 @@
-"""Does accuracy come back: fits without labels on CIFAR-10 against the paper's perturbation and camera drifts."""
+"""A fit without labels brings the accuracy back: CIFAR-10 under the paper's perturbation and under a camera's drift."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,74 +13,93 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bench.arguments import add_data, add_draws
 from bench.material.cifar import LIMITS, accuracy, lossless, network, normalise
 from bench.material.metrics import l2_error, psnr, ssim
 from bench.material.perturbation import KAPPA, Perturbation
-from bench.report import show
+from bench.provenance import MATERIAL, METHOD
+from bench.report import print_row, show_rows
 from calibrate import CleanData, FitConfig, fit, measure_clean, tap
 from daemon.simulation.drifts import parse_drift
 
+CODE = (*METHOD, *MATERIAL, "bench/fit.py")
+
 FRAMES, TEST_IMAGES, CLEAN_IMAGES = 512, 1024, 2048
-REPORTED_DRAWS = range(10, 20)  # 0 to 9 are for choosing methods and settings on
+REPORTED_DRAWS = range(10, 20)  # draws 0 to 9 are for choosing methods and settings
 CAMERA_SEEDS = range(10, 13)
+SEEDS: dict[str, Any] = {"fit": 0, "perturbation": list(REPORTED_DRAWS), "camera": list(CAMERA_SEEDS)}
 CAMERA = "fixed-pattern=12,cross-talk=0.25,blur=0.7,exposure=-0.5"
-NETWORKS = {"resnet20": "resnet32", "resnet56": "resnet20"}  # Φ, and the second network that verifies
+NETWORKS = {"resnet20": "resnet32", "resnet56": "resnet20"}  # Φ, and the second network that verifies its frames
 MODES = ("shipped", "commissioned")
+PASS_FRAMES = 128  # frames of one counted pass: the paper's batch
+FORWARD_SHARE = 1 / 3  # cost of a forward pass alone, as a share of forward and backward
 
-Drifting = Callable[[np.ndarray], Tensor]  # images (N, H, W, 3) uint8 to normalised (N, 3, H, W)
-Drift = tuple[str, Drifting, Perturbation | None]  # name, what it does to images, the paper's where it is one
-PASS_FRAMES = 128  # the paper's batch
-WORST_AND_SHARES = ("restored_worst", "verified_worst", "recovered_worst", "restored_share", "verified_share")
 NUMBERS = ("distorted", "restored", "verified", "recovered", "psnr", "ssim", "l2", "passes", "seconds")
+WORST_AND_SHARES = ("restored_worst", "verified_worst", "recovered_worst", "restored_share", "verified_share")
+
+ApplyDrift = Callable[[np.ndarray], Tensor]  # images (N, H, W, 3) uint8 to normalised frames (N, 3, H, W)
+Row = dict[str, Any]
 
 
-class Setting(NamedTuple):
-    """Φ with its verifier, and what is known of clean frames in each mode."""
+class DriftCase(NamedTuple):
+    """One drift by name; `perturbation` is the paper's δ where the drift is one."""
+
+    name: str
+    apply: ApplyDrift
+    perturbation: Perturbation | None
+
+
+class FitTask(NamedTuple):
+    """Φ with its verifier, the images, and what is known of clean frames in each mode."""
 
     name: str
     model: nn.Module
     verifier: nn.Module
     known: dict[str, CleanData | None]
     clean: Tensor  # (TEST_IMAGES, 3, H, W) normalised
-    labels: Tensor
-    pictures: np.ndarray  # the same test images, as a camera sees them
-    unlabelled: np.ndarray
+    labels: Tensor  # (TEST_IMAGES,)
+    pictures: np.ndarray  # the same test images as a camera sees them, (TEST_IMAGES, H, W, 3) uint8
+    unlabelled: np.ndarray  # (N, H, W, 3) uint8, to fit to
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    default = Path(os.environ.get("RECALD_DATA", "../shared/data"))
-    parser.add_argument("--data", type=Path, default=default, help="CIFAR-10 and networks (%(default)s)")
-    parser.add_argument("--draws", type=int, default=len(REPORTED_DRAWS), help="of the paper's perturbation")
+    add_data(parser)
+    add_draws(parser, len(REPORTED_DRAWS))
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="Φ")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    rows, clean = [], {}
+    rows: list[Row] = []
+    clean = {}
     for name in args.networks:
-        setting = load(args.data, name)
+        task = load(args.data, name)
         clean[name] = {
-            "model": accuracy(setting.model, setting.clean, setting.labels),
-            "verifier": accuracy(setting.verifier, setting.clean, setting.labels),
+            "model": accuracy(task.model, task.clean, task.labels),
+            "verifier": accuracy(task.verifier, task.clean, task.labels),
         }
         for mode in MODES:
-            rows += [told(fit_once(setting, mode, FRAMES, *drift)) for drift in drifts(args.draws)]
+            for case in drift_cases(args.draws):
+                rows.append(fit_once(task, mode, FRAMES, case))
+                print_row(rows[-1])
     summary = _summary(rows, clean)
-    _table(clean, rows, summary)
+    _show_tables(clean, rows, summary)
     return {
+        "seeds": SEEDS,
         "settings": {"frames": FRAMES, "test_images": TEST_IMAGES, "clean_images": CLEAN_IMAGES, "kappa": KAPPA}
-        | {"camera": CAMERA, "fit": vars(FitConfig()), "seed": 0},
+        | {"camera": CAMERA, "fit": vars(FitConfig()), "seed": SEEDS["fit"]},
         "clean": clean,
         "rows": rows,
         "summary": summary,
     }
 
 
-def load(data: Path, name: str) -> Setting:
+def load(data: Path, name: str) -> FitTask:
+    """Read the images and the networks from the folder `data`; Φ is called `name`."""
     test, training = lossless(data / "cifar10_test.npz"), lossless(data / "cifar10_train_0.npz").pictures
     model = network(data, name)
     known_clean = normalise(lossless(data / "cifar10_train_1.npz").pictures[:CLEAN_IMAGES])
     pictures, labels = test.pictures[:TEST_IMAGES], test.labels[:TEST_IMAGES]
-    return Setting(
+    return FitTask(
         name,
         model,
         network(data, NETWORKS[name]),
@@ -93,56 +111,44 @@ def load(data: Path, name: str) -> Setting:
     )
 
 
-def drifts(draws: int) -> Iterator[Drift]:
-    yield "none", normalise, None
+def drift_cases(draws: int) -> Iterator[DriftCase]:
+    """Yield no drift, then the first reported draws of the perturbation, then the camera's drift by each seed."""
+    yield DriftCase("none", normalise, None)
     for draw in REPORTED_DRAWS[:draws]:
         perturbation = Perturbation(draw)
-        yield f"paper, draw {draw}", _paper(perturbation), perturbation
+        yield DriftCase(f"paper, draw {draw}", _perturbed_by(perturbation), perturbation)
     for seed in CAMERA_SEEDS:
-        yield f"camera, seed {seed}", _camera(seed), None
+        yield DriftCase(f"camera, seed {seed}", _taken_by_camera(seed), None)
 
 
-def _paper(perturbation: Perturbation) -> Drifting:
+def _perturbed_by(perturbation: Perturbation) -> ApplyDrift:
     return lambda images: perturbation(normalise(images))
 
 
-def _camera(seed: int) -> Drifting:
+def _taken_by_camera(seed: int) -> ApplyDrift:
     drift = parse_drift(CAMERA, seed)
     return lambda images: normalise(np.stack([drift(image, i) for i, image in enumerate(images)]))
 
 
-def fit_once(
-    setting: Setting, mode: str, frames: int, name: str, drift: Drifting, delta: Perturbation | None
-) -> dict[str, Any]:
-    """Fit to the first unlabelled frames of a drifted camera, and compare on the test images."""
-    drifted = drift(setting.pictures)
-    known = setting.known[mode]
+def fit_once(task: FitTask, mode: str, frames: int, case: DriftCase) -> Row:
+    """Fit to the first unlabelled frames of a drifted camera, and compare accuracies on the test images."""
+    known = task.known[mode]
     reference, source = (known.statistics, known.source) if known else (None, None)
-    with counted_passes(setting.model) as passes:
+    with counted_passes(task.model) as passes:
         result = fit(
-            setting.model,
-            drift(setting.unlabelled[:frames]),
+            task.model,
+            case.apply(task.unlabelled[:frames]),
             reference,
             source=source,
             limits=LIMITS,
             clock=time.perf_counter,
         )
+    drifted = case.apply(task.pictures)
     with torch.no_grad():
         restored = result.homogenizer(drifted)
-    clean, before = (accuracy(setting.model, f, setting.labels) for f in (setting.clean, drifted))
-    after = accuracy(setting.model, restored, setting.labels)
-    return {
-        "network": setting.name,
-        "mode": mode,
-        "drift": name,
-        "frames": frames,
-        "distorted": before,
-        "restored": after,
-        "verified": accuracy(setting.verifier, restored, setting.labels),
-        "recovered": (after - before) / (clean - before) if name != "none" else None,
-        "psnr": psnr(setting.clean, restored),
-        "ssim": ssim(setting.clean, restored),
-        "l2": l2_error(lambda x: result.homogenizer(delta(x)), setting.clean.shape[1:]) if delta else None,
+    row = {"network": task.name, "mode": mode, "drift": case.name, "frames": frames}
+    row |= _quality(task, case, drifted, restored, result.homogenizer)
+    return row | {
         "start": result.start,
         "passes": passes(),
         "seconds": result.seconds,
@@ -151,14 +157,28 @@ def fit_once(
     }
 
 
+def _quality(task: FitTask, case: DriftCase, drifted: Tensor, restored: Tensor, homogenizer: nn.Module) -> Row:
+    clean, before, after = (accuracy(task.model, f, task.labels) for f in (task.clean, drifted, restored))
+    perturbation = case.perturbation
+    return {
+        "distorted": before,
+        "restored": after,
+        "verified": accuracy(task.verifier, restored, task.labels),
+        "recovered": (after - before) / (clean - before) if case.name != "none" else None,
+        "psnr": psnr(task.clean, restored),
+        "ssim": ssim(task.clean, restored),
+        "l2": l2_error(lambda x: homogenizer(perturbation(x)), task.clean.shape[1:]) if perturbation else None,
+    }
+
+
 @contextmanager
 def counted_passes(model: nn.Module) -> Iterator[Callable[[], float]]:
-    """Count forward and backward passes of PASS_FRAMES frames through the model; a forward pass alone is a third."""
+    """Count forward and backward passes of PASS_FRAMES frames through the model, until the context ends."""
     frames = 0.0
 
     def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         nonlocal frames
-        frames += len(inputs[0]) * (1 if torch.is_grad_enabled() else 1 / 3)
+        frames += len(inputs[0]) * (1 if torch.is_grad_enabled() else FORWARD_SHARE)
 
     handle = model.register_forward_pre_hook(count)
     try:
@@ -167,24 +187,19 @@ def counted_passes(model: nn.Module) -> Iterator[Callable[[], float]]:
         handle.remove()
 
 
-def told(row: dict[str, Any]) -> dict[str, Any]:
-    print(", ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{v}" for k, v in row.items()), flush=True)
-    return row
-
-
-def _summary(rows: Sequence[dict[str, Any]], clean: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """Mean and worst by network, mode and kind of drift, and as shares of the clean accuracy."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+def _summary(rows: Sequence[Row], clean: dict[str, dict[str, float]]) -> list[Row]:
+    """Return mean and worst by network, mode and kind of drift, and the shares of the clean accuracy."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["network"], row["mode"], row["drift"].partition(",")[0]), []).append(row)
     return [_summarise(group, *key, clean[key[0]]) for key, group in groups.items()]
 
 
-def _summarise(
-    group: Sequence[dict[str, Any]], name: str, mode: str, kind: str, clean: dict[str, float]
-) -> dict[str, Any]:
-    means = {k: float(np.mean([r[k] for r in group])) for k in NUMBERS if group[0][k] is not None}
-    worst = {f"{k}_worst": min(r[k] for r in group) for k in ("restored", "verified", "recovered") if k in means}
+def _summarise(group: Sequence[Row], name: str, mode: str, kind: str, clean: dict[str, float]) -> Row:
+    means = {key: float(np.mean([row[key] for row in group])) for key in NUMBERS if group[0][key] is not None}
+    worst = {
+        f"{key}_worst": min(row[key] for row in group) for key in ("restored", "verified", "recovered") if key in means
+    }
     shares = {
         "restored_share": means["restored"] / clean["model"],
         "verified_share": means["verified"] / clean["verifier"],
@@ -192,16 +207,8 @@ def _summarise(
     return {"network": name, "mode": mode, "drifts": kind, "count": len(group)} | means | worst | shares
 
 
-def _table(
-    clean: dict[str, dict[str, float]],
-    rows: Sequence[dict[str, Any]],
-    summary: Sequence[dict[str, Any]],
-) -> None:
-    said = "; ".join(f"{n}: {c['model']:.1f}, verifier {c['verifier']:.1f}" for n, c in clean.items())
-    show_rows(f"accuracy and SSIM in %, clean {said}", ("network", "mode", "drift", *NUMBERS), rows)
+def _show_tables(clean: dict[str, dict[str, float]], rows: Sequence[Row], summary: Sequence[Row]) -> None:
+    accuracies = "; ".join(f"{n}: {c['model']:.1f}, verifier {c['verifier']:.1f}" for n, c in clean.items())
+    show_rows(f"accuracy and SSIM in %, clean {accuracies}", ("network", "mode", "drift", *NUMBERS), rows)
     show_rows("means", ("network", "mode", "drifts", *NUMBERS), summary)
     show_rows("worst, and shares of clean", ("network", "mode", "drifts", *WORST_AND_SHARES), summary)
-
-
-def show_rows(title: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    show(title, columns, [["-" if row.get(c) is None else row[c] for c in columns] for row in rows])

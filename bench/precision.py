@@ -1,9 +1,8 @@
-"""What float16 and bfloat16 cost Φ: outputs, labels and accuracy against float32, on clean and restored frames."""
+"""Φ in float16 or bfloat16 stays accurate: outputs, labels and accuracy against float32, clean and restored."""
 
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,35 +10,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.arguments import add_data
 from bench.material.cifar import LIMITS, WEIGHTS, lossless, network, normalise
 from bench.material.perturbation import KAPPA, Perturbation
+from bench.provenance import DEPLOYMENT, MATERIAL, METHOD
 from bench.report import show
 from calibrate import fit
 from deploy.backends.protocol import load_backend
-from deploy.model.precision import PRECISIONS, in_precision
+from deploy.model.precision import PRECISIONS, to_precision
 from deploy.model.program import export_program, load_program, relative_error, save_program
+
+CODE = (*METHOD, *DEPLOYMENT, *MATERIAL, "bench/precision.py")
 
 FITTED, FRAMES, DRAW, SHAPE = "resnet20", 512, 10, (3, 32, 32)
 NOISE_SEEDS = range(10)
-BY = {"float32": "eager", "float16": "onnx", "bfloat16": "eager"}  # PyTorch takes minutes for float16 on a CPU
+BACKENDS = {"float32": "eager", "float16": "onnx", "bfloat16": "eager"}  # float16 takes PyTorch minutes on a CPU
 COLUMNS = ("network", "precision", "by", "noise", "frames", "labels_changed", "clean", "restored")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    default = Path(os.environ.get("RECALD_DATA", "../shared/data"))
-    parser.add_argument("--data", type=Path, default=default, help="CIFAR-10 and networks (%(default)s)")
-    parser.add_argument("--images", type=int, default=2048, help="to test on (%(default)s)")
+    add_data(parser)
+    parser.add_argument("--images", type=int, default=2048, help="test images (%(default)s)")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     test = lossless(args.data / "cifar10_test.npz")
     labels, clean = test.labels[: args.images], normalise(test.pictures[: args.images])
     restored = _restored(args.data, clean)
-    rows = [row for name in WEIGHTS for row in _rows(name, _traced(network(args.data, name)), clean, restored, labels)]
-    cells = [[_told(row[c]) for c in COLUMNS] for row in rows]
+    rows: list[dict[str, Any]] = []
+    for name in WEIGHTS:
+        rows += _rows(name, _traced(network(args.data, name)), clean, restored, labels)
+    cells = [[_scientific(row[column]) for column in COLUMNS] for row in rows]
     show("relative error against float32, and accuracy in %", COLUMNS, cells)
     tolerances = {name: precision.tolerance for name, precision in PRECISIONS.items()}
     return {
+        "seeds": {"fit": 0, "perturbation": DRAW, "noise": list(NOISE_SEEDS)},
         "settings": {"images": args.images, "fitted": FITTED, "frames": FRAMES, "draw": DRAW, "kappa": KAPPA}
         | {"noise_seeds": list(NOISE_SEEDS), "tolerances": tolerances},
         "rows": rows,
@@ -47,7 +52,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _restored(data: Path, clean: Tensor) -> Tensor:
-    """Frames of a drifted camera behind a homogenizer that was fitted without labels, in float32."""
+    """Return the frames of a drifted camera behind a homogenizer that was fitted without labels, in float32."""
     drift = Perturbation(DRAW)
     unlabelled = normalise(lossless(data / "cifar10_train_0.npz").pictures[:FRAMES])
     fitted = fit(network(data, FITTED), drift(unlabelled), limits=LIMITS)
@@ -57,7 +62,7 @@ def _restored(data: Path, clean: Tensor) -> Tensor:
 
 
 def _traced(module: nn.Module) -> nn.Module:
-    """As recald loads it."""
+    """Export the module and load it again, as recald does with a model file."""
     return load_program(save_program(export_program(module, torch.zeros(2, *SHAPE))))
 
 
@@ -69,7 +74,7 @@ def _rows(name: str, whole: nn.Module, clean: Tensor, restored: Tensor, labels: 
         yield {
             "network": name,
             "precision": precision,
-            "by": BY[precision],
+            "by": BACKENDS[precision],
             "noise": max(relative_error(lower(n), _outputs(whole, n)) for n in noise),
             "frames": relative_error(outputs, expected),
             "labels_changed": int((outputs.argmax(1) != expected.argmax(1)).sum()),
@@ -79,8 +84,8 @@ def _rows(name: str, whole: nn.Module, clean: Tensor, restored: Tensor, labels: 
 
 
 def _compiled(whole: nn.Module, precision: str) -> Callable[[Tensor], Tensor]:
-    backend = load_backend(BY[precision])
-    runner = backend.load(backend.compile(in_precision(whole, precision), torch.zeros(1, *SHAPE)), threads=1)
+    backend = load_backend(BACKENDS[precision])
+    runner = backend.load(backend.compile(to_precision(whole, precision), torch.zeros(1, *SHAPE)), threads=1)
     return lambda frames: torch.cat([torch.tensor(runner.run(chunk.numpy())) for chunk in frames.split(256)])
 
 
@@ -93,5 +98,5 @@ def _accuracy(outputs: Tensor, labels: Tensor) -> float:
     return 100 * float((outputs.argmax(1) == labels).float().mean())
 
 
-def _told(value: object) -> object:
+def _scientific(value: object) -> object:
     return f"{value:.1e}" if isinstance(value, float) and value < 1 else value

@@ -1,1 +1,1 @@
-"""What a GPU makes of recald."""
+"""The bench on an NVIDIA GPU; its entry is measure.py."""

@@ -1,4 +1,4 @@
-"""Measuring on a machine that is seldom there: what fails is noted and the rest goes on, within the time there is."""
+"""Keep a long run going: note failures in their rows, and stop within a budget of time."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 from deploy.backends.protocol import BackendUnavailable
 from deploy.model.program import first_line
 
-NOT_RUN = "not_run"  # the key under which a row says why it holds nothing
+NOT_RUN = "not_run"  # key of the reason in a row without measurements
 
 
 class OutOfTime(Exception):
-    """What would take too long for the time that is left."""
+    """A measurement would take longer than the time that is left."""
 
 
 class Budget:
-    """The seconds that the whole run may take."""
+    """Limits the time of the whole run."""
 
     def __init__(self, seconds: float):
         self._end = time.monotonic() + seconds
@@ -29,32 +29,33 @@ class Budget:
         return self._end - time.monotonic()
 
     def require(self, seconds: float) -> None:
-        """Raise OutOfTime where fewer are left."""
+        """Raise OutOfTime where fewer seconds are left."""
         if self.left() < seconds:
             raise OutOfTime(f"it may take {seconds:.0f} s, and {max(0.0, self.left()):.0f} s were left")
 
 
 @contextmanager
-def attempt(what: str, row: dict[str, Any]) -> Iterator[None]:
-    """Note in the row why this failed, and go on."""
+def attempt(name: str, row: dict[str, Any]) -> Iterator[None]:
+    """Run the context; where it fails, note the reason in the row and go on."""
     try:
         yield
     except (BackendUnavailable, OutOfTime) as error:
-        _note(what, row, first_line(error))
-    except Exception as error:  # a library may raise whatever it likes; what was measured must not be lost for it
+        _note(name, row, first_line(error))
+    except Exception as error:  # any library may fail in any way; finished rows must not be lost
         traceback.print_exc(file=sys.stderr)
-        _note(what, row, f"{type(error).__name__}: {first_line(error)}")
+        _note(name, row, f"{type(error).__name__}: {first_line(error)}")
 
 
 def ran(row: dict[str, Any]) -> bool:
+    """Tell whether the row holds measurements."""
     return NOT_RUN not in row
 
 
-def say(what: str) -> None:
-    """How far it is, for whoever waits."""
-    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
+def log_progress(text: str) -> None:
+    """Print the time and what is measured now."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
-def _note(what: str, row: dict[str, Any], reason: str) -> None:
+def _note(name: str, row: dict[str, Any], reason: str) -> None:
     row[NOT_RUN] = reason
-    say(f"{what}: not run: {reason}")
+    log_progress(f"{name}: not run: {reason}")

@@ -1,4 +1,4 @@
-"""All that may run a network on the GPU, as one kind of runner: recald's backends, and what PyTorch itself offers."""
+"""Engines that run a network on the GPU, as one kind of runner: recald's backends, and PyTorch's own ways."""
 
 from __future__ import annotations
 
@@ -11,73 +11,74 @@ import torch
 from torch import Tensor, nn
 from torch.export.passes import move_to_device_pass
 
-from bench.gpu.material import HOMOGENIZER, NETWORK, Material
+from bench.gpu.workload import CHAINED, HOMOGENIZER, NETWORK, Workload
 from deploy.backends.gpu.runner import GpuRunner
 from deploy.backends.protocol import load_backend
-from deploy.model.program import evaluating, export_static
+from deploy.model.program import evaluation_module, export_static
 
 BACKENDS = ("cuda", "tensorrt", "tensorrt-rtx")
 EAGER, INDUCTOR = "eager", "inductor"
 ENGINES = (EAGER, *BACKENDS, INDUCTOR)
-SLOW = (INDUCTOR, "tensorrt")  # they take long to compile
+SLOW_TO_COMPILE = (INDUCTOR, "tensorrt")
 WARM_UPS = 3
 
 Call = Callable[[np.ndarray], np.ndarray]
 
 
-class Pair(NamedTuple):
+class RunnerPair(NamedTuple):
     """ρ and Φ, ready to run."""
 
     homogenizer: GpuRunner
     network: GpuRunner
 
     def calls(self) -> dict[str, Call]:
-        """From a frame to what comes out, both on the processor's side."""
+        """Return the ways to run a frame, by name; each takes a frame and returns an output, both in host memory."""
         return {
             HOMOGENIZER: self.homogenizer.run,
             NETWORK: self.network.run,
-            "chained": lambda frame: self.network.run_after(self.homogenizer, frame),
+            CHAINED: lambda frame: self.network.run_after(self.homogenizer, frame),
             "unchained": lambda frame: self.network.run(self.homogenizer.run(frame)),
         }
 
 
-def open_pair(closing: ExitStack, engine: str, material: Material, precision: str) -> Pair:
-    """Both networks in an engine of this name, warmed up. Raises whatever the engine raises."""
-    pair = Pair(*(open_runner(closing, engine, material, part, precision) for part in (HOMOGENIZER, NETWORK)))
+def open_pair(closing: ExitStack, engine: str, workload: Workload, precision: str) -> RunnerPair:
+    """Open both networks in the engine and warm them up. Raises whatever the engine raises."""
+    pair = RunnerPair(*(open_runner(closing, engine, workload, part, precision) for part in (HOMOGENIZER, NETWORK)))
     for call in pair.calls().values():
         for _ in range(WARM_UPS):
-            call(material.frames[0])
+            call(workload.frames[0])
     return pair
 
 
-def open_runner(closing: ExitStack, engine: str, material: Material, part: str, precision: str) -> GpuRunner:
+def open_runner(closing: ExitStack, engine: str, workload: Workload, part: str, precision: str) -> GpuRunner:
+    """Open one network in the engine; `closing` closes it. Raises whatever the engine raises."""
     if engine in BACKENDS:
         backend = load_backend(engine)
         backend.check_device()
-        runner: Any = backend.load(material.compiled(backend, part, precision), threads=1)
+        runner: Any = backend.load(workload.compiled(backend, part, precision), threads=1)
     else:
-        module = _traced(material, part, precision)
+        module = _traced(workload, part, precision)
         compute: Any = torch.compile(module, dynamic=False) if engine == INDUCTOR else module
-        runner = _runner(compute, material.shape, captured=engine == INDUCTOR)
+        runner = _runner(compute, workload.shape, captured=engine == INDUCTOR)
     closing.callback(runner.close)
     assert isinstance(runner, GpuRunner)
     return runner
 
 
 def free_memory() -> None:
-    """Give back what closed runners left on the card, which PyTorch keeps for graphs that are gone, too."""
-    with suppress(RuntimeError):  # after a fault of the card there is nothing to give back
+    """Free the card's memory of closed runners, which PyTorch would keep, also for graphs that are gone."""
+    with suppress(RuntimeError):  # after a fault of the card nothing can be freed
         torch.cuda.empty_cache()
 
 
-def _traced(material: Material, part: str, precision: str) -> nn.Module:
-    """On the GPU, of the very operators that the backend `cuda` captures."""
-    program = export_static(material.module(part, precision), torch.zeros(1, *material.shape))
-    return evaluating(move_to_device_pass(program, "cuda"))
+def _traced(workload: Workload, part: str, precision: str) -> nn.Module:
+    """Return the network on the GPU, made of the same operators that the backend `cuda` captures."""
+    program = export_static(workload.module(part, precision), torch.zeros(1, *workload.shape))
+    return evaluation_module(move_to_device_pass(program, "cuda"))
 
 
 def _runner(module: Callable[[Tensor], Tensor], shape: tuple[int, int, int], captured: bool) -> GpuRunner:
-    """Calls the module anew for each frame, or replays the kernels of one call."""
+    """Make a runner that calls the module for each frame or, if captured, replays the kernels of one call."""
     frame = torch.zeros(1, *shape, device="cuda")
     with torch.no_grad():
         output = torch.empty(module(frame).shape, device="cuda")
@@ -90,8 +91,7 @@ def _runner(module: Callable[[Tensor], Tensor], shape: tuple[int, int, int], cap
     replay = _capture(compute) if captured else compute
 
     def enqueue(_: int, kept: Any = compute) -> bool:
-        """`kept`: memory that is read."""
-        replay()
+        replay()  # `kept` holds a reference to the memory that a replay reads
         return True
 
     return GpuRunner(frame, output, enqueue)

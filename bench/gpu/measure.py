@@ -1,4 +1,4 @@
-"""What a GPU makes of recald: latency of both networks, copies, throughput against the card's limits, and swaps."""
+"""On an NVIDIA GPU the homogenizer adds at most 5 % to the network's time, and a swap delays and loses no frame."""
 
 from __future__ import annotations
 
@@ -9,35 +9,47 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench.gpu.attempt import Budget, attempt, say
+from bench.gpu.attempt import Budget, attempt, log_progress
 from bench.gpu.ceilings import measure_ceilings, measure_copies
 from bench.gpu.engines import BACKENDS
 from bench.gpu.latency import OPENING_S, measure_latency
-from bench.gpu.material import FRAMES, Material, network
 from bench.gpu.swap import AROUND_S, REST_S, measure_swaps
 from bench.gpu.tables import show_tables
 from bench.gpu.throughput import measure_throughput
 from bench.gpu.weights import measure_weights
-from bench.overhead import CLAIM
-from bench.report import save
+from bench.gpu.workload import FRAMES, SEED, Workload, network
+from bench.material.large_network import MAX_ADDED_SHARE
+from bench.provenance import DEPLOYMENT
+from bench.report import write
 from deploy.backends.gpu.device import describe_gpu, require_gpu
 from deploy.model.precision import PARITY_TOLERANCE, PRECISIONS
 
+CODE = (
+    "calibrate/homogenizer.py",
+    *DEPLOYMENT,
+    "deploy/backends/gpu/*.py",
+    "bench/gpu/*.py",
+    "bench/material/large_network.py",
+)
+
 SIZES = ((224, 224), (640, 640), (1080, 1920))
-LATER_S = 160.0  # what comes after the latencies
-RATE_SHARE = 0.25  # of the time of a latency, which is enough for a rate
+AFTER_LATENCIES_S = 160.0  # time of the sections after the latencies
+RATE_SHARE = 0.25  # of the time of a latency: enough for a rate
 
 Row = dict[str, Any]
 
 
-class Bench(NamedTuple):
+class Run(NamedTuple):
+    """What the sections share."""
+
     args: argparse.Namespace
     budget: Budget
-    materials: list[Material]
-    results: dict[str, Any]  # of the sections before
+    workloads: list[Workload]
+    results: dict[str, Any]  # of the sections so far
 
-    def contests(self) -> list[tuple[Material, str]]:
-        return list(product(self.materials, PRECISIONS))
+    def cases(self) -> list[tuple[Workload, str]]:
+        """Return each workload with each precision of Φ."""
+        return list(product(self.workloads, PRECISIONS))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,25 +60,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Raises BackendUnavailable where there is no GPU; whatever else fails is noted in its row."""
+    """Measure all sections. Raises BackendUnavailable without a GPU; any other failure is noted in its row."""
     require_gpu("cuda")
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    results: dict[str, Any] = {"settings": _settings(args)}
-    _save(args, results)  # where nothing can be written, that is better known now
+    results: dict[str, Any] = {"seeds": {"weights": SEED, "frames": SEED}, "settings": _settings(args)}
+    _save(args, results)  # a path that cannot be written is found now, not after the run
     model = network()
-    bench = Bench(args, Budget(args.budget), [Material(model, *size) for size in args.sizes], results)
+    run = Run(args, Budget(args.budget), [Workload(model, *size) for size in args.sizes], results)
     for name, section in SECTIONS.items():
-        say(name)
+        log_progress(name)
         rows = results[name] = []
-        for row in _noted(name, section(bench)):
+        for row in _noted(name, section(run)):
             rows.append(row)
-            _save(args, results)  # whatever comes next, this is not lost
+            _save(args, results)  # whatever fails later, this row is kept
     show_tables(results)
     return results
 
 
 def _noted(name: str, rows: Iterator[Row]) -> Iterator[Row]:
-    """The rows, and where the section itself fails a last one that says so."""
+    """Yield the rows; where the section itself fails, the last row gives the reason."""
     failure: Row = {}
     with attempt(name, failure):
         yield from rows
@@ -76,12 +88,18 @@ def _noted(name: str, rows: Iterator[Row]) -> Iterator[Row]:
 
 def _save(args: argparse.Namespace, results: dict[str, Any]) -> None:
     if args.json is not None:
-        save(args.name, results, args.json)
+        write(args.name, results, args.json, args.provenance)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     asked = {name: getattr(args, name) for name in ("sizes", "seconds", "swaps", "budget")}
-    fixed = {"frames": FRAMES, "around_s": AROUND_S, "rest_s": REST_S, "tolerance": PARITY_TOLERANCE, "claim": CLAIM}
+    fixed = {
+        "frames": FRAMES,
+        "around_s": AROUND_S,
+        "rest_s": REST_S,
+        "tolerance": PARITY_TOLERANCE,
+        "claim": MAX_ADDED_SHARE,
+    }
     return asked | fixed | {"gpu": describe_gpu(), "cudnn": torch.backends.cudnn.version(), "tf32": False}
 
 
@@ -90,38 +108,38 @@ def _size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def _ceilings(bench: Bench) -> Iterator[Row]:
+def _ceilings(run: Run) -> Iterator[Row]:
     yield from measure_ceilings()
 
 
-def _copies(bench: Bench) -> Iterator[Row]:
-    for material in bench.materials:
-        yield from measure_copies(material.shape)
+def _copies(run: Run) -> Iterator[Row]:
+    for workload in run.workloads:
+        yield from measure_copies(workload.shape)
 
 
-def _latency(bench: Bench) -> Iterator[Row]:
-    contests = bench.contests()
-    for later, (material, precision) in zip(reversed(range(len(contests))), contests, strict=True):
-        after = LATER_S + later * (bench.args.seconds + OPENING_S)
-        yield from measure_latency(material, precision, bench.args.seconds, bench.budget, after)
+def _latency(run: Run) -> Iterator[Row]:
+    cases = run.cases()
+    for remaining, (workload, precision) in zip(reversed(range(len(cases))), cases, strict=True):
+        reserve = AFTER_LATENCIES_S + remaining * (run.args.seconds + OPENING_S)
+        yield from measure_latency(workload, precision, run.args.seconds, run.budget, reserve)
 
 
-def _swap(bench: Bench) -> Iterator[Row]:
+def _swap(run: Run) -> Iterator[Row]:
     for engine in BACKENDS:
-        yield measure_swaps(engine, bench.materials[0], bench.args.swaps, bench.budget)
+        yield measure_swaps(engine, run.workloads[0], run.args.swaps, run.budget)
 
 
-def _weights(bench: Bench) -> Iterator[Row]:
-    yield from measure_weights(bench.materials[0], bench.budget)
+def _weights(run: Run) -> Iterator[Row]:
+    yield from measure_weights(run.workloads[0], run.budget)
 
 
-def _throughput(bench: Bench) -> Iterator[Row]:
-    ceilings, copies = bench.results["ceilings"], bench.results["copies"]
-    for material, precision in bench.contests():
-        yield measure_throughput(material, precision, RATE_SHARE * bench.args.seconds, bench.budget, ceilings + copies)
+def _throughput(run: Run) -> Iterator[Row]:
+    ceilings, copies = run.results["ceilings"], run.results["copies"]
+    for workload, precision in run.cases():
+        yield measure_throughput(workload, precision, RATE_SHARE * run.args.seconds, run.budget, ceilings + copies)
 
 
-SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
+SECTIONS: dict[str, Callable[[Run], Iterator[Row]]] = {
     "ceilings": _ceilings,
     "copies": _copies,
     "latency": _latency,

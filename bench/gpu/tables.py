@@ -1,4 +1,4 @@
-"""The rows of a run as tables."""
+"""Show the rows of a GPU run as tables."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 from bench.gpu.attempt import NOT_RUN
 from bench.report import show
 
-# By section: the title, and by column the path of what stands in it.
+# By section: the title, and for each column the path of its value in a row.
 TABLES: dict[str, tuple[str, dict[str, str]]] = {
     "ceilings": (
-        "what the card does",
+        "limits of the card",
         {"what": "what", "TFLOP/s": "teraflops", "GB/s": "gigabytes_per_second"},
     ),
     "copies": (
         "one frame",
-        {"size": "size", "way": "direction", "pinned": "pinned", "ms": "ms", "GB/s": "gigabytes_per_second"},
+        {"size": "size", "direction": "direction", "pinned": "pinned", "ms": "ms", "GB/s": "gigabytes_per_second"},
     ),
     "latency": (
         "one frame, there and back, ms",
@@ -73,10 +73,11 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
 }
-REASON = 40  # characters of it
+REASON_WIDTH = 40  # characters
 
 
 def show_tables(results: dict[str, Any]) -> None:
+    """Print a table for each section of the results."""
     for section, (title, columns) in TABLES.items():
         rows = [[*(_cell(row, path) for path in columns.values()), _reason(row)] for row in results[section]]
         show(title, [*columns, "not run"], rows)
@@ -89,4 +90,4 @@ def _cell(row: Any, path: str) -> object:
 
 
 def _reason(row: dict[str, Any]) -> str:
-    return str(row.get(NOT_RUN, ""))[:REASON]
+    return str(row.get(NOT_RUN, ""))[:REASON_WIDTH]

@@ -1,4 +1,4 @@
-"""How long a homogenizer takes from fitted weights to a runner: compiled anew, or put into what is there."""
+"""Time from fitted weights to a runner: compiled again, or put into the compiled form that is there."""
 
 from __future__ import annotations
 
@@ -12,43 +12,44 @@ import torch
 
 from bench.gpu.attempt import NOT_RUN, Budget, attempt
 from bench.gpu.engines import BACKENDS
-from bench.gpu.material import Material
-from bench.overhead import some_homogenizer
+from bench.gpu.workload import Workload
+from bench.material.large_network import random_homogenizer
 from deploy.backends.protocol import Backend, load_backend
 
 REPEATS = 5
-BUILD_S = 20.0  # for all repeats
+BUILD_S = 20.0  # of all repeats together
 NO_REFIT = "recald builds no engine that can be refitted: the weights are inputs"
 
 Row = dict[str, Any]
-Made = TypeVar("Made")
+T = TypeVar("T")
 
 
-def measure_weights(material: Material, budget: Budget) -> Iterator[Row]:
+def measure_weights(workload: Workload, budget: Budget) -> Iterator[Row]:
+    """Yield a row for each of recald's GPU backends."""
     for engine in BACKENDS:
-        row: Row = {"size": material.size, "engine": engine}
+        row: Row = {"size": workload.size, "engine": engine}
         with attempt(f"weights, {engine}", row):
             budget.require(BUILD_S)
             backend = load_backend(engine)
             backend.check_device()
-            row |= _ways(backend, material)
+            row |= _times(backend, workload)
         yield row
 
 
-def _ways(backend: Backend, material: Material) -> Row:
-    """Seconds, the medians over homogenizers."""
-    example = torch.zeros(1, *material.shape)
+def _times(backend: Backend, workload: Workload) -> Row:
+    """Return median seconds over several homogenizers."""
+    example = torch.zeros(1, *workload.shape)
     rounds = []
     for seed in range(REPEATS):
-        homogenizer = some_homogenizer(material.shape, seed)
+        homogenizer = random_homogenizer(workload.shape, seed)
         compiled, compile_s = _timed(partial(backend.compile, homogenizer, example))
         rounds.append({"compile_s": compile_s, "load_s": _load(backend, compiled)})
-    exchanged = [_exchange(backend, material, seed, compiled) for seed in range(REPEATS)]
+    exchanged = [_exchange(backend, workload, seed, compiled) for seed in range(REPEATS)]
     return {"rebuild": _medians(rounds), "exchange": _medians(exchanged), "refit": {NOT_RUN: NO_REFIT}}
 
 
-def _exchange(backend: Any, material: Material, seed: int, compiled: bytes) -> dict[str, float]:
-    homogenizer = some_homogenizer(material.shape, seed)
+def _exchange(backend: Any, workload: Workload, seed: int, compiled: bytes) -> dict[str, float]:
+    homogenizer = random_homogenizer(workload.shape, seed)
     exchanged, weights_s = _timed(partial(backend.with_weights_of, homogenizer, compiled))
     return {"weights_s": weights_s, "load_s": _load(backend, exchanged)}
 
@@ -59,11 +60,11 @@ def _load(backend: Backend, compiled: bytes) -> float:
     return seconds
 
 
-def _timed(call: Callable[[], Made]) -> tuple[Made, float]:
+def _timed(call: Callable[[], T]) -> tuple[T, float]:
     began = time.perf_counter()
-    made = call()
-    return made, time.perf_counter() - began
+    result = call()
+    return result, time.perf_counter() - began
 
 
 def _medians(rounds: list[dict[str, float]]) -> dict[str, float]:
-    return {name: float(np.median([one[name] for one in rounds])) for name in rounds[0]}
+    return {name: float(np.median([times[name] for times in rounds])) for name in rounds[0]}

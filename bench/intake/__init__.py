@@ -1,1 +1,1 @@
-"""Whether frames are received as fast as ZeroMQ delivers them."""
+"""The bench of receiving frames; its entry is measure.py."""

@@ -1,4 +1,4 @@
-"""The reading ends that are compared: bare pyzmq loops, recald's Intake, imagezmq's hub."""
+"""The readers that are compared: bare pyzmq loops, recald's Intake and imagezmq's hub."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from typing import Any, NamedTuple
 import zmq
 from prometheus_client import CollectorRegistry
 
-from bench.intake.sender import PATIENCE_S, SENSOR
+from bench.intake.sender import READER_TIMEOUT_S, SENSOR
 from daemon.config import InputConfig
 from daemon.metrics import Metrics
-from daemon.serving.intake import RECEIVE_QUEUE, Intake, keep_freed_memory
+from daemon.serving.intake import RECEIVE_QUEUE_FRAMES, Intake, keep_freed_memory
 from daemon.serving.message import Frame
 
-TIMEOUT_MS = int(1e3 * PATIENCE_S)
+TIMEOUT_MS = int(1e3 * READER_TIMEOUT_S)
 
-Take = Callable[[], Any]  # waits for the next frame, lets go of it and returns what tells its number and time
+Take = Callable[[], Any]  # waits for a frame, drops its pixels and returns what holds its number and time
 
 
 class Stamp(NamedTuple):
-    """What a sender wrote on a frame."""
+    """The number and time that a sender wrote on a frame."""
 
     seq: int
     published: int  # ns since the epoch, just before the send call
 
 
 class Reader(NamedTuple):
-    """One way to receive; `stamp` reads what `take` returned, after the measurement."""
+    """One way to receive frames."""
 
     sender: str  # the kind of sender that it understands
     open: Callable[[str], AbstractContextManager[Take]]
-    stamp: Callable[[Any], Stamp]
+    stamp: Callable[[Any], Stamp]  # reads what `take` returned; called after the measurement
 
 
 @contextmanager
 def _bare(endpoint: str) -> Iterator[Take]:
     with zmq.Context() as context, context.socket(zmq.SUB) as socket:
-        socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
+        socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE_FRAMES)
         socket.setsockopt(zmq.RCVTIMEO, TIMEOUT_MS)
         socket.setsockopt(zmq.SUBSCRIBE, b"")
         socket.bind(endpoint)
@@ -62,7 +62,7 @@ def _header_stamp(header: bytes) -> Stamp:
 
 @contextmanager
 def running_intake(**settings: Any) -> Iterator[Intake]:
-    """The receiver as the daemon runs it, with these settings of its input."""
+    """Run the daemon's receiver; `settings` are keys of the configuration's section `input`."""
     with zmq.Context() as context:
         intake = Intake(context, InputConfig(**settings), [SENSOR], Metrics(CollectorRegistry()))
         intake.start()
@@ -73,9 +73,10 @@ def running_intake(**settings: Any) -> Iterator[Intake]:
 
 
 def take_frame(intake: Intake) -> Frame:
-    frame = intake.take(PATIENCE_S)
+    """Return the next frame. Raises TimeoutError where none comes."""
+    frame = intake.take(READER_TIMEOUT_S)
     if frame is None:
-        raise TimeoutError("no frame arrives")
+        raise TimeoutError(f"no frame came within {READER_TIMEOUT_S:g} s")
     return frame
 
 
@@ -118,12 +119,13 @@ def _text_stamp(text: str) -> Stamp:
 BARE, BARE_KEPT, RECALD = "bare pyzmq", "bare pyzmq, memory kept", "recald"
 READERS = {
     BARE: Reader("recald", _bare, _header_stamp),
-    BARE_KEPT: Reader("recald", _bare_with_memory_kept, _header_stamp),  # the most that can be had
+    BARE_KEPT: Reader("recald", _bare_with_memory_kept, _header_stamp),  # the highest rate that can be reached
     RECALD: Reader("recald", _recald, lambda stamp: stamp),
     "imagezmq REQ/REP": Reader("imagezmq", _imagezmq, _text_stamp),
     "imagezmq PUB/SUB": Reader("imagezmq-pub", _imagezmq_sub, _text_stamp),
 }
 
 
-def installed(name: str) -> bool:
-    return not name.startswith("imagezmq") or importlib.util.find_spec("imagezmq") is not None
+def is_installed(reader: str) -> bool:
+    """Tell whether the library of this reader is there."""
+    return not reader.startswith("imagezmq") or importlib.util.find_spec("imagezmq") is not None

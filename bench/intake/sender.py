@@ -1,4 +1,4 @@
-"""A camera that sends 1080p frames until it is ended: `python -m bench.intake.sender KIND ENDPOINT RATE SECONDS`."""
+"""A process that sends 1080p frames until it is killed: `python -m bench.intake.sender KIND ENDPOINT RATE SECONDS`."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from daemon.simulation.camera import open_camera, paced, wait_for_reader
 
 SENSOR = "front"
 HEIGHT, WIDTH = 1080, 1920
-FRAMES = 4  # different ones in turn, 25 MB: no cache holds what was just sent
-PATIENCE_S = 10.0  # for a reader that does not come, or is gone
+DISTINCT_FRAMES = 4  # sent in turn, 25 MB together: no cache holds the frame that was just sent
+READER_TIMEOUT_S = 10.0  # for a reader that does not connect, or is gone
 
 Send = Callable[[int, np.ndarray], object]
 
 
 @contextmanager
 def sending(kind: str, endpoint: str, rate: float, seconds: float) -> Iterator[None]:
-    """A sender in a process of its own; rate 0 is as fast as it can. It ends by itself after `seconds`."""
+    """Run a sender process while the context lasts; it ends by itself after `seconds`.
+
+    rate: frames/s; 0 is as fast as the sender can.
+    """
     command = [sys.executable, "-m", "bench.intake.sender", kind, endpoint, str(rate), str(seconds)]
     with subprocess.Popen(command) as process:
         try:
@@ -37,25 +40,25 @@ def sending(kind: str, endpoint: str, rate: float, seconds: float) -> Iterator[N
 
 @contextmanager
 def _recald(endpoint: str) -> Iterator[Send]:
-    """Frames as recald defines them, from a publisher that waits where it would drop."""
+    """Publish frames in recald's format; wait where a publisher would drop them."""
     with zmq.Context() as context, open_camera(context, endpoint) as socket:
         socket.setsockopt(zmq.XPUB_NODROP, 1)
-        socket.setsockopt(zmq.SNDTIMEO, int(1e3 * PATIENCE_S))
-        wait_for_reader(socket, PATIENCE_S)
+        socket.setsockopt(zmq.SNDTIMEO, int(1e3 * READER_TIMEOUT_S))
+        wait_for_reader(socket, READER_TIMEOUT_S)
+        topic, header, _ = build_frame(SENSOR, np.zeros((HEIGHT, WIDTH, 3), np.uint8), seq=0, timestamp=0)
+        fields = json.loads(header)
 
         def send(seq: int, image: np.ndarray) -> None:
             changes = {"seq": seq, "timestamp": time.time_ns()}
             socket.send_multipart([topic, json.dumps(fields | changes).encode(), image.data], copy=False)
 
-        topic, header, _ = build_frame(SENSOR, np.zeros((HEIGHT, WIDTH, 3), np.uint8), seq=0, timestamp=0)
-        fields = json.loads(header)
         yield send
 
 
 @contextmanager
 def _imagezmq(endpoint: str, req_rep: bool = True) -> Iterator[Send]:
     with importlib.import_module("imagezmq").ImageSender(endpoint, REQ_REP=req_rep) as sender:
-        sender.zmq_socket.rcvtimeo = int(1e3 * PATIENCE_S)
+        sender.zmq_socket.rcvtimeo = int(1e3 * READER_TIMEOUT_S)
         yield lambda seq, image: sender.send_image(f"{seq} {time.time_ns()}", image)
 
 
@@ -69,7 +72,7 @@ KINDS = {"recald": _recald, "imagezmq": _imagezmq, "imagezmq-pub": _imagezmq_pub
 
 
 def main(kind: str, endpoint: str, rate: float, seconds: float) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (DISTINCT_FRAMES, HEIGHT, WIDTH, 3), dtype=np.uint8)
     end = time.monotonic() + seconds
 
     def wait(left: float) -> bool:
@@ -77,11 +80,11 @@ def main(kind: str, endpoint: str, rate: float, seconds: float) -> None:
         return time.monotonic() > end
 
     with KINDS[kind](endpoint) as send:
-        for seq in paced(rate, wait) if rate else _until(end):
-            send(seq, images[seq % FRAMES])
+        for seq in paced(rate, wait) if rate else _numbers_until(end):
+            send(seq, images[seq % DISTINCT_FRAMES])
 
 
-def _until(end: float) -> Iterator[int]:
+def _numbers_until(end: float) -> Iterator[int]:
     seq = 0
     while time.monotonic() < end:
         yield seq

@@ -1,4 +1,4 @@
-"""Frames a second and their age, of each reader, in turns."""
+"""Frames a second and age of frames, by reader, transport and load; the readers take turns."""
 
 from __future__ import annotations
 
@@ -8,59 +8,62 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.intake.readers import BARE, BARE_KEPT, READERS, installed
+from bench.intake.reader_process import Reading, measure_in_process
+from bench.intake.readers import BARE, BARE_KEPT, READERS, is_installed
 from bench.intake.sender import HEIGHT, WIDTH
-from bench.intake.turn import Turn, run_turn
 from bench.report import percentiles
 from daemon.demo.service import free_port
 
 TRANSPORTS = ("ipc", "tcp")
 LIMIT, CAMERA = "limit", "camera"
-RATES = {LIMIT: 0.0, CAMERA: 30.0}  # frames a second; 0: as fast as the sender can
-ROUNDS = 9  # turns of each reader, so that a slow phase of the machine hits all alike
-BASES = {"bare": BARE, "bare_kept": BARE_KEPT}  # what rates are compared with
-GIGABYTES = HEIGHT * WIDTH * 3 / 1e9  # of a frame
+RATES = {LIMIT: 0.0, CAMERA: 30.0}  # frames/s of the sender; 0 is as fast as it can
+ROUNDS = 9  # turns of each reader, so that a slow phase of the machine affects all alike
+COMPARED_WITH = {"bare": BARE, "bare_kept": BARE_KEPT}
+FRAME_GIGABYTES = HEIGHT * WIDTH * 3 / 1e9
 
 
-def measure(seconds: float) -> list[dict[str, Any]]:
+def measure_throughput(seconds: float) -> list[dict[str, Any]]:
+    """Measure each reader for `seconds` in all, under each load and over each transport; return a row for each."""
     cases = list(product(RATES, TRANSPORTS, READERS))
-    turns: dict[tuple[str, str, str], list[Turn]] = {case: [] for case in cases}
+    readings: dict[tuple[str, str, str], list[Reading]] = {case: [] for case in cases}
     with tempfile.TemporaryDirectory(prefix="recald-bench-", dir="/tmp") as folder:
         numbers = count()
         for _, case in product(range(ROUNDS), cases):
             load, transport, reader = case
-            if installed(reader):
+            if is_installed(reader):
                 endpoint = _endpoint(transport, Path(folder), next(numbers))
-                turns[case].append(run_turn(reader, endpoint, RATES[load], seconds / ROUNDS))
-    rows = []
-    for case, own in turns.items():
-        row: dict[str, Any] = dict(zip(("load", "transport", "reader"), case, strict=True))
-        row["installed"] = bool(own)
-        if own:
-            bare = {f"of_{key}": turns[case[0], case[1], name] for key, name in BASES.items()}
-            row |= _summary(own) | {key: _rate(own) / _rate(other) for key, other in bare.items()}
-        rows.append(row)
-    return rows
+                readings[case].append(measure_in_process(reader, endpoint, RATES[load], seconds / ROUNDS))
+    return [_row(case, readings) for case in cases]
 
 
 def _endpoint(transport: str, folder: Path, number: int) -> str:
     return f"ipc://{folder}/{number}" if transport == "ipc" else f"tcp://127.0.0.1:{free_port()}"
 
 
-def _rate(turns: list[Turn]) -> float:
-    """The median: now and then a turn is slow from start to end, whatever reads."""
-    return median(turn.rate for turn in turns)
+def _row(case: tuple[str, str, str], readings: dict[tuple[str, str, str], list[Reading]]) -> dict[str, Any]:
+    load, transport, reader = case
+    own = readings[case]
+    row: dict[str, Any] = {"load": load, "transport": transport, "reader": reader, "installed": bool(own)}
+    if not own:
+        return row
+    bare = {f"of_{key}": _rate(own) / _rate(readings[load, transport, name]) for key, name in COMPARED_WITH.items()}
+    return row | _summary(own) | bare
 
 
-def _summary(turns: list[Turn]) -> dict[str, Any]:
-    frames = sum(turn.frames for turn in turns)
+def _rate(readings: list[Reading]) -> float:
+    """Return the median: now and then a whole round is slow, whichever reader it is of."""
+    return median(reading.rate for reading in readings)
+
+
+def _summary(readings: list[Reading]) -> dict[str, Any]:
+    frames = sum(reading.frames for reading in readings)
     return {
-        "frames_per_second": _rate(turns),
-        "gigabytes_per_second": _rate(turns) * GIGABYTES,
-        "rounds": [turn.rate for turn in turns],
+        "frames_per_second": _rate(readings),
+        "gigabytes_per_second": _rate(readings) * FRAME_GIGABYTES,
+        "rounds": [reading.rate for reading in readings],
         "frames": frames,
-        "skipped": sum(turn.skipped for turn in turns),
-        "cpu_ms": 1e3 * sum(turn.cpu_seconds for turn in turns) / frames,
-        "page_faults": sum(turn.page_faults for turn in turns) / frames,
-        "age": percentiles([age for turn in turns for age in turn.ages]),
+        "skipped": sum(reading.skipped for reading in readings),
+        "cpu_ms": 1e3 * sum(reading.cpu_seconds for reading in readings) / frames,
+        "page_faults": sum(reading.page_faults for reading in readings) / frames,
+        "age": percentiles([age for reading in readings for age in reading.ages]),
     }

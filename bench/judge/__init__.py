@@ -1,1 +1,1 @@
-"""How often bad homogenizers come to serve, and good ones do not."""
+"""The bench of the judge; its entry is measure.py."""

@@ -1,4 +1,4 @@
-"""Homogenizers that were right and are made wrong: what a broken fit, a bug or a saboteur could put in their place."""
+"""Sabotage: proper homogenizers that are broken as a failed fit, a bug or a saboteur could break them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from calibrate import Limits
 from calibrate.homogenizer import Homogenizer
 
-KERNEL_NOISE = 0.1  # sd of every tap, at 15x15 taps of three colours louder than the picture
-OFFSET = 0.4  # sd of a wrong offset map, in standard deviations of the picture
+KERNEL_NOISE = 0.1  # sd of each tap; with 15x15 taps of three colours this is stronger than the picture
+OFFSET_NOISE = 0.4  # sd of a wrong offset map, in standard deviations of the picture
 SHIFT = 6  # pixels
+PARAMETER_NOISE = (0.05, 0.2)  # shares of the root mean square of each parameter
 
 Change = Callable[[Tensor], Tensor]
 
 
-class Then(nn.Module):
-    """A homogenizer, and what is done to the frames after it."""
+class ChangedOutput(nn.Module):
+    """Applies a homogenizer, and then a change to its frames."""
 
     def __init__(self, homogenizer: nn.Module, change: Change):
         super().__init__()
@@ -32,17 +33,18 @@ class Then(nn.Module):
 
 
 def sabotaged(good: Homogenizer, limits: Limits, seed: int) -> dict[str, nn.Module]:
-    """Broken forms of a good homogenizer by name, frames (N, 3, H, W) to frames of the same shape."""
+    """Return broken forms of a proper homogenizer by name; each maps frames (N, 3, H, W) to the same shape."""
     generator = torch.Generator().manual_seed(seed)
-    broken: dict[str, nn.Module] = {name: Then(good, change) for name, change in changes(limits).items()}
+    broken: dict[str, nn.Module] = {name: ChangedOutput(good, change) for name, change in changes(limits).items()}
     broken["noise in the kernel"] = noisy_kernel(good, generator)
     broken["another offset map"] = other_offset(good, generator)
-    for share in (0.05, 0.2):
+    for share in PARAMETER_NOISE:
         broken[f"{share:.0%} noise in all parameters"] = noisy(good, share, generator)
     return broken
 
 
 def changes(limits: Limits) -> dict[str, Change]:
+    """Return changes of frames (N, 3, H, W) by name."""
     whole = (limits.black + limits.white).view(-1, 1, 1)
     return {
         "negative": lambda x: whole - x,
@@ -60,27 +62,28 @@ def changes(limits: Limits) -> dict[str, Change]:
 
 
 def tiled(frames: Tensor) -> Tensor:
-    """The middle of the frame, a quarter of it, four times."""
+    """Repeat the middle quarter of each frame four times."""
     height, width = frames.shape[2] // 2, frames.shape[3] // 2
     middle = frames[:, :, height // 2 : height // 2 + height, width // 2 : width // 2 + width]
     return middle.repeat(1, 1, 2, 2)
 
 
 def noisy_kernel(good: Homogenizer, generator: torch.Generator) -> Homogenizer:
+    """Add noise to the kernel."""
     broken = copy.deepcopy(good)
     broken.kernel.add_(KERNEL_NOISE * torch.randn(broken.kernel.shape, generator=generator))
     return broken
 
 
 def other_offset(good: Homogenizer, generator: torch.Generator) -> Homogenizer:
-    """The fixed pattern of another sensor: subtracted here, it is added."""
+    """Add the offset map of another sensor, whose fixed pattern then appears in the frames."""
     broken = copy.deepcopy(good)
-    broken.offset.add_(OFFSET * torch.randn(broken.offset.shape, generator=generator))
+    broken.offset.add_(OFFSET_NOISE * torch.randn(broken.offset.shape, generator=generator))
     return broken
 
 
 def noisy(good: Homogenizer, share: float, generator: torch.Generator) -> Homogenizer:
-    """Noise of this share of its root mean square in every parameter."""
+    """Add noise to each parameter, with this share of its root mean square."""
     broken = copy.deepcopy(good)
     for parameter in broken.parameters():
         scale = share * parameter.square().mean().sqrt()

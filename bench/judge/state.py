@@ -1,8 +1,7 @@
-"""What the judge's bench has computed so far, so that a run that was stopped goes on and another rule costs little."""
+"""Keep fits and evidence, so that a stopped run can go on and another rule of the judge takes minutes."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
+from bench.state_file import append_line, read_lines
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import Evidence
 from calibrate.scoring.accuracy import AccuracyProxy, Answers
@@ -21,27 +21,25 @@ Record = dict[str, Any]
 
 
 class State:
-    """Homogenizers and records by key, in a folder; without one, in memory."""
+    """Homogenizers and records by key, in a folder; without a folder, in memory."""
 
     def __init__(self, folder: Path | None):
         self._folder = folder
+        self._lines = folder / "records.jsonl" if folder else None
         self._homogenizers: dict[str, Homogenizer] = {}
-        self._records = dict(_read(self._lines)) if folder else {}
-
-    @property
-    def _lines(self) -> Path:
-        assert self._folder is not None
-        return self._folder / "records.jsonl"
+        self._records: dict[str, Record] = dict(read_lines(self._lines))
 
     def homogenizer(self, key: str, make: Callable[[], Homogenizer]) -> Homogenizer:
+        """Return the homogenizer of this key; `make` is called only where none is kept."""
         if key not in self._homogenizers:
             self._homogenizers[key] = self._load_or_make(key, make)
         return self._homogenizers[key]
 
     def record(self, key: str, make: Callable[[], Record]) -> Record:
+        """Return the record of this key; `make` is called only where none is kept."""
         if key not in self._records:
             self._records[key] = make()
-            self._append(key, self._records[key])
+            append_line(self._lines, [key, self._records[key]])
         return self._records[key]
 
     def _load_or_make(self, key: str, make: Callable[[], Homogenizer]) -> Homogenizer:
@@ -52,12 +50,6 @@ class State:
             write_atomically(path, save({name: t.contiguous() for name, t in make().state_dict().items()}))
         return _homogenizer(load_file(path))
 
-    def _append(self, key: str, record: Record) -> None:
-        if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with self._lines.open("a") as file:
-                file.write(json.dumps([key, record]) + "\n")
-
 
 def _homogenizer(tensors: dict[str, torch.Tensor]) -> Homogenizer:
     _, channels, height, width = tensors["offset"].shape
@@ -66,22 +58,14 @@ def _homogenizer(tensors: dict[str, torch.Tensor]) -> Homogenizer:
     return homogenizer.eval()
 
 
-def _read(path: Path) -> list[tuple[str, Record]]:
-    """The records of a file; a last line that was cut off in the middle is measured again."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    if lines[-1]:
-        path.write_text("".join(f"{line}\n" for line in lines[:-1]))
-    return [json.loads(line) for line in lines[:-1]]
-
-
 def to_record(evidence: Evidence) -> Record:
+    """Convert evidence for JSON."""
     assert evidence.proxy and evidence.answers  # the benches' networks are classifiers
     answers = {"labels": evidence.answers.labels.tolist(), "log_odds": evidence.answers.log_odds.tolist()}
     return {"score": evidence.score, "proxy": asdict(evidence.proxy), "answers": answers}
 
 
 def from_record(record: Record) -> Evidence:
+    """Convert evidence from JSON."""
     labels, log_odds = (torch.tensor(record["answers"][key]) for key in ("labels", "log_odds"))
     return Evidence(record["score"], AccuracyProxy(**record["proxy"]), Answers(labels, log_odds))

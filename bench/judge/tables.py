@@ -1,4 +1,4 @@
-"""Verdicts counted: by candidate, by situation and in all, and shown."""
+"""Count verdicts by candidate, by situation and in all, and show the counts."""
 
 from __future__ import annotations
 
@@ -6,28 +6,34 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench.judge.truth import BETTER, NEUTRAL, WORSE, wilson
+from bench.judge.ground_truth import BETTER, NEUTRAL, WORSE, wilson
 from bench.report import show
 
 Row = dict[str, Any]
 
+COUNTS = ("bad", "bad_accepted", "bad_served", "good", "good_rejected", "good_not_served", "neutral", "neutral_served")
+UNFITTED = ("camera", "active", "view", "answer")  # the columns of situations without a fit
 
-def summarise(rows: Sequence[Row], doors: Sequence[Row]) -> dict[str, Any]:
-    """Rates in percent, each with the ends of its interval."""
+
+def summarise(rows: Sequence[Row], unfitted: Sequence[Row]) -> dict[str, Any]:
+    """Return counts, and rates in percent, each with the ends of its interval.
+
+    unfitted: the situations in which the worker fits nothing, stored as `doors`.
+    """
     return {
         "all": counted(rows),
         "candidates": _by(rows, ("kind", "candidate")),
         "kinds": _by(rows, ("kind", "view")),
         "situations": _by(rows, ("data", "camera", "active", "view")),
         "doors": [
-            dict(zip(("camera", "active", "view", "answer"), key, strict=True)) | {"count": count}
-            for key, count in sorted(Counter(_key(r, ("camera", "active", "view", "answer")) for r in doors).items())
+            dict(zip(UNFITTED, key, strict=True)) | {"count": count}
+            for key, count in sorted(Counter(_key(row, UNFITTED) for row in unfitted).items())
         ],
     }
 
 
 def counted(rows: Iterable[Row]) -> Row:
-    """How many bad ones the judge accepted and let serve, how many good ones it rejected and kept from serving."""
+    """Count bad candidates that were accepted and that served, and good ones that were rejected and did not serve."""
     truths: dict[str, list[Row]] = {BETTER: [], WORSE: [], NEUTRAL: []}
     for row in rows:
         truths[row["truth"]].append(row)
@@ -58,22 +64,18 @@ def _key(row: Row, columns: Sequence[str]) -> tuple[Any, ...]:
     return tuple(row[column] for column in columns)
 
 
-COUNTS = ("bad", "bad_accepted", "bad_served", "good", "good_rejected", "good_not_served", "neutral", "neutral_served")
-
-
 def show_tables(summary: dict[str, Any]) -> None:
+    """Print the counts and the rates."""
     for title, part, columns in (
         ("by candidate", "candidates", ("kind", "candidate")),
         ("by situation", "situations", ("data", "camera", "active", "view")),
     ):
         show(title, (*columns, *COUNTS), [[row[c] for c in (*columns, *COUNTS)] for row in summary[part]])
-    doors = ("camera", "active", "view", "answer", "count")
-    show("nothing was fitted", doors, [[row[c] for c in doors] for row in summary["doors"]])
-    show("rates", ("what", "count", "of", "%", "95 %"), list(_rates([("all", summary["all"]), *_named(summary)])))
-
-
-def _named(summary: dict[str, Any]) -> list[tuple[str, Row]]:
-    return [(f"{row['kind']}, {row['view']}", row) for row in summary["kinds"]]
+    show(
+        "nothing was fitted", (*UNFITTED, "count"), [[row[c] for c in (*UNFITTED, "count")] for row in summary["doors"]]
+    )
+    groups = [("all", summary["all"]), *((f"{row['kind']}, {row['view']}", row) for row in summary["kinds"])]
+    show("rates", ("what", "count", "of", "%", "95 %"), list(_rates(groups)))
 
 
 def _rates(groups: Iterable[tuple[str, Row]]) -> Iterable[list[object]]:

@@ -1,1 +1,1 @@
-"""What several benches share: images, networks, drifts, cameras, alternatives."""
+"""Images, networks, drifts, cameras and alternative methods that several benches share."""

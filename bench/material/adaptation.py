@@ -1,4 +1,4 @@
-"""What users would pick instead of recald, each in a few lines, and recald itself behind the same three verbs."""
+"""Methods that could be used instead of recald, and recald itself: each can adapt, restore and predict."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from calibrate import Limits, fit
 from calibrate.search.starts import monge_map
 
-LEVELS = 257  # quantiles a histogram is kept as
+QUANTILES = 257  # of a stored histogram
 TENT_RATE = 1e-3  # Wang et al. 2021 on CIFAR-10, with Adam and batches of 200
 
 
 class Method:
-    """Serves a copy of a model behind a drifted camera; this one does nothing about the drift."""
+    """Serves a copy of a model behind a drifted camera, and does nothing about the drift."""
 
     def __init__(self, model: nn.Module):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -25,20 +25,20 @@ class Method:
         """Learn from unlabelled drifted frames (N, C, H, W), before serving."""
 
     def restore(self, frames: Tensor) -> Tensor:
-        """The frames as the model shall see them."""
+        """Return the frames (N, C, H, W) as the model is to see them."""
         return frames
 
     def predict(self, frames: Tensor) -> Tensor:
-        """Logits (N, K) of one batch of the stream; what adapts online does it here."""
+        """Return the logits (N, K) of one batch of the stream; online methods adapt here."""
         with torch.no_grad():
             logits: Tensor = self.model(self.restore(frames))
         return logits
 
 
 class TargetNorm(nn.BatchNorm2d):
-    """BatchNorm by the statistics of the batch it is given, which replace the shipped ones.
+    """BatchNorm with the statistics of the current batch, which replace the shipped ones.
 
-    prior: how many images the shipped statistics weigh in the blend, N of Schneider et al. 2020.
+    prior: the number of images that the shipped statistics count as in the blend, N of Schneider et al. 2020.
     """
 
     def __init__(self, shipped: nn.BatchNorm2d, prior: int):
@@ -48,7 +48,7 @@ class TargetNorm(nn.BatchNorm2d):
         self._prior = prior
         self._shipped = shipped.running_mean.clone(), shipped.running_var.clone()
 
-    def forward(self, input: Tensor) -> Tensor:  # named as in the base class
+    def forward(self, input: Tensor) -> Tensor:  # the base class calls it so
         mean = input.mean((0, 2, 3))
         variance = (input.square().mean((0, 2, 3)) - mean.square()).clamp_min(0)
         share = len(input) / (self._prior + len(input))
@@ -77,7 +77,7 @@ class Tent(BatchNormAdaptation):
         self._optimizer = torch.optim.Adam(affine, lr=TENT_RATE)
 
     def predict(self, frames: Tensor) -> Tensor:
-        """Logits from before the step that they lead to, as published."""
+        """Return the logits (N, K) from before the step that they lead to, as published."""
         with torch.enable_grad():
             logits: Tensor = self.model(frames)
             self._optimizer.zero_grad()
@@ -87,12 +87,12 @@ class Tent(BatchNormAdaptation):
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Of each prediction, in nats: (N, K) to (N,)."""
+    """Return the entropy of each prediction in nats: (N, K) to (N,)."""
     return -(logits.softmax(1) * logits.log_softmax(1)).sum(1)
 
 
 class HistogramMatching(Method):
-    """Per channel the monotone curve from the camera's histogram to the source's (Gonzalez & Woods, chapter 3)."""
+    """Maps each channel from the camera's histogram to the source's, monotonically (Gonzalez & Woods, chapter 3)."""
 
     def __init__(self, model: nn.Module, source: Tensor):
         super().__init__(model)
@@ -108,20 +108,22 @@ class HistogramMatching(Method):
 
 
 def curve(target: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Knots of a curve from quantiles to quantiles; a grey level that holds several goes to their middle."""
-    levels, holder = np.unique(target, return_inverse=True)
-    return levels, np.bincount(holder, source) / np.bincount(holder)
+    """Return the knots of a curve from quantiles to quantiles; a level with several quantiles goes to their mean."""
+    levels, level_of = np.unique(target, return_inverse=True)
+    return levels, np.bincount(level_of, source) / np.bincount(level_of)
 
 
 def quantiles(frames: Tensor) -> np.ndarray:
-    """Of each channel over all frames and places: (N, C, H, W) to (C, LEVELS)."""
+    """Return the quantiles of each channel over all frames and pixels: (N, C, H, W) to (C, QUANTILES)."""
     pixels = frames.transpose(0, 1).flatten(1).numpy()
-    return np.quantile(pixels, np.linspace(0, 1, LEVELS), axis=1).T
+    return np.quantile(pixels, np.linspace(0, 1, QUANTILES), axis=1).T
 
 
 class ColourMatching(Method):
-    """Mean and covariance of the colours to the source's: Reinhard et al. 2001, with the linear map of
-    Pitie & Kokaram 2007."""
+    """Maps the colours linearly to the source's mean and covariance.
+
+    Reinhard et al. 2001, with the linear map of Pitie & Kokaram 2007.
+    """
 
     def __init__(self, model: nn.Module, source: Tensor):
         super().__init__(model)
@@ -138,7 +140,7 @@ class ColourMatching(Method):
 
 
 def colours(frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (C,) and covariance (C, C) over all frames and places."""
+    """Return mean (C,) and covariance (C, C) over all frames and pixels."""
     pixels = frames.transpose(0, 1).flatten(1)
     return pixels.mean(1), torch.cov(pixels)
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 and the published networks for it, as the benches read them."""
+"""CIFAR-10 and the published networks for it."""
 
 from __future__ import annotations
 
@@ -32,25 +32,26 @@ class Images(NamedTuple):
 
 
 def lossless(path: Path) -> Images:
+    """Read the images of a file that still have their original pixels."""
     arrays = read_npz(path)
     kept = arrays["lossless"]
     return Images(arrays["images"][kept], torch.from_numpy(arrays["labels"][kept].astype(np.int64)))
 
 
 def network(data: Path, name: str) -> nn.Module:
-    """One of WEIGHTS, frozen."""
+    """Load a network of WEIGHTS from `data`/models, in evaluation mode and without gradients."""
     module = build_module(f"{networks.__name__}:cifar_{name}", data / "models" / WEIGHTS[name])
     return module.eval().requires_grad_(False)
 
 
 def normalise(images: np.ndarray) -> Tensor:
-    """(N, H, W, 3) uint8 to (N, 3, H, W) as the networks were trained on."""
+    """Convert (N, H, W, 3) uint8 to (N, 3, H, W) float32, normalised as for the training of the networks."""
     mean, std = torch.tensor(material.IMAGENET_MEAN), torch.tensor(material.IMAGENET_STD)
     return ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
 def accuracy(network: nn.Module, frames: Tensor, labels: Tensor) -> float:
-    """In percent."""
+    """Return the accuracy on frames (N, C, H, W) with labels (N,), in percent."""
     with torch.no_grad():
         named = torch.cat([network(chunk).argmax(1) for chunk in frames.split(256)])
     return 100 * float((named == labels).float().mean())

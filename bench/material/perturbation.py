@@ -1,4 +1,4 @@
-"""The sensor perturbation δ of Willis & Oala (2021), as their code draws it."""
+"""The sensor perturbation δ of Willis & Oala (2021), drawn as in their code."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KAPPA = 0.15  # their strength on CIFAR-10
+KAPPA = 0.15  # the paper's strength on CIFAR-10
 
 
 class Perturbation:
-    """A fixed noise image, then two 3x3 convolutions near the identity; in normalised space, no clipping."""
+    """Adds a fixed noise image, then applies two 3x3 convolutions near the identity; normalised space, no clipping."""
 
     def __init__(self, draw: int, kappa: float = KAPPA, shape: tuple[int, int, int] = (3, 32, 32)):
         generator = torch.Generator().manual_seed(draw)
@@ -23,7 +23,7 @@ class Perturbation:
             self.layers.append((weight, kappa * torch.randn(channels, generator=generator)))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) normalised to the same."""
+        """Perturb frames (N, C, H, W) in normalised space; return the same shape."""
         images = images + self.pattern
         for weight, bias in self.layers:
             images = F.conv2d(F.pad(images, (1, 1, 1, 1), mode="reflect"), weight, bias)

@@ -1,4 +1,4 @@
-"""Networks that nobody publishes for the benches' data: trained once, on one core, and kept in the cache folder."""
+"""Networks for data sets without a published one: trained once, on one core, and kept in the cache folder."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from bench.provenance import normalised_statements
 from daemon.demo import networks
 from daemon.demo.train import cache_folder, one_thread
 from daemon.images import read_npz
@@ -22,21 +23,21 @@ from deploy.files import write_atomically
 
 SEED = 0
 BATCH, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 64, 0.1, 0.9, 5e-4  # SGD, as the CIFAR ResNets are trained
-HELD_OUT = 0.1  # share of the training images that only the check at the end sees
-TRACK_BASE = 1000  # over every track number: the tracks of a class are numbered from 0
+HELD_OUT_SHARE = 0.1  # of the training images; only the check at the end reads them
+MAX_TRACKS = 1000  # of a class; more than any class has
 
 
 class Recipe(NamedTuple):
-    """How a network is trained: depth 6 * blocks + 2, on random crops of frames padded with black."""
+    """How a network of depth 6 * blocks + 2 is trained, on random crops of frames padded with black."""
 
-    data: str  # file with images (N, H, W[, 3]) and labels, perhaps with the track of physical signs
+    data: str  # file with images (N, H, W[, 3]), labels and, optionally, the track of each physical sign
     blocks: int
     classes: int
     channels: int
-    images: int  # from the front of the file
+    images: int  # the first so many of the file
     epochs: int
     padding: int  # pixels of black on each side; 0: no crops
-    required: float  # accuracy on the held-out images, a share; below it something is broken
+    required: float  # least accuracy on the held-out images, a share
 
 
 RECIPES = {
@@ -47,11 +48,11 @@ RECIPES = {
 
 
 class TrainingError(RuntimeError):
-    """A network came out worse than it must."""
+    """A trained network is less accurate than its recipe requires."""
 
 
 class Trained(NamedTuple):
-    """A network in evaluation mode, without gradients, for (value / 255 - mean) / std; one mean a channel."""
+    """A network in evaluation mode without gradients, for inputs (value / 255 - mean) / std; one value a channel."""
 
     network: nn.Module
     mean: tuple[float, ...]
@@ -59,7 +60,10 @@ class Trained(NamedTuple):
 
 
 def trained(name: str, data: Path) -> Trained:
-    """The network of this name in RECIPES, from the cache or trained now on files in the folder `data`."""
+    """Return the network of this name in RECIPES, from the cache or trained now on files in the folder `data`.
+
+    Raises TrainingError where the trained network is not accurate enough.
+    """
     recipe = RECIPES[name]
     source = data / recipe.data
     arrays = read_npz(source)
@@ -74,14 +78,18 @@ def trained(name: str, data: Path) -> Trained:
 
 
 def weights_path(name: str, source: Path) -> Path:
-    """Where the weights for these images, this code and this torch are kept; any change is another file."""
-    parts = [Path(file).read_bytes() for file in (networks.__file__, __file__, source)]
-    key = hashlib.sha256(b"\0".join([*parts, torch.__version__.encode(), str(SEED).encode()]))
+    """Return where the weights for these images, this code and this torch are kept.
+
+    Reworded comments and docstrings keep the file; after any other change of the code it is another one.
+    """
+    code = [statement for file in (networks.__file__, __file__) for statement in normalised_statements(file)]
+    parts = [*code, torch.__version__, str(SEED)]
+    key = hashlib.sha256("\0".join(parts).encode() + source.read_bytes())
     return cache_folder() / f"{name}-{key.hexdigest()[:16]}.safetensors"
 
 
 def moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of (N, H, W[, C]) uint8, for grey levels in 0..1."""
+    """Return mean and standard deviation of each channel of (N, H, W[, C]) uint8, for grey levels in 0..1."""
     pixels = images.reshape(-1, images.shape[3] if images.ndim == 4 else 1)
     counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])  # exact, and no float copy
     share, levels = counts / len(pixels), np.arange(256) / 255
@@ -91,22 +99,22 @@ def moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def normalise(images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(N, H, W[, C]) uint8 to (N, C, H, W) float32 as the network takes it."""
+    """Convert (N, H, W[, C]) uint8 to normalised (N, C, H, W) float32."""
     frames = torch.from_numpy(images if images.ndim == 4 else images[..., None]) / 255
     return ((frames - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2).contiguous()
 
 
 def split(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows held out; a physical sign that was tracked is wholly in one of them."""
+    """Return rows to train on and rows held out; all images of one physical sign are in the same part."""
     labels = arrays["labels"].astype(np.int64)
-    groups = labels * TRACK_BASE + arrays["track"] if "track" in arrays else np.arange(len(labels))
+    groups = labels * MAX_TRACKS + arrays["track"] if "track" in arrays else np.arange(len(labels))
     names = np.random.default_rng(SEED).permutation(np.unique(groups))
-    held_out = np.isin(groups, names[: round(HELD_OUT * len(names))])
+    held_out = np.isin(groups, names[: round(HELD_OUT_SHARE * len(names))])
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
 def padded_crops(images: np.ndarray, padding: int, rng: np.random.Generator) -> np.ndarray:
-    """Pad each image (N, H, W[, C]) with black and cut its size out at a random place."""
+    """Pad each image (N, H, W[, C]) with black and crop it to its size at a random place."""
     height, width = images.shape[1:3]
     sides = ((0, 0), (padding, padding), (padding, padding), (0, 0))[: images.ndim]
     top, left = rng.integers(0, 2 * padding + 1, (2, len(images), 1, 1))
@@ -116,7 +124,7 @@ def padded_crops(images: np.ndarray, padding: int, rng: np.random.Generator) -> 
 
 
 def accuracy(net: Trained, images: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the images (N, H, W[, C]) uint8 that the network names right."""
+    """Return the accuracy on images (N, H, W[, C]) uint8, as a share."""
     parts = np.array_split(images, max(1, len(images) // 256))
     with torch.no_grad():
         named = torch.cat([net.network(normalise(part, net.mean, net.std)).argmax(1) for part in parts])
@@ -124,7 +132,7 @@ def accuracy(net: Trained, images: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _network(recipe: Recipe) -> nn.Module:
-    """With weights as they are before training, without touching torch's own random state."""
+    """Build the network with its initial weights; torch's own random state stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         return networks.ResNet(recipe.blocks, classes=recipe.classes, channels=recipe.channels)
@@ -138,14 +146,14 @@ def _train_and_keep(name: str, weights: Path, arrays: dict[str, np.ndarray], net
     with one_thread():
         _train(net, RECIPES[name], images[training], labels[training], _bar(console))
         reached = accuracy(net, images[held_out], labels[held_out])
-    console.print(f"{name}: {reached:.2%} right on {len(held_out)} images it has not seen")
+    console.print(f"{name}: accuracy {reached:.2%} on {len(held_out)} held-out images")
     if reached < RECIPES[name].required:
         raise TrainingError(f"{name} reached {reached:.2%}, {RECIPES[name].required:.1%} are required")
     write_atomically(weights, save(net.network.state_dict()))
 
 
 def _bar(console: Console) -> Callable[[int], Iterator[int]]:
-    """A range that a terminal shows the progress through."""
+    """Return a function like `range` that shows a progress bar on a terminal."""
 
     def steps(total: int) -> Iterator[int]:
         columns = (TextColumn("step {task.completed:.0f} of {task.total:.0f}"), BarColumn(), TimeElapsedColumn())
@@ -158,7 +166,7 @@ def _bar(console: Console) -> Callable[[int], Iterator[int]]:
 def _train(
     net: Trained, recipe: Recipe, images: np.ndarray, labels: np.ndarray, steps: Callable[[int], Iterator[int]]
 ) -> None:
-    """SGD under one cycle of the rate; BatchNorm keeps its ordinary moving averages of the augmented batches."""
+    """Train by SGD with one cycle of the rate; BatchNorm keeps its usual moving averages of the augmented batches."""
     rng = np.random.default_rng(SEED)
     order = np.concatenate([rng.permutation(len(labels)) for _ in range(recipe.epochs)])
     batches = np.array_split(order, len(order) // BATCH)

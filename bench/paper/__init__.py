@@ -1,1 +1,1 @@
-"""The tables of Willis & Oala (2021)."""
+"""The bench of the paper's tables; its entry is measure.py."""

@@ -1,7 +1,7 @@
-"""What Willis & Oala report for CIFAR-10, to stand beside what is measured here. Empty where no number is known.
+"""The numbers that Willis & Oala (2021) report for CIFAR-10; a field is None where no number is known.
 
-Their networks are not ours: a ResNet-34 of 93.2 % on clean test images and a ResNet-18 as verifier. The images
-that ρ is fitted to (acc) were among those that their networks were trained on.
+Their networks are others: a ResNet-34 with 93.2 % on clean test images, and a ResNet-18 as verifier. The images that
+ρ is fitted to (acc) were among the training images of their networks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ONE = "their repository, figures/unsupervised, one perturbation (52.1 % distorte
 
 
 class Published(NamedTuple):
-    """Means over runs, in percent, but psnr in dB and l2 as a ratio."""
+    """Means over runs, in percent; psnr is in dB and l2 a ratio."""
 
     source: str
     acc: float | None = None

@@ -1,4 +1,4 @@
-"""The tables of Willis & Oala (2021) out of finished pieces, beside what is published, and the restored images."""
+"""Tables of finished experiments next to the published numbers of Willis & Oala (2021), and the restored images."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.paper.pieces import IMAGES_OF, METRICS, RHOS, Piece, State
+from bench.paper.datasets import ROWS
+from bench.paper.experiments import IMAGES_OF_DRAW, METRICS, RHOS, Experiment, State
 from bench.paper.published import PUBLISHED
 from bench.paper.runner import Runner
-from bench.paper.scenes import ROWS
 from daemon.demo.picture import Row
 from daemon.images import read_npz
 
@@ -19,7 +19,7 @@ COLUMNS = ("row", "ρ", "acc", "acc val", "acc ver", "PSNR", "SSIM", "l2", "draw
 
 
 def summarise(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation of every metric over the perturbations of each row that did not fail."""
+    """Return by row the mean and standard deviation of every metric, over the perturbations that did not fail."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         groups.setdefault(record["piece"].rpartition("/")[0], []).append(record)
@@ -39,7 +39,7 @@ def _summary(name: str, group: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def body(summary: Sequence[dict[str, Any]], dataset: str, setting: str) -> list[list[str]]:
-    """Lines of a table by COLUMNS: the baselines, then for each row what is published and what was measured."""
+    """Return the lines of a table by COLUMNS: the baselines, then for each row published and measured numbers."""
     of = {(s["setting"], s["row"], s["rho"]): s for s in summary if s["dataset"] == dataset}
     lines = []
     for group, row in _names(setting):
@@ -48,12 +48,12 @@ def body(summary: Sequence[dict[str, Any]], dataset: str, setting: str) -> list[
         if measured and published:
             cells = [_cell(getattr(published, metric), None) for metric in METRICS]
             lines.append([row, "published", *cells, "", ""])
-        lines += [_line(row, rho, one) for rho, one in measured]
+        lines += [_line(row, rho, numbers) for rho, numbers in measured]
     return lines
 
 
 def sources(summary: Sequence[dict[str, Any]], dataset: str, setting: str) -> str:
-    """Where the published numbers of a table are from: each source after its rows."""
+    """Return the sources of the published numbers of a table, each after its rows."""
     measured = {(s["setting"], s["row"]) for s in summary if s["dataset"] == dataset}
     rows: dict[str, list[str]] = {}
     for group, row in _names(setting):
@@ -67,10 +67,10 @@ def _names(setting: str) -> list[tuple[str, str]]:
     return [*(("baseline", row) for row in BASELINES), *((setting, row) for row in ROWS[setting])]
 
 
-def _line(row: str, rho: str, one: dict[str, Any]) -> list[str]:
-    cells = [_cell(one.get(f"{metric}_mean"), one.get(f"{metric}_sd")) for metric in METRICS]
-    draws = str(one["draws"]) + (f" ({one['failed']} failed)" if one["failed"] else "")
-    return [row, rho, *cells, draws, _cell(one.get("seconds_mean"), None)]
+def _line(row: str, rho: str, numbers: dict[str, Any]) -> list[str]:
+    cells = [_cell(numbers.get(f"{metric}_mean"), numbers.get(f"{metric}_sd")) for metric in METRICS]
+    draws = str(numbers["draws"]) + (f" ({numbers['failed']} failed)" if numbers["failed"] else "")
+    return [row, rho, *cells, draws, _cell(numbers.get("seconds_mean"), None)]
 
 
 def _cell(mean: float | None, deviation: float | None) -> str:
@@ -80,22 +80,22 @@ def _cell(mean: float | None, deviation: float | None) -> str:
 
 
 def markdown(summary: Sequence[dict[str, Any]], dataset: str, setting: str) -> str:
-    """The table under a heading, and where its published numbers are from."""
+    """Return the table below a heading, and the sources of its published numbers."""
     lines = [COLUMNS, ["---", "---", *["---:"] * (len(COLUMNS) - 2)], *body(summary, dataset, setting)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     published = sources(summary, dataset, setting)
     return f"### {dataset}, {setting}\n\n{table}\n" + (f"\nPublished: {published}.\n" if published else "")
 
 
-def figure(pieces: Sequence[Piece], state: State, runner: Runner) -> Iterator[Row]:
-    """One line of images for every piece of the first perturbation that has them."""
-    for piece in pieces:
-        path = state.images(piece)
-        if piece.draw != IMAGES_OF or not path.exists():
+def figure(experiments: Sequence[Experiment], state: State, runner: Runner) -> Iterator[Row]:
+    """Yield a line of images for every experiment of the first perturbation that has images."""
+    for experiment in experiments:
+        path = state.images(experiment)
+        if experiment.draw != IMAGES_OF_DRAW or not path.exists():
             continue
-        arrays, scene = read_npz(path), runner.scene(piece.dataset)
-        note = piece.dataset if piece.setting == "baseline" else f"{piece.setting}, {piece.rho}"
-        note = "CC, " * piece.row.endswith(" CC") + note  # the titles' column is narrow
-        names = [scene.classes[label] for label in arrays["label"]]
-        right = arrays["label"] == scene.validation.labels[: len(names)].numpy()
-        yield Row(piece.row.removesuffix(" CC"), note, arrays["images"], names, right.tolist())
+        arrays, data_set = read_npz(path), runner.data_set(experiment.dataset)
+        note = experiment.dataset if experiment.setting == "baseline" else f"{experiment.setting}, {experiment.rho}"
+        note = "CC, " * experiment.row.endswith(" CC") + note  # in the note, since the column of titles is narrow
+        names = [data_set.classes[label] for label in arrays["label"]]
+        right = arrays["label"] == data_set.validation.labels[: len(names)].numpy()
+        yield Row(experiment.row.removesuffix(" CC"), note, arrays["images"], names, right.tolist())

@@ -1,1 +1,1 @@
-"""Hours of streams that are not i.i.d."""
+"""The bench of long streams that are not i.i.d.; its entry is measure.py."""

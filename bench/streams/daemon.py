@@ -1,4 +1,4 @@
-"""The daemon in simulated time: its own state machine, watch, worker and swap, with no sockets and no waiting."""
+"""The daemon in simulated time: its own state machine, drift checks, worker and swap, without sockets or waiting."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from deploy.path import InferencePath
 from deploy.store.artefacts import ArtefactStore
 
 NAME = "front"
-WORK_S = 20.0  # that a recalibration takes in simulated time, whatever it takes here
+WORK_S = 20.0  # simulated time of a recalibration, whatever time it takes here
 BACKEND = "eager"
 
 
-class Immediately(Executor):
-    """Does at once what the daemon does in the background."""
+class ImmediateExecutor(Executor):
+    """Runs at once what the daemon runs in the background."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         done: Future[Any] = Future()
@@ -48,7 +48,7 @@ class Immediately(Executor):
 
 
 class Records(list[tuple[float, str, dict[str, Any]]]):
-    """Stands in for the audit log: (time, event, details)."""
+    """Replaces the audit log: a list of (time, event, details)."""
 
     failing = False
 
@@ -56,12 +56,12 @@ class Records(list[tuple[float, str, dict[str, Any]]]):
         super().__init__()
         self._clock = clock
 
-    def __call__(self, sensor: str, event: str, details: dict[str, Any]) -> None:
+    def record(self, sensor: str, event: str, details: dict[str, Any]) -> None:
         self.append((self._clock(), event, details))
 
 
-class InProcess:
-    """Stands in for the worker's process; `seed` makes the fits the same in each run."""
+class InProcessWorker:
+    """Replaces the worker process; with `seed` the fits are the same in each run."""
 
     def __init__(self, worker: WorkerContext, seed: int):
         self._worker = worker
@@ -70,20 +70,20 @@ class InProcess:
     def call(
         self, job: dict[str, Any], images: np.ndarray, timeout: float, on_message: Callable[[dict[str, Any]], None]
     ) -> dict[str, Any]:
-        said: list[dict[str, Any]] = []
-        answer(self._worker, job | {"seed": self._seed}, images, said.append)
-        for message in said[:-1]:
+        messages: list[dict[str, Any]] = []
+        answer(self._worker, job | {"seed": self._seed}, images, messages.append)
+        for message in messages[:-1]:
             on_message(message)
-        return said[-1]
+        return messages[-1]
 
     def finish(self) -> None:
-        """Nothing to end."""
+        """Do nothing: there is no process to end."""
 
     close = finish
 
 
 class SimulatedDaemon:
-    """One sensor. `tick` serves frames and does what has become due by then."""
+    """Serves one sensor; each `tick` serves frames and then does what is due."""
 
     def __init__(self, model: Path, state: Path, drift: DriftConfig, recalibrate: RecalibrateConfig, seed: int):
         self.now = 0.0
@@ -95,7 +95,7 @@ class SimulatedDaemon:
         self._worker = WorkerContext(frozen, BACKEND, store)
         self.records = Records(lambda: self.now)
         self.sensor = self._new_sensor(recalibrate)
-        in_process: Any = InProcess(self._worker, seed)
+        in_process: Any = InProcessWorker(self._worker, seed)
         self._jobs = JobRunner(
             in_process,
             store,
@@ -106,7 +106,7 @@ class SimulatedDaemon:
             {"frames": 0, "mib": 1},
         )
         record: Any = self.records
-        at_once = Immediately()
+        at_once = ImmediateExecutor()
         self._controller = Controller(
             self._jobs,
             StateWriter(store, frozen.digest, at_once),
@@ -118,18 +118,18 @@ class SimulatedDaemon:
         )
 
     def tick(self, now: float, images: np.ndarray) -> np.ndarray:
-        """Serve images (N, h, w, C) uint8 that came in up to `now`; returns the labels (N,)."""
-        apart = (now - self.now) / len(images)
+        """Serve images (N, h, w, C) uint8 that arrived up to `now` (s); return the labels (N,)."""
+        interval = (now - self.now) / len(images)
         labels = self._serve(images)
         for image, label in zip(images, labels, strict=True):
-            self.now += apart
+            self.now += interval
             self.sensor.reservoir.add(image, self.now, int(label))
-        self._observe()
+        self._check_drift()
         for due, event in [part for part in self._due if part[0] <= self.now]:
             self._due.remove((due, event))
-            self._controller.take_in(event, self.sensor, self.now)
+            self._controller.handle(event, self.sensor, self.now)
         self._controller.step(self.sensor, self.now)
-        while not self._jobs.free:  # simulated time stands still meanwhile
+        while not self._jobs.free:  # simulated time does not pass meanwhile
             time.sleep(0.01)
         return labels
 
@@ -143,7 +143,7 @@ class SimulatedDaemon:
         return Sensor(
             NAME,
             InferencePath(self._model.runner),
-            Reservoir(config.frames + window, window=window, screen=QualityFilter()),
+            Reservoir(config.frames + window, window=window, quality_filter=QualityFilter()),
             DriftDetector(self._drift.threshold, self._drift.hold),
             StateMachine(config, self.now),
         )
@@ -152,8 +152,8 @@ class SimulatedDaemon:
         batch = self._model.preprocessor.normalise(images)
         return self.sensor.path.infer(batch).output.argmax(1)
 
-    def _observe(self) -> None:
-        """As the drift watch does."""
+    def _check_drift(self) -> None:
+        """Do what the daemon's drift monitor does."""
         sensor, window = self.sensor, self._drift.window
         images = sensor.reservoir.latest(window)
         if len(images) < window:
@@ -162,8 +162,8 @@ class SimulatedDaemon:
         if (challenger := sensor.challenger) is not None:
             job |= {"challenger": challenger.version, "role": challenger.role}
         scores = observe(self._worker, job, images)
-        seen = DriftCheck(NAME, sensor.path.version, scores, len(images), sensor.reservoir.added)
-        self._controller.take_in(seen, sensor, self.now)
+        check = DriftCheck(NAME, sensor.path.version, scores, len(images), sensor.reservoir.added)
+        self._controller.handle(check, sensor, self.now)
 
     def _post(self, event: JobResult | JobProgress) -> None:
         self._due.append((self.now + (WORK_S if isinstance(event, JobResult) else 0.0), event))

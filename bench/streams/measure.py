@@ -1,10 +1,9 @@
-"""Hours of streams that are not i.i.d.: what recald and its alternatives do for accuracy, and what harm."""
+"""On hours of streams that are not i.i.d. recald raises the accuracy of a drifted camera and harms no clean one."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from collections import Counter
@@ -16,62 +15,68 @@ import numpy as np
 import torch
 from torch import nn
 
+from bench.arguments import add_data, add_state
 from bench.material.adaptation import BatchNormAdaptation, Method, Tent
 from bench.material.cifar import WEIGHTS, lossless, network, normalise
-from bench.report import append_row, read_rows, show
+from bench.provenance import DAEMON, DEPLOYMENT, MATERIAL, METHOD
+from bench.report import show
+from bench.state_file import append_line, read_lines
 from bench.streams.daemon import Records, SimulatedDaemon
-from bench.streams.scenes import RATE, STREAMS, Stream, Tick, play
+from bench.streams.stream import RATE, STREAMS, Stream, Tick, play
 from daemon.config import DriftConfig, RecalibrateConfig
 from daemon.demo import material, networks
 from deploy.model.export import export_model
 
+CODE = (*METHOD, *DEPLOYMENT, *DAEMON, *MATERIAL, "bench/streams/*.py")
+
 HOURS = 1.0
-TICK_S = 8.0  # between two looks of the watch: half of its window of 64 frames is new then
-BATCH = 200  # of what adapts by batches, as published on CIFAR-10
+TICK_S = 8.0  # between two drift checks: half of their window of 64 frames is new then
+BATCH = 200  # frames, of methods that adapt batch by batch, as published on CIFAR-10
 BLOCK_S = 300.0  # over which accuracies are compared: 1,200 frames
-ERRORS = 3.0  # standard errors of a difference that count as noise: there are 12 blocks in a stream
+NOISE_ERRORS = 3.0  # standard errors of a difference that count as noise: there are 12 blocks in a stream
 SEEDS = (10,)  # 0 to 9 are for choosing
-REACTS_S = 600.0  # after a change of the camera a recalibration is no false one for so long
+REACTION_S = 600.0  # a fit within this time after a change of the camera is not counted as false
 METHODS = ("factory", "recald", "BN-adapt", "TENT")
 
 Row = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    default = Path(os.environ.get("RECALD_DATA", "../shared/data"))
+    add_data(parser)
+    add_state(parser)
     add = parser.add_argument
-    add("--data", type=Path, default=default, help="CIFAR-10 and networks (%(default)s)")
     add("--hours", type=float, default=HOURS, help="of each stream (%(default)s)")
     add("--seeds", type=int, nargs="+", default=SEEDS, help="of the streams (%(default)s)")
-    add("--only", nargs="+", metavar="NAME", help="streams with all of these words, as drift or view")
-    add("--state", type=Path, help="JSON lines: rows are added as they are measured, those there are not run again")
-    add("--records", type=Path, help="a folder for what the daemon decided, a JSON file for each stream")
+    add("--only", nargs="+", metavar="NAME", help="streams whose drift and view have all of these names")
+    add("--records", type=Path, help="folder for the daemon's decisions, a JSON file for each stream")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     images, model = lossless(args.data / "cifar10_test.npz"), network(args.data, "resnet20")
-    kept = {_key(row): row for row in read_rows(args.state)}
+    finished = {_key(row): row for row in read_lines(args.state)}
     rows = []
     with tempfile.TemporaryDirectory(prefix="recald-bench-") as folder:
         frozen = _export(args.data, Path(folder))
         for stream, seed in cases(args.only or (), args.seeds):
-            row = kept.get((*stream, seed))
+            row = finished.get((*stream, seed))
             if row is None:
                 ticks = list(play(stream, images, seed, TICK_S, args.hours))
                 row, records = measure_one(stream, seed, ticks, frozen, model)
-                append_row(args.state, row)
-                _keep(args.records, row, records)
-            _tell(row)
+                append_line(args.state, row)
+                _write_records(args.records, row, records)
+            _print(row)
             rows.append(row)
-    _table(rows)
+    _show_table(rows)
     return {
-        "settings": {"hours": args.hours, "rate": RATE, "tick_s": TICK_S, "block_s": BLOCK_S, "errors": ERRORS}
-        | {"batch": BATCH, "seeds": list(args.seeds), "reacts_s": REACTS_S},
+        "seeds": {"stream": list(args.seeds), "fit": list(args.seeds)},
+        "settings": {"hours": args.hours, "rate": RATE, "tick_s": TICK_S, "block_s": BLOCK_S, "errors": NOISE_ERRORS}
+        | {"batch": BATCH, "seeds": list(args.seeds), "reacts_s": REACTION_S},
         "rows": rows,
     }
 
 
 def cases(only: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[Stream, int]]:
+    """Yield the streams that have all of these names, each with every seed."""
     for stream in STREAMS:
         if set(stream) >= set(only):
             yield from ((stream, seed) for seed in seeds)
@@ -82,7 +87,7 @@ def _key(row: Row) -> tuple[str, str, int]:
 
 
 def measure_one(stream: Stream, seed: int, ticks: list[Tick], frozen: Path, model: nn.Module) -> tuple[Row, Records]:
-    """One stream through the simulated daemon and the others: who names which frame right."""
+    """Serve one stream by the simulated daemon and by the other methods; return the row and the daemon's records."""
     began = time.perf_counter()
     labels = np.concatenate([tick.labels for tick in ticks])
     with tempfile.TemporaryDirectory(prefix="recald-bench-") as state:
@@ -103,7 +108,7 @@ def _daemon(frozen: Path, state: Path, seed: int) -> SimulatedDaemon:
 
 
 def _alternatives(model: nn.Module, ticks: list[Tick]) -> dict[str, np.ndarray]:
-    """Labels by the network alone, and by what adapts it batch by batch."""
+    """Return the labels by the network alone and by methods that adapt it batch by batch."""
     methods: dict[str, Method] = {
         "factory": Method(model),
         "BN-adapt": BatchNormAdaptation(model),
@@ -118,21 +123,21 @@ def _alternatives(model: nn.Module, ticks: list[Tick]) -> dict[str, np.ndarray]:
 
 
 def blocks(right: np.ndarray) -> list[float]:
-    """Accuracy of each block of time, %."""
+    """Return the accuracy in each block of time, in percent."""
     return [100 * float(part.mean()) for part in _split(right)]
 
 
 def harm(right: np.ndarray, factory: np.ndarray) -> dict[str, float]:
-    """How far below the network alone: in the worst block, and beyond ERRORS standard errors of the same frames."""
-    lost = [_lost(mine, its) for mine, its in zip(_split(right), _split(factory), strict=True)]
+    """Return the points lost against the network alone: in the worst block, and beyond NOISE_ERRORS standard errors."""
+    lost = [_lost(*block) for block in zip(_split(right), _split(factory), strict=True)]
     return {
         "worst_block": max(points for points, _ in lost),
-        "beyond_noise": max(0.0, *(p - ERRORS * e for p, e in lost)),
+        "beyond_noise": max(0.0, *(p - NOISE_ERRORS * e for p, e in lost)),
     }
 
 
 def _lost(right: np.ndarray, factory: np.ndarray) -> tuple[float, float]:
-    """Points lost against the network alone on the same frames, and their standard error."""
+    """Return the points lost against the network alone on the same frames, and their standard error."""
     difference = factory.astype(float) - right
     return 100 * float(difference.mean()), 100 * float(difference.std() / np.sqrt(len(difference)))
 
@@ -143,19 +148,19 @@ def _split(right: np.ndarray) -> list[np.ndarray]:
 
 
 def changes(ticks: list[Tick]) -> list[float]:
-    """When the camera changed, s."""
+    """Return the times at which the camera changed, s."""
     pairs = zip(ticks, ticks[1:], strict=False)
     return [after.time for before, after in pairs if before.strengths != after.strengths]
 
 
 def counts(records: Records, changed: list[float]) -> Row:
-    """How many fits ended in which way, swaps and rollbacks; false: a fit long after the last change of the camera."""
+    """Count fits by result, swaps and rollbacks; a false fit is one long after the last change of the camera."""
     fits = [(at, details["result"]) for at, event, details in records if event == "fit"]
     fitted = [at for at, result in fits if result in ("accepted", "rejected", "failed")]
     events = Counter(event for _, event, _ in records)
     return {
         "recalibrations": dict(Counter(result for _, result in fits)),
-        "false": sum(not any(0 <= at - then <= REACTS_S for then in changed) for at in fitted),
+        "false": sum(not any(0 <= at - change <= REACTION_S for change in changed) for at in fitted),
         "swaps": events["swap"],
         "rollbacks": events["rollback"],
     }
@@ -174,14 +179,14 @@ def _export(data: Path, folder: Path) -> Path:
     return path
 
 
-def _tell(row: Row) -> None:
+def _print(row: Row) -> None:
     accuracy = ", ".join(f"{name} {value:.1f}" for name, value in row["accuracy"].items())
     lost = ", ".join(f"{name} {value['beyond_noise']:.1f}" for name, value in row["harm"].items())
     fits = f"{row['recalibrations']}, {row['false']} false, {row['swaps']} swaps, {row['rollbacks']} rollbacks"
     print(f"{row['drift']}, {row['view']}, seed {row['seed']}: {accuracy}; harm {lost}; {fits}", flush=True)
 
 
-def _table(rows: list[Row]) -> None:
+def _show_table(rows: list[Row]) -> None:
     show(
         "accuracy (and harm in the worst five minutes beyond noise), %",
         ("drift", "view", *METHODS, "fits", "false", "swaps"),
@@ -195,7 +200,7 @@ def _line(row: Row) -> list[object]:
     return [row["drift"], row["view"], f"{row['accuracy']['factory']:.1f}", *cells, fits, row["false"], row["swaps"]]
 
 
-def _keep(folder: Path | None, row: Row, records: Records) -> None:
+def _write_records(folder: Path | None, row: Row, records: Records) -> None:
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{row['drift']}-{row['view']}-{row['seed']}".replace(" ", "-").replace(".", "")

@@ -1,1 +1,1 @@
-"""What a swap costs."""
+"""The bench of swaps; its entry is measure.py."""

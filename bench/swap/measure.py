@@ -1,41 +1,44 @@
-"""What a swap costs: its pause, what frames notice of it and of the fit and compile before it, and its memory."""
+"""A swap delays no frame, loses none and leaves no memory behind, and each output is of the homogenizer it names."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from bench.material.camera import FPS
-from bench.material.scene import SIZE, digits
+from bench.material.camera import FPS, ORDER_SEED
+from bench.material.daemon_run import DIGITS_SEED, SIZE, digits
+from bench.provenance import DAEMON, DEPLOYMENT, MATERIAL, METHOD
 from bench.report import show
-from bench.swap.beside import DRIFTS, FIT_FRAMES, measure_beside
-from bench.swap.latency import AROUND_S
+from bench.swap.during_fits import DRIFTS, FIT_FRAMES, measure_during_fits
+from bench.swap.ordered_swaps import AROUND_SWAP_S, BETWEEN_SWAPS_S, HOMOGENIZERS, measure_ordered_swaps
 from bench.swap.outputs import TOLERANCE
-from bench.swap.series import BETWEEN_S, measure_series
-from bench.swap.shelf import HOMOGENIZERS
 
-COLUMNS = ("count", "p50_ms", "p99_ms", "max_ms")
+CODE = (*METHOD, *DEPLOYMENT, *DAEMON, *MATERIAL, "bench/swap/*.py")
+
+TIMES = ("count", "p50_ms", "p99_ms", "max_ms")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--swaps", type=int, default=1000, help="in a row (%(default)d)")
-    parser.add_argument("--apart", type=int, default=120, help=f"swaps {BETWEEN_S:g} s apart (%(default)d)")
-    parser.add_argument("--fits", type=int, default=4, help="real fits, beside which frames are timed (%(default)d)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of rest before each of them (%(default)g)")
+    add = parser.add_argument
+    add("--swaps", type=int, default=1000, help="swaps in a row (%(default)d)")
+    add("--apart", type=int, default=120, help=f"swaps with {BETWEEN_SWAPS_S:g} s between them (%(default)d)")
+    add("--fits", type=int, default=4, help="real fits, during which frames are timed (%(default)d)")
+    add("--seconds", type=float, default=20.0, help="rest before each fit (%(default)g)")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     material = digits()
-    series = measure_series(material, args.swaps, args.apart)
-    beside = measure_beside(material, args.fits, args.seconds)
-    _tables(series, beside)
+    series = measure_ordered_swaps(material, args.swaps, args.apart)
+    beside = measure_during_fits(material, args.fits, args.seconds)
+    _show_tables(series, beside)
     settings = {"fps": FPS, "backend": "onnx", "size": SIZE, "homogenizers": HOMOGENIZERS, "drifts": DRIFTS}
-    settings |= {"between_s": BETWEEN_S, "around_s": AROUND_S, "fit_frames": FIT_FRAMES, "rest_s": args.seconds}
-    settings |= {"tolerance": TOLERANCE}
-    return {"settings": settings, "series": series, "beside": beside}
+    settings |= {"between_s": BETWEEN_SWAPS_S, "around_s": AROUND_SWAP_S, "fit_frames": FIT_FRAMES}
+    settings |= {"rest_s": args.seconds, "tolerance": TOLERANCE}
+    seeds = {"network": DIGITS_SEED, "order": ORDER_SEED, "homogenizers": list(range(HOMOGENIZERS))}
+    return {"seeds": seeds, "settings": settings, "series": series, "beside": beside}
 
 
-def _tables(series: dict[str, Any], beside: dict[str, Any]) -> None:
+def _show_tables(series: dict[str, Any], beside: dict[str, Any]) -> None:
     pauses, apart, stages = series["pauses"], series["apart"], beside["stages"]
     show("a swap, ms", ("what", "swaps", "p50", "p99", "max"), [_row(n, p, 4) for n, p in pauses.items()])
     frames = [
@@ -48,10 +51,10 @@ def _tables(series: dict[str, Any], beside: dict[str, Any]) -> None:
     show("frame in to result out, ms", ("when", "frames", "p50", "p99", "max", "p99 ratio"), frames)
     print("memory:", {name: value for name, value in series["memory"].items() if name != "curve"})
     print("frames across swaps:", series["frames"])
-    print("frames beside fits:", beside["frames"], beside["fits"])
+    print("frames during fits:", beside["frames"], beside["fits"])
     print("outputs computed again:", series["outputs"])
 
 
 def _row(name: str, measured: dict[str, Any], digits: int = 2) -> list[object]:
-    count, *times = (measured[column] for column in COLUMNS)
+    count, *times = (measured[column] for column in TIMES)
     return [name, count, *("-" if time is None else f"{time:.{digits}f}" for time in times)]

@@ -1,4 +1,4 @@
-"""The bench of the GPU on a simulated one: each section has its rows, and what fails is noted and costs no other."""
+"""The bench of the GPU on a simulated one: each section has its rows; a failure is noted and stops no other section."""
 
 from __future__ import annotations
 
@@ -16,47 +16,48 @@ from torch import nn
 from bench.__main__ import main
 from bench.gpu.attempt import Budget
 from bench.gpu.engines import BACKENDS, EAGER, ENGINES, INDUCTOR, open_pair
-from bench.gpu.latency import _in_turns
-from bench.gpu.material import HOMOGENIZER, NETWORK, Material
+from bench.gpu.latency import _run_in_turns
 from bench.gpu.measure import SECTIONS
-from bench.gpu.roofline import roofline
-from bench.gpu.swap import Seen, _summary, _within
+from bench.gpu.swap import SwapRecord, _summary, _within
+from bench.gpu.throughput import roofline
 from bench.gpu.weights import measure_weights
+from bench.gpu.workload import HOMOGENIZER, NETWORK, Workload
 from daemon.exit_codes import EX_CONFIG
 from deploy.model.precision import PRECISIONS
 
 SIZE = "16x16"
-SETTLED, SWAPS = 3, 4
+MEMORY_EVERY_SWAPS, SWAPS = 3, 4
 TIMES = {"count", "p50_ms", "p99_ms", "max_ms"}
 NO_TENSORRT = [engine for engine in BACKENDS if engine != "cuda"]
 
 
 def network() -> nn.Module:
-    """What ResNet-50 consists of, once."""
+    """A network with one layer of each kind of ResNet-50."""
     layers = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*layers, nn.Linear(8, 4)).eval()
 
 
 SMALL = {
-    "bench.gpu.ceilings.SIDE": 16,
-    "bench.gpu.ceilings.COPIED": 1024,
+    "bench.gpu.ceilings.MATRIX_SIDE": 16,
+    "bench.gpu.ceilings.COPIED_FLOATS": 1024,
     "bench.gpu.ceilings.FRAME_REPEATS": 2,
     "bench.gpu.engines.WARM_UPS": 1,
-    "bench.gpu.material.FRAMES": 2,
+    "bench.gpu.workload.FRAMES": 2,
     "bench.gpu.swap.REST_S": 0.01,
     "bench.gpu.swap.HOMOGENIZERS": 2,
-    "bench.gpu.swap.SETTLED": SETTLED,
+    "bench.gpu.swap.MEMORY_EVERY_SWAPS": MEMORY_EVERY_SWAPS,
     "bench.gpu.weights.REPEATS": 1,
-    "bench.gpu.material.resnet50": network,
-    "bench.gpu.material.STATISTICS_SHAPE": (2, 3, 16, 16),
+    "bench.gpu.workload.resnet50": network,
+    "bench.__main__.provenance": lambda code: {"commit": None},  # without a process of git
+    "bench.gpu.workload.STATISTICS_SHAPE": (2, 3, 16, 16),
 }
 
 
 @pytest.fixture
 def simulated(gpu, monkeypatch):
-    """For the bench, too; everything small, and bfloat16 left out."""
-    for name, stand_in in (gpu.BENCH_STAND_INS | SMALL).items():
-        monkeypatch.setattr(name, stand_in)
+    """Simulate the GPU for the bench, too; sizes are small, and bfloat16 is left out."""
+    for name, replacement in (gpu.BENCH_STAND_INS | SMALL).items():
+        monkeypatch.setattr(name, replacement)
     monkeypatch.delitem(PRECISIONS, "bfloat16")
     return gpu
 
@@ -70,7 +71,7 @@ def no_tensorrt(monkeypatch):
 
 @pytest.fixture
 def run(simulated, no_tensorrt, tmp_path):
-    """Runs the bench on a machine without TensorRT; returns what it wrote."""
+    """Run the bench on a machine without TensorRT; return what it wrote."""
 
     def run(*arguments: str) -> dict:
         path = tmp_path / "gpu.json"
@@ -86,7 +87,7 @@ def by(rows: list[dict], *keys: str) -> dict[tuple, dict]:
     return found
 
 
-def test_every_section_has_its_rows_and_what_fails_costs_no_other(run, simulated, monkeypatch, capsys):
+def test_every_section_has_its_rows_and_a_failure_stops_no_other(run, simulated, monkeypatch, capsys):
     def refuse(module: nn.Module, **_: object) -> None:
         raise RuntimeError("no C compiler\nat line 3")
 
@@ -129,18 +130,18 @@ def test_every_section_has_its_rows_and_what_fails_costs_no_other(run, simulated
     frames = of_cuda["frames"]
     assert frames["lost"] == 0 and frames["attributed"] == frames["sent"] >= SWAPS
     assert of_cuda["exchange"]["count"] == of_cuda["load_and_proof"]["count"] == SWAPS
-    assert [memory["swaps"] for memory in of_cuda["memory"]] == [0, SETTLED]
-    told = capsys.readouterr()
-    assert "no C compiler" in told.out and "ZeroDivisionError" in told.err
+    assert [memory["swaps"] for memory in of_cuda["memory"]] == [0, MEMORY_EVERY_SWAPS]
+    printed = capsys.readouterr()
+    assert "no C compiler" in printed.out and "ZeroDivisionError" in printed.err
 
 
-def test_where_time_is_up_the_rest_is_not_begun(run):
+def test_nothing_is_started_after_the_budget_is_spent(run):
     found = run("--budget", "0")
     assert all("s were left" in row["not_run"] for name in ("latency", "weights") for row in found[name])
     assert [row["engine"] for row in found["swap"]] == list(BACKENDS)
 
 
-def test_a_swap_that_fails_leaves_what_was_seen_before_it(run, monkeypatch):
+def test_a_failed_swap_keeps_the_measurements_before_it(run, monkeypatch):
     def lose(*_: object) -> float:
         raise RuntimeError("lost")
 
@@ -151,17 +152,17 @@ def test_a_swap_that_fails_leaves_what_was_seen_before_it(run, monkeypatch):
     assert row["not_run"] == "RuntimeError: lost" and row["swaps"] == 0 and row["frames"]["sent"] > 0
 
 
-def test_engines_that_take_weights_are_handed_others(simulated, monkeypatch):
+def test_engines_that_take_weights_get_new_ones(simulated, monkeypatch):
     monkeypatch.setattr("deploy.backends.gpu.tensorrt_library.RTX_CARRIER", "no_such_wheel")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    rows = by(list(measure_weights(Material(network(), 16, 16), Budget(100))), "engine")
+    rows = by(list(measure_weights(Workload(network(), 16, 16), Budget(100))), "engine")
     for engine in ("cuda", "tensorrt"):
         assert set(rows[engine,]["exchange"]) == {"weights_s", "load_s"} and rows[engine,]["rebuild"]["compile_s"] > 0
     assert "not_run" in rows["tensorrt-rtx",]
 
 
-def test_the_roofline_is_the_slowest_of_three_ways():
-    material = Material(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False)), 16, 16)
+def test_the_roofline_is_the_slowest_of_three_limits():
+    workload = Workload(nn.Sequential(nn.Conv2d(3, 8, 3, bias=False)), 16, 16)
     measured = [
         {"what": "float32", "teraflops": 1.0},
         {"what": "float16", "teraflops": 2.0},
@@ -169,7 +170,7 @@ def test_the_roofline_is_the_slowest_of_three_ways():
         {"size": SIZE, "direction": "to the card", "pinned": False, "gigabytes_per_second": 1.0},
         {"size": SIZE, "direction": "to the card", "pinned": True, "gigabytes_per_second": 2.0},
     ]
-    found = roofline(material, "float16", measured)
+    found = roofline(workload, "float16", measured)
     assert found["counted"][NETWORK]["multiplications"] == 14 * 14 * 8 * 3 * 9
     assert found["counted"][NETWORK]["numbers"] == 3 * 16 * 16 + 8 * 3 * 9 + 8 * 14 * 14
     assert found["host_ms"] == pytest.approx(4e3 * 3 * 16 * 16 / 2e9)
@@ -177,40 +178,40 @@ def test_the_roofline_is_the_slowest_of_three_ways():
     multiplied = found["counted"][HOMOGENIZER]["multiplications"]
     assert found["arithmetic_ms"] == pytest.approx(2e3 * (multiplied / 1e12 + 14 * 14 * 8 * 3 * 9 / 2e12))
     with pytest.raises(LookupError, match="no teraflops of .*float16.* was measured"):
-        roofline(material, "float16", [row for row in measured if row.get("what") != "float16"])
+        roofline(workload, "float16", [row for row in measured if row.get("what") != "float16"])
 
 
-def test_an_engine_that_fails_in_its_turns_leaves_them_to_the_others():
-    turns: list[str] = []
+def test_an_engine_that_fails_does_not_stop_the_others():
+    calls: list[str] = []
 
     def call(frame: np.ndarray) -> np.ndarray:
-        turns.append("bad")
-        if len(turns) > 1:
+        calls.append("bad")
+        if len(calls) > 1:
             raise RuntimeError("lost")
         return frame
 
     pairs = {"bad": SimpleNamespace(calls=lambda: {"it": call}), "good": SimpleNamespace(calls=lambda: {"it": len})}
     rows: dict[str, dict] = {engine: {} for engine in pairs}
-    taken = _in_turns(pairs, SimpleNamespace(frames=[np.zeros(3)]), 0.01, rows)
-    assert set(taken) == {"good"} and len(taken["good"]["it"]) > len(turns) == 2
+    times = _run_in_turns(pairs, SimpleNamespace(frames=[np.zeros(3)]), 0.01, rows)
+    assert set(times) == {"good"} and len(times["good"]["it"]) > len(calls) == 2
     assert rows == {"bad": {"not_run": "RuntimeError: lost"}, "good": {}}
 
 
 def test_every_engine_computes_the_same(simulated, no_tensorrt):
-    material = Material(network(), 16, 16)
+    workload = Workload(network(), 16, 16)
     for engine in (EAGER, INDUCTOR, "cuda"):
         with ExitStack() as closing:
-            pair = open_pair(closing, engine, material, "float32")
+            pair = open_pair(closing, engine, workload, "float32")
             for name, call in pair.calls().items():
-                found = np.concatenate([call(frame) for frame in material.frames])
-                expected = material.expected["chained" if name == "unchained" else name]
+                found = np.concatenate([call(frame) for frame in workload.frames])
+                expected = workload.expected["chained" if name == "unchained" else name]
                 np.testing.assert_allclose(found, expected, atol=1e-5)
         with pytest.raises(RuntimeError, match="closed"):
-            pair.network.run(material.frames[0])
+            pair.network.run(workload.frames[0])
 
 
 def test_an_output_of_another_homogenizer_is_not_attributed():
-    seen = Seen(
+    record = SwapRecord(
         sent=array("d", [0.0, 1.0, 2.0, 3.0]),
         latency=array("d", [0.1, 0.1, 0.5, 0.1]),
         own=array("d", [0.0, 0.3, 0.0, 0.0]),
@@ -219,7 +220,7 @@ def test_an_output_of_another_homogenizer_is_not_attributed():
         exchanged=[3.0],
         pauses=[1e-6],
     )
-    found = _summary(seen)
+    found = _summary(record)
     assert found["frames"] == {"sent": 4, "lost": 0, "attributed": 2}
     assert (found["loading"]["count"], found["around"]["count"], found["away"]["count"]) == (1, 1, 2)
     assert found["loading"]["p99_ratio"] == pytest.approx(5) and found["worst_own"] == 0.3
@@ -234,6 +235,6 @@ def test_moments_are_found_in_their_intervals():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU")
 def test_without_a_gpu_it_says_so_in_one_line(capsys):
     assert main(["gpu"]) == EX_CONFIG
-    told = capsys.readouterr()
-    assert told.err.startswith("bench gpu: ") and "needs an NVIDIA GPU" in told.err
-    assert told.err.count("\n") == 1 and told.out == ""
+    printed = capsys.readouterr()
+    assert printed.err.startswith("bench gpu: ") and "needs an NVIDIA GPU" in printed.err
+    assert printed.err.count("\n") == 1 and printed.out == ""

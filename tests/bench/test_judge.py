@@ -1,15 +1,15 @@
-"""The judge's bench: truth by labels, sabotage that is what its name says, and the daemon's own shadow."""
+"""The judge's bench: ground truth by labels, sabotage that does what its name says, and the daemon's own shadow."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.judge.gate import doorstep, passage, shadow
+from bench.judge.decision import answer_without_fit, decide, passes_shadow
+from bench.judge.ground_truth import LEVEL, best, compare, from_text, mcnemar, to_text, wilson
 from bench.judge.sabotage import changes, noisy, sabotaged, tiled
 from bench.judge.state import State, from_record, to_record
 from bench.judge.tables import counted, summarise
-from bench.judge.truth import LEVEL, best, compare, from_text, mcnemar, to_text, wilson
 from calibrate import Limits
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import Evidence
@@ -23,14 +23,14 @@ def good():
     return Homogenizer(3, 16, 16).requires_grad_(False).eval()
 
 
-def seen(score):
-    """Of a network that is the surer, the less the frames look drifted."""
+def evidence_for(score):
+    """Make evidence from a network that is the more confident, the less the frames look drifted."""
     return Evidence(
         score, AccuracyProxy(0.9, 0.9, 0.2, 0.01, 9.0, 10), Answers(torch.zeros(9), torch.full((9,), -score))
     )
 
 
-# ---- truth
+# ---- ground truth
 
 
 def test_mcnemar_is_the_exact_binomial_test_of_the_images_that_changed():
@@ -41,7 +41,7 @@ def test_mcnemar_is_the_exact_binomial_test_of_the_images_that_changed():
 
 
 @given(st.integers(0, 200), st.integers(0, 200))
-def test_mcnemar_is_a_probability_that_knows_no_sides(gained, lost):
+def test_mcnemar_is_a_probability_and_symmetric(gained, lost):
     assert 0 < mcnemar(gained, lost) <= 1
     assert mcnemar(gained, lost) == mcnemar(lost, gained)
 
@@ -88,7 +88,7 @@ def test_every_sabotage_changes_the_frames_and_keeps_their_shape():
         assert not torch.allclose(made, FRAMES, atol=0.01), name
 
 
-def test_sabotage_leaves_the_good_one_as_it_is():
+def test_sabotage_does_not_change_the_proper_homogenizer():
     homogenizer = good()
     sabotaged(homogenizer, LIMITS, seed=0)
     assert torch.equal(homogenizer(FRAMES), good()(FRAMES))
@@ -105,7 +105,7 @@ def test_a_tile_is_the_middle_four_times():
     assert torch.equal(made[:, :, :8, :8], made[:, :, 8:, 8:])
 
 
-def test_noise_in_all_parameters_has_the_share_that_it_is_told():
+def test_noise_in_all_parameters_has_the_given_share():
     homogenizer = good()
     homogenizer.offset.add_(2.0)
     made = noisy(homogenizer, 0.1, torch.Generator().manual_seed(0))
@@ -115,53 +115,53 @@ def test_noise_in_all_parameters_has_the_share_that_it_is_told():
     )
 
 
-# ---- the gate
+# ---- decisions
 
 
 @pytest.mark.parametrize(
-    ("looks", "served"),
+    ("comparisons", "served"),
     [("+++", True), ("-++", True), ("++-", True), ("--", False), ("+--", False), ("-+-", False)],
 )
-def test_the_shadow_is_the_daemons(looks, served):
-    asked = []
+def test_the_shadow_is_the_daemons(comparisons, served):
+    parts = []
 
-    def look(part):
-        asked.append(part)
-        return looks[part - 1] == "+"
+    def is_better(part):
+        parts.append(part)
+        return comparisons[part - 1] == "+"
 
-    assert shadow(look) is served
-    assert asked == list(range(1, len(looks) + 1))
+    assert passes_shadow(is_better) is served
+    assert parts == list(range(1, len(comparisons) + 1))
 
 
 def by_name(**scores):
-    """What is seen of homogenizers, by name: the same score on all parts, or one for each."""
-    return lambda name, part: seen(scores[name][part] if isinstance(scores[name], tuple) else scores[name])
+    """Return evidence by the name of a homogenizer: the same score on all parts, or one for each."""
+    return lambda name, part: evidence_for(scores[name][part] if isinstance(scores[name], tuple) else scores[name])
 
 
 def test_a_candidate_has_to_pass_the_judge_and_the_shadow():
-    assert passage(by_name(factory=5.0, it=1.0), "it", None).served
-    refused = passage(by_name(factory=5.0, it=4.9), "it", None)
+    assert decide(by_name(factory=5.0, it=1.0), "it", None).served
+    refused = decide(by_name(factory=5.0, it=4.9), "it", None)
     assert (refused.judged, refused.served) == ("rejected", False) and "no better than factory" in refused.reason
-    later = passage(by_name(factory=5.0, it=(1.0, 4.9, 4.9, 4.9)), "it", None)
+    later = decide(by_name(factory=5.0, it=(1.0, 4.9, 4.9, 4.9)), "it", None)
     assert (later.judged, later.served) == ("accepted", False) and "no better than factory" in later.reason
 
 
-def test_it_has_to_beat_the_active_one_too():
-    assert not passage(by_name(factory=5.0, old=2.0, it=1.7), "it", "old").served
-    assert passage(by_name(factory=5.0, old=2.0, it=1.0), "it", "old").served
+def test_a_candidate_has_to_beat_the_active_homogenizer_too():
+    assert not decide(by_name(factory=5.0, old=2.0, it=1.7), "it", "old").served
+    assert decide(by_name(factory=5.0, old=2.0, it=1.0), "it", "old").served
 
 
-def test_the_worker_fits_nothing_for_a_clean_camera_and_one_that_is_back():
-    assert doorstep(by_name(factory=1.0), None) == "unneeded"
-    assert doorstep(by_name(factory=1.0, old=5.0), "old") == "factory"
-    assert doorstep(by_name(factory=5.0, old=5.0), "old") is None
-    assert passage(by_name(factory=1.0, it=0.1), "it", None).judged == "unneeded"
+def test_the_worker_fits_nothing_for_a_clean_camera():
+    assert answer_without_fit(by_name(factory=1.0), None) == "unneeded"
+    assert answer_without_fit(by_name(factory=1.0, old=5.0), "old") == "factory"
+    assert answer_without_fit(by_name(factory=5.0, old=5.0), "old") is None
+    assert decide(by_name(factory=1.0, it=0.1), "it", None).judged == "unneeded"
 
 
-# ---- what is kept
+# ---- resuming
 
 
-def test_records_and_homogenizers_are_made_once_and_found_again(tmp_path):
+def test_records_and_homogenizers_are_made_once_and_read_again(tmp_path):
     made = []
 
     def make():
@@ -176,7 +176,7 @@ def test_records_and_homogenizers_are_made_once_and_found_again(tmp_path):
     assert State(tmp_path).record("it", lambda: pytest.fail("it was known")) == {"right": "01"}
 
 
-def test_a_record_that_was_cut_off_is_made_again(tmp_path):
+def test_a_record_that_was_cut_short_is_made_again(tmp_path):
     State(tmp_path).record("one", lambda: {"a": 1})
     with (tmp_path / "records.jsonl").open("a") as file:
         file.write('["two", {"a"')
@@ -185,8 +185,8 @@ def test_a_record_that_was_cut_off_is_made_again(tmp_path):
     assert State(tmp_path).record("two", lambda: pytest.fail("it was known")) == {"a": 2}
 
 
-def test_evidence_survives_being_written():
-    evidence = seen(1.25)
+def test_evidence_is_the_same_after_writing_and_reading():
+    evidence = evidence_for(1.25)
     read = from_record(to_record(evidence))
     assert (read.score, read.proxy) == (evidence.score, evidence.proxy)
     assert torch.equal(read.answers.log_odds, evidence.answers.log_odds)
@@ -202,7 +202,7 @@ def row(truth, judged, served):
     return where | {"kind": "k", "candidate": "c", "truth": truth, "judged": judged, "served": served}
 
 
-def test_errors_are_counted_among_those_that_could_be_made():
+def test_errors_are_counted_among_bad_and_among_good_candidates():
     rows = [
         *[row("bad", "accepted", True), row("bad", "accepted", False)],
         *[row("bad", "rejected", False)] * 2,
@@ -214,7 +214,7 @@ def test_errors_are_counted_among_those_that_could_be_made():
     assert (found["good"], found["good_rejected"], found["good_not_served"]) == (3, 1, 2)
     assert (found["neutral"], found["neutral_served"]) == (1, 1)
     assert counted([])["good_rejected_rate"] is None
-    door = {"camera": "clean", "active": "factory", "view": "all", "answer": "unneeded"}
-    summary = summarise(rows, [door, door])
-    assert summary["doors"] == [door | {"count": 2}]
+    unfitted = {"camera": "clean", "active": "factory", "view": "all", "answer": "unneeded"}
+    summary = summarise(rows, [unfitted, unfitted])
+    assert summary["doors"] == [unfitted | {"count": 2}]
     assert [part["bad"] for part in summary["candidates"]] == [4]

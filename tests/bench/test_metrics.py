@@ -1,4 +1,4 @@
-"""The metrics of the paper, what each is blind to and what it is not, and the tables and pieces they come in."""
+"""The metrics of the paper: what each counts and what not; and the experiments and tables that they are in."""
 
 import json
 import math
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from bench.material.metrics import l2_error, luminance, psnr, ssim
 from bench.material.perturbation import Perturbation
+from bench.paper.experiments import METRICS, Experiment, State
 from bench.paper.measure import selected
-from bench.paper.pieces import METRICS, Piece, State
 from bench.paper.runner import Runner
 from bench.paper.tables import body, markdown, summarise
 
@@ -83,16 +83,16 @@ def test_l2_error_does_not_depend_on_how_the_units_are_cut(monkeypatch):
     assert l2_error(delta, (3, 6, 6)) == pytest.approx(whole)
 
 
-PIECE = Piece("cifar10", "unsupervised", "NN ALL", "paper", 10)
+EXPERIMENT = Experiment("cifar10", "unsupervised", "NN ALL", "paper", 10)
 SETTINGS = {"epochs": 100}
 
 
-def record(piece, value, settings=SETTINGS):
-    return {"piece": piece.key, "settings": settings, **dict.fromkeys(METRICS, value), "seconds": value}
+def record(experiment, value, settings=SETTINGS):
+    return {"piece": experiment.key, "settings": settings, **dict.fromkeys(METRICS, value), "seconds": value}
 
 
 def test_a_pattern_selects_from_the_front_and_brings_its_baselines():
-    keys = [piece.key for piece in selected(["mnist/*/NN"], 2)]
+    keys = [experiment.key for experiment in selected(["mnist/*/NN"], 2)]
     rows = [f"mnist/{setting}/NN/{rho}" for setting in ("supervised", "unsupervised") for rho in ("paper", "ours")]
     fits = [f"{row}/{draw}" for draw in (10, 11) for row in rows]
     baselines = ["CLEAN/none/10", "DISTORTED/none/10", "DISTORTED/none/11"]
@@ -100,56 +100,56 @@ def test_a_pattern_selects_from_the_front_and_brings_its_baselines():
 
 
 def test_without_a_pattern_every_row_of_the_tables_is_there():
-    pieces = [piece for piece in selected([], 1) if piece.setting != "baseline"]
-    assert len(set(pieces)) == len(pieces) == 2 * 2 * (9 + 4)
+    experiments = [experiment for experiment in selected([], 1) if experiment.setting != "baseline"]
+    assert len(set(experiments)) == len(experiments) == 2 * 2 * (9 + 4)
 
 
 def test_a_pattern_for_nothing_is_refused_with_an_example():
-    with pytest.raises(SystemExit, match="nothing is called svhn; names look like cifar10/supervised/CRITERION"):
+    with pytest.raises(SystemExit, match="no experiment is called svhn; names look like cifar10/supervised/CRITERION"):
         selected(["svhn"], 1)
 
 
-def test_finished_pieces_are_found_again_under_their_own_settings_only(tmp_path):
+def test_finished_experiments_are_found_under_their_own_settings_only(tmp_path):
     path = tmp_path / "new" / "state.jsonl"
-    State(path).add(PIECE, record(PIECE, 1.0), None)
-    State(path).add(PIECE, record(PIECE, 2.0, {"epochs": 5}), None)
+    State(path).add(EXPERIMENT, record(EXPERIMENT, 1.0), None)
+    State(path).add(EXPERIMENT, record(EXPERIMENT, 2.0, {"epochs": 5}), None)
     again = State(path)
-    assert again.find(PIECE, SETTINGS)["acc"] == 1.0
-    assert again.find(PIECE, {"epochs": 7}) is None
-    assert again.find(PIECE._replace(draw=11), SETTINGS) is None
+    assert again.find(EXPERIMENT, SETTINGS)["acc"] == 1.0
+    assert again.find(EXPERIMENT, {"epochs": 7}) is None
+    assert again.find(EXPERIMENT._replace(draw=11), SETTINGS) is None
 
 
-@pytest.mark.parametrize("piece", selected([], 1), ids=lambda piece: piece.key)
-def test_a_piece_is_found_again_under_the_settings_that_it_was_measured_with(tmp_path, piece):
+@pytest.mark.parametrize("experiment", selected([], 1), ids=lambda experiment: experiment.key)
+def test_an_experiment_is_found_under_the_settings_that_it_was_measured_with(tmp_path, experiment):
     runner = Runner(Namespace(network="resnet20", epochs=100, rate=0.03))
-    State(tmp_path / "state.jsonl").add(piece, record(piece, 1.0, runner.settings(piece)), None)
+    State(tmp_path / "state.jsonl").add(experiment, record(experiment, 1.0, runner.settings(experiment)), None)
     again = State(tmp_path / "state.jsonl")
-    assert again.find(piece, runner.settings(piece)) is not None
-    other = Runner(Namespace(network="resnet56", epochs=50, rate=0.1)).settings(piece)
-    depends = piece.rho == "paper" or piece.dataset == "cifar10"
-    assert (again.find(piece, other) is None) == depends
+    assert again.find(experiment, runner.settings(experiment)) is not None
+    other = Runner(Namespace(network="resnet56", epochs=50, rate=0.1)).settings(experiment)
+    depends = experiment.rho == "paper" or experiment.dataset == "cifar10"
+    assert (again.find(experiment, other) is None) == depends
 
 
-def test_the_papers_rho_always_aims_at_source_images_and_ours_at_the_model_where_it_can():
-    shipped = {piece.key for piece in selected([], 1) if piece.aims_at_shipped}
+def test_the_papers_rho_always_matches_source_images_and_ours_the_model_where_it_can():
+    shipped = {experiment.key for experiment in selected([], 1) if experiment.uses_shipped_statistics}
     assert shipped == {
         f"{data}/unsupervised/{row}/ours/10" for data in ("cifar10", "mnist") for row in ("NN", "NN ALL")
     }
 
 
 def test_a_line_that_was_cut_short_is_left_out_and_does_not_spoil_the_next(tmp_path):
-    path, other = tmp_path / "state.jsonl", PIECE._replace(draw=11)
-    whole = json.dumps(record(PIECE, 1.0))
+    path, other = tmp_path / "state.jsonl", EXPERIMENT._replace(draw=11)
+    whole = json.dumps(record(EXPERIMENT, 1.0))
     path.write_text(whole + "\n" + whole[:30])
     State(path).add(other, record(other, 3.0), None)
     again = State(path)
-    assert again.find(PIECE, SETTINGS)["acc"] == 1.0 and again.find(other, SETTINGS)["acc"] == 3.0
+    assert again.find(EXPERIMENT, SETTINGS)["acc"] == 1.0 and again.find(other, SETTINGS)["acc"] == 3.0
 
 
 def test_a_table_has_mean_and_deviation_over_the_draws_that_did_not_fail():
-    draws = [PIECE._replace(draw=d) for d in (10, 11, 12)]
+    draws = [EXPERIMENT._replace(draw=d) for d in (10, 11, 12)]
     failed = {"piece": draws[2].key, "settings": SETTINGS, "error": "not finite"}
-    baseline = Piece("cifar10", "baseline", "DISTORTED", "none", 10)
+    baseline = Experiment("cifar10", "baseline", "DISTORTED", "none", 10)
     summary = summarise([record(baseline, 40.0), record(draws[0], 80.0), record(draws[1], 82.0), failed])
     lines = {(line[0], line[1]): line for line in body(summary, "cifar10", "unsupervised")}
     assert set(lines) == {("DISTORTED", name) for name in ("published", "none")} | {

@@ -1,4 +1,4 @@
-"""Drifted cameras by seed, and the frames they show to fits, to the judge, to the shadow and to whoever tells truth."""
+"""Drifted cameras by seed, and their frames: to fit to, for the judge, for the shadow and for the ground truth."""
 
 from __future__ import annotations
 
@@ -17,30 +17,33 @@ from bench.material.perturbation import Perturbation
 from daemon.simulation.drifts import parse_drift
 
 CHOOSING, REPORTED = range(0, 10), range(10, 20)
-FIT_FRAMES, JUDGE_FRAMES, LOOKS, LOOK_FRAMES, TEST_IMAGES = 384, 128, 3, 64, 1024  # fit and judge share 512, as shipped
-SEEN = JUDGE_FRAMES + LOOKS * LOOK_FRAMES
-FEW = (1, 3)  # classes in view of a scene of few, by turns
+FIT_FRAMES, JUDGE_FRAMES = 384, 128  # of 512 together, as shipped
+SHADOW_WINDOWS, SHADOW_FRAMES = 3, 64
+WINDOW_FRAMES = JUDGE_FRAMES + SHADOW_WINDOWS * SHADOW_FRAMES
+TEST_IMAGES = 1024
+FEW = (1, 3)  # classes in a view of few classes, alternating with the seed
+ALL_CLASSES = "all classes"
 
-# Kinds of camera by the last digit of the seed: the paper's perturbation, bench.fit's camera, and one or two kinds of
-# bench.drifts at a random strength.
+# Data set and kind of camera by the last digit of the seed: the paper's perturbation, bench.fit's camera, or one or
+# two kinds of bench.drifts at a random strength.
 RECIPES = (
     *(("CIFAR-10", "paper"), ("CIFAR-10", "camera"), ("GTSRB", "drawn"), ("CIFAR-10", "drawn"), ("GTSRB", "drawn")),
     *(("CIFAR-10", "paper"), ("GTSRB", "drawn"), ("CIFAR-10", "drawn"), ("GTSRB", "drawn"), ("CIFAR-10", "camera")),
 )
 
-# Images (N, H, W, 3) uint8, and their numbers for noise of their own, to normalised (N, 3, H, W).
+# Images (N, H, W, 3) uint8 and their numbers, which select the noise of each, to normalised frames (N, 3, H, W).
 Drifting = Callable[[np.ndarray, np.ndarray], Tensor]
 
 
 class Window(NamedTuple):
-    """What the judge holds out and what the shadow looks at: one tensor each, (n, 3, H, W)."""
+    """Frames that are not fitted to, (n, 3, H, W) each: part 0 for the judge, the others for the shadow."""
 
     parts: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class Scene:
-    """One drifted camera. `text`: its drift, in the words of `recald simulate --drift` where these can tell."""
+class DriftedCamera:
+    """One drifted camera. `text` is its drift, as for `recald simulate --drift` where that is possible."""
 
     data: str
     seed: int
@@ -54,24 +57,33 @@ class Scene:
 
     @cached_property
     def order(self) -> np.ndarray:
-        """The images that do not tell truth, shuffled: first those to fit to, then those of the i.i.d. window."""
+        """The images that are not for the ground truth, shuffled: first those to fit to, then the i.i.d. window."""
         return TEST_IMAGES + np.random.default_rng(self.seed).permutation(len(self.subject.images) - TEST_IMAGES)
 
     @property
     def few(self) -> int:
+        """The number of classes in this camera's view of few classes."""
         return FEW[self.seed % len(FEW)]
 
+    @property
+    def views(self) -> tuple[str, ...]:
+        return (ALL_CLASSES, f"{self.few} of the classes")
+
     def film(self, rows: np.ndarray, clean: bool = False) -> Tensor:
-        """These images as the camera takes them."""
+        """Return these images as the camera takes them, with its drift unless `clean`."""
         images = self.subject.images[rows]
         return self.subject.normalise(images) if clean else self.drifting(images, rows)
 
-    def fitted_to(self) -> np.ndarray:
+    def fit_rows(self) -> np.ndarray:
+        """Return the images that are fitted to."""
         return self.order[:FIT_FRAMES]
 
-    def of_classes(self, classes: int, count: int, stream: int) -> np.ndarray:
-        """Rows of images of so many of the commonest classes, none of them in fit or i.i.d. window; some may return."""
-        rest = self.order[FIT_FRAMES + SEEN :]
+    def rows_of_classes(self, classes: int, count: int, stream: int) -> np.ndarray:
+        """Return images of so many of the commonest classes; an image may come twice.
+
+        None of them is fitted to or in the i.i.d. window. `stream` selects the random numbers.
+        """
+        rest = self.order[FIT_FRAMES + WINDOW_FRAMES :]
         labels = self.subject.labels.numpy()[rest]
         rng = np.random.default_rng([self.seed, stream])
         common = np.argsort(-np.bincount(labels), kind="stable")[:10]
@@ -79,45 +91,46 @@ class Scene:
         return rng.choice(pool, count, replace=len(pool) < count)
 
     def window(self, view: str, clean: bool) -> Window:
-        """What is held out and looked at: images of all classes, or of few."""
-        few = view != "all classes"
-        rows = self.of_classes(self.few, SEEN, 1) if few else self.order[FIT_FRAMES : FIT_FRAMES + SEEN]
+        """Return the frames for the judge and for the shadow, of all classes or of few."""
+        if view == ALL_CLASSES:
+            rows = self.order[FIT_FRAMES : FIT_FRAMES + WINDOW_FRAMES]
+        else:
+            rows = self.rows_of_classes(self.few, WINDOW_FRAMES, 1)
         frames = self.film(rows, clean)
-        return Window((frames[:JUDGE_FRAMES], *frames[JUDGE_FRAMES:].split(LOOK_FRAMES)))
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        return ("all classes", f"{self.few} of the classes")
+        return Window((frames[:JUDGE_FRAMES], *frames[JUDGE_FRAMES:].split(SHADOW_FRAMES)))
 
     def test(self, clean: bool) -> Tensor:
+        """Return the frames of the ground truth."""
         return self.film(np.arange(TEST_IMAGES), clean)
 
 
-def scenes(seeds: range, data: Path) -> Iterator[Scene]:
+def drifted_cameras(seeds: range, data: Path) -> Iterator[DriftedCamera]:
+    """Yield one camera for each seed, with images and networks from the folder `data`."""
     subject = lru_cache(lambda name: SUBJECTS[name](data))
     for seed in seeds:
         name, recipe = RECIPES[seed % len(RECIPES)]
-        yield scene(name, recipe, seed, subject(name))
+        yield drifted_camera(name, recipe, seed, subject(name))
 
 
-def scene(data: str, recipe: str, seed: int, subject: Subject) -> Scene:
+def drifted_camera(data: str, recipe: str, seed: int, subject: Subject) -> DriftedCamera:
+    """Make the camera of a recipe: paper, camera or drawn."""
     if recipe == "paper":
         perturbation = Perturbation(seed)
-        return Scene(
+        return DriftedCamera(
             *(data, seed, "perturbation of the paper", subject),
             lambda images, rows: perturbation(subject.normalise(images)),
         )
-    text = CAMERA if recipe == "camera" else drawn(seed)
+    text = CAMERA if recipe == "camera" else random_drift(seed)
     drift = parse_drift(text, seed)
 
     def drifting(images: np.ndarray, rows: np.ndarray) -> Tensor:
         return subject.normalise(np.stack([drift(image, int(i)) for image, i in zip(images, rows, strict=True)]))
 
-    return Scene(data, seed, text, subject, drifting)
+    return DriftedCamera(data, seed, text, subject, drifting)
 
 
-def drawn(seed: int) -> str:
-    """One or two kinds of drift, each at one of its strengths."""
+def random_drift(seed: int) -> str:
+    """Return the text of one or two kinds of drift, each at one of its strengths."""
     rng = np.random.default_rng([seed, 7])
     kinds = [list(DRIFTS)[i] for i in rng.permutation(len(DRIFTS))[: rng.integers(1, 3)]]
     texts = [DRIFTS[kind][rng.integers(3)] for kind in kinds]

@@ -1,4 +1,4 @@
-"""From a received frame to the model's input: what is copied on the way, and what it costs."""
+"""Copies of the pixels between the socket and the model's input, and the time that decode and preprocess take."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ from bench.report import percentiles
 from daemon.model.preprocess import Preprocessor
 from daemon.serving.intake import Intake
 from daemon.serving.message import Frame, build_frame, decode, parse_frame
-from daemon.serving.pixels import COMPRESSED, RAW
+from daemon.serving.pixels import COMPRESSED_ENCODINGS, RAW_LAYOUTS
 from deploy.model.card import InputCard, ModelCard, Normalisation
 
 MODEL_SIDE = 224
 SIZES = ((1920, 1080), (640, 480))
-ENCODINGS = ("rgb8", "bgr8", "mono8", "mono16", "32FC3", "jpeg", "png")  # whose cost is measured
-DECODED = "the decoded picture"
-CLIPPED = "clipped before it is averaged"
-NEEDED = dict.fromkeys(COMPRESSED, DECODED) | {name: CLIPPED for name in RAW if name.startswith("32F")}
+TIMED_ENCODINGS = ("rgb8", "bgr8", "mono8", "mono16", "32FC3", "jpeg", "png")
+# Copies that cannot be avoided, with the reason that the table gives.
+NEEDED = dict.fromkeys(COMPRESSED_ENCODINGS, "the decoded picture")
+NEEDED |= {name: "clipped before it is averaged" for name in RAW_LAYOUTS if name.startswith("32F")}
 
 
 def measure_copies() -> list[dict[str, Any]]:
-    """One 1080p frame of each encoding, through the socket and the receiver thread to the input of a model."""
+    """Count the copies of one 1080p frame of each encoding, from the socket to the input of a model."""
     prepare, (width, height) = _preprocessor(), SIZES[0]
     with tempfile.TemporaryDirectory(prefix="recald-bench-", dir="/tmp") as folder, zmq.Context() as context:
         with running_intake(pattern="pull", bind=[f"ipc://{folder}/frames"]) as intake:
             with context.socket(zmq.PUSH) as camera:
                 camera.connect(intake.endpoints[0])
                 return [
-                    _copies(e, _message(e, width, height), camera, intake, prepare) for e in [*RAW, *sorted(COMPRESSED)]
+                    _copies(e, _message(e, width, height), camera, intake, prepare)
+                    for e in [*RAW_LAYOUTS, *sorted(COMPRESSED_ENCODINGS)]
                 ]
 
 
@@ -51,7 +52,7 @@ def _copies(
     try:
         camera.send_multipart(parts, copy=False)
         frame = take_frame(intake)
-        received = tracemalloc.get_traced_memory()[1]  # the most that was held meanwhile, by any thread
+        received = tracemalloc.get_traced_memory()[1]  # the peak until now, of all threads
         buffers = large_buffers(lambda: _to_input(frame, prepare), width * height)
     finally:
         tracemalloc.stop()
@@ -65,24 +66,24 @@ def _copies(
     }
 
 
-def large_buffers(call: Callable[[], object], least: int) -> list[int]:
-    """Return the bytes of each allocation of at least so many that `call` makes on this thread.
+def large_buffers(call: Callable[[], object], min_bytes: int) -> list[int]:
+    """Return the bytes of each allocation of at least `min_bytes` that `call` makes in this thread.
 
-    Looks at what is allocated whenever a function is entered or left; numpy and OpenCV report their arrays.
+    Reads the traced memory whenever a function is entered or left; numpy and OpenCV report their arrays.
     """
     found: list[int] = []
     held = tracemalloc.get_traced_memory()[0]
 
-    def look(frame: FrameType, event: str, argument: object) -> None:
+    def check(frame: FrameType, event: str, argument: object) -> None:
         nonlocal held
         now, peak = tracemalloc.get_traced_memory()
-        if peak - held >= least:
+        if peak - held >= min_bytes:
             found.append(peak - held)
         held = now
         tracemalloc.reset_peak()
 
     tracemalloc.reset_peak()
-    sys.setprofile(look)
+    sys.setprofile(check)
     try:
         call()
     finally:
@@ -91,10 +92,10 @@ def large_buffers(call: Callable[[], object], least: int) -> list[int]:
 
 
 def measure_cost(seconds: float) -> list[dict[str, Any]]:
-    """Decode and preprocess one frame of each encoding in turns, for `seconds` each."""
+    """Time decode and preprocess of one frame of each encoding, in turns, for `seconds` each."""
     rows = []
     for width, height in SIZES:
-        frames = {encoding: _parsed(_message(encoding, width, height)) for encoding in ENCODINGS}
+        frames = {encoding: _parsed(_message(encoding, width, height)) for encoding in TIMED_ENCODINGS}
         times = _times(frames, _preprocessor(), seconds * len(frames))
         for encoding, (decoding, preparing) in times.items():
             stages = {"decode": percentiles(decoding), "preprocess": percentiles(preparing)}
@@ -142,8 +143,8 @@ def _parsed(parts: Sequence[bytes]) -> Frame:
 
 def _message(encoding: str, width: int, height: int) -> list[bytes]:
     image = _picture(width, height)
-    if encoding in RAW:
-        layout = RAW[encoding]
+    if encoding in RAW_LAYOUTS:
+        layout = RAW_LAYOUTS[encoding]
         image = image[:, :, 0] if layout.channels == 1 else image
         top = {"u1": 255, "u2": 65535}.get(layout.dtype.str[1:], 1)
         image = (image * (top / 255)).astype(layout.dtype)
@@ -151,7 +152,7 @@ def _message(encoding: str, width: int, height: int) -> list[bytes]:
 
 
 def _picture(width: int, height: int) -> np.ndarray:
-    """Something smooth with a grain, which compresses about as photographs do."""
+    """Return a smooth picture with grain, which compresses about as well as a photograph."""
     rng = np.random.default_rng(0)
     coarse = rng.uniform(0, 255, (18, 32, 3)).astype(np.float32)
     image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)

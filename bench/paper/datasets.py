@@ -1,4 +1,4 @@
-"""What the tables of Willis & Oala (2021) are measured on: images, networks, feature maps and target statistics."""
+"""Images, networks, feature maps and target statistics for the tables of Willis & Oala (2021)."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from daemon.demo import material
 from daemon.images import read_npz
 
 FRAMES, VALIDATION_IMAGES, SOURCE_IMAGES = 512, 1024, 4096
-KAPPAS = {"cifar10": KAPPA, "mnist": 0.3}  # strengths of the perturbation, the paper's
-RANDOM_SEED = 0  # of the random network and the random projection, one for all perturbations as in the paper
+KAPPAS = {"cifar10": KAPPA, "mnist": 0.3}  # the paper's strengths of the perturbation
+RANDOM_SEED = 0  # of the random network and the random projection: one for all perturbations, as in the paper
 VERIFIER = "resnet32"  # on CIFAR-10
-NETWORKS = tuple(name for name in WEIGHTS if name != VERIFIER)  # for Φ there
+NETWORKS = tuple(name for name in WEIGHTS if name != VERIFIER)  # that can be Φ on CIFAR-10
 
 SUPERVISED = ("CRITERION", "NN", "NN CC", "NN ALL", "NN ALL CC", "RANDOM NN", "RANDOM NN CC", "RP", "RP CC")
 ROWS = {"supervised": SUPERVISED, "unsupervised": ("NN", "NN ALL", "RANDOM NN", "RP")}
@@ -40,12 +40,14 @@ Target = FeatureStatistics | ClassStatistics
 
 
 class Labelled(NamedTuple):
+    """Frames with labels."""
+
     frames: Tensor  # (N, C, H, W) normalised
     labels: Tensor  # (N,)
 
 
-class Scene(NamedTuple):
-    """A data set with its networks: source is A of the paper, fitted is B and validation is C."""
+class DataSet(NamedTuple):
+    """Images with their networks: source is the paper's A, fitted is B and validation is C."""
 
     model: nn.Module
     verifier: nn.Module
@@ -63,35 +65,35 @@ class Scene(NamedTuple):
         return channels, height, width
 
 
-def feature_map(scene: Scene, row: str, supervised: bool) -> FeatureMap:
-    """What a row of the tables takes statistics of, with Φ's logits where labels are used."""
+def feature_map(data_set: DataSet, row: str, supervised: bool) -> FeatureMap:
+    """Return the features whose statistics a row of the tables matches, with Φ's logits where labels are used."""
     maps: dict[str, Callable[[], FeatureMap]] = {
-        "CRITERION": lambda: penultimate(scene.model),
-        "NN": lambda: penultimate(scene.model),
-        "NN ALL": lambda: all_layers(scene.model),
-        "RANDOM NN": lambda: random_network(scene.model, RANDOM_SEED, scene.source.frames),
-        "RP": lambda: random_projection(scene.shape, seed=RANDOM_SEED),
+        "CRITERION": lambda: penultimate(data_set.model),
+        "NN": lambda: penultimate(data_set.model),
+        "NN ALL": lambda: all_layers(data_set.model),
+        "RANDOM NN": lambda: random_network(data_set.model, RANDOM_SEED, data_set.source.frames),
+        "RP": lambda: random_projection(data_set.shape, seed=RANDOM_SEED),
     }
     features = maps[row.removesuffix(" CC")]()
-    return with_logits(features, scene.model) if supervised and row.startswith("R") else features
+    return with_logits(features, data_set.model) if supervised and row.startswith("R") else features
 
 
-def target_statistics(scene: Scene, row: str, features: FeatureMap, shipped: bool) -> Target:
-    """Those of clean source images as the paper collects them, or those shipped in Φ, where it has them."""
+def target_statistics(data_set: DataSet, row: str, features: FeatureMap, shipped: bool) -> Target:
+    """Return the statistics of clean source images, as in the paper, or those shipped in Φ."""
     if shipped:
         assert isinstance(features, (Taps, LastLayer)), f"nothing is shipped for {row}"
         return features.reference
     if row.endswith(" CC"):
-        return collect_statistics(features, *scene.source)
-    return collect_statistics(features, scene.source.frames)
+        return collect_statistics(features, *data_set.source)
+    return collect_statistics(features, data_set.source.frames)
 
 
-def _cifar10(data: Path, name: str) -> Scene:
+def _cifar10(data: Path, name: str) -> DataSet:
     def labelled(file: str, count: int) -> Labelled:
         images = lossless(data / file)
         return Labelled(normalise(images.pictures[:count]), images.labels[:count])
 
-    return Scene(
+    return DataSet(
         model=network(data, name),
         verifier=network(data, VERIFIER),
         mean=material.IMAGENET_MEAN,
@@ -104,7 +106,7 @@ def _cifar10(data: Path, name: str) -> Scene:
     )
 
 
-def _mnist(data: Path, _: str) -> Scene:
+def _mnist(data: Path, _: str) -> DataSet:
     model, mean, std = training.trained("mnist-resnet20", data)
 
     def labelled(file: str, first: int, count: int) -> Labelled:
@@ -112,7 +114,7 @@ def _mnist(data: Path, _: str) -> Scene:
         labels = torch.from_numpy(arrays["labels"].astype(np.int64))
         return Labelled(training.normalise(arrays["images"], mean, std), labels)
 
-    return Scene(
+    return DataSet(
         model=model,
         verifier=training.trained("mnist-resnet8", data).network,
         mean=mean,
@@ -125,4 +127,4 @@ def _mnist(data: Path, _: str) -> Scene:
     )
 
 
-SCENES: dict[str, Callable[[Path, str], Scene]] = {"cifar10": _cifar10, "mnist": _mnist}
+DATASETS: dict[str, Callable[[Path, str], DataSet]] = {"cifar10": _cifar10, "mnist": _mnist}

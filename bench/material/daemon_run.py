@@ -1,4 +1,4 @@
-"""What benches of a running daemon share: the demo's digit network at any input size, and a camera before it."""
+"""Run a daemon with the demo's digit network, at any input size, and a camera in front of it."""
 
 from __future__ import annotations
 
@@ -17,38 +17,65 @@ from rich.console import Console
 
 from bench.material.camera import SENSOR, Camera
 from daemon.demo import material
-from daemon.demo.service import Daemon, Folder, export, free_port, write_config
+from daemon.demo.service import Daemon, Folder, Metrics, export, free_port, write_config
 from deploy.backends.protocol import Runner, load_backend
 from deploy.model.frozen import load_frozen
 
 PICTURES = 300  # held out of training
-SIZE = 32  # that the network was trained at; its layers take any
+SIZE = 32  # pixels a side at which the network was trained; its layers take any size
+DIGITS_SEED = 0
 
 
 def digits() -> material.Material:
-    return material.digits(0, Console(stderr=True))
+    """Return the demo's digits and their network, trained once."""
+    return material.digits(DIGITS_SEED, Console(stderr=True))
 
 
 def pictures(digits: material.Material, size: int) -> np.ndarray:
-    """(PICTURES, size, size, 3) uint8."""
+    """Return the first PICTURES digits enlarged to (PICTURES, size, size, 3) uint8."""
     shown = digits.images[:PICTURES]
     return np.stack([cv2.resize(i, (size, size), interpolation=cv2.INTER_CUBIC) for i in shown])
 
 
 @dataclass(frozen=True)
-class Scene:
+class DaemonRun:
     """A daemon that serves one sensor, and its camera."""
 
     folder: Folder
     daemon: Daemon
     camera: Camera
 
+    def scrape(self) -> Metrics:
+        """Read the daemon's metrics."""
+        metrics = self.daemon.scrape()
+        assert metrics is not None, "the daemon answered before"
+        return metrics
+
+    def frame_counts(self) -> dict[str, int]:
+        """Count all frames by what became of them, as the daemon counts.
+
+        `lost` frames were neither answered nor replaced by a newer one.
+        """
+        metrics, sent = self.scrape(), self.camera.sent
+        processed = int(metrics.total("recald_frames_processed_total", sensor=SENSOR))
+        superseded = int(metrics.total("recald_frames_dropped_total", sensor=SENSOR, reason="superseded"))
+        return {
+            "sent": sent,
+            "processed": processed,
+            "superseded": superseded,
+            "lost": sent - processed - superseded,
+            "unanswered": self.camera.unanswered,
+        }
+
 
 @contextmanager
-def scene(
+def daemon_run(
     digits: material.Material, size: int, fit_frames: int, command: Sequence[str] | None = None, **recalibrate: Any
-) -> Iterator[Scene]:
-    """Export the network for this input size and serve it, by `recald run` or `command`."""
+) -> Iterator[DaemonRun]:
+    """Export the network for this input size and serve it by `recald run`, or by `command`.
+
+    `recalibrate` holds further keys of that section of the configuration.
+    """
     with tempfile.TemporaryDirectory(prefix="recald-bench-") as name, zmq.Context() as context:
         folder = Folder(Path(name))
         export(digits.network, folder.model, shape=f"3x{size}x{size}")
@@ -58,7 +85,7 @@ def scene(
             daemon.wait_until_serving()
             camera = Camera(context, folder, pictures(digits, size))
             try:
-                yield Scene(folder, daemon, camera)
+                yield DaemonRun(folder, daemon, camera)
             finally:
                 camera.close()
                 daemon.stop()
@@ -66,25 +93,10 @@ def scene(
 
 @contextmanager
 def bare_runner(model: Path) -> Iterator[Runner]:
-    """The same compiled model with the same threads, called without a daemon."""
+    """Open the same compiled model with the same threads, to be called without a daemon."""
     frozen = load_frozen(model)
     backend = load_backend("onnx")
     example = torch.zeros(1, *frozen.card.input.shape)
     runner = backend.load(backend.compile(frozen.module, example), threads=1)
     yield runner
     runner.close()
-
-
-def account(scene: Scene) -> dict[str, int]:
-    """Where all frames went, by the daemon's own count: `lost` were neither answered nor followed by a newer one."""
-    scrape, sent = scene.daemon.scrape(), scene.camera.sent
-    assert scrape is not None
-    processed = int(scrape.total("recald_frames_processed_total", sensor=SENSOR))
-    superseded = int(scrape.total("recald_frames_dropped_total", sensor=SENSOR, reason="superseded"))
-    return {
-        "sent": sent,
-        "processed": processed,
-        "superseded": superseded,
-        "lost": sent - processed - superseded,
-        "unanswered": scene.camera.unanswered,
-    }

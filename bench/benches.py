@@ -1,0 +1,40 @@
+"""The benches by name: `python -m bench NAME`."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from bench import curve, demo, drifts, fit, latency, overhead, peers, precision, speed
+from bench.gpu import measure as gpu
+from bench.intake import measure as intake
+from bench.judge import measure as judge
+from bench.paper import measure as paper
+from bench.streams import measure as streams
+from bench.swap import measure as swap
+
+# Each module has a docstring whose first line is its claim, CODE (globs of the sources that its result depends on),
+# `add_arguments(parser)` and `measure(args) -> results`.
+BENCHES: dict[str, ModuleType] = {
+    "demo": demo,
+    "fit": fit,
+    "curve": curve,
+    "speed": speed,
+    "peers": peers,
+    "drifts": drifts,
+    "judge": judge,
+    "streams": streams,
+    "paper": paper,
+    "latency": latency,
+    "swap": swap,
+    "intake": intake,
+    "overhead": overhead,
+    "precision": precision,
+    "gpu": gpu,
+}
+
+
+def claim(name: str) -> str:
+    """Return the claim that a bench measures: the first line of its docstring."""
+    text = BENCHES[name].__doc__
+    assert text is not None
+    return text.partition("\n")[0]
