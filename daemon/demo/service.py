@@ -25,9 +25,9 @@ POLL_S = 0.2
 
 
 class Network(NamedTuple):
-    """What `recald export` needs: the factory and its weights, the input's normalisation, the classes."""
+    """What `recald export` needs: the builder and its weights, the input's normalisation, the classes."""
 
-    factory: str
+    builder: str
     weights: Path
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -63,7 +63,7 @@ def export(network: Network, output: Path, shape: str = "3x32x32") -> None:
     """Write the frozen model and its card with `recald export`."""
     lists = {"--mean": network.mean, "--std": network.std, "--classes": network.classes}
     options = [part for name, values in lists.items() for part in (name, ",".join(map(str, values)))]
-    command = [*recald("export"), "--factory", network.factory, "--weights", str(network.weights)]
+    command = [*recald("export"), "--builder", network.builder, "--weights", str(network.weights)]
     done = subprocess.run([*command, "--input", shape, *options, "-o", str(output)], capture_output=True, text=True)
     if done.returncode != 0:
         raise DemoError(f"recald export failed with {done.returncode}: {last_line(done.stderr)}")

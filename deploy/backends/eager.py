@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from deploy.model.program import FAULTS, export_program, first_line, load_program, save_program
+from deploy.model.program import NETWORK_ERRORS, export_program, first_line, load_program, save_program
 
 
 class EagerBackend:
@@ -39,7 +39,7 @@ class EagerRunner:
             with torch.inference_mode():
                 # a copy, so that the caller may reuse its buffer while the output is still being read
                 output: np.ndarray = module(torch.tensor(batch)).numpy()
-        except FAULTS as error:
+        except NETWORK_ERRORS as error:
             raise RuntimeError(f"eager run failed: {first_line(error)}") from error
         return output
 

@@ -9,12 +9,12 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from torch import nn
 
 from deploy.backends.onnx_export import to_onnx
-from deploy.model.program import FAULTS, ModelError, export_program, first_line
+from deploy.model.program import NETWORK_ERRORS, ModelError, export_program, first_line
 
 # ONNX Runtime's exceptions share no base class of their own.
 ORT_FAULTS: tuple[type[Exception], ...] = (
     *(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)),
-    *FAULTS,
+    *NETWORK_ERRORS,
 )
 ERRORS_ONLY = 3  # ONNX Runtime's log severity
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from onnx import ModelProto
 
-from deploy.model.program import ModelError, first_line, quiet, without_pytree_warning
+from deploy.model.program import ModelError, first_line, quiet_logger, without_pytree_warning
 
 
 def to_onnx(program: torch.export.ExportedProgram) -> bytes:
@@ -19,7 +19,7 @@ def to_onnx(program: torch.export.ExportedProgram) -> bytes:
 
 def _to_onnx(program: torch.export.ExportedProgram) -> ModelProto:
     # That logger reports at each export that torchvision, which is not used, is absent.
-    with without_pytree_warning(), quiet("torch.onnx._internal.exporter._registration"):
+    with without_pytree_warning(), quiet_logger("torch.onnx._internal.exporter._registration"):
         exported = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
     assert exported is not None
     return exported.model_proto

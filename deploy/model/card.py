@@ -1,4 +1,4 @@
-"""The model card: the small YAML beside Φ that says what its input is and which bytes it is."""
+"""The model card: a small YAML file beside Φ with its digest, its input and its classes."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 
-def _printable(text: str) -> str:
+def _check_printable(text: str) -> str:
     if not text.isprintable() or not text.strip():
-        raise ValueError(f"{text!r} has nothing, or control characters, to print")
+        raise ValueError(f"{text!r} must be printable text: not empty, without control characters")
     return text
 
 
-LARGEST_SIDE = 8192  # pixels; above this a typing error is likelier than a network
-Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+MAX_INPUT_SIDE_PX = 8192  # a larger number is more likely a typing error than a network
+Side = Annotated[int, Field(ge=1, le=MAX_INPUT_SIDE_PX)]
 Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Label = Annotated[str, AfterValidator(_printable)]  # shown on terminals and in metrics
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Label = Annotated[str, AfterValidator(_check_printable)]  # shown on terminals and in metrics
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # SHA-256
 
 
-class _Part(BaseModel):
+class _CardPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class InputCard(_Part):
-    """What Φ takes: `channels` x `height` x `width`; three channels are in the order RGB."""
+class InputCard(_CardPart):
+    """The size of one frame as Φ takes it. Three channels are in the order RGB."""
 
     channels: Literal[1, 3]
     height: Side
@@ -35,24 +35,27 @@ class InputCard(_Part):
 
     @property
     def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
         return self.channels, self.height, self.width
 
 
-class Normalisation(_Part):
-    """How grey levels 0..255 become Φ's input: (v / 255 - mean) / std, one of each for a channel."""
+class Normalisation(_CardPart):
+    """How grey levels 0..255 become Φ's input: (level / 255 - mean) / std, with one mean and one std a channel."""
 
     mean: list[FiniteFloat]
     std: list[Deviation]
 
 
-class CommissionCard(_Part):
-    """What `recald commission` measured: on how many clean frames, and the digest of the file that holds it."""
+class CommissionCard(_CardPart):
+    """The measurement of `recald commission`: the number of clean frames, and the SHA-256 of the file it is in."""
 
     frames: int = Field(ge=1)
     sha256: Digest
 
 
-class ModelCard(_Part):
+class ModelCard(_CardPart):
+    """sha256: digest of the model file. exported: builder (key "factory"), weights and torch version of the export."""
+
     v: Literal[1]
     name: Label
     sha256: Digest

@@ -1,7 +1,8 @@
-"""Clean-frame measurements beside the model: a safetensors file that the card names by its SHA-256.
+"""The measurement of clean frames beside the model: a safetensors file that the card names by its SHA-256.
 
-The model file is not touched. The card is replaced after the file is written and before others are deleted: a kill at
-any point leaves a card that names a whole file, at worst beside one that nothing names, until the next exchange.
+The model file is never touched. A new measurement is written first, then the card is replaced, then old files are
+deleted. After a kill at any point the card names a whole file. A file that no card names may then be left over; the
+next measurement deletes it.
 """
 
 from __future__ import annotations
@@ -18,34 +19,54 @@ from calibrate.source.commissioned import CleanData
 from deploy.files import write_atomically
 from deploy.model.card import CommissionCard, ModelCard, card_path
 from deploy.model.document import load_document
-from deploy.model.frozen import FrozenModel, ModelError
+from deploy.model.frozen import FrozenModel
+from deploy.model.program import ModelError
 
-AGAIN = "restore it, measure again with `recald commission`, or do without with its --remove"
+CLEAN_DATA_ADVICE = "restore it, measure again with `recald commission`, or do without with its --remove"
 
 
 def clean_data_path(model: Path, digest: str) -> Path:
-    """Named after its content, so that a new one never replaces the one that the card still names."""
+    """Where a measurement with this SHA-256 lies.
+
+    The digest is part of the name, so that a new file never replaces the one that the card still names.
+    """
     return model.with_name(f"{model.stem}.clean-{digest[:12]}.safetensors")
 
 
-def save_clean_data(frozen: FrozenModel, clean: dict[str, Tensor], frames: int) -> None:
-    """Write the measurements, taken of so many frames, and name them in the model's card."""
-    data = safetensors.torch.save(clean)
+def save_clean_data(frozen: FrozenModel, tensors: dict[str, Tensor], frames: int) -> None:
+    """Write a measurement of `frames` clean frames, and name it in the model's card.
+
+    Raises OSError, DocumentError for a damaged card, ModelError if the model was exchanged meanwhile.
+    """
+    data = safetensors.torch.save(tensors)
     digest = hashlib.sha256(data).hexdigest()
     write_atomically(clean_data_path(frozen.path, digest), data)
-    _exchange(frozen, CommissionCard(frames=frames, sha256=digest))
+    _replace_card(frozen, CommissionCard(frames=frames, sha256=digest))
 
 
 def remove_clean_data(frozen: FrozenModel) -> None:
-    """Let the card name no measurements any more, and delete them."""
-    _exchange(frozen, None)
+    """Remove the measurement from the model's card, and delete its file. Raises like save_clean_data."""
+    _replace_card(frozen, None)
+
+
+def load_clean_data(frozen: FrozenModel, taps: Taps) -> CleanData | None:
+    """Load the measurement that the card names; None if it names none.
+
+    Raises ModelError if the file is missing, damaged, or belongs to another model.
+    """
+    tensors, card = read_clean_tensors(frozen), frozen.card
+    if tensors is None or card.commissioned is None:
+        return None
+    try:
+        return CleanData.of_tensors(tensors, card.commissioned.frames, taps.reference, card.input.channels)
+    except ValueError as error:
+        raise ModelError(
+            f"{frozen.path}: its clean-frame measurements are of another model: {error}: {CLEAN_DATA_ADVICE}"
+        ) from error
 
 
 def read_clean_tensors(frozen: FrozenModel) -> dict[str, Tensor] | None:
-    """The measurements that the card names; None where it names none.
-
-    Raises ModelError where the file is missing or is not the one the card names.
-    """
+    """Read the file that the card names; None if it names none. Raises ModelError if it is missing or damaged."""
     named = frozen.card.commissioned
     if named is None:
         return None
@@ -53,18 +74,18 @@ def read_clean_tensors(frozen: FrozenModel) -> dict[str, Tensor] | None:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}: {AGAIN}") from error
+        raise ModelError(f"{path}: cannot be read: {error.strerror}: {CLEAN_DATA_ADVICE}") from error
     if hashlib.sha256(data).hexdigest() != named.sha256:
-        raise ModelError(f"{path}: is not the file that the model card names: {AGAIN}")
+        raise ModelError(f"{path}: is not the file that the model card names: {CLEAN_DATA_ADVICE}")
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load(data)
     except SafetensorError as error:
-        raise ModelError(f"{path}: holds no measurements ({error}): {AGAIN}") from error
+        raise ModelError(f"{path}: holds no measurements ({error}): {CLEAN_DATA_ADVICE}") from error
     return tensors
 
 
-def _exchange(frozen: FrozenModel, commissioned: CommissionCard | None) -> None:
-    """Replace the card, if it is still that of this model, and then delete the measurements that it does not name."""
+def _replace_card(frozen: FrozenModel, commissioned: CommissionCard | None) -> None:
+    """Replace the card, if it is still the card of this model. Then delete the measurements it does not name."""
     card = load_document(card_path(frozen.path), ModelCard)
     if card.sha256 != frozen.digest:
         raise ModelError(f"{frozen.path}: the model was exchanged meanwhile; measure again")
@@ -74,16 +95,3 @@ def _exchange(frozen: FrozenModel, commissioned: CommissionCard | None) -> None:
     for path in list(frozen.path.parent.iterdir()):
         if path.name.startswith(f"{frozen.path.stem}.clean-") and path.suffix == ".safetensors" and path != kept:
             path.unlink(missing_ok=True)
-
-
-def load_clean_data(frozen: FrozenModel, taps: Taps) -> CleanData | None:
-    """What was measured on clean frames, where it was; ModelError where it is damaged or of another model."""
-    tensors, card = read_clean_tensors(frozen), frozen.card
-    if tensors is None or card.commissioned is None:
-        return None
-    try:
-        return CleanData.of_tensors(tensors, card.commissioned.frames, taps.reference, card.input.channels)
-    except ValueError as error:
-        raise ModelError(
-            f"{frozen.path}: its clean-frame measurements are of another model: {error}: {AGAIN}"
-        ) from error

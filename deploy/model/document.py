@@ -1,4 +1,4 @@
-"""Read a YAML document into a pydantic model and report every mistake at once, each with its line."""
+"""Read a YAML document into a pydantic model, and report all mistakes at once, each with its line."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from pydantic_core import ErrorDetails
 
 from calibrate.errors import RecaldError
 
-M = TypeVar("M", bound=BaseModel)
+DocumentT = TypeVar("DocumentT", bound=BaseModel)
 Location = tuple[int | str, ...]  # ("input", "bind", 0)
 
-CORE_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "null")}
+PLAIN_VALUE_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "null")}
 TEXT_TAG = "tag:yaml.org,2002:str"
 
 
 class DocumentError(RecaldError):
-    """A document that cannot be used. `problems` holds one line for each mistake found."""
+    """A document has mistakes. `problems` holds one line for each of them."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
 
 
-def load_document(path: Path, model: type[M]) -> M:
-    """Read the YAML file `path` as `model`.
+def load_document(path: Path, model: type[DocumentT]) -> DocumentT:
+    """Read the YAML file `path` as a `model`.
 
-    Raises DocumentError with every mistake, each as "file:line: dotted.key: message".
+    Raises DocumentError with all mistakes, each as "file:line: dotted.key: message".
     """
     return parse_document(path, read_document(path), model)
 
 
 def read_document(path: Path) -> bytes:
-    """The file's bytes; DocumentError where it cannot be read."""
+    """Read the bytes of the file. Raises DocumentError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise DocumentError([f"{path}: cannot be read: {error.strerror}"]) from error
 
 
-def parse_document(path: Path, data: bytes, model: type[M]) -> M:
-    """As load_document, of bytes that were read from `path` before."""
+def parse_document(path: Path, data: bytes, model: type[DocumentT]) -> DocumentT:
+    """Like load_document, with the bytes that were read from `path` before. Raises DocumentError."""
     reader = _Reader(path)
     content = reader.read(_text(path, data))
     try:
         result = model.model_validate(content)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            if detail["loc"] not in reader.unread:  # a value that cannot be read is not also of a wrong type
+            if detail["loc"] not in reader.unread:  # a value that cannot be read has been reported
                 reader.note(detail["loc"], _message(detail, model))
     if reader.problems:
         raise DocumentError([text for _, text in sorted(reader.problems, key=lambda problem: problem[0])])
@@ -66,13 +66,13 @@ def _text(path: Path, data: bytes) -> str:
 
 
 class _Reader:
-    """YAML nodes to plain data, keeping the line of each key and item."""
+    """Converts YAML nodes to plain data, and keeps the line of each key and item."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.problems: list[tuple[int, str]] = []
         self.unread: set[Location] = set()
-        self._scalars = yaml.SafeLoader("")  # only its rules for numbers, booleans and null
+        self._scalars = yaml.SafeLoader("")  # used for its rules about numbers, booleans and null
         self._lines: dict[Location, int] = {}
         self._seen: set[int] = set()
 
@@ -97,7 +97,7 @@ class _Reader:
         self.note(location, message)
 
     def _line(self, location: Location) -> int:
-        """The line of `location`, or of what holds it where the location itself is missing."""
+        """Find the line of `location`. If it is missing in the document, that of the mapping that should hold it."""
         return next(self._lines[location[:n]] for n in range(len(location), -1, -1) if location[:n] in self._lines)
 
     def _plain(self, node: yaml.Node, location: Location) -> Any:
@@ -106,7 +106,7 @@ class _Reader:
             return self._refuse(location, f"the tag {node.tag} is not supported: leave it out")
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, location)
-        if id(node) in self._seen:  # also what keeps a document that contains itself from being endless
+        if id(node) in self._seen:  # else a document that contains itself would never end
             return self._refuse(location, "an alias of a mapping or list is not supported: write it out")
         self._seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
@@ -130,7 +130,7 @@ class _Reader:
         return result
 
     def _scalar(self, node: yaml.ScalarNode, location: Location) -> Any:
-        if node.tag not in CORE_TAGS:  # dates and the like stay text
+        if node.tag not in PLAIN_VALUE_TAGS:  # dates and the like stay text
             return node.value
         try:
             return self._scalars.construct_object(node)
@@ -159,7 +159,7 @@ def _message(detail: ErrorDetails, model: type[BaseModel]) -> str:
         return "required, but missing"
     if detail["type"] == "extra_forbidden":
         return "unknown key" + _suggestion(model, detail["loc"])
-    if detail["type"] == "value_error":  # raised by the model's own validator, which words it in full
+    if detail["type"] == "value_error":  # from the model's own validator, which says it in full
         return detail["msg"].removeprefix("Value error, ")
     given = detail["input"]
     shown = f", got {str(given)[:60]!r}" if isinstance(given, str | int | float) else ""
@@ -177,7 +177,7 @@ def _suggestion(model: type[BaseModel], location: Location) -> str:
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic model inside an annotation such as `dict[str, Model] | None`."""
+    """Find the pydantic model inside an annotation such as `dict[str, Model] | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_model_in, get_args(annotation))), None)

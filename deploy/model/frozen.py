@@ -1,4 +1,4 @@
-"""The frozen model Φ: write its file and card once, and load it only when its bytes are those of the card."""
+"""Load the frozen model Φ, if its bytes are those that its card names."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ from torch import nn
 
 from deploy.model.card import ModelCard, card_path
 from deploy.model.document import load_document
-from deploy.model.program import (
-    ModelError,
-    load_program,
-    run_once,
-)
+from deploy.model.program import ModelError, load_program, run_once
 
 
 @dataclass(frozen=True)
 class FrozenModel:
-    """Φ as loaded: `digest` is the SHA-256 of the file's bytes, equal to the card's."""
+    """Φ as loaded. `digest` is the SHA-256 of the file's bytes, and equal to the one on the card."""
 
     module: nn.Module
     digest: str
@@ -29,10 +25,10 @@ class FrozenModel:
 
 
 def load_frozen(path: Path) -> FrozenModel:
-    """Load the model file `path` with the card beside it.
+    """Load the model file `path` and the card beside it.
 
-    Raises ModelError, or DocumentError for a card with mistakes. Nothing in the file is interpreted before
-    its digest is known to be the card's.
+    Nothing in the file is interpreted before its digest is known to be that of the card. Raises ModelError, and
+    DocumentError for a card with mistakes.
     """
     data = _read(path)
     card = _load_card(path)
@@ -45,12 +41,25 @@ def load_frozen(path: Path) -> FrozenModel:
     try:
         module = load_program(data)
     except ModelError as error:
-        raise ModelError(f"{path}: {error} {_versions(card)}") from error
+        exporter = card.exported.get("torch", "of unknown version")
+        raise ModelError(
+            f"{path}: {error} (exported by torch {exporter}, this is {torch.__version__}: the exporting one must not "
+            "be newer)"
+        ) from error
     try:
-        _check_output(run_once(module, torch.zeros(1, *card.input.shape)), card)
+        check_class_count(run_once(module, torch.zeros(1, *card.input.shape)), card)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     return FrozenModel(module, digest, card, path)
+
+
+def check_class_count(output: torch.Tensor, card: ModelCard) -> None:
+    """Check that Φ's output (N, classes) has one value for each class on the card. Raises ModelError."""
+    if card.classes is not None and output.shape[1:] != (len(card.classes),):
+        raise ModelError(
+            f"the card names {len(card.classes)} classes, but an image gives {tuple(output.shape[1:])} "
+            "values: correct the list of classes"
+        )
 
 
 def _read(path: Path) -> bytes:
@@ -60,21 +69,8 @@ def _read(path: Path) -> bytes:
         raise ModelError(f"{path}: the model cannot be read: {error.strerror}") from error
 
 
-def _versions(card: ModelCard) -> str:
-    exporter = card.exported.get("torch", "of unknown version")
-    return f"(exported by torch {exporter}, this is {torch.__version__}: the exporting one must not be newer)"
-
-
 def _load_card(path: Path) -> ModelCard:
-    beside = card_path(path)
-    if not beside.exists():
-        raise ModelError(f"{beside}: the model card is missing: `recald export` writes it beside the model")
-    return load_document(beside, ModelCard)
-
-
-def _check_output(output: torch.Tensor, card: ModelCard) -> None:
-    if card.classes is not None and output.shape[1:] != (len(card.classes),):
-        raise ModelError(
-            f"the card names {len(card.classes)} classes, but an image gives {tuple(output.shape[1:])} "
-            "values: correct the list of classes"
-        )
+    card = card_path(path)
+    if not card.exists():
+        raise ModelError(f"{card}: the model card is missing: `recald export` writes it beside the model")
+    return load_document(card, ModelCard)

@@ -1,4 +1,4 @@
-"""Φ in fewer bits: what may be chosen for speed, and how far from float32 it may come out."""
+"""Convert Φ to fewer bits for speed, and say how far its output may then be from float32."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from deploy.model.program import without_pytree_warning
 
-# Float32 summed in another order differs by about 1e-6; TF32, or a wrong weight, by 1e-3 and more.
+FLOAT32 = "float32"
+# Largest relative error of a compiled float32 network. Float32 numbers that are summed in another order differ by about
+# 1e-6; TF32, or a wrong weight, makes a difference of 1e-3 and more.
 PARITY_TOLERANCE = 1e-4
 
-FLOAT32 = "float32"
 aten = torch.ops.aten
 
 
 class Precision(NamedTuple):
-    """`tolerance`: of compiled against eager float32 outputs, as in `check_parity`."""
+    """tolerance: largest relative error of the compiled output against eager float32 (see `check_parity`)."""
 
     dtype: torch.dtype
     tolerance: float
 
 
-# Outputs of ResNet-20 to -56 differ by up to 0.0014 in float16 and 0.019 in bfloat16 (bench precision).
-# Five times that leaves room for other networks; a wrong layer makes a difference of about 1.
+# The outputs of ResNet-20 to -56 differ by up to 0.0014 in float16 and 0.019 in bfloat16 (bench precision). Five times
+# that leaves room for other networks; a wrong layer makes a difference of about 1.
 PRECISIONS = {
     FLOAT32: Precision(torch.float32, PARITY_TOLERANCE),
     "float16": Precision(torch.float16, 1e-2),
@@ -36,16 +37,19 @@ PRECISIONS = {
 
 
 def to_precision(module: nn.Module, name: str) -> nn.Module:
-    """The traced network as it computes in this precision, from and to float32; `module` stays as it is."""
-    return module if name == FLOAT32 else _Lower(module, PRECISIONS[name].dtype)
+    """Convert a traced network to one that computes in the precision `name`; its input and output stay float32.
+
+    `module` is not changed. Raises KeyError for a name that is not in PRECISIONS.
+    """
+    return module if name == FLOAT32 else _LowerPrecision(module, PRECISIONS[name].dtype)
 
 
-class _Lower(nn.Module):
+class _LowerPrecision(nn.Module):
     def __init__(self, module: nn.Module, dtype: torch.dtype):
         super().__init__()
         with without_pytree_warning():
             network = copy.deepcopy(module)
-        assert isinstance(network, GraphModule)  # as Φ is loaded
+        assert isinstance(network, GraphModule)  # this is how Φ is loaded
         _fold_batchnorms(network)
         self.network = network.to(dtype)
         self._dtype = dtype
@@ -56,57 +60,56 @@ class _Lower(nn.Module):
 
 
 def _fold_batchnorms(network: GraphModule) -> None:
-    """Make each BatchNorm behind a convolution part of its weights, while they still have all their bits.
+    """Fold each BatchNorm into the weights of the convolution before it, while all numbers are still float32.
 
-    A small variance has no inverse left in float16.
+    A small variance is 0 in float16, so that it has no inverse there.
     """
-    for node in network.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
-        convolution: Any = node.args[0]
-        alone = len(convolution.users) == 1  # else it would be computed twice
-        if convolution.target is aten.conv2d.default and alone and _constants(convolution, node):
-            _fold(network, convolution, node)
+    for norm in network.graph.find_nodes(op="call_function", target=aten.batch_norm.default):
+        convolution: Any = norm.args[0]
+        used_once = len(convolution.users) == 1  # else the network would compute the convolution twice
+        if convolution.target is aten.conv2d.default and used_once and _weights_are_stored(convolution, norm):
+            _fold(network, convolution, norm)
     network.graph.eliminate_dead_code()
     network.recompile()
-    _drop_unused(network)
+    _remove_unused_tensors(network)
 
 
-def _drop_unused(network: GraphModule) -> None:
-    """What was folded into others would be stored and loaded as well."""
-    used = {node.target for node in network.graph.find_nodes(op="get_attr")}
-    for name in [name for name, _ in (*network.named_parameters(), *network.named_buffers()) if name not in used]:
-        delattr(*_place(network, name))
-
-
-def _constants(convolution: Any, norm: Any) -> bool:
-    """Whether all weights of the two are the network's own, and not computed."""
+def _weights_are_stored(convolution: Any, norm: Any) -> bool:
+    """Check that the network stores all weights of both layers, and computes none of them."""
     weights = (*convolution.args[1:3], *norm.args[1:5])
-    return all(given is None or given.op == "get_attr" for given in weights)
+    return all(node is None or node.op == "get_attr" for node in weights)
 
 
 def _fold(network: GraphModule, convolution: Any, norm: Any) -> None:
     frames, weight, bias = (*convolution.args, None)[:3]
     _, scale, shift, mean, variance, _, _, epsilon, _ = norm.args
     weight, bias, scale, shift, mean, variance = (
-        _tensor(network, given) for given in (weight, bias, scale, shift, mean, variance)
+        _stored_tensor(network, node) for node in (weight, bias, scale, shift, mean, variance)
     )
     folded = fuse_conv_bn_weights(weight, bias, mean, variance, epsilon, scale, shift)
     with network.graph.inserting_before(norm):
-        constants = [_constant(network, f"_{norm.name}_{i}", value.detach()) for i, value in enumerate(folded)]
+        constants = [_add_constant(network, f"_{norm.name}_{i}", value.detach()) for i, value in enumerate(folded)]
         fused = network.graph.call_function(aten.conv2d.default, (frames, *constants, *convolution.args[3:]))
     norm.replace_all_uses_with(fused)
 
 
-def _tensor(network: GraphModule, node: Any) -> Any:
-    """What the node reads from the network, None where it is None."""
-    return None if node is None else getattr(*_place(network, node.target))
+def _remove_unused_tensors(network: GraphModule) -> None:
+    """Remove the weights that were folded into others. Else they would be stored and loaded too."""
+    used = {node.target for node in network.graph.find_nodes(op="get_attr")}
+    for name in [name for name, _ in (*network.named_parameters(), *network.named_buffers()) if name not in used]:
+        delattr(*_owner(network, name))
 
 
-def _place(network: GraphModule, name: str) -> tuple[nn.Module, str]:
-    """The part of the network that has the attribute, and how it is called there."""
+def _stored_tensor(network: GraphModule, node: Any) -> Any:
+    return None if node is None else getattr(*_owner(network, node.target))
+
+
+def _owner(network: GraphModule, name: str) -> tuple[nn.Module, str]:
+    """Find the submodule that holds the attribute `name`, and the attribute's name there."""
     path, _, leaf = name.rpartition(".")
     return network.get_submodule(path), leaf
 
 
-def _constant(network: GraphModule, name: str, value: Tensor) -> Node:
+def _add_constant(network: GraphModule, name: str, value: Tensor) -> Node:
     network.register_buffer(name, value)
     return network.graph.get_attr(name)

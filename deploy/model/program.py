@@ -1,4 +1,4 @@
-"""Networks as torch.export programs: for any batch size, stored as .pt2 bytes, read back without pickle."""
+"""Networks as torch.export programs: trace them, store them as .pt2 bytes, and read them without unpickling code."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from torch.export import Dim, ExportedProgram
 
 from calibrate.errors import RecaldError
 
-# What a network of someone else's making raises when the input or the tracer does not suit it.
-FAULTS = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError)
-# What PyTorch's readers raise besides for bytes they cannot make sense of.
-READ_FAULTS = (
-    *FAULTS,
+# What a network from elsewhere raises if it does not suit its input or the tracer.
+NETWORK_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError)
+# What PyTorch's readers raise in addition for damaged bytes.
+READ_ERRORS = (
+    *NETWORK_ERRORS,
     EOFError,
     ArithmeticError,
     UnpicklingError,
@@ -34,108 +34,103 @@ READ_FAULTS = (
 
 
 class ModelError(RecaldError):
-    """A network that cannot be built, read, exported or compiled: what, where, what to do."""
+    """A network cannot be built, read, exported or compiled. The message says what, where and what to do."""
 
 
 def export_program(module: nn.Module, example: torch.Tensor) -> ExportedProgram:
-    """Trace `module` for any number of images of the shape of `example` (N, C, H, W)."""
-    batch = torch.cat([example[:1], example[:1]])  # a batch of 1 would be traced as the constant 1
+    """Trace `module` for any number of images of the shape of `example` (N, C, H, W). Raises ModelError."""
+    batch = torch.cat([example[:1], example[:1]])  # torch.export would take a batch of 1 for the constant 1
     try:
         with torch.no_grad():
             program = torch.export.export(module, (batch,), dynamic_shapes=({0: Dim("batch")},))
-    except FAULTS as error:
+    except NETWORK_ERRORS as error:
         raise ModelError(f"torch.export cannot trace it for any batch size: {first_line(error)}") from error
-    for node in program.graph.nodes:  # the paths of this machine, which would also change the bytes' digest
+    for node in program.graph.nodes:  # a stack trace names paths of this machine, and so changes the digest
         node.meta.pop("stack_trace", None)
     return program
 
 
 def export_static(module: nn.Module, example: torch.Tensor, *weights: torch.Tensor) -> ExportedProgram:
-    """Trace `module` for one image (1, C, H, W) at a time: a camera's frames have one size, kernels are chosen for it.
+    """Trace `module` for one image (1, C, H, W) at a time, with `weights` as further inputs.
 
-    `weights` are further inputs.
+    The frames of a camera have one size, so kernels can be chosen for it. Raises ModelError.
     """
     try:
         with torch.no_grad():
             return torch.export.export(module.eval(), (example, *weights))
-    except FAULTS as error:
+    except NETWORK_ERRORS as error:
         raise ModelError(f"torch.export cannot trace it: {first_line(error)}") from error
 
 
 def save_program(program: ExportedProgram) -> bytes:
-    program.example_inputs = None  # not needed, and the one part that torch would store as a pickle
+    """Convert the program to .pt2 bytes without its example inputs."""
+    program.example_inputs = None  # nobody needs them, and they are the one part that torch would pickle
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     return buffer.getvalue()
 
 
 def load_program(data: bytes) -> nn.Module:
-    """The traced network in .pt2 bytes, in evaluation mode and without gradients. Raises ModelError."""
+    """Read the traced network in .pt2 bytes, in evaluation mode and without gradients. Raises ModelError."""
     return evaluation_module(read_program(data))
 
 
 def read_program(data: bytes) -> ExportedProgram:
-    """Raises ModelError."""
-    with _reading():
+    """Read the program in .pt2 bytes. Raises ModelError, also for bytes that could run code."""
+    with _read_errors():
         _refuse_pickles(data)
         return torch.export.load(io.BytesIO(data))
 
 
-def input_shapes(program: ExportedProgram) -> dict[str, tuple[int, ...]]:
-    """Of all inputs, in their order, as they were traced."""
-    traced = {node.name: node.meta["val"].shape for node in program.graph.find_nodes(op="placeholder")}
-    return {str(name): tuple(traced[str(name)]) for name in program.graph_signature.user_inputs}
-
-
 def evaluation_module(program: ExportedProgram) -> nn.Module:
-    """The program's network, in evaluation mode and without gradients. Raises ModelError."""
-    with _reading():
+    """Make the program's network, in evaluation mode and without gradients. Raises ModelError."""
+    with _read_errors():
         module = program.module()
-    for name in ("train", "eval"):  # torch.export makes both raise, also when a surrounding module calls them
+    for name in ("train", "eval"):  # torch.export makes both raise, even if a module around this one calls them
         vars(module).pop(name, None)
     return module.eval().requires_grad_(False)
 
 
-@contextmanager
-def _reading() -> Iterator[None]:
-    try:
-        with quiet("torch.export"):  # its warning is a traceback; the error below says the same in one line
-            yield
-    except READ_FAULTS as error:
-        raise ModelError(f"not a torch.export program that can be read: {first_line(error)}") from error
+def input_shapes(program: ExportedProgram) -> dict[str, tuple[int, ...]]:
+    """List the inputs of the program by name, with the shapes they were traced with, in their order."""
+    traced = {node.name: node.meta["val"].shape for node in program.graph.find_nodes(op="placeholder")}
+    return {str(name): tuple(traced[str(name)]) for name in program.graph_signature.user_inputs}
 
 
 def run_once(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    """One forward pass; raises ModelError unless it gives one finite tensor with a row for each image."""
+    """Run `module` on a batch (N, C, H, W). Raises ModelError unless the output is one finite tensor (N, ...)."""
     shape = tuple(batch.shape)
     try:
         with torch.no_grad():
             output = module(batch)
-    except FAULTS as error:
+    except NETWORK_ERRORS as error:
         raise ModelError(f"it does not run on an input of shape {shape}: {first_line(error)}") from error
     if not isinstance(output, torch.Tensor):
         raise ModelError(f"it must return one tensor, not {type(output).__name__}: wrap it")
     if output.ndim == 0 or output.shape[0] != shape[0]:
-        raise ModelError(f"it returned shape {tuple(output.shape)} for {shape[0]} images: the first must match")
+        raise ModelError(
+            f"it returned shape {tuple(output.shape)} for {shape[0]} images: its first dimension must match"
+        )
     if not torch.isfinite(output).all():
         raise ModelError(f"it returned values that are not finite for an input of shape {shape}")
     return output
 
 
 def relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest absolute difference, relative to the largest expected magnitude where that is above 1."""
+    """Compute the largest absolute difference, divided by the largest expected magnitude if that is above 1."""
     scale = max(1.0, float(expected.abs().max()))
     return float((output.double() - expected.double()).abs().max()) / scale
 
 
 def first_line(error: BaseException) -> str:
+    """Shorten an error to the first line of its message, or to its type if it has no message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager
-def quiet(logger_name: str) -> Iterator[None]:
-    """Keep the logger below errors from speaking."""
-    logger = logging.getLogger(logger_name)
+def quiet_logger(name: str) -> Iterator[None]:
+    """Let the logger pass nothing below an error."""
+    logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -146,17 +141,27 @@ def quiet(logger_name: str) -> Iterator[None]:
 
 @contextmanager
 def without_pytree_warning() -> Iterator[None]:
-    """torch 2.13 copies its own pytree specs in a way it deprecates itself."""
+    """Suppress a warning of torch 2.13: it copies its own pytree specs in a way that it has deprecated."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         yield
 
 
-def _refuse_pickles(data: bytes) -> None:
-    """Raise unless everything in the archive is JSON or plain tensors.
+@contextmanager
+def _read_errors() -> Iterator[None]:
+    """Turn every error of reading a program into a ModelError of one line."""
+    try:
+        with quiet_logger("torch.export"):  # it warns with a traceback of what the error below says in one line
+            yield
+    except READ_ERRORS as error:
+        raise ModelError(f"not a torch.export program that can be read: {first_line(error)}") from error
 
-    torch.export.load unpickles without restriction where the archive asks for it. The JSON is trusted all the
-    same (PyTorch compiles expressions from it): what vouches for the file is its digest.
+
+def _refuse_pickles(data: bytes) -> None:
+    """Raise ValueError unless everything in the archive is JSON or plain tensors.
+
+    torch.export.load unpickles without restriction where the archive asks for it. The JSON is not checked, although
+    PyTorch compiles expressions from it: the digest of the file vouches for it.
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()

@@ -13,7 +13,7 @@ from places import SUPPORT
 from running import recald, write_config
 
 from daemon import __version__
-from daemon.cli import main
+from daemon.cli import build_parser, main
 from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
 from daemon.operator.control import ControlServer
 from deploy.files import digest_file
@@ -119,9 +119,9 @@ def test_a_state_directory_of_another_user_may_pass(tmp_path: Path, tiny_model: 
 # ---- export
 
 
-def export(output: Path, *arguments: str, factory: str = "synthetic:trained_network"):
+def export(output: Path, *arguments: str, builder: str = "synthetic:trained_network"):
     normalisation = ["--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25"]
-    return recald("export", "--factory", factory, *normalisation, *arguments, "-o", output, cwd=SUPPORT)
+    return recald("export", "--builder", builder, *normalisation, *arguments, "-o", output, cwd=SUPPORT)
 
 
 def test_export_writes_a_model_and_its_card(tmp_path: Path):
@@ -135,11 +135,12 @@ def test_export_writes_a_model_and_its_card(tmp_path: Path):
 
 def test_export_says_in_one_line_what_it_cannot_do(tmp_path: Path):
     model = tmp_path / "corners.pt2"
-    line = refused(export(model, "--input", "3x16x16", factory="synthetic:absent"))
+    line = refused(export(model, "--input", "3x16x16", builder="synthetic:absent"))
     assert line.startswith("recald export: synthetic:absent: ")
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("flag", ["--builder", "--factory"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -147,11 +148,17 @@ def test_export_says_in_one_line_what_it_cannot_do(tmp_path: Path):
         (["--input", "3x16x16", "--mean", "grey"], "'grey' is not a list of numbers, such as 0.5,0.5,0.5"),
     ],
 )
-def test_a_mistyped_argument_is_explained(tmp_path: Path, arguments: list[str], message: str, capsys):
+def test_a_mistyped_argument_is_explained(tmp_path: Path, arguments: list[str], message: str, flag: str, capsys):
     with pytest.raises(SystemExit) as ended:
-        main(["export", "--factory", "a:b", "--mean", "0", "--std", "1", *arguments, "-o", str(tmp_path / "m.pt2")])
+        main(["export", flag, "a:b", "--mean", "0", "--std", "1", *arguments, "-o", str(tmp_path / "m.pt2")])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_builder_may_be_given_under_its_older_name():
+    required = ["--input", "3x32x32", "--mean", "0", "--std", "1", "-o", "m.pt2"]
+    for flag in ("--builder", "--factory"):
+        assert build_parser().parse_args(["export", flag, "nets:make", *required]).builder == "nets:make"
 
 
 # ---- an operator's commands

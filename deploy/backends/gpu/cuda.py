@@ -14,7 +14,7 @@ from deploy.backends.gpu.backend import FRAMES, Engine, GpuBackend
 from deploy.backends.gpu.device import describe_gpu
 from deploy.backends.gpu.runner import GpuRunner
 from deploy.model.program import (
-    FAULTS,
+    NETWORK_ERRORS,
     ModelError,
     evaluation_module,
     first_line,
@@ -72,7 +72,7 @@ class CudaEngine:
             return _Graph(self._module, inputs)
         except (torch.AcceleratorError, torch.OutOfMemoryError):  # it is not the network's fault
             raise
-        except FAULTS as error:
+        except NETWORK_ERRORS as error:
             raise ModelError(f"its kernels cannot be captured into a CUDA graph: {first_line(error)}") from error
 
 

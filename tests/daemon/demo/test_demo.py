@@ -351,7 +351,7 @@ def test_the_model_is_frozen_by_the_command(model, tmp_path):
     export(network, tmp_path / "model.pt2")
     assert len(digest_file(tmp_path / "model.pt2")) == 64
     with pytest.raises(DemoError, match="recald export failed with .*no function 'lenet'"):
-        export(network._replace(factory="daemon.demo.networks:lenet"), tmp_path / "model.pt2")
+        export(network._replace(builder="daemon.demo.networks:lenet"), tmp_path / "model.pt2")
 
 
 def test_a_daemon_that_does_not_start_is_quoted(tmp_path):
@@ -425,7 +425,7 @@ def test_the_picture_has_a_tile_for_each_image_below_each_other():
 
 def test_the_rows_of_the_picture_are_clean_drifted_and_restored(model, tmp_path):
     network, path = model
-    export_model(network.factory, network.weights, path, input_shape=(3, 32, 32), mean=network.mean, std=network.std)
+    export_model(network.builder, network.weights, path, input_shape=(3, 32, 32), mean=network.mean, std=network.std)
     images = make_splits(0, train_renderings=1, test_renderings=1)[1]
     shown = material.Material("digits", images.images, images.labels, network)
     drift = parse_drift("black-level=-51")

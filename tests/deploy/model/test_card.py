@@ -67,7 +67,7 @@ def test_a_deviation_is_positive_and_finite(std):
 
 @pytest.mark.parametrize("name", ["", " ", "a\nb", "a\x1b[31m", "\x85"])
 def test_a_name_can_be_printed(name):
-    with pytest.raises(ValidationError, match="to print"):
+    with pytest.raises(ValidationError, match="must be printable text"):
         ModelCard.model_validate({**GREY, "classes": ["0", name]})
 
 

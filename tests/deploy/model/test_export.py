@@ -1,4 +1,4 @@
-"""A network is built from its factory and weights, or refused with a reason that says what to do."""
+"""A network is built by its builder with its weights, or refused with a reason that says what to do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import nn
 from deploy.model.export import build_module, check_batchnorm
 from deploy.model.program import ModelError
 
-FACTORIES = """
+BUILDERS = """
 import torch
 from torch import nn
 
@@ -33,9 +33,9 @@ LIST = []
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with factories in a module whose name no other test has imported."""
+    """A working folder with builders in a module whose name no other test has imported."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / f"{module_name(tmp_path)}.py").write_text(FACTORIES)
+    (tmp_path / f"{module_name(tmp_path)}.py").write_text(BUILDERS)
     return tmp_path
 
 
@@ -44,22 +44,22 @@ def module_name(folder: Path) -> str:
 
 
 @pytest.fixture
-def factory(folder: Path) -> str:
+def builder(folder: Path) -> str:
     return f"{module_name(folder)}:make"
 
 
 @pytest.fixture
-def trained(factory: str) -> dict[str, torch.Tensor]:
-    module = build_module(factory, None)
+def trained(builder: str) -> dict[str, torch.Tensor]:
+    module = build_module(builder, None)
     return {name: torch.rand_like(tensor.float()).to(tensor.dtype) for name, tensor in module.state_dict().items()}
 
 
-def test_the_network_is_built_in_evaluation_mode(factory):
-    assert not build_module(factory, None).training
+def test_the_network_is_built_in_evaluation_mode(builder):
+    assert not build_module(builder, None).training
 
 
 @pytest.mark.parametrize("form", ["plain", "state_dict", "data parallel", "no counters", "safetensors"])
-def test_weights_are_read_in_every_form(factory, trained, folder, form):
+def test_weights_are_read_in_every_form(builder, trained, folder, form):
     path = folder / ("weights.safetensors" if form == "safetensors" else "weights.pt")
     content = {
         "plain": trained,
@@ -69,19 +69,19 @@ def test_weights_are_read_in_every_form(factory, trained, folder, form):
         "safetensors": trained,
     }[form]
     (safetensors.torch.save_file if form == "safetensors" else torch.save)(content, path)
-    loaded = build_module(factory, path).state_dict()
+    loaded = build_module(builder, path).state_dict()
     assert all(torch.equal(loaded[name], trained[name]) for name in trained if "tracked" not in name)
 
 
-def test_weights_of_another_network_are_named(factory, trained, folder):
+def test_weights_of_another_network_are_named(builder, trained, folder):
     del trained["0.weight"], trained["1.running_mean"]
     trained["2.bias"] = torch.zeros(5)
     trained |= {f"extra.{index}": torch.zeros(1) for index in range(5)}
     torch.save(trained, folder / "weights.pt")
     with pytest.raises(ModelError) as caught:
-        build_module(factory, folder / "weights.pt")
+        build_module(builder, folder / "weights.pt")
     assert str(caught.value) == (
-        f"{folder / 'weights.pt'}: the weights are not those of the factory's network: "
+        f"{folder / 'weights.pt'}: the weights are not those of the builder's network: "
         "2 missing (0.weight, 1.running_mean), 5 unexpected (extra.0, extra.1, extra.2 and 2 more), "
         "1 of another shape (2.bias)"
     )
@@ -104,25 +104,25 @@ class Anything:
         ("numbers.pt", {"0.weight": 1.0}, "expected a state_dict of tensors"),
     ],
 )
-def test_a_file_that_is_no_weights_file_says_why(factory, folder, name, content, reason):
+def test_a_file_that_is_no_weights_file_says_why(builder, folder, name, content, reason):
     path = folder / name
     if isinstance(content, bytes):
         path.write_bytes(content)
     elif content is not None:
         torch.save(content, path)
     with pytest.raises(ModelError, match=f"{re.escape(str(path))}: .*({reason})") as caught:
-        build_module(factory, path)
+        build_module(builder, path)
     assert "\n" not in str(caught.value)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(content=st.binary(max_size=64), position=st.integers(0, 3000), flip=st.integers(0, 255))
-def test_damaged_weights_raise_nothing_else(factory, trained, folder, content, position, flip):
+def test_damaged_weights_raise_nothing_else(builder, trained, folder, content, position, flip):
     path = folder / "damaged.pt"
     for form in (content, _damaged(trained, position, flip)):
         path.write_bytes(form)
         with suppress(ModelError):
-            build_module(factory, path)
+            build_module(builder, path)
 
 
 def _damaged(state: dict[str, torch.Tensor], position: int, flip: int) -> bytes:
@@ -133,9 +133,9 @@ def _damaged(state: dict[str, torch.Tensor], position: int, flip: int) -> bytes:
     return bytes(data)
 
 
-def test_a_factory_that_cannot_be_called_says_why(folder):
+def test_a_builder_that_cannot_be_called_says_why(folder):
     here = module_name(folder)
-    for factory, reason in {
+    for builder, reason in {
         "nowhere": "write it as package.module:function",
         ":make": "write it as package.module:function",
         "no_such_package.module:make": "No module named 'no_such_package'",
@@ -144,7 +144,7 @@ def test_a_factory_that_cannot_be_called_says_why(folder):
         f"{here}:number": "returned int: it must return a torch.nn.Module",
     }.items():
         with pytest.raises(ModelError, match=re.escape(reason)):
-            build_module(factory, None)
+            build_module(builder, None)
 
 
 def batchnorm(**options: bool) -> nn.BatchNorm2d:

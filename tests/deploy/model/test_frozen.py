@@ -17,7 +17,7 @@ from deploy.model.document import DocumentError, load_document
 from deploy.model.export import build_module, export_model
 from deploy.model.frozen import FrozenModel, ModelError, load_frozen
 
-FACTORIES = """
+BUILDERS = """
 import torch
 from torch import nn
 
@@ -53,7 +53,7 @@ SETTINGS = {"input_shape": SHAPE, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.3
 @pytest.fixture(autouse=True, scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("commissioning")
-    (folder / "frozen_networks.py").write_text(FACTORIES)
+    (folder / "frozen_networks.py").write_text(BUILDERS)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield folder
@@ -190,10 +190,10 @@ def test_a_card_with_too_many_classes_is_refused(model):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"factory": "frozen_networks:plain"}, "no BatchNorm layer found"),
-        ({"factory": "frozen_networks:broken"}, "values that are not finite"),
-        ({"factory": "frozen_networks:random"}, "its forward must depend on nothing but the images"),
-        ({"factory": "frozen_networks:absent"}, "has no function 'absent'"),
+        ({"builder": "frozen_networks:plain"}, "no BatchNorm layer found"),
+        ({"builder": "frozen_networks:broken"}, "values that are not finite"),
+        ({"builder": "frozen_networks:random"}, "its forward must depend on nothing but the images"),
+        ({"builder": "frozen_networks:absent"}, "has no function 'absent'"),
         ({"input_shape": (3, 8, 10)}, r"does not run on an input of shape \(3, 3, 8, 10\)"),
         ({"input_shape": (2, 8, 9)}, "input.channels Input should be 1 or 3"),
         ({"std": [1.0, 0.0, 1.0]}, "normalisation.std.1 Input should be greater than 0"),
@@ -204,7 +204,7 @@ def test_a_card_with_too_many_classes_is_refused(model):
     ],
 )
 def test_what_cannot_be_exported_says_why_and_writes_nothing(folder, change, reason):
-    arguments = {"factory": "frozen_networks:make", "weights": None, "output": folder / "refused.pt2"}
+    arguments = {"builder": "frozen_networks:make", "weights": None, "output": folder / "refused.pt2"}
     with pytest.raises(ModelError, match=reason) as caught:
         export_model(**{**arguments, **SETTINGS, **change})
     assert "\n" not in str(caught.value)
