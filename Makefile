@@ -1,16 +1,26 @@
-# `make demo` shows the main job live; `make test` runs every test. Both set the machine up first, in .venv.
+# `make demo` shows the main job live; `make test` runs every test, `make test-fast` those that start no process and take
+# no ten seconds, `make test-py310` these with Python 3.10. All set the machine up first, in .venv.
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 READY  := .venv/.ready
+# Three processes on two cores, since many tests wait for a daemon; a file's tests share what they set up.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 
-.PHONY: demo test test-gpu bench-gpu check format bench docs clean
+.PHONY: demo test test-fast test-py310 test-gpu bench-gpu check format bench docs clean
 
 demo: $(READY)
 	$(BIN)/recald demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m compileall -q calibrate deploy daemon
+	$(PYTEST)
+
+test-fast: $(READY)
+	$(PYTEST) -m "not process and not slow"
+
+test-py310: $(READY)
+	TORCH="$(TORCH)" .ci/py310
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
@@ -57,4 +67,4 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv demo-output
+	rm -rf .venv .venv310 demo-output
