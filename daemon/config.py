@@ -320,7 +320,7 @@ class Config(Section):
     not led by `.` or `-`, not `unknown`.
     """
     input: InputConfig
-    """Where frames come from."""
+    """Where frames come from; give `bind`, `connect` or both."""
     output: OutputConfig
     """Where results are published."""
     metrics: MetricsConfig = MetricsConfig()

@@ -167,7 +167,7 @@ def test_the_builder_may_be_given_under_its_older_name():
 @pytest.mark.parametrize(
     "command", [["status"], ["recalibrate", "--sensor", "front"], ["rollback", "--sensor", "front"]]
 )
-def test_without_a_daemon_the_operator_is_told(tmp_path: Path, tiny_model: Path, command: list[str]):
+def test_without_a_daemon_an_order_says_so(tmp_path: Path, tiny_model: Path, command: list[str]):
     line = refused(recald(*command, "--config", write_config(tmp_path, tiny_model)))
     assert line == (
         f"recald {command[0]}: no recald answers on ipc://{tmp_path}/control (No such file or directory): "
@@ -186,6 +186,6 @@ def test_status_is_a_table_for_people(folder: Path, tiny_model: Path, context, c
         assert main(["status", "--config", str(write_config(folder, tiny_model))]) == 0
     finally:
         server.close()
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for value in ("front", "fitting", "25%", "3.46", "yes", " 0 "):
-        assert value in said
+        assert value in printed

@@ -79,8 +79,8 @@ def test_a_sensor_without_settings_may_be_left_empty(load):
     assert load(changed(sensors="\n  front:\n  rear: {sample_every: 3}")).sensors["rear"].sample_every == 3
 
 
-def test_five_mistakes_are_told_at_once_with_their_lines(problems):
-    told = problems(
+def test_five_mistakes_are_named_at_once_with_their_lines(problems):
+    messages = problems(
         """\
 version: 1
 model: {path: model.pt2, threads: many}
@@ -95,13 +95,13 @@ output: {bind: "ipc://results"}
 """
     )
     places = [(2, "model.threads"), (5, "sensors.front"), (7, "input.bind.0"), (8, "input.max_age")]
-    assert len(told) == 5
-    for problem, (line, key) in zip(told, [*places, (9, "input.patern")], strict=True):
+    assert len(messages) == 5
+    for problem, (line, key) in zip(messages, [*places, (9, "input.patern")], strict=True):
         assert f"recald.yaml:{line}: {key}: " in problem
-    assert "twice" in told[1]
-    assert "allow_remote" in told[2]
-    assert "30s" in told[3]
-    assert "pattern" in told[4]
+    assert "twice" in messages[1]
+    assert "allow_remote" in messages[2]
+    assert "30s" in messages[3]
+    assert "pattern" in messages[4]
 
 
 def test_a_config_error_is_a_document_error(problems):
@@ -204,9 +204,9 @@ REMOTE = [
 @pytest.mark.parametrize("endpoint", REMOTE)
 def test_remote_endpoints_need_permission_and_the_message_says_why(load, problems, endpoint):
     text = changed(input=f'{{bind: ["{endpoint}"]}}', output=f'{{bind: "{endpoint}"}}')
-    told = problems(text)
-    assert len(told) == 2
-    assert all("neither encrypted nor authenticated" in problem for problem in told)
+    messages = problems(text)
+    assert len(messages) == 2
+    assert all("neither encrypted nor authenticated" in problem for problem in messages)
     assert load(text + "allow_remote: true\n").output.bind == endpoint
 
 

@@ -121,6 +121,14 @@ def test_every_command_and_option_that_a_page_mentions_exists(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_example_program_exists_and_takes_these_options(page):
+    for line in re.findall(r"^python (\w+\.py.*)$", "\n".join(fenced(page, "")), re.MULTILINE):
+        name, *words = shlex.split(line, comments=True)
+        source = (ROOT / "examples" / name).read_text()
+        assert not [word for word in words if word.startswith("--") and f'"{word}"' not in source], line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_target_of_make_exists(page):
     named = set(re.findall(r"^make ([a-z0-9-]+)|`make ([a-z0-9-]+)`", page.read_text(), re.MULTILINE))
     targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
