@@ -86,20 +86,20 @@ def check_config(args: argparse.Namespace) -> int:
 def examine(args: argparse.Namespace) -> int:
     from daemon.operator import doctor
 
-    return 0 if doctor.run(args) else EX_CONFIG
+    return 0 if doctor.examine(args) else EX_CONFIG
 
 
 def history(args: argparse.Namespace) -> int:
-    from daemon.operator import history as audit_commands
+    from daemon.operator import history
 
-    audit_commands.history(args)
+    history.history(args)
     return 0
 
 
 def verify(args: argparse.Namespace) -> int:
-    from daemon.operator import history as audit_commands
+    from daemon.operator import verify
 
-    return 0 if audit_commands.verify(args) else EX_CONFIG
+    return 0 if verify.verify(args) else EX_CONFIG
 
 
 def report(args: argparse.Namespace) -> int:
@@ -120,7 +120,7 @@ def export(args: argparse.Namespace) -> int:
     from deploy.model.export import export_model
 
     card = export_model(
-        args.factory,
+        args.builder,
         args.weights,
         args.output,
         input_shape=args.input,
@@ -134,10 +134,10 @@ def export(args: argparse.Namespace) -> int:
 
 
 def commission(args: argparse.Namespace) -> int:
-    from daemon.operator.commission import commission, remove
+    from daemon.operator.commission import commission, remove_commission
 
     if args.remove:
-        remove(args.model)
+        remove_commission(args.model)
     else:
         commission(args.model, args.frames, args.count)
     return 0
@@ -254,10 +254,12 @@ def _add_daemon(commands: Any) -> None:
 
 
 def _add_export(commands: Any) -> None:
-    example = "--factory nets:resnet20 --weights resnet20.pth --input 3x32x32 --mean 0.485,0.456,0.406 "
+    example = "--builder nets:resnet20 --weights resnet20.pth --input 3x32x32 --mean 0.485,0.456,0.406 "
     example += "--std 0.229,0.224,0.225 -o model.pt2"
     command = _add(commands, "export", export, "freeze a trained network into a model file and its card", example)
-    command.add_argument("--factory", required=True, help="module:function that builds the network")
+    command.add_argument(
+        "--builder", "--factory", required=True, help="module:function that builds the network; older name: --factory"
+    )
     command.add_argument("--weights", type=Path, help="a .safetensors file, or a .pt, .pth or .th state dict")
     command.add_argument("--input", type=_shape, required=True, help="size of one frame: CHANNELSxHEIGHTxWIDTH")
     command.add_argument("--mean", type=_numbers, required=True, help="mean of each channel, of values 0..1")

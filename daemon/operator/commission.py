@@ -1,4 +1,4 @@
-"""`recald commission`: measure clean frames once, so that drift is told from what this camera delivers when new."""
+"""`recald commission`: measure clean frames once, so that drift is detected against this camera's own clean frames."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from calibrate.source.commissioned import MIN_CLEAN_FRAMES
 from daemon.config import DriftConfig
 from daemon.images import load_images
 from daemon.model.preprocess import Preprocessor
-from deploy.model.commissioned import remove_clean, save_clean
-from deploy.model.frozen import FrozenModel, load_frozen
+from deploy.model.commissioned import remove_clean_data, save_clean_data
+from deploy.model.frozen import load_frozen
 
-BAND = DriftConfig().threshold
-RESTART = "restart recald where it serves this model"  # or its fits go by the new card, its alarms by the old one
-
-
-def remove(model: Path) -> None:
-    """Undo: the card names no measurements any more."""
-    remove_clean(load_frozen(model))
-    print(f"{model}: drift is told from the statistics shipped in the model again; {RESTART}")
+RESTART_ADVICE = "restart recald where it serves this model"  # else its fits use the new card, its alarms the old one
 
 
 def commission(model: Path, pictures: Path, count: int) -> None:
-    """Measure at most `count` pictures, evenly from all in a folder or .npz file, and name the result in the card."""
+    """Measure at most `count` pictures, evenly spread over a folder or .npz file, and name the result in the card.
+
+    Raises FitError for frames that cannot be measured, ModelError for a model that cannot be used.
+    """
     if count < MIN_CLEAN_FRAMES:
         raise FitError(f"--count {count}: too few, at least {MIN_CLEAN_FRAMES} clean frames are needed")
     frozen = load_frozen(model)
-    preprocessor = Preprocessor(frozen.card)
+    preprocessor, normalisation = Preprocessor(frozen.card), frozen.card.normalisation
     with Console(stderr=True).status("measuring clean frames"):
         images, _ = load_images(pictures, at_most=count, convert=preprocessor.to_input_image)
-        frames = torch.from_numpy(preprocessor.normalise(images))
-        clean = measure_clean(tap(frozen.module), frames)
-        score = _shipped_scorer(frozen).measure(frames).drift.score
-    save_clean(frozen, clean.tensors(), len(images))
+        frames, taps = torch.from_numpy(preprocessor.normalise(images)), tap(frozen.module)
+        clean = measure_clean(taps, frames)
+        # Their score against the shipped statistics: a high one means that they are no clean frames of this model.
+        scorer = Scorer.of(taps, frozen.card.input.shape, Limits.of(normalisation.mean, normalisation.std))
+        score = scorer.measure(frames).drift.score
+    save_clean_data(frozen, clean.tensors(), len(images))
     print(f"{model}: commissioned on {len(images)} frames; the model is unchanged, sha256 {frozen.digest}")
-    print(f"their drift score by the statistics shipped in the model is {score:.2f}: look at them if above {BAND}")
-    print(RESTART)
+    limit = DriftConfig().threshold
+    print(f"their drift score by the statistics shipped in the model is {score:.2f}: check the frames if above {limit}")
+    print(RESTART_ADVICE)
 
 
-def _shipped_scorer(frozen: FrozenModel) -> Scorer:
-    limits = Limits.of(frozen.card.normalisation.mean, frozen.card.normalisation.std)
-    return Scorer.of(tap(frozen.module), frozen.card.input.shape, limits)
+def remove_commission(model: Path) -> None:
+    """Remove the measurements from the card. Raises ModelError for a model that cannot be used."""
+    remove_clean_data(load_frozen(model))
+    print(f"{model}: drift is measured against the statistics shipped in the model again; {RESTART_ADVICE}")

@@ -1,4 +1,4 @@
-"""The control socket: one request, one answer, in a thread of its own."""
+"""The control socket: JSON requests to a running daemon, and their answers."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from typing import Any
 import zmq
 
 from calibrate.errors import RecaldError
-from daemon.zmq_sockets import bind, connect, ipc_path, knock, open_socket
+from daemon.zmq_sockets import bind, connect, ipc_path, open_socket, probe
 
 log = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 64 * 1024
-POLL_MS = 100  # the longest that close() waits for the thread
+CONTROL_POLL_MS = 100  # the longest time that close() waits for the thread
 
 Handler = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
 class ControlError(RecaldError):
-    """Nobody answers, or somebody answers already; the message says what to do."""
+    """No daemon answers, or another one uses the socket. The message says what to do."""
 
 
 class ControlServer:
-    """Answers requests with `handler` from `start()` until `close()`.
+    """Answers requests from `start()` until `close()`, in a thread of its own.
 
-    The handler gets {"command": ..., ...} in the server's thread and returns what is added to {"ok": true};
-    its ValueError becomes {"ok": false, "error": ...}.
+    `handler` gets {"command": ..., ...} in that thread and returns what is added to {"ok": true}; its ValueError
+    becomes {"ok": false, "error": ...}.
     """
 
     def __init__(self, context: zmq.Context, endpoint: str, handler: Handler):
+        """Raises ControlError when another daemon uses the endpoint, OSError when it cannot be bound."""
         self._handler = handler
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
@@ -52,7 +53,7 @@ class ControlServer:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            if self._socket.poll(POLL_MS):
+            if self._socket.poll(CONTROL_POLL_MS):
                 self._socket.send(self._answer(self._socket.recv_multipart()))
 
     def _answer(self, parts: list[bytes]) -> bytes:
@@ -61,12 +62,13 @@ class ControlServer:
             return json.dumps({**reply, "ok": True}).encode()
         except ValueError as error:
             return _refusal(str(error))
-        except Exception as error:  # a fault in one command must not take rollback and status away
+        except Exception as error:  # an error in one command must not disable rollback and status
             log.exception("a control command failed")
             return _refusal(f"internal error, see the log: {type(error).__name__}: {error}")
 
 
 def _bind_private(socket: zmq.Socket, endpoint: str) -> str:
+    """Bind so that only this user can connect; returns the endpoint as bound."""
     path = ipc_path(endpoint)
     if path is not None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -97,9 +99,9 @@ def _refusal(message: str) -> bytes:
 
 
 def request(endpoint: str, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-    """Send one request and return the answer; ControlError when none comes within `timeout` seconds."""
+    """Send one request and return the answer, a refusal too. Raises ControlError when none comes in `timeout` s."""
     with zmq.Context() as context, open_socket(context, zmq.REQ) as socket:
-        _reach(socket, endpoint)
+        _connect(socket, endpoint)
         socket.send(json.dumps(message).encode())
         if not socket.poll(round(timeout * 1000)):
             raise ControlError(f"no answer on {endpoint} within {timeout:g} s: is recald running?")
@@ -107,18 +109,18 @@ def request(endpoint: str, message: Mapping[str, Any], timeout: float) -> dict[s
 
 
 def ask(endpoint: str, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-    """Send one request and return the answer; ControlError when none comes in time, or when recald refuses."""
+    """Send one request and return the answer. Raises ControlError when none comes in time, or for a refusal."""
     answer = request(endpoint, message, timeout)
     if not answer["ok"]:
         raise ControlError(str(answer.get("error", f"recald refused {message['command']} and gave no reason")))
     return answer
 
 
-def _reach(socket: zmq.Socket, endpoint: str) -> None:
+def _connect(socket: zmq.Socket, endpoint: str) -> None:
     path = ipc_path(endpoint)
     try:
         if path is not None:
-            knock(path)  # libzmq alone would keep trying until the timeout, and not say why
+            probe(path)  # libzmq alone would try until the timeout, and give no reason
         connect(socket, endpoint)
     except OSError as error:
         raise ControlError(f"no recald answers on {endpoint} ({error.strerror or error}): is it running?") from error
@@ -130,5 +132,5 @@ def _read_answer(data: bytes, endpoint: str) -> dict[str, Any]:
     except ValueError:
         answer = None
     if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
-        raise ControlError(f"what answers on {endpoint} is not recald")
+        raise ControlError(f"the program that answers on {endpoint} is not recald")
     return answer

@@ -1,4 +1,4 @@
-"""`recald doctor`: what is here, what is missing and what to do about it; every backend proves itself."""
+"""`recald doctor`: check this machine, every backend, and what a configuration needs; say what to do."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from rich.table import Table
 
 from calibrate.homogenizer import Homogenizer
 from daemon.config import Config, ConfigError, load_config
-from daemon.operator.control import ControlError, request
-from daemon.operator.machine import machine
+from daemon.operator.control import ask
+from daemon.operator.machine import describe_machine
 from daemon.recalibration.envelope import open_envelope
 from deploy.backends.protocol import (
     AUTO,
@@ -33,113 +33,105 @@ from deploy.backends.protocol import (
 from deploy.model.frozen import load_frozen
 from deploy.model.program import ModelError
 
-IMAGE_SIZE = (3, 16, 16)  # channels, height, width of the tiny network
-ANSWER_TIMEOUT_S = 2.0
+PROBE_SHAPE = (3, 16, 16)  # channels, height, width of the homogenizer that every backend builds
+STATUS_TIMEOUT_S = 2.0
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at; `needed`: recald does not work without it."""
+    """The result of one check. needed: recald does not work without it."""
 
-    what: str
+    name: str
     works: bool
-    said: str
+    message: str
     needed: bool
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the finding as `--json` prints it; programs read these keys."""
+        return {"what": self.name, "works": self.works, "said": self.message, "needed": self.needed}
 
-def run(args: argparse.Namespace) -> bool:
-    """Print what was found; whether all that is needed works."""
+
+def examine(args: argparse.Namespace) -> bool:
+    """Print all findings; whether everything needed works. Raises ConfigError, DocumentError or OSError."""
     config = load_config(args.config) if args.config else None
-    here, findings = machine(), [*_backends(config), *(_deployment(config) if config else ())]
+    machine = describe_machine()
+    findings = [*_check_backends(config), *(_check_deployment(config) if config else ())]
     if args.json:
-        print(json.dumps({"machine": here, "findings": [f._asdict() for f in findings]}))
+        print(json.dumps({"machine": machine, "findings": [finding.as_json() for finding in findings]}))
     else:
-        _show(here, findings)
-    return all(found.works or not found.needed for found in findings)
+        _print_table(machine, findings)
+    return all(finding.works or not finding.needed for finding in findings)
 
 
-def _backends(config: Config | None) -> Iterator[Finding]:
+def _check_backends(config: Config | None) -> Iterator[Finding]:
     chosen, why = choose_backend()
-    asked = config.model.backend if config else CPU_BACKEND
-    needed = chosen if asked == AUTO else asked
+    configured = config.model.backend if config else CPU_BACKEND
+    needed = chosen if configured == AUTO else configured
     for name in BACKENDS:
-        yield _look(f"backend {name}", partial(_prove, name), needed=name == needed)
+        yield _check(f"backend {name}", partial(_check_backend, name), needed=name == needed)
     yield Finding(f"backend {AUTO}", True, f"is {chosen}, because {why}", needed=False)
 
 
-def _deployment(config: Config) -> Iterator[Finding]:
-    """What a daemon with this configuration would find."""
-    yield _look("model", partial(_model, config), needed=True)
-    yield _look("envelope", partial(_envelope, config), needed=config.recalibrate.envelope is not None)
-    yield _look("state", partial(_state, config.state.directory), needed=True)
-    yield _look("daemon", partial(_daemon, config), needed=False)
+def _check_deployment(config: Config) -> Iterator[Finding]:
+    """Check what a daemon with this configuration would find."""
+    yield _check("model", partial(_check_model, config), needed=True)
+    yield _check("envelope", partial(_check_envelope, config), needed=config.recalibrate.envelope is not None)
+    yield _check("state", partial(_check_state, config.state.directory), needed=True)
+    yield _check("daemon", partial(_check_daemon, config), needed=False)
 
 
-def _look(what: str, look: Callable[[], str], needed: bool) -> Finding:
+def _check(name: str, check: Callable[[], str], needed: bool) -> Finding:
     try:
-        return Finding(what, True, look(), needed)
+        return Finding(name, True, check(), needed)
     except (ValueError, OSError, RuntimeError) as error:
-        return Finding(what, False, " ".join(str(error).split()), needed)
+        return Finding(name, False, " ".join(str(error).split()), needed)
 
 
-def _prove(name: str) -> str:
+def _check_backend(name: str) -> str:
     """Build a homogenizer, run it and compare it with the eager one."""
     backend = load_backend(name)
     backend.check_device()
-    frames, homogenizer = torch.randn(1, *IMAGE_SIZE), _homogenizer()
+    frames, homogenizer = torch.randn(1, *PROBE_SHAPE), Homogenizer(*PROBE_SHAPE).eval()
+    with torch.no_grad():  # a new homogenizer is the identity, which would prove little
+        homogenizer.offset.normal_()
+        homogenizer.kernel.add_(0.1 * torch.randn_like(homogenizer.kernel))
     started = time.perf_counter()
     with closing(backend.load(backend.compile(homogenizer, frames), threads=1)) as runner:
         error = check_parity(runner, homogenizer, frames)
-    taken = time.perf_counter() - started
-    return f"built and ran a tiny network in {taken:.2f} s, {error:.0e} from PyTorch; {backend.version()}"
+    seconds = time.perf_counter() - started
+    return f"built and ran a tiny network in {seconds:.2f} s, {error:.0e} from PyTorch; {backend.version()}"
 
 
-def _homogenizer() -> Homogenizer:
-    """One that does something, unlike a new one."""
-    homogenizer = Homogenizer(*IMAGE_SIZE).eval()
-    with torch.no_grad():
-        homogenizer.offset.normal_()
-        homogenizer.kernel.add_(0.1 * torch.randn_like(homogenizer.kernel))
-    return homogenizer
-
-
-def _model(config: Config) -> str:
+def _check_model(config: Config) -> str:
     frozen = load_frozen(config.model.path)
     if config.model.sha256 not in (None, frozen.digest):
         raise ModelError(f"{frozen.path} has SHA-256 {frozen.digest}, the configuration pins {config.model.sha256}")
     return f"{frozen.path}, SHA-256 {frozen.digest[:12]}…, as its card says"
 
 
-def _envelope(config: Config) -> str:
+def _check_envelope(config: Config) -> str:
     envelope = open_envelope(config)
     if envelope is None:
-        raise ConfigError(["none: recalibrate.envelope is not set, a homogenizer is bound by its proofs alone"])
+        raise ConfigError(["none: recalibrate.envelope is not set, so only the proofs limit a homogenizer"])
     return f"{envelope}; the configuration is inside of it"
 
 
-def _state(directory: Path) -> str:
+def _check_state(directory: Path) -> str:
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         raise PermissionError(f"{existing} cannot be written by this user: check its owner")
     return f"{directory} can be written, {shutil.disk_usage(existing).free / 2**30:.1f} GiB are free"
 
 
-def _daemon(config: Config) -> str:
-    answer = request(config.control.endpoint, {"command": "status"}, ANSWER_TIMEOUT_S)
-    if not answer["ok"]:
-        raise ControlError(answer["error"])
-    return f"recald {answer['version']} serves model {answer['model'][:12]}… with {answer['backend']}"
+def _check_daemon(config: Config) -> str:
+    status = ask(config.control.endpoint, {"command": "status"}, STATUS_TIMEOUT_S)
+    return f"recald {status['version']} serves model {status['model'][:12]}… with {status['backend']}"
 
 
-def _show(here: dict[str, Any], findings: list[Finding]) -> None:
+def _print_table(machine: dict[str, Any], findings: list[Finding]) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, value in here.items():
+    for name, value in machine.items():
         table.add_row("", name, "-" if value is None else str(value))
-    for found in findings:
-        table.add_row(_mark(found), found.what, found.said)
+    for finding in findings:
+        missing = "[red]needed[/]" if finding.needed else "[yellow]absent[/]"
+        table.add_row("[green]works[/]" if finding.works else missing, finding.name, finding.message)
     Console(highlight=False).print(table)
-
-
-def _mark(found: Finding) -> str:
-    if found.works:
-        return "[green]works[/]"
-    return "[red]needed[/]" if found.needed else "[yellow]absent[/]"

@@ -1,9 +1,12 @@
-"""What an operator can order of a sensor: each is carried out between two frames, and answers what comes next."""
+"""The orders that an operator can give for a sensor. Each is carried out between two frames."""
 
 from __future__ import annotations
 
+import queue
 import re
 from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +17,59 @@ from daemon.state.audit_writer import AuditWriter
 from daemon.state.restart import HELD_BY_OPERATOR
 from deploy.store.artefacts import FACTORY
 
-ANSWERS = ("approve", "reject")  # to a candidate, which they may name
-LEAST_DIGITS = 8  # of its version, as `recald status` shows it
+ORDER_TIMEOUT_S = 3.0  # an order waits until the frame that is served now is done
+CANDIDATE_ORDERS = ("approve", "reject")  # they may name the version of the candidate
+MIN_VERSION_DIGITS = 8  # of a candidate's version; `recald status` shows as many
 
 
 @dataclass(frozen=True)
 class Order:
-    """What `by` orders of a sensor, as it came: `version` is of the candidate that they mean, if they say so."""
+    """An order as received. by: the user. version: of the candidate that is meant; None means the waiting one."""
 
     name: str
     sensor: str
     by: str = "unknown"
     version: Any = None
+
+
+class OrderQueue:
+    """Passes orders from the control thread to the frame thread, and the answers back."""
+
+    def __init__(self, orders: Orders, sensors: dict[str, Sensor]):
+        self._orders = orders
+        self._sensors = sensors
+        self._waiting: queue.SimpleQueue[tuple[Order, Future[dict[str, Any]]]] = queue.SimpleQueue()
+
+    def submit(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Queue the order of a request and return its answer. Called by the control thread.
+
+        Raises ValueError for a request that is no order for a configured sensor, and for an order that is refused or
+        not carried out in time.
+        """
+        command, name = request["command"], request.get("sensor")
+        if command not in self._orders.names():
+            raise ValueError(f"unknown command {command!r}: status, {', '.join(self._orders.names())}")
+        if name not in self._sensors:
+            raise ValueError(f"unknown sensor {name!r}: configured are {', '.join(self._sensors)}")
+        answer: Future[dict[str, Any]] = Future()
+        order = Order(command, name, str(request.get("by", "unknown")), request.get("version"))
+        self._waiting.put((order, answer))
+        try:
+            return answer.result(ORDER_TIMEOUT_S)
+        except FutureTimeout:
+            answer.cancel()
+            raise ValueError("the daemon is busy, and the order was dropped: try again") from None
+
+    def carry_out_all(self) -> None:
+        """Carry out the orders that wait. Called by the frame thread, between two frames."""
+        while not self._waiting.empty():
+            order, answer = self._waiting.get()
+            if not answer.set_running_or_notify_cancel():  # nobody waits for the answer any more
+                continue
+            try:
+                answer.set_result(self._orders.carry_out(order, self._sensors[order.sensor]))
+            except ValueError as error:
+                answer.set_exception(ValueError(f"{order.sensor}: {error}"))
 
 
 class Orders:
@@ -34,7 +78,7 @@ class Orders:
     def __init__(self, controller: Controller, audit_writer: AuditWriter):
         self._controller = controller
         self._audit_writer = audit_writer
-        self._known: dict[str, Callable[[Sensor], str]] = {
+        self._handlers: dict[str, Callable[[Sensor], str]] = {
             "recalibrate": self._recalibrate,
             "approve": self._approve,
             "reject": self._reject,
@@ -44,62 +88,62 @@ class Orders:
         }
 
     def names(self) -> tuple[str, ...]:
-        return tuple(self._known)
+        return tuple(self._handlers)
 
     def carry_out(self, order: Order, sensor: Sensor) -> dict[str, Any]:
-        """What happened and what comes next; ValueError for an order that makes no sense now."""
-        meant = {"candidate": _waiting(sensor)} if order.name in ANSWERS else {}
+        """Carry out an order, record it, and return what happened and what comes next.
+
+        Raises OrderRefused for an order that is not possible now.
+        """
+        candidate = {"candidate": _candidate_version(sensor)} if order.name in CANDIDATE_ORDERS else {}
         if order.version is not None:
-            _refuse_another(order, sensor)
-        said = self._known[order.name](sensor)
-        self._audit_writer.record(sensor.name, "order", {"order": order.name, "by": order.by} | meant)
-        return {"sensor": sensor.name, "said": said}
+            _check_version(order, sensor)
+        message = self._handlers[order.name](sensor)
+        details = {"order": order.name, "by": order.by} | candidate
+        self._audit_writer.record(sensor.name, "order", details)
+        return {"sensor": sensor.name, "said": message}
 
     def _recalibrate(self, sensor: Sensor) -> str:
         sensor.state_machine.request()
-        return "collects frames for a fit; `recald status` shows how it goes"
+        return "collects frames for a fit; `recald status` shows the progress"
 
     def _approve(self, sensor: Sensor) -> str:
         sensor.state_machine.approve()
-        return f"candidate {_candidate(sensor)} serves as soon as nothing holds it, on probation"
+        return f"candidate {_candidate_version(sensor)[:12]} serves as soon as nothing holds it, on probation"
 
     def _reject(self, sensor: Sensor) -> str:
         sensor.state_machine.reject()
-        return f"candidate {_candidate(sensor)} is dropped; {sensor.path.version[:12]} goes on serving"
+        return f"candidate {_candidate_version(sensor)[:12]} is dropped; {sensor.path.version[:12]} goes on serving"
 
     def _roll_back(self, sensor: Sensor) -> str:
-        if sensor.path.version == sensor.path.fallback == FACTORY:
+        before = sensor.path.version
+        if before == sensor.path.fallback == FACTORY:
             raise OrderRefused("the factory homogenizer serves, there is nothing to go back to")
-        taken_back = sensor.path.version
         self._controller.roll_back(sensor, "operator")
-        never = "" if taken_back == FACTORY else "; what was taken back is not tried again"
-        return f"{sensor.path.version[:12]} serves again{never}"
+        withdrawn = "" if before == FACTORY else f"; {before[:12]} is not tried again"
+        return f"{sensor.path.version[:12]} serves again{withdrawn}"
 
     def _hold(self, sensor: Sensor) -> str:
         sensor.operator_hold = HELD_BY_OPERATOR
-        return "nothing is swapped until `recald hold --release`, over restarts too; what fails on a frame goes back"
+        exception = "a homogenizer that fails on a frame is still rolled back"
+        return f"nothing is swapped until `recald hold --release`, also after a restart; {exception}"
 
     def _release(self, sensor: Sensor) -> str:
         sensor.operator_hold = ""
         return "swaps are allowed again"
 
 
-def _refuse_another(order: Order, sensor: Sensor) -> None:
-    """An answer is to the candidate that the operator has seen, and to no newer one."""
-    version = order.version
-    if order.name not in ANSWERS:
-        raise OrderRefused(f"{order.name} takes no version, only {' and '.join(ANSWERS)} do")
-    if not isinstance(version, str) or not (
-        version == FACTORY or re.fullmatch(f"[0-9a-f]{{{LEAST_DIGITS},64}}", version)
-    ):
-        raise OrderRefused(f"{str(version)[:80]!r} is no version: give {LEAST_DIGITS} of its digits or more")
-    if not _waiting(sensor).startswith(version):
-        raise OrderRefused(f"candidate {version[:12]} does not wait, {_candidate(sensor)} does: see `recald status`")
+def _check_version(order: Order, sensor: Sensor) -> None:
+    """Refuse an order for another candidate than the waiting one: the operator has not seen that one."""
+    version, waiting = order.version, _candidate_version(sensor)
+    if order.name not in CANDIDATE_ORDERS:
+        raise OrderRefused(f"{order.name} takes no version, only {' and '.join(CANDIDATE_ORDERS)} do")
+    digits = f"[0-9a-f]{{{MIN_VERSION_DIGITS},64}}"
+    if not isinstance(version, str) or not (version == FACTORY or re.fullmatch(digits, version)):
+        raise OrderRefused(f"{str(version)[:80]!r} is no version: give {MIN_VERSION_DIGITS} of its digits or more")
+    if not waiting.startswith(version):
+        raise OrderRefused(f"candidate {version[:12]} does not wait, {waiting[:12]} does: see `recald status`")
 
 
-def _candidate(sensor: Sensor) -> str:
-    return _waiting(sensor)[:12]
-
-
-def _waiting(sensor: Sensor) -> str:
+def _candidate_version(sensor: Sensor) -> str:
     return "none" if sensor.candidate is None else sensor.candidate.prepared.version

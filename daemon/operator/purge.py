@@ -1,4 +1,4 @@
-"""`recald purge`: delete the frames that were kept for reports, with or without a running daemon."""
+"""`recald purge`: delete the frames that were kept for reports. The daemon may run meanwhile."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from deploy.audit.log import AuditLog, audit_path
 from deploy.store.dossier_archive import DossierArchive
 
 
-def purge(args: argparse.Namespace, by: str) -> None:
-    """Delete them, and have the audit log tell who did."""
+def purge(args: argparse.Namespace, user: str) -> None:
+    """Delete the kept frames, and record the user in the audit log."""
     config = load_config(args.config)
     count = DossierArchive(config.state.directory).purge(args.sensor)
-    _record(audit_path(config.state.directory), args.sensor or "", count, by)
-    print(f"{args.sensor or 'all sensors'}: {count} kept frame(s) deleted; what else is known of recalibrations stays")
+    _record_purge(audit_path(config.state.directory), args.sensor or "", count, user)
+    print(f"{args.sensor or 'all sensors'}: {count} kept frame(s) deleted; the dossiers of the recalibrations stay")
     if config.recalibrate.keep_frames:
         print(f"recalibrate.keep_frames is {config.recalibrate.keep_frames}: set it to 0, or the next fit keeps others")
 
 
-def _record(path: Path, sensor: str, count: int, by: str) -> None:
-    """As a guest: the log may be a running daemon's, and one that is not there is not for this command to begin."""
+def _record_purge(path: Path, sensor: str, count: int, user: str) -> None:
+    """Append a record as a second process: a daemon may be writing to the log. A missing log is not begun here."""
     if path.exists():
-        with closing(AuditLog(path, guest=True)) as audit:
-            audit.append(sensor, "frames purged", {"count": count, "by": by})
+        with closing(AuditLog(path, shared=True)) as audit:
+            audit.append(sensor, "frames purged", {"count": count, "by": user})

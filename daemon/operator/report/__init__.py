@@ -1,1 +1,1 @@
-"""`recald report`: one page about one recalibration, for whoever has to answer for it."""
+"""`recald report`: one page about one recalibration, for whoever is responsible for it."""

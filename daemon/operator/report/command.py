@@ -1,4 +1,4 @@
-"""`recald report`: choose a recalibration, and write the page about it, its dossier, or a list of them."""
+"""The command `recald report`: choose a recalibration, and write its page or its dossier, or list all."""
 
 from __future__ import annotations
 
@@ -10,53 +10,53 @@ from pathlib import Path
 from typing import Any
 
 from daemon.config import load_config
-from daemon.operator.report.chronicle import Chronicle
+from daemon.operator.report.audit_excerpt import AuditExcerpt
 from deploy.audit.log import audit_path
 from deploy.files import write_atomically
 from deploy.store.artefacts import ArtefactStore
-from deploy.store.dossier_archive import DossierArchive, Filed
+from deploy.store.dossier_archive import DossierArchive, StoredDossier
 
 
 def report(args: argparse.Namespace) -> None:
-    """Read only; a running daemon does not notice."""
+    """Write what was asked for. It only reads the state directory, so the daemon may run meanwhile.
+
+    Raises ValueError when there is no such recalibration.
+    """
     state = load_config(args.config).state.directory
-    archive, chronicle = DossierArchive(state), Chronicle.read(audit_path(state))
-    filed = archive.filed(args.sensor)
-    if not filed:
+    archive, audit = DossierArchive(state), AuditExcerpt.read(audit_path(state))
+    dossiers = archive.read_all(args.sensor)
+    if not dossiers:
         of = f" of {args.sensor}" if args.sensor else ""
         raise ValueError(f"{archive.folder}: no recalibration{of} is on record yet; `recald recalibrate` begins one")
     if args.list:
-        _list(filed, chronicle, args.json)
+        _print_list(dossiers, audit, args.json)
         return
-    chosen = choose(filed, chronicle, args.number, args.version_prefix)
+    chosen = _choose(dossiers, audit, args.number, args.version_prefix)
     if args.json:
         _write(Path("-") if args.output is None else args.output, chosen.path.read_bytes())
-    else:
-        _write(args.output or Path("report.html"), _page(chosen, chronicle, archive, state).encode(errors="replace"))
-
-
-def choose(filed: list[Filed], chronicle: Chronicle, number: int | None, version: str | None) -> Filed:
-    """The newest, the one that a record of the audit log names, or the newest that proposed a version. ValueError."""
-    if number is not None:
-        digest = chronicle.digest(number)
-        for one in filed:
-            if one.digest == digest:
-                return one
-        raise ValueError(
-            f"the dossier that record {number} names is not here: removed as one of the oldest, or damaged"
-        )
-    if version is not None:
-        for one in filed:
-            if (one.dossier.candidate or "").startswith(version):
-                return one
-        raise ValueError(f"no recalibration on record proposed a version that begins with {version[:64]!r}")
-    return filed[0]
-
-
-def _page(filed: Filed, chronicle: Chronicle, archive: DossierArchive, state: Path) -> str:
+        return
     from daemon.operator.report.page import render
 
-    return render(filed, chronicle, archive, ArtefactStore(state), time.time())
+    page = render(chosen, audit, archive, ArtefactStore(state), time.time())
+    _write(args.output or Path("report.html"), page.encode(errors="replace"))
+
+
+def _choose(
+    dossiers: list[StoredDossier], audit: AuditExcerpt, number: int | None, version: str | None
+) -> StoredDossier:
+    """Return the dossier that a record of the audit log names, the newest that proposed a version, or the newest."""
+    if number is not None:
+        digest = audit.dossier_digest(number)
+        for stored in dossiers:
+            if stored.digest == digest:
+                return stored
+        raise ValueError(f"the dossier that record {number} names is not here: removed as an old one, or damaged")
+    if version is not None:
+        for stored in dossiers:
+            if (stored.dossier.candidate or "").startswith(version):
+                return stored
+        raise ValueError(f"no recalibration on record proposed a version that begins with {version[:64]!r}")
+    return dossiers[0]
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -67,8 +67,8 @@ def _write(path: Path, data: bytes) -> None:
     print(path)
 
 
-def _list(filed: list[Filed], chronicle: Chronicle, as_json: bool) -> None:
-    rows = [_row(one, chronicle) for one in filed]
+def _print_list(dossiers: list[StoredDossier], audit: AuditExcerpt, as_json: bool) -> None:
+    rows = [_row(stored, audit) for stored in dossiers]
     if as_json:
         print("\n".join(json.dumps(row) for row in rows))
         return
@@ -77,18 +77,21 @@ def _list(filed: list[Filed], chronicle: Chronicle, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from daemon.operator.report.words import moment, short
+    from daemon.operator.report.wording import short_version, utc_time
 
     table = Table(box=box.SIMPLE)
     for column in ("number", "at", "sensor", "result", "candidate", "reason"):
         table.add_column(column)
     for row in rows:
-        cells = (row["number"], moment(row["at"]), row["sensor"], row["result"], short(row["candidate"]), row["reason"])
-        table.add_row(*(Text("-" if cell in (None, "None") else str(cell)) for cell in cells))  # brackets are no markup
+        texts = row | {"at": utc_time(row["at"]), "candidate": row["candidate"] and short_version(row["candidate"])}
+        cells = (texts[column.header] for column in table.columns)
+        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in cells))  # as Text: brackets are no markup
     Console(highlight=False).print(table)
 
 
-def _row(one: Filed, chronicle: Chronicle) -> dict[str, Any]:
-    fit, dossier = chronicle.fit(one.digest), one.dossier
-    told = {name: getattr(dossier, name) for name in ("at", "sensor", "trigger", "result", "reason", "candidate")}
-    return {"number": fit and fit.number, "dossier": one.digest} | told
+def _row(stored: StoredDossier, audit: AuditExcerpt) -> dict[str, Any]:
+    """Return a row of the list; programs read these keys."""
+    fit, dossier = audit.fit_record(stored.digest), stored.dossier
+    columns = ("at", "sensor", "trigger", "result", "reason", "candidate")
+    row = {"number": fit and fit.number, "dossier": stored.digest}
+    return row | {name: getattr(dossier, name) for name in columns}

@@ -20,6 +20,7 @@ from deploy.backends.protocol import AUTO, BACKENDS, GPU_BACKENDS
 from deploy.files import digest_file
 from deploy.model.card import card_path
 
+pytestmark = pytest.mark.process  # to describe the machine, platform.platform() starts `uname -p`
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU")
 
 

@@ -13,7 +13,8 @@ from dossiers import AT, dossier
 from running import write_config
 
 import deploy.store.dossier_archive
-from daemon.operator.history import history, parse_anchor, verify
+from daemon.operator.history import history
+from daemon.operator.verify import parse_anchor, verify
 from deploy.audit.log import AuditLog, audit_path
 from deploy.store.dossier_archive import DossierArchive
 
@@ -106,17 +107,17 @@ def test_a_log_that_is_gone_is_told_where_something_was_served(place, capsys):
     assert place.verify()
     (place.path.parent / "sensors").mkdir()
     assert not place.verify()
-    assert "missing, though what it tells of is there" in capsys.readouterr().out
+    assert "missing, though the state directory shows that recald has run" in capsys.readouterr().out
 
 
 def test_a_dossier_that_the_log_names_and_that_is_gone_is_told(place, capsys, monkeypatch):
-    monkeypatch.setattr(deploy.store.dossier_archive, "KEPT", 2)
+    monkeypatch.setattr(deploy.store.dossier_archive, "MAX_DOSSIERS_PER_SENSOR", 2)
     archive = DossierArchive(place.path.parent)
     for number in range(3):  # the oldest is removed as such
         place.append("fit", {"dossier": archive.put(dossier(at=AT + number))})
     place.append("fit", {"dossier": None})
     assert place.verify(), capsys.readouterr().out
-    newest = archive.filed()[0].path
+    newest = archive.read_all()[0].path
     newest.unlink()
     assert not place.verify()
     assert f"{newest}: missing, though record 7 of the log names it" in capsys.readouterr().out

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from prometheus_client import CollectorRegistry
-from running import write_config
 
-from daemon.config import RecalibrateConfig, load_config
-from daemon.loop import Daemon
-from daemon.operator.orders import Order, Orders
+from daemon.config import RecalibrateConfig
+from daemon.operator.orders import Order, OrderQueue, Orders
 from daemon.recalibration.sensor import Candidate, Sensor
 from daemon.recalibration.state_machine import Commit, Facts, OrderRefused, StateMachine
 from daemon.states import State
-from daemon.systemd_notify import Notifier
 from deploy.path import InferencePath, PreparedHomogenizer
 from deploy.store.artefacts import FACTORY
 
@@ -25,14 +20,13 @@ ROLLBACK = {"command": "rollback", "sensor": "front", "by": "somebody"}
 
 
 class Frames:
-    """The frame thread's end of a daemon that was not started: it obeys when it is told to."""
+    """The frame thread's end of the queue: it carries out orders when it is asked to."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self) -> None:
         self.done: list[tuple[str, str]] = []
-        self.daemon = Daemon(load_config(config), CollectorRegistry(), Notifier())
+        orders: Any = SimpleNamespace(names=lambda: ("rollback",), carry_out=self.carry_out)
         sensor: Any = object()
-        self.daemon.sensors = {"front": sensor}
-        self.daemon._orders = SimpleNamespace(names=lambda: ("rollback",), carry_out=self.carry_out)
+        self.queue = OrderQueue(orders, {"front": sensor})
 
     def carry_out(self, order: Order, sensor: object) -> dict[str, str]:
         self.done.append((order.name, order.by))
@@ -42,16 +36,16 @@ class Frames:
 
 
 @pytest.fixture
-def frames(tmp_path: Path, tiny_model: Path) -> Frames:
-    return Frames(write_config(tmp_path, tiny_model))
+def frames() -> Frames:
+    return Frames()
 
 
 def ask(frames: Frames) -> dict[str, Any]:
-    """Ask from another thread, and obey until there is an answer."""
+    """Ask from another thread, and carry out orders until there is an answer."""
     with ThreadPoolExecutor(1) as control:
-        answer = control.submit(frames.daemon._answer, ROLLBACK)
+        answer = control.submit(frames.queue.submit, ROLLBACK)
         while not answer.done():
-            frames.daemon._obey()
+            frames.queue.carry_out_all()
         return answer.result()
 
 
@@ -67,10 +61,10 @@ def test_a_refusal_names_the_sensor(frames):
 
 
 def test_an_order_that_waited_too_long_is_dropped_for_good(frames, monkeypatch):
-    monkeypatch.setattr("daemon.loop.ORDER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("daemon.operator.orders.ORDER_TIMEOUT_S", 0.05)
     with pytest.raises(ValueError, match="the order was dropped: try again"):
-        frames.daemon._answer(ROLLBACK)
-    frames.daemon._obey()
+        frames.queue.submit(ROLLBACK)
+    frames.queue.carry_out_all()
     assert frames.done == []
 
 
@@ -83,7 +77,7 @@ def test_an_order_that_waited_too_long_is_dropped_for_good(frames, monkeypatch):
 )
 def test_what_makes_no_sense_is_answered_at_once(frames, request_, said):
     with pytest.raises(ValueError, match=said):
-        frames.daemon._answer(request_)
+        frames.queue.submit(request_)
 
 
 # ---- the candidate that is meant

@@ -26,8 +26,8 @@ from running import write_config
 from calibrate.homogenizer import Homogenizer
 from daemon.cli import main
 from daemon.exit_codes import EX_CONFIG
+from daemon.operator.report.audit_excerpt import AuditExcerpt
 from daemon.operator.report.charts import chart
-from daemon.operator.report.chronicle import Chronicle
 from daemon.operator.report.page import render
 from deploy.audit.log import AuditLog, audit_path
 from deploy.store.artefacts import ArtefactStore
@@ -95,8 +95,8 @@ class Place:
 
     def html(self) -> str:
         """Of the newest."""
-        chronicle = Chronicle.read(audit_path(self.state))
-        return render(self.archive.read_all()[0], chronicle, self.archive, self.store, AT + 60)
+        audit = AuditExcerpt.read(audit_path(self.state))
+        return render(self.archive.read_all()[0], audit, self.archive, self.store, AT + 60)
 
     def report(self, *arguments: str | Path) -> int:
         return main(["report", "--config", str(self.config), *map(str, arguments)])
@@ -413,8 +413,8 @@ def test_the_page_may_go_to_standard_output_and_nothing_is_changed(several, caps
 
 def test_the_template_is_shipped():
     assert resources.files("daemon.operator.report").joinpath("page.html").is_file()
-    project = (ROOT / "pyproject.toml").read_text()
-    assert '[tool.setuptools.package-data]\n"daemon.operator.report" = ["page.html"]\n' in project
+    _, _, sections = (ROOT / "pyproject.toml").read_text().partition("[tool.setuptools.package-data]\n")
+    assert '"daemon.operator.report" = ["page.html"]' in sections.partition("\n[")[0].splitlines()
 
 
 # ---- charts
