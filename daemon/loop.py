@@ -1,4 +1,4 @@
-"""The daemon: frames in, results out, and between two frames whatever has become due."""
+"""The life of the process: it opens everything, serves frames with work due between them, and closes everything."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import queue
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
@@ -19,25 +18,20 @@ import torch
 import zmq
 from prometheus_client import CollectorRegistry
 
-from calibrate.scoring.drift import DriftDetector
 from daemon import __version__
 from daemon.config import Config
 from daemon.frames.latency_monitor import LatencyMonitor
-from daemon.frames.quality_filter import QualityFilter
-from daemon.frames.reservoir import Reservoir
-from daemon.frames.stall_detector import StallDetector
 from daemon.metrics import Metrics, serve_metrics
-from daemon.model.engine_build import EngineBuild
-from daemon.model.served_model import Unservable, open_model
+from daemon.model.engine_build import EngineBuild, EngineBuildError
+from daemon.model.served_model import open_model
 from daemon.operator.control import ControlServer
-from daemon.operator.orders import Order, Orders
+from daemon.operator.orders import OrderQueue, Orders
 from daemon.recalibration.controller import Controller, Event
 from daemon.recalibration.drift_monitor import DriftMonitor
 from daemon.recalibration.envelope import open_envelope
 from daemon.recalibration.job import JobRunner
-from daemon.recalibration.restore import load_withdrawn, on_probation, restore, serving_since
+from daemon.recalibration.restore import restore_sensor, start_details
 from daemon.recalibration.sensor import Sensor
-from daemon.recalibration.state_machine import StateMachine
 from daemon.serving.intake import Intake
 from daemon.serving.message import Frame, FrameError
 from daemon.serving.results import Publisher
@@ -46,22 +40,21 @@ from daemon.state.audit_writer import AuditWriter
 from daemon.state.lock import lock_state
 from daemon.state.restart import restart_state
 from daemon.state.state_writer import StateWriter
-from daemon.systemd_notify import Notifier, asking_for_patience
+from daemon.systemd_notify import Notifier, extending_timeout
 from daemon.worker.client import WorkerClient
 from deploy.audit.log import AuditLog, audit_path
 from deploy.backends.protocol import Runner
 from deploy.path import InferencePath
 from deploy.store.artefacts import FACTORY, ArtefactStore
 
-TICK_S = 0.05  # how often what is due is looked at, and the longest a signal waits
-STATUS_S = 1.0  # between two status lines for systemd
-ORDER_TIMEOUT_S = 3.0  # an order waits for the frame under way
+TICK_S = 0.05  # how often due work is done, and the longest that a signal waits
+STATUS_INTERVAL_S = 1.0  # between two status lines for systemd, and between two retries of failed writes
 
 log = logging.getLogger(__name__)
 
 
 class Daemon:
-    """`run` is the life of the process: startup, ticks, shutdown. All state belongs to the thread that runs it."""
+    """`run` is the whole life: startup, ticks, shutdown. The thread that runs it, the frame thread, owns all state."""
 
     def __init__(
         self,
@@ -77,40 +70,56 @@ class Daemon:
         self._registry = registry
         self._notifier = notifier
         self._clock = clock
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._commands: queue.SimpleQueue[tuple[Order, Future[dict[str, Any]]]] = queue.SimpleQueue()
-        self._closing = ExitStack()
-        self._due = self._status_due = -math.inf
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()  # from other threads, for the controller
+        self._engine_build: EngineBuild | None = None
+        self._closing = ExitStack()  # closes in reverse order
+        self._next_work = self._next_status = -math.inf
 
     def run(self) -> None:
+        """Serve until SIGTERM or SIGINT.
+
+        Raises ValueError for what a restart cannot cure: a mistake in configuration or model. Any other exception may
+        be gone after a restart.
+        """
         with self._captured_signals():
             try:
                 self.startup()
-                self._serve_until_told_to_stop()
+                self._serve_until_exit()
             finally:
                 self.shutdown()
 
-    def _serve_until_told_to_stop(self) -> None:
+    def _serve_until_exit(self) -> None:
         try:
             while not self.should_exit:
                 self.on_tick()
-        except Unservable:
+        except EngineBuildError:
             raise
         except ValueError as error:
-            # Startup has accepted what comes from outside. This is a fault of ours, which a restart may cure:
-            # it must not pass for a mistake in the configuration.
+            # The startup accepted configuration and model. So this is an error of recald, which a restart may cure: it
+            # must not look like a mistake in the configuration.
             raise RuntimeError(f"a fault while serving: {error}") from error
 
     # ---- startup
 
     def startup(self) -> None:
-        """Everything is proven before the first socket opens; READY is sent when frames are served."""
+        """Prove everything before the first socket opens; report READY to systemd once frames are served."""
         self._closing.callback(os.close, lock_state(self.config.state.directory))
         self._envelope = open_envelope(self.config)
         if self._envelope is not None:
             log.info("envelope: %s", self._envelope)
         self._model = open_model(self.config, self._notifier)
-        self._closing.callback(lambda: self._model.runner.close())
+        self._closing.callback(lambda: self._model.runner.close())  # the one that serves at the end
+        self._open_state()
+        self._open_sensors()
+        self._start_workers()
+        self._start_engine_build()
+        self._publish_start()
+        self._open_sockets()
+        self._notifier.ready()
+        log.info("serving %s on %s", ", ".join(self.sensors), ", ".join(self._intake.endpoints))
+
+    def _open_state(self) -> None:
+        """Open the stored homogenizers, and the two writers that keep the disk away from the frame thread."""
         self._store = ArtefactStore(self.config.state.directory)
         self._store.sweep()
         self._background = ThreadPoolExecutor(1, thread_name_prefix="background")
@@ -118,138 +127,90 @@ class Daemon:
         self._audit_writer = AuditWriter(self._open_audit, self._background, self.metrics)
         self._closing.callback(self._audit_writer.close)
         self._closing.callback(self._background.shutdown, wait=True)
-        with asking_for_patience(self._notifier):
-            for name in self.config.sensors:
-                self.sensors[name] = self._new_sensor(name)
-        self._closing.callback(self._drop_candidates)
-        self._open_workers()
-        self._begin_to_compile()
-        self._publish_facts()
-        self._open_sockets()
-        self._notifier.ready()
-        log.info("serving %s on %s", ", ".join(self.sensors), ", ".join(self._intake.endpoints))
-
-    def _new_sensor(self, name: str) -> Sensor:
-        config = self.config
-        path = InferencePath(self._model.runner, closer=self._close_later)
-        self._closing.callback(path.close)
-        restore(name, path, self._store, self._model, self._envelope)
-        window = config.drift.window
-        return Sensor(
-            name,
-            path,
-            Reservoir(
-                config.recalibrate.frames + window,
-                config.sensors[name].sample_every,
-                window=window,
-                quality_filter=QualityFilter(),
-            ),
-            DriftDetector(config.drift.threshold, config.drift.hold),
-            self._new_state_machine(name, path.version),
-            stall_detector=StallDetector(self._clock()),
-            operator_hold=None,
-            withdrawn=load_withdrawn(name, self._store),
-        )
-
-    def _new_state_machine(self, sensor: str, version: str) -> StateMachine:
-        """A homogenizer that had not served its probation before the restart begins it anew."""
-        config, since = self.config.recalibrate, serving_since(sensor, version, self._store)
-        anew = version != FACTORY and on_probation(since, time.time(), config.probation)
-        return StateMachine(
-            config,
-            self._clock(),
-            serving=version != FACTORY,
-            on_probation=anew,
-            strict=self._envelope is not None and self._envelope.limits_budget,
-        )
 
     def _open_audit(self) -> AuditLog:
-        """In the background, as soon as it can be opened; what it tells of the time before the start is posted."""
-        config = self.config
+        """Open the log and post what it says about the time before the start. Called in the background."""
         with ExitStack() as on_failure:
-            audit = AuditLog(audit_path(config.state.directory))
+            audit = AuditLog(audit_path(self.config.state.directory))
             on_failure.callback(audit.close)
-            past = [restart_state(audit, name, config.recalibrate, time.time()) for name in config.sensors]
+            budget, now = self.config.recalibrate, time.time()
+            states = [restart_state(audit, name, budget, now) for name in self.config.sensors]
             on_failure.pop_all()
-        for event in past:
-            self._events.put(event)
+        for state in states:
+            self._events.put(state)
         return audit
 
-    def _drop_candidates(self) -> None:
-        for sensor in self.sensors.values():
-            if sensor.candidate is not None:
-                sensor.path.discard(sensor.candidate.prepared)
+    def _open_sensors(self) -> None:
+        """Let the homogenizers serve again that served before the restart."""
+        with extending_timeout(self._notifier):  # they may have to be compiled
+            for name in self.config.sensors:
+                path = InferencePath(self._model.runner, closer=self._close_later)
+                self._closing.callback(path.close)
+                self.sensors[name] = restore_sensor(
+                    name, path, self.config, self._store, self._model, self._envelope, self._clock
+                )
+        self._closing.callback(self._discard_candidates)
 
     def _close_later(self, runner: Runner) -> None:
         self._background.submit(runner.close)
 
-    def _open_workers(self) -> None:
-        """The watch's and the fits' own processes; a fit may not delay a drift check."""
-        common = (self.config.model.path, self._model.backend.name, self.config.state.directory)
-        self._jobs = JobRunner(
-            WorkerClient(*common, threads=self.config.model.thread_count),
+    def _discard_candidates(self) -> None:
+        for sensor in self.sensors.values():
+            if sensor.candidate is not None:
+                sensor.path.discard(sensor.candidate.prepared)
+
+    def _start_workers(self) -> None:
+        """Start drift checks and prepare recalibrations, each with a worker process: a fit must not delay a check."""
+        config = self.config
+        worker = (config.model.path, self._model.backend.name, config.state.directory)
+        self._job_runner = JobRunner(
+            WorkerClient(*worker, threads=config.model.thread_count),
             self._store,
             self._model,
-            self.config.recalibrate.timeout,
-            self.config.drift.threshold,
+            config.recalibrate.timeout,
+            config.drift.threshold,
             self._events.put,
-            {"frames": self.config.recalibrate.keep_frames, "mib": self.config.recalibrate.keep_frames_mib},
+            {"frames": config.recalibrate.keep_frames, "mib": config.recalibrate.keep_frames_mib},
             self._envelope,
         )
-        self._closing.callback(self._jobs.close)
-        frames = self.config.recalibrate.frames
+        self._closing.callback(self._job_runner.close)
         self._controller = Controller(
-            self._jobs,
+            self._job_runner,
             self._state_writer,
-            frames,
+            config.recalibrate.frames,
             self.metrics,
             self._background,
             self._audit_writer,
             self._clock,
         )
-        self._orders = Orders(self._controller, self._audit_writer)
-        watch = DriftMonitor(self.config.drift, self.sensors, WorkerClient(*common, threads=1), self._events.put)
-        self._closing.callback(watch.close)
-        watch.start()
+        self._orders = OrderQueue(Orders(self._controller, self._audit_writer), self.sensors)
+        drift_monitor = DriftMonitor(config.drift, self.sensors, WorkerClient(*worker, threads=1), self._events.put)
+        self._closing.callback(drift_monitor.close)
+        drift_monitor.start()
 
-    def _begin_to_compile(self) -> None:
-        """Φ with the backend that was asked for, where a stand-in serves it."""
-        self._build: EngineBuild | None = None
-        if self._model.stands_in:
+    def _start_engine_build(self) -> None:
+        """Build the engine of the requested backend, where a stand-in serves the model."""
+        if self._model.has_stand_in:
             log.info("%s serves until %s has compiled the model", self._model.served_by, self._model.backend.name)
-            self._build = EngineBuild(self.config, self._model)
-            self._closing.callback(self._build.close)
+            self._engine_build = EngineBuild(self.config, self._model)
+            self._closing.callback(self._engine_build.close)
 
-    def _publish_facts(self) -> None:
-        backend = self._model.backend.name
-        self.metrics.build_info.labels(__version__, torch.__version__, backend).set(1)
+    def _publish_start(self) -> None:
+        """Export and record what serves from this start on."""
+        self.metrics.build_info.labels(__version__, torch.__version__, self._model.backend.name).set(1)
         self.metrics.set_model(self._model.digest, self._model.served_by)
-        self._audit_writer.record("", "start", self._facts())
+        details = start_details(self.config, self._model, self._envelope, self.sensors)
+        self._audit_writer.record("", "start", details)
         for sensor in self.sensors.values():
             self._controller.export_homogenizer(sensor, "restored")
             self._controller.export_state(sensor)
-
-    def _facts(self) -> dict[str, Any]:
-        """What runs, for the audit log."""
-        return {
-            "recald": __version__,
-            "torch": str(torch.__version__),
-            "backend": self._model.backend.version(),
-            "model": self._model.digest,
-            "served_by": self._model.served_by,
-            "precision": self.config.model.precision,
-            "mode": self.config.recalibrate.mode,
-            "envelope": self._envelope and self._envelope.digest,
-            "envelope_signed": self._envelope is not None and self._envelope.signed,
-            "homogenizers": {name: sensor.path.version for name, sensor in self.sensors.items()},
-        }
 
     def _open_sockets(self) -> None:
         config = self.config
         context = self._closing.enter_context(zmq.Context())
         publisher = Publisher(context, config.output.bind)
         self._closing.callback(publisher.close)
-        self._serving = FrameServer(self._model, publisher, self.metrics)
+        self._frame_server = FrameServer(self._model, publisher, self.metrics)
         self._intake = Intake(context, config.input, self.sensors, self.metrics)
         self._closing.callback(self._intake.close)
         control = ControlServer(context, config.control.endpoint, self._answer)
@@ -260,29 +221,41 @@ class Daemon:
         self._intake.start()
         control.start()
 
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer a request of an operator. Called by the control thread, which only reads plain values."""
+        if request["command"] != "status":
+            return self._orders.submit(request)
+        return {
+            "version": __version__,
+            "model": self._model.digest,
+            "backend": self._model.served_by,
+            "compiling": self._model.backend.name if self._model.has_stand_in else None,
+            "sensors": {name: sensor.status() for name, sensor in self.sensors.items()},
+        }
+
     # ---- a tick
 
     def on_tick(self) -> None:
-        """Serve the next frame if there is one, then do what has become due."""
+        """Serve the next frame if one arrives within a tick; then do the work that is due."""
         frame = self._intake.take(TICK_S)
         if frame is not None:
             self._serve(frame, self.sensors[frame.sensor])
         now = self._clock()
-        if now >= self._due:
-            self._due = now + TICK_S
-            self._do_what_is_due(now)
+        if now >= self._next_work:
+            self._next_work = now + TICK_S
+            self._do_due_work(now)
 
     def _serve(self, frame: Frame, sensor: Sensor) -> None:
         sensor.hold = frame.hold
         try:
-            self._serving.serve(frame, sensor)
+            self._frame_server.serve(frame, sensor)
         except FrameError as error:
             self.metrics.frames_dropped.labels(sensor.name, error.reason).inc()
         except RuntimeError as error:
-            self._survive(frame, sensor, error)
+            self._serve_again(frame, sensor, error)
 
-    def _survive(self, frame: Frame, sensor: Sensor, error: RuntimeError) -> None:
-        """A runner failed on a frame: go back one step where that helps and serve the frame again, else count it."""
+    def _serve_again(self, frame: Frame, sensor: Sensor, error: RuntimeError) -> None:
+        """Roll back after a runner failed, and serve its frame; drop it where the factory homogenizer serves."""
         log.error("%s: inference failed: %s", sensor.name, error)
         if sensor.path.version == FACTORY:
             self.metrics.frames_dropped.labels(sensor.name, "inference").inc()
@@ -290,84 +263,50 @@ class Daemon:
         self._controller.roll_back(sensor, "error")
         self._serve(frame, sensor)
 
-    # ---- what is due
-
-    def _do_what_is_due(self, now: float) -> None:
-        self._obey()
-        if self._build is not None and self._build.done and self._jobs.free:
-            self._take_compiled(self._build)  # no homogenizer is just being proven in front of the stand-in
+    def _do_due_work(self, now: float) -> None:
+        """Do what waits for a moment between two frames: orders, events of other threads, decisions, reports."""
+        self._orders.carry_out_all()
+        build = self._engine_build
+        if build is not None and build.done and self._job_runner.free:  # a proof must not run across the exchange
+            self._engine_build = None
+            self._serve_with(build.take())
         while not self._events.empty():
             event = self._events.get()
             self._controller.handle(event, self.sensors[event.sensor], now)
         for sensor in self.sensors.values():
             self._controller.step(sensor, now)
         self._notifier.watchdog()
-        if now >= self._status_due:
-            self._status_due = now + STATUS_S
+        if now >= self._next_status:
+            self._next_status = now + STATUS_INTERVAL_S
             self._notifier.status(self._status_line())
             self._audit_writer.retry()
             self._state_writer.retry()
 
-    def _take_compiled(self, build: EngineBuild) -> None:
-        """Let the backend that was asked for serve Φ from the next frame on."""
-        before, self._build = self._model, None
-        self._model = before.served_as_asked(build.take())
+    def _serve_with(self, runner: Runner) -> None:
+        """Exchange the stand-in: from the next frame on, the requested backend serves the model."""
+        stand_in = self._model.runner
+        self._model = self._model.with_requested_backend(runner)
         for sensor in self.sensors.values():
-            sensor.path.replace_model(self._model.runner)
-            sensor.latency_monitor = LatencyMonitor()  # what a frame took before tells nothing of now
-        self._close_later(before.runner)
+            sensor.path.replace_model(runner)
+            sensor.latency_monitor = LatencyMonitor()  # the durations of the stand-in say nothing about this runner
+        self._close_later(stand_in)
         self.metrics.set_model(self._model.digest, self._model.served_by)
-        self._audit_writer.record("", "compiled", {"served_by": self._model.served_by, "backend": self._model.backend.version()})
+        details = {"served_by": self._model.served_by, "backend": self._model.backend.version()}
+        self._audit_writer.record("", "compiled", details)
         log.info("%s serves the model from now on", self._model.served_by)
 
     def _status_line(self) -> str:
-        build = [] if self._build is None else [self._build.told]
+        progress = [] if self._engine_build is None else [self._engine_build.progress]
         sensors = [
             f"{s.name}: {s.state_machine.state.value}, drift {s.drift_score:.2f}, ρ {s.path.version[:12]}"
             for s in self.sensors.values()
         ]
-        return "; ".join([*build, *sensors])
+        return "; ".join([*progress, *sensors])
 
-    # ---- commands
-
-    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Called by the control thread: reads plain values, queues what changes something."""
-        command, name = request["command"], request.get("sensor")
-        if command == "status":
-            return {
-                "version": __version__,
-                "model": self._model.digest,
-                "backend": self._model.served_by,
-                "compiling": self._model.backend.name if self._model.stands_in else None,
-                "sensors": {n: s.status() for n, s in self.sensors.items()},
-            }
-        if command not in self._orders.names():
-            raise ValueError(f"unknown command {command!r}: status, {', '.join(self._orders.names())}")
-        if name not in self.sensors:
-            raise ValueError(f"unknown sensor {name!r}: configured are {', '.join(self.sensors)}")
-        answer: Future[dict[str, Any]] = Future()
-        order = Order(command, name, str(request.get("by", "unknown")), request.get("version"))
-        self._commands.put((order, answer))
-        try:
-            return answer.result(ORDER_TIMEOUT_S)
-        except FutureTimeout:
-            answer.cancel()
-            raise ValueError("the daemon is busy, and the order was dropped: try again") from None
-
-    def _obey(self) -> None:
-        while not self._commands.empty():
-            order, answer = self._commands.get()
-            if not answer.set_running_or_notify_cancel():
-                continue
-            try:
-                answer.set_result(self._orders.carry_out(order, self.sensors[order.sensor]))
-            except ValueError as error:
-                answer.set_exception(ValueError(f"{order.sensor}: {error}"))
-
-    # ---- the end
+    # ---- shutdown
 
     def shutdown(self) -> None:
-        """Close whatever was opened, in reverse order; safe after a half-finished startup."""
+        """Close everything that was opened, in reverse order; safe after a startup that failed halfway."""
         self._notifier.stopping()
         if self.sensors:
             self._audit_writer.record("", "stop", {name: sensor.frames for name, sensor in self.sensors.items()})
@@ -376,7 +315,8 @@ class Daemon:
 
     @contextmanager
     def _captured_signals(self) -> Iterator[None]:
-        before = {s: signal.signal(s, self._handle_exit) for s in (signal.SIGTERM, signal.SIGINT)}
+        """Let SIGTERM and SIGINT end the loop after the current tick, not the process at once."""
+        before = {number: signal.signal(number, self._handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:

@@ -1,21 +1,72 @@
-"""Restores a sensor's homogenizer after a restart."""
+"""Builds the sensors at a start, with what served before the restart."""
 
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
+from calibrate.scoring.drift import DriftDetector
+from daemon import __version__
+from daemon.config import Config
+from daemon.frames.quality_filter import QualityFilter
+from daemon.frames.reservoir import Reservoir
+from daemon.frames.stall_detector import StallDetector
 from daemon.model.served_model import ServedModel, golden_noise
 from daemon.recalibration.envelope import Envelope, OutsideEnvelope
+from daemon.recalibration.sensor import Sensor
+from daemon.recalibration.state_machine import StateMachine
 from daemon.state.restart import MIN_VALID_TIME_S
 from deploy.backends.engine_cache import compile_homogenizer
 from deploy.backends.protocol import same_backend_version
 from deploy.model.program import ModelError
 from deploy.path import InferencePath, SwapRejected
-from deploy.store.artefacts import Artefact, ArtefactStore, StoreError
+from deploy.store.artefacts import FACTORY, Artefact, ArtefactStore, StoreError
 
 log = logging.getLogger(__name__)
+
+
+def restore_sensor(
+    name: str,
+    path: InferencePath,
+    config: Config,
+    store: ArtefactStore,
+    model: ServedModel,
+    envelope: Envelope | None,
+    clock: Callable[[], float],
+) -> Sensor:
+    """Return the sensor with its last good homogenizer in `path`. clock: monotonic, s.
+
+    A probation that the restart cut short begins anew.
+    """
+    restore(name, path, store, model, envelope)
+    now = clock()  # restoring may have taken minutes
+    window, fitted = config.drift.window, path.version != FACTORY
+    since = serving_since(name, path.version, store)
+    return Sensor(
+        name,
+        path,
+        Reservoir(
+            config.recalibrate.frames + window,
+            config.sensors[name].sample_every,
+            window=window,
+            quality_filter=QualityFilter(),
+        ),
+        DriftDetector(config.drift.threshold, config.drift.hold),
+        StateMachine(
+            config.recalibrate,
+            now,
+            serving=fitted,
+            on_probation=fitted and on_probation(since, time.time(), config.recalibrate.probation),
+            strict=envelope is not None and envelope.limits_budget,
+        ),
+        stall_detector=StallDetector(now),
+        operator_hold=None,  # until the audit log is read
+        withdrawn=load_withdrawn(name, store),
+    )
 
 
 def restore(
@@ -81,3 +132,21 @@ def load_withdrawn(sensor: str, store: ArtefactStore) -> set[str]:
     except StoreError as error:
         log.warning("%s: the list of withdrawn homogenizers is forgotten: %s", sensor, error)
         return set()
+
+
+def start_details(
+    config: Config, model: ServedModel, envelope: Envelope | None, sensors: Mapping[str, Sensor]
+) -> dict[str, Any]:
+    """Return what runs from this start on: the details of the audit event "start"."""
+    return {
+        "recald": __version__,
+        "torch": str(torch.__version__),
+        "backend": model.backend.version(),
+        "model": model.digest,
+        "served_by": model.served_by,
+        "precision": config.model.precision,
+        "mode": config.recalibrate.mode,
+        "envelope": envelope and envelope.digest,
+        "envelope_signed": envelope is not None and envelope.signed,
+        "homogenizers": {name: sensor.path.version for name, sensor in sensors.items()},
+    }
