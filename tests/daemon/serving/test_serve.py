@@ -29,7 +29,7 @@ class Scene:
         self.sensor: Any = SimpleNamespace(
             name="front",
             path=SimpleNamespace(infer=lambda batch: (self.output, "factory")),
-            reservoir=Reservoir(20, window=10, screen=QualityFilter()),
+            reservoir=Reservoir(20, window=10, quality_filter=QualityFilter()),
             state_machine=SimpleNamespace(state=SimpleNamespace(value="factory")),
             latency_monitor=LatencyMonitor(),
             stall_detector=StallDetector(),
