@@ -1,4 +1,4 @@
-"""A camera in software: pictures from a file, a drift that sets in, frames over ZeroMQ at a steady rate."""
+"""A simulated camera: it sends pictures of a file over ZeroMQ at a steady rate, drifted from some time on."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from daemon.client import READER_WAIT_S, build_frame, open_camera, send
 from daemon.images import load_images
-from daemon.simulation.drifts import KINDS, Drift, parse_drift
+from daemon.simulation.drifts import DRIFT_KINDS, Drift, parse_drift
 
-ENCODINGS = ("rgb8", "bgr8", "mono8", "mono16", "jpeg", "png")
+SIMULATED_ENCODINGS = ("rgb8", "bgr8", "mono8", "mono16", "jpeg", "png")
 
-Wait = Callable[[float], bool]  # sleeps for some seconds; True when told to stop, as threading.Event.wait
+Wait = Callable[[float], bool]  # sleeps for so many seconds, or returns True to stop, like threading.Event.wait
 
 
 def wait_for_reader(socket: zmq.Socket[bytes], seconds: float) -> bool:
-    """Wait until somebody listens, so that the first frame is not sent to nobody."""
+    """Wait for a reader, so that the first frame is not lost; return whether there is one."""
     event = zmq.POLLIN if socket.getsockopt(zmq.TYPE) == zmq.XPUB else zmq.POLLOUT
     return bool(socket.poll(int(seconds * 1000), event))
 
@@ -37,10 +37,9 @@ def wait_for_reader(socket: zmq.Socket[bytes], seconds: float) -> bool:
 def paced(
     rate: float, wait: Wait, *, frames: int | None = None, monotonic: Callable[[], float] = time.monotonic
 ) -> Iterator[int]:
-    """Yield 0, 1, 2, … `rate` times a second, until told to stop.
+    """Yield 0, 1, 2, ... at `rate` times a second, until `wait` says stop or `frames` were yielded.
 
-    The times come from one fixed schedule, so delays do not add up; whole periods missed are left out, not
-    made up for in a burst.
+    The times are on a fixed schedule, so delays do not add up. Missed periods are skipped; no burst follows them.
     """
     start, slot, number = monotonic(), 0, 0
     while frames is None or number < frames:
@@ -52,11 +51,11 @@ def paced(
 
 
 def picture(image: np.ndarray, encoding: str) -> np.ndarray:
-    """Return an RGB picture as an encoding wants it: itself, or (H, W) grey in 8 or 16 bits."""
+    """Convert an RGB picture (H, W, 3) uint8 for an encoding: unchanged, or (H, W) grey in 8 or 16 bits."""
     if not encoding.startswith("mono"):
         return image
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    return grey.astype(np.uint16) * 257 if encoding == "mono16" else grey  # 257 * 255 is all 16 bits
+    return grey.astype(np.uint16) * 257 if encoding == "mono16" else grey  # 257 * 255 is 65535
 
 
 def publish(
@@ -74,7 +73,10 @@ def publish(
     monotonic: Callable[[], float] = time.monotonic,
     wall_ns: Callable[[], int] = time.time_ns,
 ) -> int:
-    """Publish the images in a loop, drifted from `after` seconds on; returns how many frames were sent."""
+    """Send the images (N, H, W, 3) uint8 RGB in a loop, drifted from `after` s on; return how many had a reader.
+
+    frames: how many to send; None for no end. on_frame: called after each frame with whether it had a reader.
+    """
     start, sent = monotonic(), 0
     for seq in paced(fps, wait, frames=frames, monotonic=monotonic):
         image = images[seq % len(images)]
@@ -100,24 +102,24 @@ def at_least(low: float, kind: type[int] | type[float] = float) -> Callable[[str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what `recald simulate` takes."""
-    drifts = "; ".join(f"{name} in {kind.unit}" for name, kind in KINDS.items())
+    """Add the arguments of `recald simulate`."""
+    drifts = "; ".join(f"{name} in {kind.unit}" for name, kind in DRIFT_KINDS.items())
     add = parser.add_argument
     add("--images", type=Path, required=True, help="folder of png or jpg files, or .npz with key images")
-    add("--endpoint", default="tcp://127.0.0.1:5550", help="where the frames go (%(default)s)")
+    add("--endpoint", default="tcp://127.0.0.1:5550", help="endpoint that the frames are sent to (%(default)s)")
     add("--pattern", choices=("pub", "push"), default="pub", help="kind of socket (%(default)s)")
     add("--bind", action="store_true", help="bind the endpoint instead of connecting to it")
     add("--sensor", default="front", help="sensor id (%(default)s)")
     add("--fps", type=at_least(0.01), default=30.0, help="frames a second (%(default)g)")
-    add("--frames", type=at_least(1, int), help="stop after so many frames (default: go on)")
-    add("--drift", default="", help=f"such as fixed-pattern=12,blur=0.7; known are: {drifts}")
-    add("--after", type=at_least(0), default=0.0, help="seconds until the drift sets in (%(default)g)")
-    add("--encoding", choices=ENCODINGS, default="rgb8", help="of the frames (%(default)s)")
-    add("--seed", type=at_least(0, int), default=0, help="of the random drifts (%(default)s)")
+    add("--frames", type=at_least(1, int), help="stop after so many frames (default: no limit)")
+    add("--drift", default="", help=f"kinds and strengths, such as fixed-pattern=12,blur=0.7; kinds: {drifts}")
+    add("--after", type=at_least(0), default=0.0, help="seconds until the drift begins (%(default)g)")
+    add("--encoding", choices=SIMULATED_ENCODINGS, default="rgb8", help="encoding of the frames (%(default)s)")
+    add("--seed", type=at_least(0, int), default=0, help="seed of the random drifts (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run `recald simulate` until the frames are sent or a signal arrives."""
+    """Run `recald simulate` until all frames are sent or a signal arrives; return the exit code."""
     drift = parse_drift(args.drift, args.seed)
     images, _ = load_images(args.images)
     stop = threading.Event()
@@ -125,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         socket = open_camera(context, args.endpoint, pattern=args.pattern, binds=args.bind)
         with socket, _progress(args.frames) as on_frame:
             if not wait_for_reader(socket, READER_WAIT_S):
-                print(f"recald simulate: nobody listens at {args.endpoint} yet", file=sys.stderr)
+                print(f"recald simulate: no recald reads from {args.endpoint} yet", file=sys.stderr)
             sent = publish(
                 socket,
                 args.sensor,
@@ -144,7 +146,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    """Set the event on SIGINT and SIGTERM, for the main thread."""
+    """Set the event on SIGINT and SIGTERM while the `with` block runs. Only for the main thread."""
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
     try:
@@ -156,6 +158,7 @@ def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
 
 @contextmanager
 def _progress(frames: int | None) -> Iterator[Callable[[bool], Any]]:
+    """Show progress on a terminal; yield what to call after each frame."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.completed:.0f} frames"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

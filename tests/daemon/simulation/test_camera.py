@@ -15,14 +15,14 @@ from hypothesis.extra.numpy import arrays
 from daemon.client import EndpointError
 from daemon.images import ImageError, load_images
 from daemon.serving.message import decode, parse_frame
-from daemon.simulation.camera import ENCODINGS, open_camera, paced, publish, wait_for_reader
-from daemon.simulation.drifts import KINDS, SimulationError, parse_drift
+from daemon.simulation.camera import SIMULATED_ENCODINGS, open_camera, paced, publish, wait_for_reader
+from daemon.simulation.drifts import DRIFT_KINDS, SimulationError, parse_drift
 
 pictures = arrays(np.uint8, (5, 6, 3))
 
 
 def strengths(name):
-    kind = KINDS[name]
+    kind = DRIFT_KINDS[name]
     numbers = st.floats(kind.low, kind.high).map(lambda value: value + 0.0)
     return st.tuples(numbers, numbers, numbers) if kind.per_channel else st.tuples(numbers)
 
@@ -33,7 +33,7 @@ def texts():
     def written(name):
         return strengths(name).map(lambda values: f"{name}={':'.join(map(repr, values))}")
 
-    names = st.lists(st.sampled_from(sorted(KINDS)), unique=True)
+    names = st.lists(st.sampled_from(sorted(DRIFT_KINDS)), unique=True)
     return names.flatmap(lambda chosen: st.tuples(*map(written, chosen))).map(",".join)
 
 
@@ -124,7 +124,7 @@ def test_temporal_noise_is_new_in_each_frame():
 def test_blur_spreads_a_point_by_sigma_and_keeps_its_light():
     point = np.zeros((33, 33, 3), np.float32)
     point[16, 16] = 10_000
-    spread = KINDS["blur"].apply(point, (1.5,), 0, 0)[..., 0]
+    spread = DRIFT_KINDS["blur"].apply(point, (1.5,), 0, 0)[..., 0]
     offsets = np.arange(33) - 16
     assert spread.sum() == pytest.approx(10_000, rel=1e-3)
     assert np.sqrt((spread.sum(axis=0) * offsets**2).sum() / spread.sum()) == pytest.approx(1.5, rel=0.02)
@@ -286,7 +286,7 @@ def test_the_drift_sets_in_after_its_time(camera):
     assert [decode(received(receiver))[0, 0, 0] for _ in range(4)] == [100, 100, 50, 50]
 
 
-@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("encoding", SIMULATED_ENCODINGS)
 def test_every_encoding_can_be_decoded_again(camera, encoding):
     sender, receiver = camera()
     publish(sender, "front", grey(100, (1, 16, 16, 3)), fps=100, wait=never, frames=1, encoding=encoding)

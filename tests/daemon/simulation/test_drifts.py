@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from daemon.simulation.drifts import KINDS, SimulationError, motion_blur, parse_drift, quantise, vignetting
+from daemon.simulation.drifts import DRIFT_KINDS, SimulationError, motion_blur, parse_drift, quantise, vignetting
 
 
 def grey(level, shape=(32, 32, 3)):
@@ -35,20 +35,20 @@ def test_no_strength_leaves_a_picture_of_any_size_as_it_is(image):
 
 
 @given(
-    kind=st.sampled_from(sorted(KINDS)),
+    kind=st.sampled_from(sorted(DRIFT_KINDS)),
     end=st.sampled_from(["low", "high"]),
     shape=array_shapes(min_dims=2, max_dims=2, max_side=40),
 )
 def test_the_ends_of_every_range_can_be_applied_to_a_picture_of_any_size(kind, end, shape):
     image = grey(200, (*shape, 3))
-    after = parse_drift(f"{kind}={getattr(KINDS[kind], end)}")(image)
+    after = parse_drift(f"{kind}={getattr(DRIFT_KINDS[kind], end)}")(image)
     assert after.shape == image.shape and after.dtype == np.uint8
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DRIFT_KINDS)
 def test_light_stays_in_single_precision(kind):
-    values = (0.5,) * (3 if KINDS[kind].per_channel else 1)
-    assert KINDS[kind].apply(textured().astype(np.float32), values, 0, 0).dtype == np.float32
+    values = (0.5,) * (3 if DRIFT_KINDS[kind].per_channel else 1)
+    assert DRIFT_KINDS[kind].apply(textured().astype(np.float32), values, 0, 0).dtype == np.float32
 
 
 @pytest.mark.parametrize("text", FIXED)
@@ -88,7 +88,7 @@ def test_a_strength_out_of_range_is_refused_with_the_way_out(text, said):
 def test_the_help_names_every_kind_and_its_unit():
     command = [sys.executable, "-m", "daemon", "simulate", "--help"]
     said = " ".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    for name, kind in KINDS.items():
+    for name, kind in DRIFT_KINDS.items():
         assert f"{name} in {kind.unit}" in said.replace("- ", "-")  # argparse breaks lines after hyphens
 
 
