@@ -1,4 +1,4 @@
-"""The eager backend: PyTorch itself runs the traced program; the reference for the others."""
+"""The eager backend: PyTorch runs the traced program. It is the reference for all other backends."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from deploy.model.program import NETWORK_ERRORS, export_program, first_line, loa
 
 
 class EagerBackend:
+    """Implements the Backend protocol on the processor."""
+
     name = "eager"
     stand_in = None
 
     def check_device(self) -> None:
-        """Every machine has a processor."""
+        """Nothing to check: every machine has a processor."""
 
     def compile(self, module: nn.Module, example: torch.Tensor) -> bytes:
         return save_program(export_program(module, example))
@@ -28,6 +30,8 @@ class EagerBackend:
 
 
 class EagerRunner:
+    """Implements the Runner protocol."""
+
     def __init__(self, module: nn.Module) -> None:
         self._module: nn.Module | None = module
 
@@ -37,7 +41,7 @@ class EagerRunner:
             raise RuntimeError("the runner is closed")
         try:
             with torch.inference_mode():
-                # a copy, so that the caller may reuse its buffer while the output is still being read
+                # The batch is copied, as the output may share its memory and the caller may reuse its buffer.
                 output: np.ndarray = module(torch.tensor(batch)).numpy()
         except NETWORK_ERRORS as error:
             raise RuntimeError(f"eager run failed: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""The one intermediate form: what ONNX Runtime and NVIDIA's parser read."""
+"""Convert programs to ONNX, the form that ONNX Runtime and NVIDIA's parser read."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ from deploy.model.program import ModelError, first_line, quiet_logger, without_p
 
 
 def to_onnx(program: torch.export.ExportedProgram) -> bytes:
-    """The program as an ONNX model; always the same bytes for the same program. Raises ModelError."""
+    """Convert the program to an ONNX model. The same program always gives the same bytes. Raises ModelError."""
     try:
-        model = _to_onnx(program)
+        # At each export this logger reports that torchvision is missing, which is not used here.
+        with without_pytree_warning(), quiet_logger("torch.onnx._internal.exporter._registration"):
+            exported = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
     except RuntimeError as error:
         raise ModelError(f"it cannot be expressed in ONNX: {first_line(error.__cause__ or error)}") from error
-    return model.SerializeToString(deterministic=True)
-
-
-def _to_onnx(program: torch.export.ExportedProgram) -> ModelProto:
-    # That logger reports at each export that torchvision, which is not used, is absent.
-    with without_pytree_warning(), quiet_logger("torch.onnx._internal.exporter._registration"):
-        exported = torch.onnx.export(program, dynamo=True, external_data=False, verbose=False)
     assert exported is not None
-    return exported.model_proto
+    model: ModelProto = exported.model_proto
+    return model.SerializeToString(deterministic=True)

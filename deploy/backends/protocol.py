@@ -1,4 +1,4 @@
-"""What a backend is, the table of backends, and the proof that compiled and eager network agree."""
+"""The interface of a backend, the table of backends, and the comparison of a compiled with its eager network."""
 
 from __future__ import annotations
 
@@ -15,82 +15,95 @@ from calibrate.errors import RecaldError
 from deploy.model.precision import PARITY_TOLERANCE
 from deploy.model.program import relative_error
 
-BACKENDS = {
+BACKENDS = {  # name in the configuration: module and class
     "eager": "deploy.backends.eager:EagerBackend",
     "onnx": "deploy.backends.onnx:OnnxBackend",
     "cuda": "deploy.backends.gpu.cuda:CudaBackend",
     "tensorrt": "deploy.backends.gpu.tensorrt:TensorRtBackend",
     "tensorrt-rtx": "deploy.backends.gpu.tensorrt:TensorRtRtxBackend",
 }
-GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda")  # the best first
+GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda")  # the fastest first
 CPU_BACKEND = "onnx"
-AUTO = "auto"  # in place of a backend's name: the one that suits the machine
-NO_GPU = "there is no NVIDIA GPU, or this PyTorch is not built for one"
+AUTO = "auto"  # instead of a name: the backend that suits this machine
+NO_GPU_REASON = "there is no NVIDIA GPU, or this PyTorch is not built for one"
 
 log = logging.getLogger(__name__)
 
 
 class BackendUnavailable(RecaldError):
-    """No such backend, or its library is not installed."""
+    """There is no such backend, its library is missing, or this machine cannot run it."""
 
 
 class ParityError(RecaldError):
-    """The compiled network does not compute what the eager one computes."""
+    """The compiled network does not compute what the eager network computes."""
 
 
 class Runner(Protocol):
-    """A loaded network. `run` may be called by several threads at once, `close` once no call is under way."""
+    """A loaded network. Several threads may call `run` at once. Call `close` when no `run` is under way."""
 
     def run(self, batch: np.ndarray) -> np.ndarray:
-        """(N, C, H, W) float32 in, float32 out; RuntimeError when it fails or the runner is closed."""
+        """Run the network on a batch (N, C, H, W), float32; returns float32 (N, ...).
 
-    def close(self) -> None: ...
+        Raises RuntimeError if the network fails or the runner is closed.
+        """
+
+    def close(self) -> None:
+        """Release the network. A second call does nothing."""
 
 
 class Backend(Protocol):
+    """Compiles networks and runs them."""
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The backend's name in the configuration."""
 
     @property
     def stand_in(self) -> str | None:
-        """Names the backend that serves while this one takes minutes to compile Φ; None: it takes seconds."""
+        """The backend that serves while this one compiles Φ for minutes; None if compiling takes seconds."""
 
     def check_device(self) -> None:
-        """Raise BackendUnavailable where what this backend compiles cannot run on this machine."""
+        """Check that this machine can run what the backend compiles. Raises BackendUnavailable."""
 
     def compile(self, module: nn.Module, example: torch.Tensor) -> bytes:
-        """The network for images shaped like `example` (N, C, H, W), in a form to be stored; ModelError."""
+        """Compile a network for images shaped like `example` (N, C, H, W); returns the bytes to store.
+
+        Raises ModelError.
+        """
 
     def load(self, compiled: bytes, threads: int) -> Runner:
-        """A runner on at most `threads` cores; ModelError for bytes that are not of this backend's making."""
+        """Load compiled bytes into a runner that uses at most `threads` cores.
+
+        Raises ModelError for bytes that this backend did not make.
+        """
 
     def version(self) -> str:
-        """Names what made the compiled form; where it differs, the form is built again."""
+        """Name all versions that the compiled bytes depend on. With another version they are built again."""
 
 
 @runtime_checkable
 class SharesKernels(Protocol):
-    """A backend whose compiled homogenizers, of one shape of frames, may differ in their weights alone."""
+    """A backend with one engine for all homogenizers of one frame shape: they differ in their weights only."""
 
     def with_weights_of(self, homogenizer: nn.Module, compiled: bytes) -> bytes:
-        """The compiled form of another homogenizer, with these weights in place of its own; ModelError."""
+        """Replace the weights in the compiled form of another homogenizer. Raises ModelError."""
 
 
 def open_backend(asked: str) -> Backend:
-    """The backend asked for, or for "auto" the one that suits this machine; BackendUnavailable where it cannot run."""
+    """Load the backend `asked`, or for "auto" the one that suits this machine. Raises BackendUnavailable."""
     name = asked
     if asked == AUTO:
-        name, why = choose_backend()
-        log.info("backend %s: %s, because %s", asked, name, why)
+        name, reason = choose_backend()
+        log.info("backend %s: %s, because %s", asked, name, reason)
     backend = load_backend(name)
     backend.check_device()
     return backend
 
 
 def choose_backend() -> tuple[str, str]:
-    """The name of the backend that suits this machine, and why."""
+    """Choose the backend that suits this machine; returns its name and the reason."""
     if not torch.cuda.is_available():
-        return CPU_BACKEND, NO_GPU
+        return CPU_BACKEND, NO_GPU_REASON
     refused = []
     for name in GPU_BACKENDS:
         try:
@@ -103,6 +116,7 @@ def choose_backend() -> tuple[str, str]:
 
 
 def load_backend(name: str) -> Backend:
+    """Import the backend and its library. Raises BackendUnavailable with what to install."""
     if name not in BACKENDS:
         raise BackendUnavailable(f"backend {name!r} is not known: choose one of {', '.join([*sorted(BACKENDS), AUTO])}")
     module_name, _, class_name = BACKENDS[name].partition(":")
@@ -118,15 +132,15 @@ def load_backend(name: str) -> Backend:
 
 
 def same_backend_version(backend: Backend, manifest: Mapping[str, Any]) -> bool:
-    """Whether the compiled form that this manifest belongs to was made by the same versions of everything."""
+    """Check that the artefact with this manifest was compiled by the versions that are installed now."""
     versions = manifest.get("versions")
     return isinstance(versions, Mapping) and versions.get("backend") == backend.version()
 
 
 def check_parity(runner: Runner, module: nn.Module, golden: torch.Tensor, tolerance: float = PARITY_TOLERANCE) -> float:
-    """Compare `runner` with the eager `module` on the golden frames (N, C, H, W); returns the relative error.
+    """Compare `runner` with the eager `module` on golden frames (N, C, H, W); returns the relative error.
 
-    Raises ParityError for another shape, for values that are not finite, and for an error above `tolerance`.
+    Raises ParityError for another output shape, for values that are not finite, and for an error above `tolerance`.
     """
     with torch.no_grad():
         expected = module(golden).cpu()

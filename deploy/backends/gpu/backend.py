@@ -1,8 +1,7 @@
-"""What the GPU backends have in common: Φ as one engine, ρ as an engine that takes its weights as inputs.
+"""What all GPU backends share: Φ is one engine, and ρ is an engine that takes its weights as inputs.
 
-All ρ for frames of one shape have the same engine, byte for byte: a recalibration hands it other weights, so that
-only the weights differ between what was proven before and what serves now, not the kernels that a builder happens
-to choose.
+All ρ for frames of one shape have the same engine, byte for byte. A recalibration gives it other weights. So the ρ that
+serves differs from a ρ that was proven before in its weights only, and not in the kernels that a builder chose.
 """
 
 from __future__ import annotations
@@ -25,47 +24,54 @@ from deploy.backends.gpu.device import gpu_errors, require_gpu
 from deploy.backends.gpu.runner import GpuRunner
 from deploy.model.program import ModelError, export_static, first_line
 
-FRAMES, ENGINE = "frames", "engine"  # the name of the network's input, and of the engine among its weights
+FRAMES_INPUT = "frames"  # name of the network's input
+ENGINE_KEY = "engine"  # name of the engine's bytes beside the weights in a compiled form
 
 
-class Engine(Protocol):
-    """On the GPU. `shapes`: of all inputs by name, those of frames (1, C, H, W)."""
+class GpuEngine(Protocol):
+    """An engine on the GPU. `shapes`: of all inputs by name; that of the frames is (1, C, H, W)."""
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]: ...
 
     def runner(self, weights: Mapping[str, Tensor]) -> GpuRunner:
-        """One with these weights, float32, by the names of the inputs."""
+        """Make a runner with these weights (float32), by the names of the engine's inputs."""
 
 
 class GpuBackend(ABC):
+    """Implements the Backend and SharesKernels protocols; a subclass builds and opens engines."""
+
     name: str
     stand_in: str | None = None
 
     def __init__(self) -> None:
-        self._engines: dict[str, Engine] = {}  # by SHA-256: one of Φ, and one of ρ for each shape of frames
+        self._engines: dict[str, GpuEngine] = {}  # by SHA-256: one for Φ, and one for ρ of each frame shape
 
     def check_device(self) -> None:
         require_gpu(self.name)
 
     def compile(self, module: nn.Module, example: torch.Tensor) -> bytes:
-        weights = _weights(module)
-        named = _ByWeights(module) if weights else _Named(module)
+        weights = _homogenizer_weights(module)
+        named = _WeightsAsInputs(module) if weights else _NamedInput(module)
         program = export_static(named, example[:1], *weights.values())
-        engine = self._build(program, (FRAMES, *weights))
-        return safetensors.torch.save({ENGINE: torch.frombuffer(bytearray(engine), dtype=torch.uint8)} | weights)
+        engine = self._build(program, (FRAMES_INPUT, *weights))
+        return safetensors.torch.save({ENGINE_KEY: torch.frombuffer(bytearray(engine), dtype=torch.uint8)} | weights)
 
     def with_weights_of(self, homogenizer: nn.Module, compiled: bytes) -> bytes:
-        return safetensors.torch.save({ENGINE: unpack(compiled)[ENGINE]} | _weights(homogenizer))
+        engine = unpack_engine(compiled)[ENGINE_KEY]
+        return safetensors.torch.save({ENGINE_KEY: engine} | _homogenizer_weights(homogenizer))
 
     def load(self, compiled: bytes, threads: int) -> GpuRunner:
-        """Needs the GPU; `threads` is for processors. Raises BackendUnavailable, ModelError, OSError."""
+        """Load onto the GPU; `threads` is not used. Raises BackendUnavailable, ModelError, OSError."""
         self.check_device()
-        weights = unpack(compiled)
-        serialized = weights.pop(ENGINE).numpy().tobytes()
+        weights = unpack_engine(compiled)
+        serialized = weights.pop(ENGINE_KEY).numpy().tobytes()
+        digest = hashlib.sha256(serialized).hexdigest()
         with gpu_errors():
-            engine = self._opened(serialized)
-            _check(engine.shapes, weights)
+            if digest not in self._engines:
+                self._engines[digest] = self._open(serialized)
+            engine = self._engines[digest]
+            _check_weights(engine.shapes, weights)
             return engine.runner(weights)
 
     @abstractmethod
@@ -73,32 +79,26 @@ class GpuBackend(ABC):
 
     @abstractmethod
     def _build(self, program: ExportedProgram, inputs: Sequence[str]) -> bytes:
-        """An engine whose inputs have these names. Raises ModelError."""
+        """Build an engine whose inputs have these names. Raises ModelError."""
 
     @abstractmethod
-    def _open(self, serialized: bytes) -> Engine:
-        """Raises ModelError."""
-
-    def _opened(self, serialized: bytes) -> Engine:
-        digest = hashlib.sha256(serialized).hexdigest()
-        if digest not in self._engines:
-            self._engines[digest] = self._open(serialized)
-        return self._engines[digest]
+    def _open(self, serialized: bytes) -> GpuEngine:
+        """Load an engine onto the GPU. Raises ModelError, OSError."""
 
 
-def unpack(compiled: bytes) -> dict[str, Tensor]:
-    """The engine's bytes, and the weights that it takes as inputs, by name. Raises ModelError."""
+def unpack_engine(compiled: bytes) -> dict[str, Tensor]:
+    """Read the engine's bytes (ENGINE_KEY, uint8) and the weights that it takes, by name. Raises ModelError."""
     try:
         packed = safetensors.torch.load(compiled)
     except (safetensors.SafetensorError, ValueError) as error:
-        raise ModelError(f"not an engine of recald's making: {first_line(error)}") from error
-    if ENGINE not in packed or packed[ENGINE].dtype != torch.uint8:
-        raise ModelError("not an engine of recald's making: there is none in it")
+        raise ModelError(f"not an engine that recald has built: {first_line(error)}") from error
+    if ENGINE_KEY not in packed or packed[ENGINE_KEY].dtype != torch.uint8:
+        raise ModelError("not an engine that recald has built: it holds no engine")
     return packed
 
 
-class _Named(nn.Module):
-    """Gives the network's only input its name."""
+class _NamedInput(nn.Module):
+    """Gives the network's only input the name FRAMES_INPUT: torch.export takes it from the argument of forward."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -109,13 +109,13 @@ class _Named(nn.Module):
         return output
 
 
-class _ByWeights(nn.Module):
-    """A homogenizer as a function of frames and of its weights."""
+class _WeightsAsInputs(nn.Module):
+    """Makes a homogenizer a function of frames and weights."""
 
     def __init__(self, homogenizer: nn.Module):
         super().__init__()
         self.homogenizer = copy.deepcopy(homogenizer)
-        for name in _weights(homogenizer):  # its own would become part of the engine
+        for name in _homogenizer_weights(homogenizer):  # weights of its own would become part of the engine
             self.homogenizer.register_parameter(name, None)
 
     def forward(self, frames: Tensor, curve: Tensor, offset: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
@@ -124,16 +124,16 @@ class _ByWeights(nn.Module):
         return output
 
 
-def _weights(module: nn.Module) -> dict[str, Tensor]:
-    """Those that a recalibration changes: all of ρ's, none of Φ's."""
+def _homogenizer_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Copy the weights that a recalibration changes: all of ρ's, none of Φ's."""
     if not isinstance(module, Homogenizer):
         return {}
     return {name: value.detach().float().cpu().contiguous() for name, value in module.named_parameters()}
 
 
-def _check(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]) -> None:
-    """Raise ModelError unless the engine takes these weights."""
-    wrong = set(shapes) ^ {FRAMES, *weights}
+def _check_weights(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]) -> None:
+    """Check that the engine takes these weights. Raises ModelError."""
+    wrong = set(shapes) ^ {FRAMES_INPUT, *weights}
     if wrong:
         raise ModelError(f"the engine and its weights do not belong together: {', '.join(sorted(wrong))}")
     for name, tensor in weights.items():

@@ -1,4 +1,4 @@
-"""The CUDA backend: PyTorch's own kernels on the GPU, captured once into a CUDA graph and replayed for each frame."""
+"""The CUDA backend: PyTorch's own kernels on the GPU, captured once in a CUDA graph and replayed for each frame."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
-from deploy.backends.gpu.backend import FRAMES, Engine, GpuBackend
+from deploy.backends.gpu.backend import FRAMES_INPUT, GpuBackend, GpuEngine
 from deploy.backends.gpu.device import describe_gpu
 from deploy.backends.gpu.runner import GpuRunner
 from deploy.model.program import (
@@ -23,7 +23,8 @@ from deploy.model.program import (
     save_program,
 )
 
-WARM_UPS = 3  # libraries load their kernels and workspaces at first use, which no graph may capture
+# At their first use libraries load kernels and allocate workspaces, which no graph may capture.
+CAPTURE_WARM_UP_RUNS = 3
 
 
 class CudaBackend(GpuBackend):
@@ -35,17 +36,17 @@ class CudaBackend(GpuBackend):
     def _build(self, program: ExportedProgram, inputs: Sequence[str]) -> bytes:
         return save_program(program)
 
-    def _open(self, serialized: bytes) -> Engine:
-        # TF32, float32 with a mantissa of ten bits, is on by default for convolutions.
+    def _open(self, serialized: bytes) -> GpuEngine:
+        # TF32 is float32 with a mantissa of ten bits. By default PyTorch uses it for convolutions.
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         return CudaEngine(read_program(serialized))
 
 
 class CudaEngine:
-    """A network on the GPU; runners differ in their weights alone.
+    """A network on the GPU. Its runners differ in their weights only.
 
-    A graph whose runner was closed serves the next one, with other weights: PyTorch keeps the memory of a graph that
-    is gone until all its cache is emptied, which would let swaps eat up the GPU.
+    When a runner is closed, its graph serves the next runner, with other weights: PyTorch would keep the memory of a
+    deleted graph until its whole cache is emptied, and so each swap would take more of the GPU's memory.
     """
 
     def __init__(self, program: ExportedProgram):
@@ -54,47 +55,46 @@ class CudaEngine:
         self._idle: deque[_Graph] = deque()
 
     def runner(self, weights: Mapping[str, Tensor]) -> GpuRunner:
-        graph = self._graph()
+        try:
+            graph = self._idle.pop()
+        except IndexError:
+            graph = self._capture()
         for name, tensor in weights.items():
             graph.inputs[name].copy_(tensor)
-        torch.cuda.current_stream().synchronize()  # where they were copied
-        return GpuRunner(graph.inputs[FRAMES], graph.output, graph.replay, lambda: self._idle.append(graph))
-
-    def _graph(self) -> _Graph:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self._capture()
+        torch.cuda.current_stream().synchronize()  # the weights were copied on this stream
+        return GpuRunner(graph.inputs[FRAMES_INPUT], graph.output, graph.replay, lambda: self._idle.append(graph))
 
     def _capture(self) -> _Graph:
         inputs = {name: torch.zeros(shape, device="cuda") for name, shape in self.shapes.items()}
         try:
             return _Graph(self._module, inputs)
-        except (torch.AcceleratorError, torch.OutOfMemoryError):  # it is not the network's fault
+        except (torch.AcceleratorError, torch.OutOfMemoryError):  # not a fault of the network
             raise
         except NETWORK_ERRORS as error:
             raise ModelError(f"its kernels cannot be captured into a CUDA graph: {first_line(error)}") from error
 
 
 class _Graph:
-    """The kernels of one frame, and the memory that they read and write."""
+    """The captured kernels for one frame, and the tensors that they read and write."""
 
     def __init__(self, module: nn.Module, inputs: dict[str, Tensor]):
         self.inputs, self._module, self._graph = inputs, module, torch.cuda.CUDAGraph()
-        torch.cuda.current_stream().synchronize()  # where weights and inputs were written
-        stream = torch.cuda.Stream(priority=-1)  # of those with priority, as PyTorch hands out the others again
+        torch.cuda.current_stream().synchronize()  # weights and inputs were written on this stream
+        # A stream of high priority: PyTorch hands out its normal streams again and again, and runners have those.
+        stream = torch.cuda.Stream(priority=-1)
         with torch.no_grad(), torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
+            for _ in range(CAPTURE_WARM_UP_RUNS):
                 module(*inputs.values())
-            # Others go on serving. `torch.cuda.graph` would collect garbage here, and keep them waiting.
+            # `torch.cuda.graph` would collect garbage first, while other threads wait. They go on serving frames.
             self._graph.capture_begin(capture_error_mode="thread_local")
             try:
-                self.output: Tensor = module(*inputs.values()).float().contiguous()  # else each copy would convert it
+                # Converted inside the graph. Else each copy of the output would convert it.
+                self.output: Tensor = module(*inputs.values()).float().contiguous()
             finally:
                 self._graph.capture_end()
         stream.synchronize()
 
-    def replay(self, _: int) -> bool:
-        """On the current stream."""
+    def replay(self, stream: int) -> bool:
+        """Run the kernels on the current stream, which is the one with this handle."""
         self._graph.replay()
         return True

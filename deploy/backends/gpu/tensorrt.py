@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from deploy.backends.gpu.backend import Engine, GpuBackend
+from deploy.backends.gpu.backend import GpuBackend, GpuEngine
 from deploy.backends.gpu.device import describe_gpu
 from deploy.backends.gpu.tensorrt_engine import TensorRtEngine
-from deploy.backends.gpu.tensorrt_library import Library, listener, load_tensorrt, load_tensorrt_rtx
+from deploy.backends.gpu.tensorrt_library import TensorRtLibrary, error_listener, load_tensorrt, load_tensorrt_rtx
 from deploy.backends.gpu.torch_tensorrt_build import build_with_torch_tensorrt, load_torch_tensorrt
 from deploy.backends.onnx_export import to_onnx
 from deploy.model.program import ModelError, first_line
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 class TensorRtBackend(GpuBackend):
     name = "tensorrt"
     stand_in: str | None = "cuda"
-    _load_library: Callable[[], Library] = staticmethod(load_tensorrt)
+    _load_library: Callable[[], TensorRtLibrary] = staticmethod(load_tensorrt)
     _load_torch_tensorrt: Callable[[], ModuleType | None] = staticmethod(load_torch_tensorrt)
 
     def __init__(self) -> None:
@@ -33,21 +33,21 @@ class TensorRtBackend(GpuBackend):
         self._library = self._load_library()
 
     def version(self) -> str:
-        """Names the builder that is asked first: which networks that one refuses depends on its version alone."""
-        library = f"{self._library.name} {self._library.version}, built by {self._builder()}"
+        """Name the versions that an engine depends on, with the builder that is tried first.
+
+        Whether that builder refuses a network depends on its own version only.
+        """
+        torch_tensorrt = self._torch_tensorrt
+        builder = "its ONNX parser" if torch_tensorrt is None else f"torch-tensorrt {torch_tensorrt.__version__}"
+        library = f"{self._library.name} {self._library.version}, built by {builder}"
         return f"{library}, torch {torch.__version__}, {describe_gpu()}"
 
     @cached_property
     def _torch_tensorrt(self) -> ModuleType | None:
-        return self._load_torch_tensorrt()  # takes seconds, which running an engine need not wait for
-
-    def _builder(self) -> str:
-        if self._torch_tensorrt is None:
-            return "its ONNX parser"
-        return f"torch-tensorrt {self._torch_tensorrt.__version__}"
+        return self._load_torch_tensorrt()  # takes seconds, and running an engine does not need it
 
     def _build(self, program: ExportedProgram, inputs: Sequence[str]) -> bytes:
-        """By torch-tensorrt where it is there and takes the network, else by NVIDIA's ONNX parser."""
+        """Build with torch-tensorrt if it is installed and takes the network, else with NVIDIA's ONNX parser."""
         if self._torch_tensorrt is not None:
             try:
                 return build_with_torch_tensorrt(self._torch_tensorrt, program, inputs)
@@ -55,57 +55,53 @@ class TensorRtBackend(GpuBackend):
                 log.warning("%s; the ONNX parser is used instead", error)
         return build_engine(self._library, to_onnx(program))
 
-    def _open(self, serialized: bytes) -> Engine:
+    def _open(self, serialized: bytes) -> GpuEngine:
         return TensorRtEngine(self._library, serialized)
 
 
 class TensorRtRtxBackend(TensorRtBackend):
     name = "tensorrt-rtx"
-    stand_in = None  # what it does ahead of time takes seconds
+    stand_in = None  # building takes seconds
     _load_library = staticmethod(load_tensorrt_rtx)
-    _load_torch_tensorrt = staticmethod(lambda: None)
+    _load_torch_tensorrt = staticmethod(lambda: None)  # torch-tensorrt is made for TensorRT
 
 
-def build_engine(library: Library, model: bytes) -> bytes:
-    """An engine for an ONNX model whose shapes are all fixed, in the precisions that the model names, without TF32.
+def build_engine(library: TensorRtLibrary, model: bytes) -> bytes:
+    """Build an engine from an ONNX model with fixed shapes, in the precisions of the model, without TF32.
 
-    Raises ModelError, which names the operator where it is one that the parser does not know.
+    Raises ModelError. It names the operator if the parser does not know one.
     """
-    heard = listener(library)
-    builder = library.api.Builder(heard)
-    network = parse(library, builder, model)
-    engine = builder.build_serialized_network(network, _config(library, builder))
+    listener = error_listener(library)
+    builder = library.api.Builder(listener)
+    network = parse_network(library, builder, model)
+    config = builder.create_builder_config()
+    config.clear_flag(library.api.BuilderFlag.TF32)  # on by default; TF32 is float32 with a mantissa of ten bits
+    engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise ModelError(f"{library.name} cannot build it: {next(iter(heard.errors), 'it gives no reason')}")
+        raise ModelError(f"{library.name} cannot build it: {next(iter(listener.errors), 'it gives no reason')}")
     return bytes(engine)
 
 
-def parse(library: Library, builder: Any, model: bytes) -> Any:
-    """NVIDIA's definition of the network. Raises ModelError."""
-    network = builder.create_network(_strong_typing(library))
+def parse_network(library: TensorRtLibrary, builder: Any, model: bytes) -> Any:
+    """Parse an ONNX model into an INetworkDefinition. Raises ModelError."""
+    network = builder.create_network(_strong_typing_flags(library))
     parser = library.api.OnnxParser(network, builder.logger)
     if not parser.parse(model):
-        raise ModelError(f"{library.name} cannot read it: {_problem(parser)}")
+        raise ModelError(f"{library.name} cannot read it: {_describe_parser_error(parser)}")
     return network
 
 
-def _strong_typing(library: Library) -> int:
-    """The precision of every layer shall be the one in the model, not the one that happens to be fastest.
+def _strong_typing_flags(library: TensorRtLibrary) -> int:
+    """Ask for the precision in the model for every layer, instead of the fastest precision.
 
-    TensorRT 10 must be told; from 11 on all networks are so, and the flag may be gone.
+    TensorRT 10 needs this flag. From TensorRT 11 on all networks are strongly typed, and the flag may be gone.
     """
     flag = getattr(library.api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
 
-def _config(library: Library, builder: Any) -> Any:
-    config = builder.create_builder_config()
-    config.clear_flag(library.api.BuilderFlag.TF32)  # on by default: float32 with a mantissa of ten bits
-    return config
-
-
-def _problem(parser: Any) -> str:
-    """The parser's last error in one line; its description is often the condition that did not hold."""
+def _describe_parser_error(parser: Any) -> str:
+    """Describe the last error in one line. Its text is often the condition that was not met."""
     error = parser.get_error(parser.num_errors - 1)
     operator = f"operator {error.node_operator()} ({error.node_name()}), " if error.node_operator() else ""
     return f"{operator}{error.code().name}: {first_line(RuntimeError(error.desc()))}"

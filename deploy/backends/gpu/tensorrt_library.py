@@ -1,4 +1,4 @@
-"""NVIDIA's library under its two names, TensorRT and TensorRT for RTX: found, loaded, and heard when it complains."""
+"""Find and load NVIDIA's library under its two names, TensorRT and TensorRT for RTX, and collect its errors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 from deploy.backends.protocol import BackendUnavailable
 
-# The wheel of the Python API is without the library; this one carries it.
+# NVIDIA publishes the Python API of TensorRT for RTX without the library. The second wheel carries the library.
 RTX_BINDINGS, RTX_CARRIER = "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx"
-RTX_LIBRARIES = ("libtensorrt_rtx.so*", "libtensorrt_onnxparser_rtx.so*")  # the parser needs the first
+RTX_LIBRARY_FILES = ("libtensorrt_rtx.so*", "libtensorrt_onnxparser_rtx.so*")  # the parser needs the first
 
 
-class Library(NamedTuple):
-    """api: NVIDIA's Python module, the same for both but for its name."""
+class TensorRtLibrary(NamedTuple):
+    """api: NVIDIA's Python module, which both libraries share."""
 
     name: str
     api: Any
@@ -27,26 +27,26 @@ class Library(NamedTuple):
         return str(self.api.__version__)
 
 
-def load_tensorrt() -> Library:
-    """Raises BackendUnavailable."""
+def load_tensorrt() -> TensorRtLibrary:
+    """Import TensorRT. Raises BackendUnavailable with what to install."""
     try:
-        return Library("TensorRT", importlib.import_module("tensorrt"))
-    except Exception as error:  # a library that is half there raises whatever it likes
+        return TensorRtLibrary("TensorRT", importlib.import_module("tensorrt"))
+    except Exception as error:  # an incomplete installation raises errors of any type
         raise BackendUnavailable(
             f"backend 'tensorrt' needs NVIDIA's TensorRT, which cannot be imported ({error}): "
             "on a Jetson install python3-libnvinfer, elsewhere pip install tensorrt"
         ) from error
 
 
-def load_tensorrt_rtx() -> Library:
-    """NVIDIA's own package where it is, else the bindings over the library of another wheel.
+def load_tensorrt_rtx() -> TensorRtLibrary:
+    """Import NVIDIA's package of TensorRT for RTX, else the bindings with the library of another wheel.
 
-    Raises BackendUnavailable.
+    Raises BackendUnavailable with what to install.
     """
     try:
         if importlib.util.find_spec("tensorrt_rtx"):
-            return Library("TensorRT-RTX", importlib.import_module("tensorrt_rtx"))
-        return Library("TensorRT-RTX", _rtx_bindings())
+            return TensorRtLibrary("TensorRT-RTX", importlib.import_module("tensorrt_rtx"))
+        return TensorRtLibrary("TensorRT-RTX", _import_rtx_bindings())
     except Exception as error:
         raise BackendUnavailable(
             f"backend 'tensorrt-rtx' needs NVIDIA's TensorRT for RTX, which cannot be imported ({error}): "
@@ -54,21 +54,11 @@ def load_tensorrt_rtx() -> Library:
         ) from error
 
 
-def _rtx_bindings() -> ModuleType:
-    carrier = importlib.util.find_spec(RTX_CARRIER)
-    if carrier is None or carrier.origin is None:
-        raise ImportError(f"no module named {RTX_CARRIER!r}")
-    for pattern in RTX_LIBRARIES:
-        for path in sorted(Path(carrier.origin).parent.glob(pattern)):
-            ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)  # the bindings look for them by name
-    return importlib.import_module(RTX_BINDINGS)
-
-
-def listener(library: Library) -> Any:
-    """A logger that prints nothing; `errors` are the messages so far that were errors."""
+def error_listener(library: TensorRtLibrary) -> Any:
+    """Make an ILogger that prints nothing and collects the texts of all errors in its list `errors`."""
     base: Any = library.api.ILogger
 
-    class Listener(base):
+    class ErrorListener(base):
         def __init__(self) -> None:
             base.__init__(self)  # super() would not reach the constructor of a bound C++ class
             self.errors: list[str] = []
@@ -77,4 +67,14 @@ def listener(library: Library) -> Any:
             if severity in (base.INTERNAL_ERROR, base.ERROR):
                 self.errors.append(message)
 
-    return Listener()
+    return ErrorListener()
+
+
+def _import_rtx_bindings() -> ModuleType:
+    carrier = importlib.util.find_spec(RTX_CARRIER)
+    if carrier is None or carrier.origin is None:
+        raise ImportError(f"no module named {RTX_CARRIER!r}")
+    for pattern in RTX_LIBRARY_FILES:
+        for path in sorted(Path(carrier.origin).parent.glob(pattern)):
+            ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)  # the bindings look for the libraries by name
+    return importlib.import_module(RTX_BINDINGS)

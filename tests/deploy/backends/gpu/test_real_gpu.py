@@ -12,9 +12,9 @@ from torch import nn
 
 from calibrate.homogenizer import Homogenizer
 from daemon.demo.networks import ResNet
-from deploy.backends.gpu.backend import ENGINE, unpack
+from deploy.backends.gpu.backend import ENGINE_KEY, unpack_engine
 from deploy.backends.gpu.device import GpuLost
-from deploy.backends.gpu.tensorrt_library import listener, load_tensorrt_rtx
+from deploy.backends.gpu.tensorrt_library import error_listener, load_tensorrt_rtx
 from deploy.backends.protocol import BackendUnavailable, check_parity, choose_backend, load_backend, open_backend
 from deploy.model.precision import PRECISIONS, to_precision
 from deploy.model.program import ModelError, export_program, load_program, save_program
@@ -146,7 +146,7 @@ def test_bytes_of_another_making_are_refused(backend, damage):
 
 
 def test_homogenizers_share_an_engine_and_keep_their_own_weights(backend):
-    engines = {unpack(compiled(backend, homogenizer(seed)))[ENGINE].numpy().tobytes() for seed in (1, 2)}
+    engines = {unpack_engine(compiled(backend, homogenizer(seed)))[ENGINE_KEY].numpy().tobytes() for seed in (1, 2)}
     assert len(engines) == 1
     one, other = (opened(backend, homogenizer(seed)) for seed in (1, 2))
     frames = torch.randn(2, *SHAPE)
@@ -221,7 +221,8 @@ def test_a_gpu_without_memory_is_no_fault_of_the_engine(gpu, monkeypatch, step):
     given = compiled(backend, homogenizer(1))
     heard = []
     monkeypatch.setattr(
-        "deploy.backends.gpu.tensorrt_engine.listener", lambda library: heard.append(listener(library)) or heard[-1]
+        "deploy.backends.gpu.tensorrt_engine.error_listener",
+        lambda library: heard.append(error_listener(library)) or heard[-1],
     )
 
     def fail(*_: object) -> None:

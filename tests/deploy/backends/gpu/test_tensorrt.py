@@ -13,9 +13,9 @@ from torch import nn
 from calibrate.homogenizer import Homogenizer
 from daemon.demo.networks import ResNet
 from deploy.backends.gpu import tensorrt_library
-from deploy.backends.gpu.backend import ENGINE, unpack
-from deploy.backends.gpu.tensorrt import build_engine, parse
-from deploy.backends.gpu.tensorrt_library import listener, load_tensorrt_rtx
+from deploy.backends.gpu.backend import ENGINE_KEY, unpack_engine
+from deploy.backends.gpu.tensorrt import build_engine, parse_network
+from deploy.backends.gpu.tensorrt_library import error_listener, load_tensorrt_rtx
 from deploy.backends.onnx_export import to_onnx
 from deploy.backends.protocol import BackendUnavailable, check_parity, load_backend
 from deploy.model.precision import to_precision
@@ -101,15 +101,15 @@ def library():
 
 def definition(library, module: nn.Module, *inputs: torch.Tensor):
     """NVIDIA's definition of the network, with what must live as long."""
-    heard = listener(library)
+    heard = error_listener(library)
     builder = library.api.Builder(heard)
-    return parse(library, builder, to_onnx(torch.export.export(module.eval(), inputs))), builder, heard
+    return parse_network(library, builder, to_onnx(torch.export.export(module.eval(), inputs))), builder, heard
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_frozen_network_becomes_an_engine(backend, name):
-    packed = unpack(backend.compile(frozen(name), EXAMPLE))
-    assert set(packed) == {ENGINE} and packed[ENGINE].numel() > 10_000
+    packed = unpack_engine(backend.compile(frozen(name), EXAMPLE))
+    assert set(packed) == {ENGINE_KEY} and packed[ENGINE_KEY].numel() > 10_000
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -127,7 +127,7 @@ def test_inputs_outputs_and_precision_are_those_of_the_network(library, name):
 )
 def test_in_lower_precision_every_convolution_has_it(backend, library, name, precision, kind):
     lower = to_precision(frozen(name), precision)
-    assert unpack(backend.compile(lower, EXAMPLE))[ENGINE].numel() > 10_000
+    assert unpack_engine(backend.compile(lower, EXAMPLE))[ENGINE_KEY].numel() > 10_000
     network, *_ = definition(library, lower, EXAMPLE)
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     convolutions = {layer.get_output(0).dtype.name for layer in layers if layer.type.name == "CONVOLUTION"}
@@ -143,8 +143,8 @@ def test_what_it_has_not_in_a_precision_is_told_in_one_line(backend, name, said,
 
 
 def test_all_homogenizers_of_a_shape_are_one_engine_with_other_weights(backend):
-    one, other = (unpack(backend.compile(homogenizer(seed), EXAMPLE)) for seed in (1, 2))
-    assert torch.equal(one.pop(ENGINE), other.pop(ENGINE))
+    one, other = (unpack_engine(backend.compile(homogenizer(seed), EXAMPLE)) for seed in (1, 2))
+    assert torch.equal(one.pop(ENGINE_KEY), other.pop(ENGINE_KEY))
     assert set(one) == {"curve", "offset", "kernel", "bias"}
     for name, value in homogenizer(1).named_parameters():
         assert torch.equal(one[name], value.detach()) and not torch.equal(one[name], other[name])
@@ -157,11 +157,11 @@ def test_what_the_homogenizers_engine_is_built_of_computes_what_it_does(backend,
     models: list[bytes] = []
     monkeypatch.setattr("deploy.backends.gpu.tensorrt.build_engine", lambda _, model: models.append(model) or b"engine")
     module = homogenizer(1)
-    packed = unpack(backend.compile(module, EXAMPLE))
+    packed = unpack_engine(backend.compile(module, EXAMPLE))
     session = onnxruntime.InferenceSession(models[0], providers=["CPUExecutionProvider"])
-    assert {tensor.name for tensor in session.get_inputs()} == {"frames", *packed} - {ENGINE}
+    assert {tensor.name for tensor in session.get_inputs()} == {"frames", *packed} - {ENGINE_KEY}
     frames = torch.randn(1, *SHAPE)
-    given = {name: value.numpy() for name, value in packed.items() if name != ENGINE}
+    given = {name: value.numpy() for name, value in packed.items() if name != ENGINE_KEY}
     (found,) = session.run(None, {"frames": frames.numpy()} | given)
     np.testing.assert_allclose(found, module(frames).detach().numpy(), rtol=1e-5, atol=1e-5)
 
@@ -194,8 +194,8 @@ def test_what_is_no_onnx_model_is_refused(library, model, capfd):
 
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"junk", lambda data: data[: len(data) // 2]])
 def test_bytes_of_another_making_are_refused(backend, damage):
-    with pytest.raises(ModelError, match="not an engine of recald's making"):
-        unpack(damage(backend.compile(homogenizer(1), EXAMPLE)))
+    with pytest.raises(ModelError, match="not an engine that recald has built"):
+        unpack_engine(damage(backend.compile(homogenizer(1), EXAMPLE)))
 
 
 def test_the_version_names_the_library(backend, library):

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from calibrate.homogenizer import Homogenizer
-from deploy.backends.gpu.backend import ENGINE, unpack
+from deploy.backends.gpu.backend import ENGINE_KEY, unpack_engine
 from deploy.backends.gpu.tensorrt import TensorRtBackend, TensorRtRtxBackend
-from deploy.backends.gpu.tensorrt_library import Library
+from deploy.backends.gpu.tensorrt_library import TensorRtLibrary
 from deploy.backends.gpu.torch_tensorrt_build import build_with_torch_tensorrt, load_torch_tensorrt
 from deploy.model.program import ModelError
 
@@ -115,7 +115,7 @@ def warned(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.fixture
 def backend_with(monkeypatch) -> Callable[[Any], TensorRtBackend]:
     """The backend over a TensorRT that is not there, whose parser makes an engine of the ONNX model itself."""
-    library = Library("TensorRT", SimpleNamespace(__version__="10.13.0"))
+    library = TensorRtLibrary("TensorRT", SimpleNamespace(__version__="10.13.0"))
     monkeypatch.setattr(TensorRtBackend, "_load_library", staticmethod(lambda: library))
     monkeypatch.setattr("deploy.backends.gpu.tensorrt.build_engine", lambda library, model: b"parsed:" + model)
 
@@ -127,7 +127,7 @@ def backend_with(monkeypatch) -> Callable[[Any], TensorRtBackend]:
 
 
 def engine_of(backend: TensorRtBackend, module: nn.Module) -> bytes:
-    return unpack(backend.compile(module, EXAMPLE))[ENGINE].numpy().tobytes()
+    return unpack_engine(backend.compile(module, EXAMPLE))[ENGINE_KEY].numpy().tobytes()
 
 
 @pytest.fixture
@@ -314,7 +314,7 @@ def test_the_version_names_the_builder(backend_with):
 def test_tensorrt_for_rtx_is_never_built_by_torch_tensorrt(install, backend_with, monkeypatch):
     """torch-tensorrt is for one of the two libraries, and this one is for TensorRT."""
     install("raise SystemExit('imported')")
-    library = Library("TensorRT-RTX", SimpleNamespace(__version__="1.7"))
+    library = TensorRtLibrary("TensorRT-RTX", SimpleNamespace(__version__="1.7"))
     monkeypatch.setattr(TensorRtRtxBackend, "_load_library", staticmethod(lambda: library))
     backend = TensorRtRtxBackend()
     assert engine_of(backend, Network()).startswith(b"parsed:")
