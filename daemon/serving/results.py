@@ -15,7 +15,7 @@ from daemon.zmq_sockets import bind, open_socket
 
 RESULT_VERSION = 1  # of the header: its key "v"
 RESULT_DTYPES = frozenset("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split())
-RESULT_QUEUE_MESSAGES = 64  # for each reader; a reader that is slower loses the newest
+PUBLISHER_QUEUE_MESSAGES = 64  # for each reader; a reader that is slower loses the newest
 
 
 class ResultError(RecaldError):
@@ -28,7 +28,7 @@ class Publisher:
     def __init__(self, context: zmq.Context, endpoint: str):
         """Open the socket; OSError where the endpoint cannot be bound."""
         self._socket = open_socket(context, zmq.PUB)
-        self._socket.setsockopt(zmq.SNDHWM, RESULT_QUEUE_MESSAGES)
+        self._socket.setsockopt(zmq.SNDHWM, PUBLISHER_QUEUE_MESSAGES)
         self.endpoint = bind(self._socket, endpoint)
 
     def send(self, sensor: str, header: Mapping[str, Any], output: np.ndarray) -> None:

@@ -7,7 +7,7 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.serving.results import RESULT_DTYPES, RESULT_QUEUE_MESSAGES, Publisher, ResultError, parse_result
+from daemon.serving.results import PUBLISHER_QUEUE_MESSAGES, RESULT_DTYPES, Publisher, ResultError, parse_result
 
 OUTPUT = np.linspace(-1, 1, 10, dtype=np.float32).reshape(1, 10)
 
@@ -91,7 +91,7 @@ def test_a_reader_that_stands_still_holds_nobody_up_and_queues_little(publisher,
     while subscriber.poll(200):
         subscriber.recv_multipart()
         arrived += 1
-    assert 0 < arrived < 2000 and arrived < 10 * RESULT_QUEUE_MESSAGES
+    assert 0 < arrived < 2000 and arrived < 10 * PUBLISHER_QUEUE_MESSAGES
 
 
 def test_nobody_listening_is_no_error(publisher):
