@@ -22,7 +22,7 @@ import zmq
 
 from calibrate.errors import RecaldError
 from daemon.operator.control import ControlError, ask
-from daemon.serving.message import MAX_NUMBER, build_frame
+from daemon.serving.message import MAX_HEADER_INTEGER, build_frame
 from daemon.serving.results import ResultError, parse_result
 from daemon.zmq_sockets import bind as bind_socket
 from daemon.zmq_sockets import connect, open_socket
@@ -246,8 +246,8 @@ def read_result(parts: Sequence[bytes]) -> FrameResult:
 
 def _integer(header: dict[str, Any], key: str) -> int:
     value = header.get(key)
-    if type(value) is not int or not 0 <= value <= MAX_NUMBER:  # isinstance would let true pass as 1
-        raise _unfit(key, value, f"an integer, 0 to {MAX_NUMBER}")
+    if type(value) is not int or not 0 <= value <= MAX_HEADER_INTEGER:  # isinstance would let true pass as 1
+        raise _unfit(key, value, f"an integer, 0 to {MAX_HEADER_INTEGER}")
     return value
 
 

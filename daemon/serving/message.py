@@ -26,7 +26,7 @@ FRAME_VERSION = 1  # of the header: its key "v"
 MAX_TOPIC_BYTES = 256  # that are looked at; a sensor id has at most 64
 MAX_HEADER_BYTES = 64 * 1024
 MAX_FRAME_SIDE = 16384  # pixels
-MAX_NUMBER = 2**63 - 1  # of seq, timestamp and step: they fit a signed 64-bit integer
+MAX_HEADER_INTEGER = 2**63 - 1  # of seq, timestamp and step: they fit a signed 64-bit integer
 MAX_FUTURE_NS = 1_000_000_000  # more than the clocks of two synchronised machines differ
 
 IMAGEZMQ_ENCODINGS = {  # by dtype and number of channels
@@ -166,12 +166,12 @@ def _read_frame(sensor: str, header: dict[str, Any], payload: memoryview, receiv
     encoding = _encoding(header)
     return Frame(
         sensor=sensor,
-        seq=_integer(header, "seq", 0, MAX_NUMBER),
-        timestamp=_integer(header, "timestamp", 0, MAX_NUMBER),
+        seq=_integer(header, "seq", 0, MAX_HEADER_INTEGER),
+        timestamp=_integer(header, "timestamp", 0, MAX_HEADER_INTEGER),
         width=_integer(header, "width", 1, MAX_FRAME_SIDE),
         height=_integer(header, "height", 1, MAX_FRAME_SIDE),
         encoding=encoding,
-        step=0 if encoding in COMPRESSED_ENCODINGS else _integer(header, "step", 1, MAX_NUMBER),
+        step=0 if encoding in COMPRESSED_ENCODINGS else _integer(header, "step", 1, MAX_HEADER_INTEGER),
         hold=_hold(header),
         payload=payload,
         received=received,
