@@ -1,4 +1,4 @@
-"""The judge lets a fit serve where it helps and refuses it where it harms: 16 kinds of drift, two data sets."""
+"""The judge lets fits serve that help and hardly any that harm: 16 kinds of drift at three strengths, two data sets."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from bench.material.camera import FPS, ORDER_SEED, Answer
 from bench.material.daemon_run import DIGITS_SEED, SIZE, DaemonRun, bare_runner, daemon_run, digits, pictures
 from bench.provenance import DAEMON, DEPLOYMENT, MATERIAL, METHOD
 from bench.report import percentiles, show, show_rows
-from daemon.demo.material import Material
+from daemon.demo.datasets import Dataset
 from daemon.simulation.drifts import parse_drift
 from deploy.backends.protocol import Runner
 from deploy.store.artefacts import FACTORY
@@ -44,10 +44,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _measure_size(material: Material, size: int, seconds: float) -> dict[str, Any]:
+def _measure_size(digits: Dataset, size: int, seconds: float) -> dict[str, Any]:
     """Measure with the digit network at this input size: 224x224 costs 49 times as much as 32x32."""
-    with daemon_run(material, size, FIT_FRAMES) as run, bare_runner(run.folder.model) as runner:
-        images, camera = pictures(material, size), run.camera
+    with daemon_run(digits, size, FIT_FRAMES) as run, bare_runner(run.folder.model) as runner:
+        images, camera = pictures(digits, size), run.camera
         bare = _bare(runner, images, seconds / 2)
         idle = camera.run_for(seconds)
         bare += _bare(runner, images, seconds / 2)  # halves before and after, in case the machine slows down

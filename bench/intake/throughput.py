@@ -12,7 +12,7 @@ from bench.intake.reader_process import Reading, measure_in_process
 from bench.intake.readers import BARE, BARE_KEPT, READERS, is_installed
 from bench.intake.sender import HEIGHT, WIDTH
 from bench.report import percentiles
-from daemon.demo.service import free_port
+from daemon.demo.processes import free_port
 
 TRANSPORTS = ("ipc", "tcp")
 LIMIT, CAMERA = "limit", "camera"

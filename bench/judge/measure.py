@@ -1,4 +1,4 @@
-"""Bad homogenizers do not come to serve, and good ones do: the judge and the shadow against labels, ten cameras."""
+"""No bad homogenizer comes to serve, and most proper fits that help do: judge and shadow against labels."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import numpy as np
 import zmq
 
 from daemon.config import load_config
-from daemon.demo.service import Folder
+from daemon.demo.processes import RunFolder
 from daemon.serving.message import build_frame
 from daemon.serving.results import parse_result
 from daemon.simulation.camera import open_camera, paced, wait_for_reader
@@ -43,7 +43,7 @@ class Answer(NamedTuple):
 class Camera:
     """Sends raw frames at FPS and measures the time of each until its result is read, all in one thread."""
 
-    def __init__(self, context: zmq.Context, folder: Folder, images: np.ndarray):
+    def __init__(self, context: zmq.Context, folder: RunFolder, images: np.ndarray):
         config = load_config(folder.config)
         self._results = open_socket(context, zmq.SUB)
         self._results.setsockopt(zmq.RCVHWM, RESULT_QUEUE)

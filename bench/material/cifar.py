@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from calibrate import Limits
-from daemon.demo import material, networks
+from daemon.demo import datasets, networks
 from daemon.images import read_npz
 from deploy.model.export import build_module
 
@@ -21,7 +21,7 @@ WEIGHTS = {
     "resnet56": "resnet56-4bfd9763.th",
 }
 
-LIMITS = Limits.of(material.IMAGENET_MEAN, material.IMAGENET_STD)
+LIMITS = Limits.of(datasets.IMAGENET_MEAN, datasets.IMAGENET_STD)
 
 
 class Images(NamedTuple):
@@ -46,7 +46,7 @@ def network(data: Path, name: str) -> nn.Module:
 
 def normalise(images: np.ndarray) -> Tensor:
     """Convert (N, H, W, 3) uint8 to (N, 3, H, W) float32, normalised as for the training of the networks."""
-    mean, std = torch.tensor(material.IMAGENET_MEAN), torch.tensor(material.IMAGENET_STD)
+    mean, std = torch.tensor(datasets.IMAGENET_MEAN), torch.tensor(datasets.IMAGENET_STD)
     return ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 

@@ -16,8 +16,8 @@ import zmq
 from rich.console import Console
 
 from bench.material.camera import SENSOR, Camera
-from daemon.demo import material
-from daemon.demo.service import Daemon, Folder, Metrics, export, free_port, write_config
+from daemon.demo.datasets import Dataset, digits_dataset
+from daemon.demo.processes import DaemonProcess, RunFolder, Scrape, export, free_port, write_config
 from deploy.backends.protocol import Runner, load_backend
 from deploy.model.frozen import load_frozen
 
@@ -26,12 +26,12 @@ SIZE = 32  # pixels a side at which the network was trained; its layers take any
 DIGITS_SEED = 0
 
 
-def digits() -> material.Material:
+def digits() -> Dataset:
     """Return the demo's digits and their network, trained once."""
-    return material.digits(DIGITS_SEED, Console(stderr=True))
+    return digits_dataset(DIGITS_SEED, Console(stderr=True))
 
 
-def pictures(digits: material.Material, size: int) -> np.ndarray:
+def pictures(digits: Dataset, size: int) -> np.ndarray:
     """Return the first PICTURES digits enlarged to (PICTURES, size, size, 3) uint8."""
     shown = digits.images[:PICTURES]
     return np.stack([cv2.resize(i, (size, size), interpolation=cv2.INTER_CUBIC) for i in shown])
@@ -41,11 +41,11 @@ def pictures(digits: material.Material, size: int) -> np.ndarray:
 class DaemonRun:
     """A daemon that serves one sensor, and its camera."""
 
-    folder: Folder
-    daemon: Daemon
+    folder: RunFolder
+    daemon: DaemonProcess
     camera: Camera
 
-    def scrape(self) -> Metrics:
+    def scrape(self) -> Scrape:
         """Read the daemon's metrics."""
         metrics = self.daemon.scrape()
         assert metrics is not None, "the daemon answered before"
@@ -70,18 +70,18 @@ class DaemonRun:
 
 @contextmanager
 def daemon_run(
-    digits: material.Material, size: int, fit_frames: int, command: Sequence[str] | None = None, **recalibrate: Any
+    digits: Dataset, size: int, fit_frames: int, command: Sequence[str] | None = None, **recalibrate: Any
 ) -> Iterator[DaemonRun]:
     """Export the network for this input size and serve it by `recald run`, or by `command`.
 
     `recalibrate` holds further keys of that section of the configuration.
     """
     with tempfile.TemporaryDirectory(prefix="recald-bench-") as name, zmq.Context() as context:
-        folder = Folder(Path(name))
+        folder = RunFolder(Path(name))
         export(digits.network, folder.model, shape=f"3x{size}x{size}")
         port = free_port()
         write_config(folder, (SENSOR,), port, fit_frames, **recalibrate)
-        with Daemon(folder.config, folder.log, port, command) as daemon:
+        with DaemonProcess(folder.config, folder.log, port, command) as daemon:
             daemon.wait_until_serving()
             camera = Camera(context, folder, pictures(digits, size))
             try:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench.provenance import normalised_statements
 from daemon.demo import networks
-from daemon.demo.train import cache_folder, one_thread
+from daemon.demo.datasets import cache_folder, single_thread
 from daemon.images import read_npz
 from deploy.files import write_atomically
 
@@ -143,7 +143,7 @@ def _train_and_keep(name: str, weights: Path, arrays: dict[str, np.ndarray], net
     training, held_out = split(arrays)
     console = Console(stderr=True)
     console.print(f"training {name}, once; kept as {weights}", soft_wrap=True)
-    with one_thread():
+    with single_thread():
         _train(net, RECIPES[name], images[training], labels[training], _bar(console))
         reached = accuracy(net, images[held_out], labels[held_out])
     console.print(f"{name}: accuracy {reached:.2%} on {len(held_out)} held-out images")

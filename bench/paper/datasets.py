@@ -24,7 +24,7 @@ from calibrate.features.feature_maps import (
     random_projection,
     with_logits,
 )
-from daemon.demo import material
+from daemon.demo.datasets import CIFAR_CLASSES, IMAGENET_MEAN, IMAGENET_STD
 from daemon.images import read_npz
 
 FRAMES, VALIDATION_IMAGES, SOURCE_IMAGES = 512, 1024, 4096
@@ -96,9 +96,9 @@ def _cifar10(data: Path, name: str) -> DataSet:
     return DataSet(
         model=network(data, name),
         verifier=network(data, VERIFIER),
-        mean=material.IMAGENET_MEAN,
-        std=material.IMAGENET_STD,
-        classes=material.CIFAR_CLASSES,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        classes=CIFAR_CLASSES,
         kappa=KAPPAS["cifar10"],
         source=labelled("cifar10_train_1.npz", SOURCE_IMAGES),
         fitted=labelled("cifar10_train_0.npz", FRAMES),

@@ -1,4 +1,4 @@
-"""Our ρ and procedure recover more than the paper's in every row of the tables of Willis & Oala (2021).
+"""On CIFAR-10 our ρ recovers more than the paper's in every row of the tables of Willis & Oala (2021).
 
 Each (data set, setting, row, ρ, perturbation) is one experiment. Finished experiments are kept in the state file, and
 a run that was stopped goes on from there. The paper's ρ matches statistics of clean source images, as in the paper.
@@ -34,7 +34,7 @@ from bench.paper.tables import COLUMNS, body, figure, markdown, summarise
 from bench.provenance import MATERIAL, METHOD
 from bench.report import show
 from calibrate import FitConfig
-from daemon.demo.picture import draw
+from daemon.demo.picture import draw_picture
 
 CODE = (*METHOD, *MATERIAL, "bench/paper/*.py")
 
@@ -82,7 +82,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.markdown:
         args.markdown.write_text("\n".join([*(markdown(summary, *title) for title in titles), note + "\n"]))
     if args.png:
-        args.png.write_bytes(draw(list(figure(experiments, state, runner))))
+        args.png.write_bytes(draw_picture(list(figure(experiments, state, runner))))
     draws = list(REPORTED_DRAWS[: args.runs])
     return {
         "seeds": {"perturbation": draws, "fit": draws, "features": RANDOM_SEED},

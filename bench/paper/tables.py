@@ -11,7 +11,7 @@ from bench.paper.datasets import ROWS
 from bench.paper.experiments import IMAGES_OF_DRAW, METRICS, RHOS, Experiment, State
 from bench.paper.published import PUBLISHED
 from bench.paper.runner import Runner
-from daemon.demo.picture import Row
+from daemon.demo.picture import PictureRow
 from daemon.images import read_npz
 
 BASELINES = ("CLEAN", "DISTORTED")
@@ -87,7 +87,7 @@ def markdown(summary: Sequence[dict[str, Any]], dataset: str, setting: str) -> s
     return f"### {dataset}, {setting}\n\n{table}\n" + (f"\nPublished: {published}.\n" if published else "")
 
 
-def figure(experiments: Sequence[Experiment], state: State, runner: Runner) -> Iterator[Row]:
+def figure(experiments: Sequence[Experiment], state: State, runner: Runner) -> Iterator[PictureRow]:
     """Yield a line of images for every experiment of the first perturbation that has images."""
     for experiment in experiments:
         path = state.images(experiment)
@@ -98,4 +98,4 @@ def figure(experiments: Sequence[Experiment], state: State, runner: Runner) -> I
         note = "CC, " * experiment.row.endswith(" CC") + note  # in the note, since the column of titles is narrow
         names = [data_set.classes[label] for label in arrays["label"]]
         right = arrays["label"] == data_set.validation.labels[: len(names)].numpy()
-        yield Row(experiment.row.removesuffix(" CC"), note, arrays["images"], names, right.tolist())
+        yield PictureRow(experiment.row.removesuffix(" CC"), note, arrays["images"], names, right.tolist())

@@ -1,4 +1,4 @@
-"""On hours of streams that are not i.i.d. recald raises the accuracy of a drifted camera and harms no clean one."""
+"""On hours of streams that are not i.i.d. recald helps a drifted camera and does no harm beyond noise."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bench.state_file import append_line, read_lines
 from bench.streams.daemon import Records, SimulatedDaemon
 from bench.streams.stream import RATE, STREAMS, Stream, Tick, play
 from daemon.config import DriftConfig, RecalibrateConfig
-from daemon.demo import material, networks
+from daemon.demo import datasets, networks
 from deploy.model.export import export_model
 
 CODE = (*METHOD, *DEPLOYMENT, *DAEMON, *MATERIAL, "bench/streams/*.py")
@@ -173,8 +173,8 @@ def _export(data: Path, folder: Path) -> Path:
         data / "models" / WEIGHTS["resnet20"],
         path,
         input_shape=(3, 32, 32),
-        mean=material.IMAGENET_MEAN,
-        std=material.IMAGENET_STD,
+        mean=datasets.IMAGENET_MEAN,
+        std=datasets.IMAGENET_STD,
     )
     return path
 

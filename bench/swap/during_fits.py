@@ -10,7 +10,7 @@ import numpy as np
 from bench.material.camera import Answer, Camera
 from bench.material.daemon_run import SIZE, DaemonRun, daemon_run
 from bench.report import p99_ratio, percentiles
-from daemon.demo.material import Material
+from daemon.demo.datasets import Dataset
 from daemon.simulation.drifts import parse_drift
 
 FIT_FRAMES = 256
@@ -25,7 +25,7 @@ STAGES = ("fitting", "judging", "compiling")
 REST_STATES = ("factory", "active")
 
 
-def measure_during_fits(digits: Material, fits: int, seconds: float) -> dict[str, Any]:
+def measure_during_fits(digits: Dataset, fits: int, seconds: float) -> dict[str, Any]:
     """Let a camera drift `fits` times, each after `seconds` of rest; the daemon fits and swaps by itself."""
     with daemon_run(digits, SIZE, FIT_FRAMES, probation=PROBATION_S) as run:
         run.camera.run_for(WARM_UP_S)

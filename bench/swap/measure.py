@@ -1,4 +1,4 @@
-"""A swap delays no frame, loses none and leaves no memory behind, and each output is of the homogenizer it names."""
+"""A swap delays and loses no frame and hardly takes memory, and each output is of the homogenizer that it names."""
 
 from __future__ import annotations
 

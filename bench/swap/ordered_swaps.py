@@ -19,7 +19,7 @@ from bench.swap.daemon_without_fits import EXCHANGE_LINE, WAIT_LINE
 from bench.swap.outputs import attribution
 from calibrate.homogenizer import Homogenizer
 from daemon.config import load_config
-from daemon.demo.material import Material
+from daemon.demo.datasets import Dataset
 from daemon.operator.control import request
 from deploy.backends.protocol import load_backend
 from deploy.model.frozen import FrozenModel, load_frozen
@@ -46,7 +46,7 @@ class Memory(NamedTuple):
     resident: float  # MiB
 
 
-def measure_ordered_swaps(digits: Material, swaps: int, apart: int) -> dict[str, Any]:
+def measure_ordered_swaps(digits: Dataset, swaps: int, apart: int) -> dict[str, Any]:
     """Order `apart` swaps with BETWEEN_SWAPS_S between them, then `swaps` in a row; frames come at FPS."""
     with daemon_run(digits, SIZE, MIN_FIT_FRAMES, COMMAND, **WITHOUT_WAITING) as run:
         versions = store_homogenizers(ArtefactStore(run.folder.state), load_frozen(run.folder.model))
