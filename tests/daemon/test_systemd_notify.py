@@ -89,7 +89,7 @@ def test_without_systemd_it_is_silent(caplog):
 
 
 @pytest.mark.parametrize("address", ["vsock:2:1234", "relative"])
-def test_an_address_of_another_kind_is_told_once(caplog, address):
+def test_an_address_of_another_kind_is_logged_once(caplog, address):
     notifier = Notifier({"NOTIFY_SOCKET": address})
     notifier.ready()
     notifier.ready()

@@ -14,7 +14,7 @@ def socket(context):
     socket.close()
 
 
-def test_the_port_chosen_for_a_star_is_told(socket, open_peer):
+def test_the_real_port_is_returned_for_a_star(socket, open_peer):
     endpoint = bind(socket, "tcp://127.0.0.1:*")
     open_peer(zmq.PUSH, connect=endpoint).send(b"hello")
     assert socket.poll(5000) and socket.recv() == b"hello"
@@ -45,7 +45,7 @@ def test_a_connect_to_nowhere_is_an_os_error(socket):
     assert socket.closed
 
 
-def test_a_living_socket_file_is_not_taken_over(context, socket, open_peer, tmp_path):
+def test_the_socket_file_of_a_running_process_is_not_taken_over(context, socket, open_peer, tmp_path):
     endpoint = bind(socket, f"ipc://{tmp_path}/frames")
     with pytest.raises(OSError, match="in use"):
         bind(open_socket(context, zmq.PULL), endpoint)

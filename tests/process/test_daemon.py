@@ -274,24 +274,24 @@ def _stop(daemon: Daemon, number: int) -> None:
     assert not list(Path(daemon.control.removeprefix("ipc://")).parent.glob("state/**/.*.tmp"))
 
 
-def test_systemd_hears_the_whole_life(tiny_model: Path, folder: Path):
+def test_systemd_is_notified_of_the_whole_life(tiny_model: Path, folder: Path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(folder / "notify"))
         systemd.settimeout(30)
         environment = {"NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "400000"}
         with Daemon(write_config(folder, tiny_model), **environment) as daemon:
-            said = []
-            while said.count("WATCHDOG=1") < 3:
-                said.append(systemd.recv(4096).decode())
+            messages = []
+            while messages.count("WATCHDOG=1") < 3:
+                messages.append(systemd.recv(4096).decode())
             eventually(daemon.workers, "the drift watch has its worker")
             _stop(daemon, signal.SIGINT)
             systemd.setblocking(False)
-            said += _all_queued(systemd)
-    kinds = [message.partition("=")[0] for message in said]
-    assert kinds[0] == "STATUS" and "loading" in said[0]
+            messages += _all_queued(systemd)
+    kinds = [message.partition("=")[0] for message in messages]
+    assert kinds[0] == "STATUS" and "loading" in messages[0]
     assert kinds.index("READY") < kinds.index("WATCHDOG") < kinds.index("STOPPING") == len(kinds) - 1
     assert kinds.count("READY") == kinds.count("STOPPING") == 1
-    assert "STATUS=front: factory, drift nan, ρ factory; rear: factory, drift nan, ρ factory" in said
+    assert "STATUS=front: factory, drift nan, ρ factory; rear: factory, drift nan, ρ factory" in messages
 
 
 def _all_queued(receiver: socket.socket) -> list[str]:

@@ -1,4 +1,4 @@
-"""Who decides what serves: modes, approval, hold and probation of a running daemon, and what its audit log tells."""
+"""Who decides what serves: modes, approval, hold and probation of a running daemon, and what its audit log holds."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def served(camera: Camera) -> list[str]:
 
 
 def audit(config: Path) -> list[dict]:
-    told = recald("history", "--config", config, "--json")
-    assert told.returncode == 0, told.stderr
-    return [json.loads(line) for line in told.stdout.splitlines()]
+    history = recald("history", "--config", config, "--json")
+    assert history.returncode == 0, history.stderr
+    return [json.loads(line) for line in history.stdout.splitlines()]
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ def test_a_candidate_serves_once_it_is_approved_and_not_if_it_is_refused(in_mode
         assert "recald approve" in status["reason"]
         assert served(camera) == ["factory"]
         assert f"{status['candidate'][:12]} does" in refusal(daemon, "approve", "--version", "f" * 8)
-        said = order(daemon, "approve", "--version", status["candidate"])
-        assert said == f"front: candidate {status['candidate'][:12]} serves as soon as nothing holds it, on probation\n"
+        answer, version = order(daemon, "approve", "--version", status["candidate"]), status["candidate"][:12]
+        assert answer == f"front: candidate {version} serves as soon as nothing holds it, on probation\n"
         camera.stream(DRIFT, lambda: state(daemon) == "active", "it serves and its probation is over")
 
         camera.stream({"front": CLEAN}, lambda: state(daemon) == "factory", "the way back to none needs no approval")
@@ -105,9 +105,9 @@ def test_a_candidate_serves_once_it_is_approved_and_not_if_it_is_refused(in_mode
         assert camera.ask(CLEAN[0])[0]["homogenizer"] == "factory"
         assert "front: no candidate waits for approval: " in refusal(daemon, "approve")
     events = [(record["event"], record["details"]) for record in audit(config) if record["sensor"] == "front"]
-    told = [name for name, _ in events if name not in ("state", "drift alarm over")]
+    names = [name for name, _ in events if name not in ("state", "drift alarm over")]
     fitted, recalled = ["fit begun", "fit", "order", "swap"], ["fit", "order", "candidate dropped"]
-    assert told[:11] == ["drift alarm", *fitted, "drift alarm", "swap", "drift alarm", *recalled]
+    assert names[:11] == ["drift alarm", *fitted, "drift alarm", "swap", "drift alarm", *recalled]
     swaps = [(details["from"], details["to"]) for name, details in events if name == "swap"]
     assert swaps == [("factory", status["candidate"]), (status["candidate"], "factory")]
     assert recald("verify", "--config", config).returncode == 0
@@ -139,7 +139,7 @@ def test_nothing_is_swapped_during_a_hold_of_the_operator_nor_after_a_restart(in
         assert lost == daemon.metric("recald_frames_dropped_total", reason="superseded")
 
 
-def test_nothing_is_swapped_that_the_audit_log_could_not_tell_of(in_mode, folder: Path):
+def test_nothing_is_swapped_while_the_audit_log_cannot_be_written(in_mode, folder: Path):
     config = in_mode("autonomous")
     (folder / "state" / "audit.sqlite").mkdir(parents=True)  # where the log should be
     with serving(config) as (daemon, camera):

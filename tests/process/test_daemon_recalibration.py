@@ -91,12 +91,12 @@ def story(tiny_model: Path) -> Iterator[Story]:
             camera.stream(drift, lambda: state(daemon) == "active", "a homogenizer serves")
             camera.stream(drift, lambda: daemon.status()["drift_score"] is not None, "the next drift check")
             camera.settle()
-            told = _told(daemon, camera)
+            seen = _observe(daemon, camera)
             assert daemon.stop()[0] == 0, daemon.log
-        yield told
+        yield seen
 
 
-def _told(daemon: Daemon, camera: Camera) -> Story:
+def _observe(daemon: Daemon, camera: Camera) -> Story:
     counters = ["frames_missed", "fits", "swaps", "rollbacks", "frames_dropped"]
     scores = {
         labels["stage"]: value for labels, value in daemon.samples("recald_drift_score") if labels["sensor"] == "front"
@@ -188,9 +188,7 @@ def test_a_restart_serves_the_same_homogenizer_and_a_rollback_leaves_it_for_good
         assert versions(camera) == ["factory"]
 
 
-def test_a_camera_that_is_itself_again_needs_no_homogenizer_and_a_drift_that_comes_again_no_fit(
-    story: Story, restart: Path
-):
+def test_a_camera_that_is_clean_again_needs_no_homogenizer_and_a_drift_that_returns_no_fit(story: Story, restart: Path):
     with serving(restart) as (daemon, camera):
         camera.stream({"front": CLEAN}, lambda: state(daemon) == "factory", "the factory homogenizer serves")
         assert camera.ask(CLEAN[0])[0]["homogenizer"] == "factory"
@@ -227,14 +225,16 @@ def test_what_is_damaged_is_not_served_and_the_log_says_why(story: Story, restar
     weights.write_bytes(weights.read_bytes()[:-100])
     with serving(restart) as (daemon, camera):
         assert versions(camera) == ["factory"]
-        assert f"ERROR daemon.model.served_model: front: {weights}: damaged" in daemon.log
+        assert f"ERROR daemon.recalibration.restore: front: {weights}: damaged" in daemon.log
 
 
 def test_on_a_disk_that_is_read_only_the_last_good_homogenizer_serves(story: Story, restart: Path):
     stored, here = restart.parent / "state", read_only(restart.parent / "state")
     (stored / "sensors" / "front" / ".current.json.0.tmp").touch()  # left by one that was killed
     with serving(restart, here) as (daemon, camera):
-        eventually(lambda: "nothing is swapped until the audit log can be written" in daemon.log, "it is said")
+        eventually(
+            lambda: "nothing is swapped until the audit log can be written" in daemon.log, "the warning is logged"
+        )
         assert "make its disk and folder writable" in daemon.log
         assert versions(camera) == [story.version]
         camera.stream({"front": CLEAN}, lambda: fits(daemon, "factory") == 1, "another one would be better")
@@ -256,7 +256,7 @@ def kill_after(daemon: Daemon, words: str, delay: float) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def test_kills_while_swaps_are_written_down_leave_all_of_one_of_the_two(story: Story, restart: Path):
+def test_kills_while_a_swap_is_written_leave_the_whole_old_or_the_whole_new_state(story: Story, restart: Path):
     store, random = ArtefactStore(restart.parent / "state"), Random(0)
     serves = story.version
     for _ in range(3):
@@ -274,7 +274,7 @@ def test_kills_while_swaps_are_written_down_leave_all_of_one_of_the_two(story: S
 # ---- an operator asks, a camera holds
 
 
-def test_a_fit_of_clean_frames_changes_nothing_and_the_drift_watch_outlives_its_worker(tiny_model: Path, folder: Path):
+def test_a_fit_of_clean_frames_changes_nothing_and_drift_checks_outlive_their_worker(tiny_model: Path, folder: Path):
     with serving(write_config(folder, tiny_model)) as (daemon, camera):
         clean = {"front": CLEAN}
         camera.stream(clean, lambda: daemon.status()["drift_score"] is not None, "a first drift check")

@@ -89,8 +89,8 @@ def test_the_next_start_serves_the_old_or_the_new_one_and_finds_nothing_damaged(
 @pytest.mark.slow
 def test_what_serves_after_a_kill_is_in_the_audit_log(cases: list[Case]):
     killed = those(cases, lambda case: case["fault"] in faults.KILLS)
-    assert not those(killed, lambda case: case["served"]["front"] == NEW != case["told_of"])
-    assert those(killed, lambda case: case["told_of"] == NEW != case["served"]["front"])  # told first, then pointed to
+    assert not those(killed, lambda case: case["served"]["front"] == NEW != case["recorded"])
+    assert those(killed, lambda case: case["recorded"] == NEW != case["served"]["front"])  # the record comes first
 
 
 @pytest.mark.slow
@@ -143,14 +143,14 @@ def changes(data: bytes) -> Iterator[bytes]:
         yield data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
 
 
-def told(state: Path, anchor: Anchor) -> str:
+def findings(state: Path, anchor: Anchor) -> str:
     """All that `recald verify --anchor` finds once a start has looked at the state."""
     with closing(AuditLog(audit_path(state))) as audit:
         of_log = [f"audit.sqlite-wal: {problem}" for problem in audit.verify(anchor)]
         return "\n".join([*device.damage(state), *audit.damaged_before(), *of_log])
 
 
-def test_damage_to_any_file_is_told_and_what_is_whole_serves(killed: tuple[Path, Anchor], tmp_path: Path):
+def test_damage_to_any_file_is_found_and_what_is_intact_serves(killed: tuple[Path, Anchor], tmp_path: Path):
     left, anchor = killed
     files = [path.relative_to(left) for path in left.rglob("*") if path.is_file() and path.stat().st_size]
     assert {"audit.sqlite", "audit.sqlite-wal", "current.json", "withdrawn.json"} <= {file.name for file in files}
@@ -164,7 +164,7 @@ def test_damage_to_any_file_is_told_and_what_is_whole_serves(killed: tuple[Path,
                 factory_with_reason = not served[sensor] and sensor in "".join(complaints)
                 assert served[sensor] in good or factory_with_reason, (file, served)
             if file.name.startswith("audit.sqlite"):
-                assert "audit.sqlite" in told(state, anchor) or numbers(state) == [*range(1, anchor[0] + 1)], file
+                assert "audit.sqlite" in findings(state, anchor) or numbers(state) == [*range(1, anchor[0] + 1)], file
             else:
                 name = file.stem if file.parent.parent.name == "sha256" else file.name
-                assert name in told(state, anchor), file
+                assert name in findings(state, anchor), file

@@ -7,7 +7,7 @@ import torch
 from bench.fit import CAMERA
 from bench.material.cifar import LIMITS, accuracy, lossless, network, normalise
 from calibrate import fit, tap
-from calibrate.judge import champions, judge, needs_no_fit
+from calibrate.judge import collect_champions, judge, needs_no_fit
 from calibrate.scoring.scorer import Scorer
 from daemon.config import DriftConfig
 from daemon.simulation.drifts import parse_drift
@@ -40,7 +40,7 @@ def scorer(model):
 def test_clean_images_are_within_the_band_and_need_no_fit(scorer, images):
     for window in normalise(images.pictures[:640]).split(64):
         assert scorer.measure(window).drift.score < BAND / 2
-    assert needs_no_fit(champions(scorer, None, normalise(images.pictures[:128])), BAND)
+    assert needs_no_fit(collect_champions(scorer, None, normalise(images.pictures[:128])), BAND)
 
 
 def test_a_drifted_camera_is_far_outside_the_clean_band(scorer, drifted):
@@ -54,7 +54,7 @@ def test_a_drift_that_costs_a_few_points_is_outside_the_clean_band(scorer, image
         assert scorer.measure(window).drift.score > BAND
 
 
-def test_a_scene_of_one_class_is_a_narrow_view_and_a_drifted_camera_shows_none(scorer, images, drifted):
+def test_a_scene_of_one_class_is_a_label_shift_and_a_drifted_camera_is_none(scorer, images, drifted):
     for name in range(10):
         scene = scorer.measure(normalise(images.pictures[images.labels.numpy() == name][:128]))
         assert scene.drift.score > BAND and scene.label_shift
@@ -72,4 +72,4 @@ def test_a_fit_brings_accuracy_back_and_the_judge_sees_it(model, scorer, images,
     clean = accuracy(model, normalise(images.pictures[512:1024]), labels[512:1024])
     assert (after - before) / (clean - before) > 0.8
     held_out = drifted[384:512]
-    assert judge(scorer, result.homogenizer, held_out, champions(scorer, None, held_out), BAND).accepted
+    assert judge(scorer, result.homogenizer, held_out, collect_champions(scorer, None, held_out), BAND).accepted

@@ -81,7 +81,7 @@ def systemd_analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 @analyze
 def test_systemd_knows_every_setting(installable: Path):
     done = systemd_analyze("verify", "--man=no", installable)
-    assert (done.stdout + done.stderr).strip() == ""  # an unknown setting is said, the exit code stays 0
+    assert (done.stdout + done.stderr).strip() == ""  # an unknown setting is printed, the exit code stays 0
     assert done.returncode == 0
 
 

@@ -1,6 +1,6 @@
-"""A program: every fault at every step of what a daemon writes, and a line of JSON about each.
+"""A program: inject every fault at every step of what a daemon writes, and print one line of JSON for each.
 
-A program of its own, because a process that is to be forked for every case must have no threads.
+It is a program of its own because it forks for each case, and a process that forks must have no threads.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import torch
 
 from daemon.state import audit_writer
 
-NEW, NEXT = 6, 7  # homogenizers of the front camera: after the swap, after the one that follows
-STARTS = {"used": faults.FAULTS, "new": ("torn", "power cut")}  # the others are met often enough in one
+NEW, NEXT = 6, 7  # homogenizers of the front camera after the swap with the fault, and after the next swap
+STARTS = {"used": faults.FAULTS, "new": ("torn", "power cut")}  # the other faults are tested enough with "used"
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    os.environ["TMPDIR"] = str(folder / "device")  # so that its steps count
-    logging.disable(logging.WARNING)  # faults are meant to be told of; what is an error is looked at
+    os.environ["TMPDIR"] = str(folder / "device")  # so that temporary files are steps, too
+    logging.disable(logging.WARNING)  # every fault causes warnings; only errors are checked
     audit_writer.MIN_KEPT_RECORDS = 0
     (folder / "new").mkdir()
     device.used(folder / "used")
@@ -48,10 +48,10 @@ def _run(start: Path, state: Path, fault: str = "", at: int = -1) -> faults.Run:
 
 
 def _found(start: Path, state: Path, fault: str, at: int) -> dict[str, Any]:
-    """What a start finds after the fault, and another one after another swap."""
+    """Describe what the start after the fault finds, and what the start after one more swap finds."""
     run = _run(start, state, fault, at)
     damage = device.damage(state)
-    served, complaints = device.served_after_a_start(state)
+    served, errors = device.served_after_a_start(state)
     swaps, wrong = device.audited(state)
     device.work(state, NEXT)
     return {
@@ -59,8 +59,8 @@ def _found(start: Path, state: Path, fault: str, at: int) -> dict[str, Any]:
         "met": run.met,
         "ended_well": run.ended_well,
         "served": served,
-        "told_of": swaps.get("front", {}).get("number", 0),
-        "wrong": complaints + wrong + damage,
+        "recorded": swaps.get("front", {}).get("number", 0),
+        "wrong": errors + wrong + damage,
         "served_next": device.served_after_a_start(state)[0],
         "wrong_next": device.audited(state)[1] + device.damage(state),
     }

@@ -1,4 +1,4 @@
-"""A homogenizer that serves slower than expected is told; a busy device, or one slow frame, is none."""
+"""A homogenizer that is slower than expected is detected; a busy device, or one slow frame, does not count."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MS = 1e-3
 DURATIONS = st.floats(0, 1)
 
 
-def paced(before: list[float], after: list[float], added: float = 0.0) -> str:
+def slower_after(before: list[float], after: list[float], added: float = 0.0) -> str:
     latency_monitor = LatencyMonitor()
     for seconds in before:
         latency_monitor.observe(seconds)
@@ -31,7 +31,7 @@ def paced(before: list[float], after: list[float], added: float = 0.0) -> str:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "added", "told"),
+    ("before", "after", "added", "slower"),
     [
         (5.0, 9.9, 0.0, False),
         (5.0, 10.1, 0.0, True),
@@ -42,17 +42,17 @@ def paced(before: list[float], after: list[float], added: float = 0.0) -> str:
         (5.0, 9.9, -4.0, False),  # a cheaper one than before
     ],
 )
-def test_it_is_slower_from_twice_what_was_expected_and_two_milliseconds_on(before, after, added, told):
-    said = paced([before * MS] * MIN_LATENCY_FRAMES, [after * MS] * MIN_LATENCY_FRAMES, added * MS)
+def test_slower_means_above_twice_the_expected_time_and_two_milliseconds_more(before, after, added, slower):
+    text = slower_after([before * MS] * MIN_LATENCY_FRAMES, [after * MS] * MIN_LATENCY_FRAMES, added * MS)
     expected = before + max(added, 0)
-    assert said == (f"a frame takes {after:.1f} ms, {expected:.1f} were expected" if told else "")
+    assert text == (f"a frame takes {after:.1f} ms, {expected:.1f} were expected" if slower else "")
 
 
-def test_less_than_half_of_the_frames_may_be_as_slow_as_they_like():
-    assert not paced(
+def test_less_than_half_of_the_frames_may_be_slow():
+    assert not slower_after(
         [5 * MS] * MIN_LATENCY_FRAMES, [5 * MS] * (MIN_LATENCY_FRAMES // 2 + 1) + [1.0] * (MIN_LATENCY_FRAMES // 2 - 1)
     )
-    assert not paced([5 * MS] * LATENCY_WINDOW_FRAMES, [7.65 * MS] * LATENCY_WINDOW_FRAMES), "as beside a fit"
+    assert not slower_after([5 * MS] * LATENCY_WINDOW_FRAMES, [7.65 * MS] * LATENCY_WINDOW_FRAMES), "as beside a fit"
 
 
 @pytest.mark.parametrize(
@@ -63,12 +63,14 @@ def test_less_than_half_of_the_frames_may_be_as_slow_as_they_like():
         (0, MIN_LATENCY_FRAMES),
     ],
 )
-def test_few_frames_tell_nothing(before, after):
-    assert not paced([5 * MS] * before, [50 * MS] * after)
+def test_too_few_frames_give_no_comparison(before, after):
+    assert not slower_after([5 * MS] * before, [50 * MS] * after)
 
 
 def test_only_the_newest_frames_before_a_swap_count():
-    assert paced([50 * MS] * LATENCY_WINDOW_FRAMES + [5 * MS] * LATENCY_WINDOW_FRAMES, [20 * MS] * MIN_LATENCY_FRAMES)
+    assert slower_after(
+        [50 * MS] * LATENCY_WINDOW_FRAMES + [5 * MS] * LATENCY_WINDOW_FRAMES, [20 * MS] * MIN_LATENCY_FRAMES
+    )
 
 
 def test_frames_beside_a_fit_do_not_count():
@@ -87,7 +89,7 @@ def test_frames_beside_a_fit_do_not_count():
     assert latency_monitor.slower
 
 
-def test_after_the_next_swap_the_first_is_what_was_before():
+def test_each_swap_is_compared_with_the_frames_just_before_it():
     latency_monitor = LatencyMonitor()
     for took in (5 * MS, 20 * MS):
         for _ in range(LATENCY_WINDOW_FRAMES):
@@ -103,11 +105,11 @@ def test_after_the_next_swap_the_first_is_what_was_before():
     st.lists(DURATIONS, max_size=2 * MIN_LATENCY_FRAMES),
     st.floats(-0.1, 0.1),
 )
-def test_it_is_a_matter_of_two_medians(before, after, added):
+def test_two_medians_are_compared(before, after, added):
     if min(len(before), len(after)) < MIN_LATENCY_FRAMES:
-        assert not paced(before, after, added)
+        assert not slower_after(before, after, added)
     else:
         expected = median(before) + max(added, 0.0)
-        assert bool(paced(before, after, added)) == (
+        assert bool(slower_after(before, after, added)) == (
             median(after) > max(MAX_LATENCY_RATIO * expected, expected + MAX_ADDED_LATENCY_S)
         )

@@ -1,4 +1,4 @@
-"""Frames that tell nothing are refused, by reason; those of a badly drifted camera are kept."""
+"""Frames that show nothing of a drift are refused, by reason; those of a badly drifted camera are kept."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ def test_frames_of_a_badly_drifted_camera_are_kept(digits: np.ndarray, drift: st
 
 @pytest.mark.data
 @pytest.mark.parametrize("drift", [*STRONG, "exposure=-3", "haze=0.95"])
-def test_so_are_photographs(recald_data, drift: str):
+def test_drifted_photographs_are_kept_too(recald_data, drift: str):
     assert kept_share(lossless(recald_data / "cifar10_test.npz").pictures[:300], drift) >= 0.99
 
 
-def test_a_clean_dark_ground_is_no_lack_of_light():
+def test_a_clean_dark_background_is_not_blank():
     stroke = np.zeros((28, 28, 1), np.uint8)
     stroke[4:24, 13] = 200  # one pixel in forty, as of a thin handwritten 1
     assert refusals([stroke]) == [None]
@@ -103,47 +103,47 @@ def test_a_picture_that_is_clipped_but_for_a_spot_is_saturated_and_a_half_clippe
     assert refusals([glare, half]) == ["saturated", None]
 
 
-def test_clipped_are_black_and_white_alone():
+def test_only_black_and_white_are_clipped():
     assert clipped_share(np.array([[[0, 1, 2, 128]], [[253, 254, 255, 255]]], np.uint8)) == 3 / 8
 
 
 # ---- frozen and duplicate
 
 
-def test_the_frame_before_is_frozen_for_as_long_as_it_comes():
+def test_a_repeated_frame_is_frozen_at_any_time():
     assert refusals([scene()] * 5, fps=1 / 3600) == [None, *["frozen"] * 4]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_buffers_that_are_shown_in_turn_are_frozen(count: int):
+def test_driver_buffers_that_repeat_in_turn_are_frozen(count: int):
     buffers = [noisy(scene(seed=number), 2, number) for number in range(count)]
     assert refusals(buffers * 5, fps=0.1) == [None] * count + ["frozen"] * 4 * count
 
 
-def test_frames_that_differ_in_noise_alone_are_no_buffers():
+def test_frames_that_differ_in_noise_alone_are_not_frozen():
     assert "frozen" not in refusals([noisy(scene(), 0.6, number) for number in range(60)], fps=0.5)
 
 
-def test_a_frame_that_was_refused_itself_is_frozen_too():
+def test_a_repeat_of_a_refused_frame_is_frozen_too():
     stuck = noisy(scene(), 1, 0)
     assert refusals([scene(), stuck, stuck, stuck], fps=1) == [None, None, "frozen", "frozen"]
     assert refusals([scene(), stuck, stuck, stuck], fps=2) == [None, "duplicate", "frozen", "frozen"]
 
 
-def test_a_frame_that_comes_back_is_frozen_after_what_was_refused():
+def test_a_repeated_frame_is_frozen_after_a_refused_one():
     glare = np.full((224, 224, 3), 255, np.uint8)
     assert refusals([scene(), glare, scene()], fps=0.1) == [None, "blank", "frozen"]
 
 
 @pytest.mark.parametrize("sd", [1, 5, 20])
-def test_a_scene_that_stands_still_is_kept_now_and_then_whatever_the_noise(sd: float):
+def test_a_still_scene_is_kept_once_an_interval_at_any_noise(sd: float):
     seconds = 6
     reasons = refusals([noisy(scene(), sd, seed) for seed in range(seconds * FPS)])
     assert Counter(reasons).keys() == {None, "duplicate"}
     assert reasons.count(None) == pytest.approx(seconds / DUPLICATE_INTERVAL_S, abs=1)
 
 
-def test_a_slow_change_is_seen_as_soon_as_it_has_added_up():
+def test_a_slow_change_counts_once_it_has_added_up():
     """Each frame is compared with the one that was kept, not with the one before."""
     brighter = [noisy(scene() + 0.4 * step, 1, step) for step in range(30)]
     assert refusals(brighter, fps=1000) == [None, "duplicate", "duplicate"] * 10

@@ -46,7 +46,7 @@ labelled = st.lists(st.one_of(st.none(), st.integers(0, 5)), max_size=60)
 
 
 @given(st.integers(1, 12), st.integers(0, 12), st.integers(1, 5), labelled, st.integers(0, 20))
-def test_checks_read_the_newest_of_one_in_every_so_many(memory, window, every, labels, count):
+def test_checks_read_the_newest_of_the_taken_frames(memory, window, every, labels, count):
     reservoir = Reservoir(memory + window, every, window=window)
     fill(reservoir, labels, start=1)
     taken = [n for n in range(1, len(labels) + 1) if n % every == 0]
@@ -109,7 +109,7 @@ def test_a_scene_of_one_class_takes_its_share_and_then_fills_up_slowly():
     assert reservoir.collected == 100
 
 
-def test_others_take_the_room_of_a_class_over_its_share():
+def test_other_classes_replace_frames_of_a_class_over_its_share():
     reservoir = Reservoir(100)
     labels = [3] * 200 + scenes(10, 35, 10)
     fill(reservoir, labels, fps=1)
@@ -136,7 +136,7 @@ def test_old_frames_grow_sparse_and_stay_evenly_spread(label):
     assert gaps.max() <= 4 * 3000 / 64
 
 
-def test_what_is_older_than_the_horizon_goes_first_but_not_for_nothing():
+def test_frames_that_are_too_old_are_dropped_first_but_only_for_others():
     reservoir = Reservoir(10)
     for number in range(10):
         reservoir.add(frame(number), 0.0)
@@ -147,7 +147,7 @@ def test_what_is_older_than_the_horizon_goes_first_but_not_for_nothing():
     assert kept(reservoir)[-4:] == [10, 11, 12, 13] and kept(reservoir)[0] > 1
 
 
-def test_frames_that_no_class_is_named_for_have_no_share():
+def test_frames_without_a_label_have_no_share():
     reservoir = Reservoir(20)
     fill(reservoir, [None] * 20)
     assert reservoir.collected == 20

@@ -1,4 +1,4 @@
-"""When a camera is taken for stopped, by what is long for it."""
+"""A camera counts as stopped after a gap that is long in itself and long for this camera."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ def steadily(period: float, count: int = 100, begin: float = 0.0) -> list[float]
     return [begin + period * number for number in range(count)]
 
 
-def test_a_camera_that_was_never_there_is_missed_since_the_start():
+def test_a_camera_that_never_sent_is_silent_since_the_start():
     assert fed(since=100.0).silence(104.0) == 0
     assert fed(since=100.0).silence(112.0) == 12.0
 
 
-def test_nothing_is_missed_where_nobody_waits():
+def test_without_a_start_time_there_is_no_silence_before_the_first_frame():
     assert fed().silence(1e9) == 0
 
 
 @pytest.mark.parametrize(
     ("period", "patience"), [(1 / 30, MIN_STALL_S), (1.0, MIN_STALL_S), (60.0, MIN_STALL_RATIO * 60.0)]
 )
-def test_silence_is_what_is_long_for_this_camera(period, patience):
+def test_silence_is_a_gap_that_is_long_for_this_camera(period, patience):
     stall_detector = fed(*(times := steadily(period)))
     assert stall_detector.silence(times[-1] + 0.99 * patience) == 0
     assert stall_detector.silence(times[-1] + 1.01 * patience) == pytest.approx(1.01 * patience)
 
 
-def test_frames_that_come_in_bursts_are_not_missed_between_them():
+def test_the_usual_pause_between_bursts_is_no_silence():
     times = [20.0 * burst + number / 30 for burst in range(5) for number in range(10)]
     assert fed(*times).silence(times[-1] + 20) == 0
 
 
-def test_an_outage_is_no_habit():
+def test_one_outage_does_not_make_long_gaps_usual():
     times = steadily(0.1) + steadily(0.1, 5, begin=4000.0)
     assert fed(*times, since=-4000.0).silence(times[-1] + 6) == pytest.approx(6)
 

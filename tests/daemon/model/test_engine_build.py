@@ -1,4 +1,4 @@
-"""A model that takes its time to compile: something serves from the start, and what was asked for takes over."""
+"""A model that takes minutes to compile: a stand-in serves from the start, then the requested backend takes over."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def right(image: np.ndarray, output: np.ndarray) -> bool:
     return np.allclose(output, expected(image), rtol=1e-4, atol=1e-4)
 
 
-def test_frames_are_answered_while_it_is_compiled_a_drift_is_met_and_the_next_start_has_it(jetson):
+def test_frames_are_served_and_a_drift_corrected_while_it_compiles_and_the_next_start_has_the_engine(jetson):
     dark = {"front": drifted(CLEAN)}
     with jetson.daemon(build_s=8) as daemon, Camera(daemon) as camera:
         assert backend_of(daemon) == "cuda"
@@ -111,7 +111,7 @@ def assert_it_ends_with_the_gpu(jetson: Jetson, daemon: Daemon, camera: Camera) 
     assert "the GPU failed" in daemon.log.splitlines()[-1]
 
 
-def test_systemd_is_told_and_a_daemon_that_is_stopped_while_it_compiles_leaves_nothing_behind(jetson, folder):
+def test_systemd_shows_the_progress_and_a_stop_while_it_compiles_leaves_nothing_behind(jetson, folder):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(folder / "notify"))
         systemd.settimeout(30)
@@ -148,7 +148,7 @@ def test_the_builder_ends_with_a_daemon_that_is_killed(jetson):
         builder.wait(30)
 
 
-def test_a_disk_that_cannot_keep_it_does_not_keep_it_from_the_daemon(jetson, tiny_model, gpu):
+def test_a_disk_that_cannot_store_the_engine_does_not_keep_it_from_the_daemon(jetson, tiny_model, gpu):
     """In float16, which is another build than float32."""
     jetson.compiled.parent.mkdir()
     jetson.compiled.write_text("a file where the folder should be")

@@ -41,7 +41,7 @@ def test_a_view_in_any_order_is_copied_too(image, channels):
 
 @pytest.mark.parametrize("size", [(16, 24), (4, 6), (32, 48)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_channels_that_run_backwards_in_memory_are_told_apart(channels, size):
+def test_channels_that_run_backwards_in_memory_are_recognised(channels, size):
     backwards = np.ascontiguousarray(IMAGE[:, :, ::-1])[:, :, ::-1]  # the same picture, blue first
     expected = preprocessor(channels, *size).to_input_image(IMAGE)
     np.testing.assert_array_equal(preprocessor(channels, *size).to_input_image(backwards), expected)
@@ -88,7 +88,7 @@ PICTURE = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
         ("png", PICTURE.astype(np.uint16), 2 * PICTURE.size),
     ],
 )
-def test_on_the_way_to_the_input_no_frame_is_copied_without_need(encoding, image, needed, peak):
+def test_no_frame_is_copied_without_need_up_to_the_input(encoding, image, needed, peak):
     parts = build_frame("front", image, seq=0, timestamp=0, encoding=encoding)
     prepare = preprocessor(3, 32, 32)
 

@@ -29,7 +29,7 @@ def frame(sensor: str = "front", seq: int = 0, timestamp: int = NOW, image: np.n
 def eventually(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + WAIT
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.005)
 
 
@@ -122,7 +122,7 @@ def test_the_newest_frame_wins_and_the_others_are_counted(receive, push, count):
     assert count("frames_missed", sensor="front") == 0
 
 
-def test_the_slot_filled_first_is_taken_first_and_a_fast_sensor_cannot_push_in(receive, push, count):
+def test_the_slot_filled_first_is_taken_first_and_a_fast_sensor_cannot_overtake(receive, push, count):
     intake = receive()
     camera = push(intake)
     for sensor, seq in [("front", 0), ("rear", 0), ("front", 1), ("front", 2)]:
@@ -256,7 +256,7 @@ def test_the_payload_is_not_copied(receive, push):
     assert isinstance(payload, memoryview) and isinstance(payload.obj, zmq.Frame)
 
 
-def test_once_it_runs_the_memory_of_freed_frames_is_kept(receive, monkeypatch):
+def test_starting_it_keeps_the_memory_of_freed_frames(receive, monkeypatch):
     kept = []
     monkeypatch.setattr("daemon.serving.intake.keep_freed_memory", lambda: kept.append(True))
     receive(start=False)
@@ -289,7 +289,7 @@ def test_a_taken_endpoint_is_an_os_error_and_leaves_no_socket(receive):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dead_receiver_is_not_taken_for_a_quiet_camera(receive, push, monkeypatch):
+def test_a_dead_receiver_thread_is_not_mistaken_for_a_quiet_camera(receive, push, monkeypatch):
     intake = receive(start=False)
     monkeypatch.setattr(intake, "_clock_ns", lambda: 1 / 0)
     intake.start()

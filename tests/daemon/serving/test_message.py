@@ -157,7 +157,7 @@ def test_ages_at_the_limit_are_accepted(offset):
     assert parse(message(timestamp=NOW + offset)).timestamp == NOW + offset
 
 
-def test_a_stale_frame_still_tells_its_number():
+def test_the_refusal_of_a_stale_frame_has_its_number():
     assert refuse(message(timestamp=NOW - 10**10)).seq == 7
 
 
@@ -211,7 +211,7 @@ def test_hostile_headers_are_refused(header):
 
 
 @pytest.mark.parametrize("topic", [b"side/", b"front", b"", b"/", b"front//", b"frontx", b"\xff/", b"front/" * 100])
-def test_foreign_sensors_are_refused_under_no_name_of_ours(topic):
+def test_foreign_sensors_are_refused_as_unknown(topic):
     error = refuse(message(topic=topic))
     assert (error.reason, error.sensor) == ("sensor", "unknown")
 

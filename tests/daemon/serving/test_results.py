@@ -80,7 +80,7 @@ def test_numbers_that_are_not_finite_become_null(publisher, subscribe):
     assert header["drift_score"] is None and header["confidence"] is None
 
 
-def test_a_reader_that_stands_still_holds_nobody_up_and_queues_little(publisher, subscribe):
+def test_a_reader_that_stops_reading_delays_nobody_and_its_queue_is_short(publisher, subscribe):
     subscriber = subscribe(rcvhwm=1, rcvbuf=4096)
     big = np.zeros(100_000, np.float32)
     started = time.monotonic()

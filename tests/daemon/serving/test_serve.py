@@ -1,4 +1,4 @@
-"""What is answered, and what is kept of it for checks and fits."""
+"""Which result a frame gets, and which frames are kept for checks and fits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from daemon.serving.serve import FrameServer
 
 
 class Scene:
-    """One sensor in front of a model that names the class `label`, or puts out a picture if that is None."""
+    """One sensor and a model whose output is the class `label`, or an image where that is None."""
 
     def __init__(self, label: int | None) -> None:
         self.registry = CollectorRegistry()
@@ -55,7 +55,7 @@ def picture(seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("label", [2, None])
-def test_a_frame_is_kept_with_the_class_it_was_answered_with_if_it_was(label: int | None, monkeypatch):
+def test_a_frame_is_kept_with_its_predicted_class_if_there_is_one(label: int | None, monkeypatch):
     scene, labels = Scene(label), []
     add = scene.sensor.reservoir.add
     monkeypatch.setattr(scene.sensor.reservoir, "add", lambda *given: labels.append(given[2]) or add(*given))
@@ -66,7 +66,7 @@ def test_a_frame_is_kept_with_the_class_it_was_answered_with_if_it_was(label: in
     assert [header.get("label") for header in scene.published] == [label] * 3
 
 
-def test_what_is_not_kept_is_answered_all_the_same_and_counted_by_its_reason():
+def test_a_frame_that_is_not_kept_is_served_and_counted_by_its_reason():
     scene = Scene(2)
     for image in [picture(0), picture(0), np.zeros((16, 16, 3), np.uint8)]:
         scene.serve(image)
@@ -75,7 +75,7 @@ def test_what_is_not_kept_is_answered_all_the_same_and_counted_by_its_reason():
     assert scene.rejected("frozen") == scene.rejected("blank") == 1
 
 
-def test_the_pace_is_that_of_the_way_through_both_networks():
+def test_the_latency_is_that_of_both_networks():
     scene = Scene(2)
     for seed in range(MIN_LATENCY_FRAMES):
         scene.serve(picture(seed))
@@ -88,7 +88,7 @@ def test_the_pace_is_that_of_the_way_through_both_networks():
     assert scene.sensor.latency_monitor.slower.startswith("a frame takes 1")
 
 
-def test_only_a_frame_that_was_answered_has_arrived():
+def test_only_a_served_frame_counts_as_arrived():
     scene = Scene(2)
     scene.serve(picture(0))
     assert (

@@ -69,7 +69,7 @@ def test_no_strength_is_no_drift(image):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("fog=1", "choose from haze, motion-blur, blur, vignetting, exposure"),
         ("blur", "'' is not a number; write blur=NUMBER in pixels sigma"),
@@ -83,10 +83,10 @@ def test_no_strength_is_no_drift(image):
         ("blur=1,blur=2", "blur is given twice"),
     ],
 )
-def test_a_drift_that_cannot_be_is_refused_with_the_way_out(text, said):
+def test_a_drift_that_cannot_be_is_refused_with_the_way_out(text, message):
     with pytest.raises(SimulationError) as caught:
         parse_drift(text)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def grey(level, shape=(32, 32, 3)):
@@ -159,10 +159,10 @@ def test_an_npz_gives_images_and_labels_and_grey_becomes_colour(tmp_path):
 
 
 def test_images_that_cannot_be_shown_are_refused_by_name(tmp_path):
-    def refused(path, said):
+    def refused(path, message):
         with pytest.raises(ImageError) as caught:
             load_images(path)
-        assert str(path) in str(caught.value) and said in str(caught.value)
+        assert str(path) in str(caught.value) and message in str(caught.value)
 
     def npz(name, **given):
         np.savez(tmp_path / name, **given)
@@ -227,7 +227,7 @@ def test_missed_ticks_are_left_out_and_the_schedule_is_kept():
     assert times == pytest.approx([100, 100.1, 100.45, 100.5, 100.6])
 
 
-def test_the_pace_ends_when_told_to():
+def test_the_schedule_ends_when_wait_says_stop():
     assert list(paced(10, lambda seconds: True)) == []
 
 

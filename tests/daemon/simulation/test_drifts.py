@@ -67,7 +67,7 @@ def test_noise_is_not_the_fixed_pattern_again_in_any_frame(frame):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("haze=1.1", "not within 0 to 1; write haze=NUMBER in fraction"),
         ("motion-blur=-1", "not within 0 to 100; write motion-blur=NUMBER in pixels"),
@@ -79,17 +79,17 @@ def test_noise_is_not_the_fixed_pattern_again_in_any_frame(frame):
         ("jpeg=101", "not within 1 to 100"),
     ],
 )
-def test_a_strength_out_of_range_is_refused_with_the_way_out(text, said):
+def test_a_strength_out_of_range_is_refused_with_the_way_out(text, message):
     with pytest.raises(SimulationError) as caught:
         parse_drift(text)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_the_help_names_every_kind_and_its_unit():
     command = [sys.executable, "-m", "daemon", "simulate", "--help"]
-    said = " ".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    help_text = " ".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     for name, kind in DRIFT_KINDS.items():
-        assert f"{name} in {kind.unit}" in said.replace("- ", "-")  # argparse breaks lines after hyphens
+        assert f"{name} in {kind.unit}" in help_text.replace("- ", "-")  # argparse breaks lines after hyphens
 
 
 # ---- air and lens

@@ -50,9 +50,9 @@ def writer(disk: Disk, registry: CollectorRegistry, background: ThreadPoolExecut
 
 def events(disk: Disk) -> list[str]:
     audit = AuditLog(disk.path)
-    told = [record.event for record in audit.records()][1:]
+    written = [record.event for record in audit.records()][1:]
     audit.close()
-    return told
+    return written
 
 
 def test_records_are_written_in_order(writer, disk, registry, background):
@@ -64,7 +64,7 @@ def test_records_are_written_in_order(writer, disk, registry, background):
     assert not writer.failing
 
 
-def test_what_finds_no_room_waits_and_comes_first_when_there_is_some(writer, disk, registry, background, caplog):
+def test_records_that_a_full_disk_refuses_wait_and_are_written_first(writer, disk, registry, background, caplog):
     disk.full = True
     for event in ("start", "fit"):
         writer.record("front", event, {})
@@ -78,7 +78,7 @@ def test_what_finds_no_room_waits_and_comes_first_when_there_is_some(writer, dis
     assert events(disk) == ["start", "fit"]
 
 
-def test_what_json_cannot_hold_stands_in_nobodys_way(writer, disk, background, caplog):
+def test_a_record_that_json_cannot_hold_blocks_no_other(writer, disk, background, caplog):
     writer.record("front", "drift alarm", {"score": float("nan")})
     writer.record("front", "swap", {})
     background.shutdown()
@@ -86,7 +86,7 @@ def test_what_json_cannot_hold_stands_in_nobodys_way(writer, disk, background, c
     assert "a record of drift alarm cannot be written as it is" in caplog.text
 
 
-def test_a_record_tells_when_it_happened_not_when_there_was_room(writer, disk, background, monkeypatch):
+def test_a_record_has_the_time_when_it_happened_not_when_it_was_written(writer, disk, background, monkeypatch):
     monkeypatch.setattr("daemon.state.audit_writer.time.time", lambda: 86_400.0)
     writer.record("front", "swap", {})
     background.shutdown()

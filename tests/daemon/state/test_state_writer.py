@@ -1,4 +1,4 @@
-"""What a restart must know is written as soon as it can be, and the newest of it."""
+"""The newest of what a restart must know is written as soon as the disk allows."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def written(background: ThreadPoolExecutor) -> None:
     background.submit(lambda: None).result()
 
 
-def test_what_serves_and_what_was_taken_back_is_there_after_a_restart(state_writer, store, background):
+def test_active_and_withdrawn_versions_are_there_after_a_restart(state_writer, store, background):
     version = put(store, 1)
     state_writer.save_active("front", version)
     state_writer.save_withdrawn("front", {"b", "a"})
@@ -92,7 +92,7 @@ def test_only_what_could_not_be_written_is_written_again(state_writer, store, ba
     assert store.current("front").homogenizer == "factory"
 
 
-def test_a_damaged_list_of_what_was_taken_back_is_told(store):
+def test_a_damaged_list_of_withdrawn_versions_raises(store):
     store.withdraw("front", ["a"])
     (path,) = store.root.glob("sensors/front/withdrawn.json")
     path.write_bytes(path.read_bytes().replace(b'"a"', b'"b"'))
