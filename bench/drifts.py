@@ -21,10 +21,10 @@ from bench.provenance import MATERIAL, METHOD
 from bench.report import show_rows
 from bench.state_file import append_line, read_lines
 from calibrate import FitConfig, FitError, Limits, fit, tap
-from calibrate.judge import champions, judge, needs_no_fit
+from calibrate.judge import collect_champions, judge, needs_no_fit
 from calibrate.scoring.extent import Extent
 from calibrate.scoring.scorer import Scorer
-from calibrate.source.training import shape_of
+from calibrate.source.description import frame_shape
 from daemon.config import DriftConfig
 from daemon.images import read_npz
 from daemon.simulation.drifts import Drift, parse_drift
@@ -147,8 +147,8 @@ def _recalibrate(subject: Subject, drift: Drift, measure_accuracy: Callable[[nn.
     """Do what the daemon's worker does with its frames, and measure the accuracy of the candidate."""
     frames = _frames(subject, drift, subject.unlabelled[: FIT_FRAMES + JUDGE_FRAMES], 0)
     held_out = frames[FIT_FRAMES:]
-    scorer = Scorer.of(tap(subject.network), shape_of(frames), subject.limits)
-    against = champions(scorer, None, held_out)
+    scorer = Scorer.of(tap(subject.network), frame_shape(frames), subject.limits)
+    against = collect_champions(scorer, None, held_out)
     row: Row = {"score": against["factory"].score, "candidate": None, "candidate_score": None, "seconds": 0.0}
     if needs_no_fit(against, BAND):
         return row | {"verdict": "unneeded", "reason": ""}

@@ -22,7 +22,7 @@ from bench.material.perturbation import KAPPA
 from bench.report import print_row, show
 from calibrate import FitConfig, tap
 from calibrate.scoring.scorer import Scorer
-from calibrate.source.training import shape_of
+from calibrate.source.description import frame_shape
 
 CODE = (*FIT_CODE, "bench/peers.py")
 
@@ -148,7 +148,7 @@ def percent(named: Tensor, labels: Tensor) -> float:
 
 def _drift_score(model: nn.Module, frames: Tensor) -> float:
     """Return the mean drift score of windows of these frames in front of the untouched model."""
-    scorer = Scorer.of(tap(model), shape_of(frames), LIMITS)
+    scorer = Scorer.of(tap(model), frame_shape(frames), LIMITS)
     return float(np.mean([scorer.measure(window).drift.score for window in frames.split(SCORE_WINDOW)]))
 
 

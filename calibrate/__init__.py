@@ -1,11 +1,12 @@
-"""The method: fit a homogenizer so that a frozen network sees the data it was trained on.
+"""Fit a homogenizer so that a frozen network sees frames like those it was trained on.
 
 reference = reference_statistics(model)                # the BatchNorm statistics shipped in the model
 limits = Limits.of(mean, std)                          # black and white, where frames are (value / 255 - mean) / std
 result = fit(model, frames, reference, limits=limits)  # frames: (N, C, H, W) float32, normalised, no labels
 restored = model(result.homogenizer(new_frames))
 
-A name below is imported when it is first used, so that `calibrate.errors` costs nobody the seconds that torch takes.
+Each name below is imported when it is first used. `calibrate.errors` can then be used without the seconds that the
+import of torch takes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from calibrate.paper import ReconstructionNetwork, fit_as_published
     from calibrate.source.augmentation import PaddedCrop
     from calibrate.source.commissioned import CleanData, measure_clean
-    from calibrate.source.training import Limits, Source, measured_source
+    from calibrate.source.description import Limits, Source, measured_source
     from calibrate.validation import FitError
 
 _NAMES_BY_MODULE = {
@@ -38,7 +39,7 @@ _NAMES_BY_MODULE = {
     "paper": ("ReconstructionNetwork", "fit_as_published"),
     "source.augmentation": ("PaddedCrop",),
     "source.commissioned": ("CleanData", "measure_clean"),
-    "source.training": ("Limits", "Source", "measured_source"),
+    "source.description": ("Limits", "Source", "measured_source"),
     "validation": ("FitError",),
 }
 _MODULE_BY_NAME = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}

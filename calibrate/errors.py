@@ -1,10 +1,10 @@
-"""The error that all of recald's own errors for its users are."""
+"""The base class of every error that recald raises for its users."""
 
 from __future__ import annotations
 
 
 class RecaldError(ValueError):
-    """Something from outside cannot be used: a file, a setting, a frame, an order.
+    """Something from outside cannot be used: a file, a setting, a frame, a command.
 
-    The message is one line: what is wrong, where, and what to do.
+    The message is one line: what is wrong, where it is, and what to do.
     """

@@ -1,10 +1,10 @@
-"""Fit a homogenizer without labels: closed-form starts, the best of them refined on ever more frames.
+"""Fit a homogenizer without labels: try closed-form starts, then refine the best one on more and more frames.
 
-The objective is the one of guided data homogenization (Willis & Oala 2021, "Post-hoc domain adaptation via
-guided data homogenization"): features of the transformed frames shall have the means and variances that the
-frozen network's BatchNorm layers carry. Distance is the Gaussian divergence instead of the paper's norms, so
-that layers and channels of any scale weigh the same. Statistics are those of all frames of a stage at once: that
-makes the objective a plain function, which L-BFGS descends in far fewer passes than Adam does on noisy batches.
+The objective is that of guided data homogenization (Willis & Oala 2021, "Post-hoc domain adaptation via guided data
+homogenization"): the features of the transformed frames shall have the means and variances that the frozen network's
+BatchNorm layers store. The distance is the Gaussian divergence instead of the paper's norms, so that layers and
+channels of any scale have the same weight. The statistics are those of all frames of a stage at once. The objective is
+then a plain function, and L-BFGS minimises it in far fewer passes than Adam on noisy batches.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from calibrate.homogenizer import Homogenizer
 from calibrate.search.descent import Coordinates, descend
 from calibrate.search.objective import Objective
 from calibrate.search.starts import (
-    PATTERN_SIGMAS,
+    PATTERN_SIGMAS_PX,
     SpectralStarts,
     colour_start,
     negative_start,
@@ -31,48 +31,54 @@ from calibrate.search.starts import (
     pattern_start,
     search_rotation,
 )
-from calibrate.search.tone import EXPONENTS, tone_start
-from calibrate.source.training import Limits, Source, read_crop, shape_of, shipped_source
-from calibrate.validation import MIN_FRAMES, FitError, validate_frames, validate_labels, validate_reference
+from calibrate.search.tone import TONE_EXPONENTS, tone_start
+from calibrate.source.description import Limits, Source, frame_shape
+from calibrate.source.training import detect_crop, shipped_source
+from calibrate.validation import MIN_FIT_FRAMES, FitError, validate_frames, validate_labels, validate_reference
 
-SLACK = 1.5  # of the objective of as many clean frames: below it a fit learns what these frames happen to show
-START_FRAMES = 256  # on which the starts are compared
-CLEARLY = 0.5  # a tone curve is believed in where it leaves half of the objective: it can imitate what else is amiss
-SEARCH_FRAMES = 64  # on which rotations of colours are: all see the same frames, so their noise is the same too
+STOP_LOSS_PER_FLOOR = 1.5  # times the objective of as many clean frames; below it a fit learns what these frames show
+START_FRAMES = 256  # that the starts are compared on
+# A tone start is used if it leaves half of the best other objective, or less: a tone curve can imitate other drifts.
+TONE_START_MAX_LOSS_RATIO = 0.5
+ROTATION_SEARCH_FRAMES = 64  # that rotations of colours are compared on; all see the same frames and the same noise
 
-SPECTRAL = "spectral"  # in the names of starts with a colour map for each frequency
+SPECTRAL_START = "spectral"  # in the names of starts with a colour map for each frequency
 
-NOT_FINITE = "the loss is not finite: the frames are outside anything the network can carry"
+LOSS_NOT_FINITE = "the loss is not finite: the frames are outside anything the network can carry"
 
-Progress = Callable[[int, int, float], None]  # evaluations done, evaluations in all, objective
+FitProgress = Callable[[int, int, float], None]  # evaluations done, evaluations in all, objective in nats
 Clock = Callable[[], float]  # monotonic seconds; calibrate itself reads no clock
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """stages: frames, and evaluations of the objective on them, in turn; where there are fewer frames, on all.
+    """The stages of a fit: for each one the number of frames, and of evaluations of the objective on them.
 
-    Far from the goal few frames tell the way, near it many do: 80 passes of 128 frames together.
+    A stage with more frames than there are uses all. Far from the minimum few frames show the direction, near it many
+    are needed: the default costs as much as 80 passes of 128 frames.
+    Raises ValueError for a stage of fewer than MIN_FIT_FRAMES frames or without an evaluation.
     """
 
     stages: tuple[tuple[int, int], ...] = ((128, 28), (256, 14), (512, 6))
 
     def __post_init__(self) -> None:
-        if any(frames < MIN_FRAMES or evaluations < 1 for frames, evaluations in self.stages):
-            raise ValueError(f"a stage needs {MIN_FRAMES} frames and 1 evaluation at least, got {self.stages}")
+        if any(frames < MIN_FIT_FRAMES or evaluations < 1 for frames, evaluations in self.stages):
+            raise ValueError(f"a stage needs {MIN_FIT_FRAMES} frames and 1 evaluation at least, got {self.stages}")
 
     @property
     def evaluations(self) -> int:
+        """Evaluations of all stages together."""
         return sum(evaluations for _, evaluations in self.stages)
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """homogenizer: ρ, in evaluation mode, without gradients. start: the name of the closed form it began from.
+    """A fitted homogenizer and how it was found.
 
-    history: objective at each evaluation, nats.
-    stage_seconds: of reading the source, of the starts, and of each stage of the descent; empty without a clock.
-    seconds: their sum, NaN without a clock.
+    homogenizer: ρ, in evaluation mode and without gradients.
+    start: name of the closed form that the descent began from. start_losses: objective of each start, in nats.
+    history: objective at each evaluation, in nats.
+    stage_seconds: time for the source, for the starts and for each stage of the descent; empty without a clock.
     """
 
     homogenizer: Homogenizer
@@ -83,11 +89,45 @@ class FitResult:
 
     @property
     def seconds(self) -> float:
+        """Time of the whole fit in seconds; NaN without a clock."""
         return sum(self.stage_seconds.values()) if self.stage_seconds else math.nan
 
     @property
     def steps(self) -> int:
+        """Evaluations of the objective in the descent."""
         return len(self.history)
+
+
+class _StageTimer:
+    """Measures the seconds of each stage of a fit; measures nothing without a clock."""
+
+    def __init__(self, clock: Clock | None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._clock = clock
+        self._since = clock() if clock else 0.0
+
+    def end(self, stage: str) -> None:
+        """Add the time since the last stage ended to this stage."""
+        if self._clock is None:
+            return
+        now = self._clock()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._since
+        self._since = now
+
+
+class _LossHistory:
+    """Records every value of the objective and reports progress. Raises FitError for a value that is not finite."""
+
+    def __init__(self, evaluations: int, progress: FitProgress | None):
+        self.losses: list[float] = []
+        self._evaluations, self._progress = evaluations, progress
+
+    def add(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise FitError(LOSS_NOT_FINITE)
+        self.losses.append(loss)
+        if self._progress is not None:
+            self._progress(min(len(self.losses), self._evaluations), self._evaluations, loss)
 
 
 def fit(
@@ -102,22 +142,24 @@ def fit(
     limits: Limits | None = None,
     config: FitConfig | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: FitProgress | None = None,
     clock: Clock | None = None,
 ) -> FitResult:
-    """Fit ρ so that the features of ρ(frames) match the statistics shipped in `model`, which stays unchanged.
+    """Fit ρ so that the features of ρ(frames) match the statistics shipped in `model`. The model stays unchanged.
 
-    frames: (N, C, H, W) float32 in the model's normalised input space, N >= MIN_FRAMES.
-    reference: statistics to aim at instead of the shipped ones; class-conditional ones need labels, (N,) int64.
-    features: what statistics are taken of, by default the inputs of all BatchNorm layers.
-    criterion: weight of the cross-entropy of the network's outputs with the labels.
-    source: second-order description of clean frames, where it was measured; otherwise it is read from the network.
-    limits: black and white in the model's input space; no restored value need lie outside.
-    clock: such as time.perf_counter, for the seconds in the result; without one there are none.
-    Raises FitError for frames that cannot be fitted, for a reference of other features and for a loss that is not
-    finite, UnsupportedModel for a network without BatchNorm statistics.
+    frames: (N, C, H, W) float32 in the model's normalised input space, N >= MIN_FIT_FRAMES.
+    reference: statistics to aim at instead of the shipped ones. Class-conditional ones need labels, (N,) int64.
+    features: the map that statistics are taken of; default: the inputs of all BatchNorm layers.
+    criterion: weight of the cross-entropy of the network's outputs with the labels (r_crit of the paper).
+    source: second-order description of clean frames, if it was measured. Default: it is read from the network.
+    limits: black and white in the model's input space. Restored values outside are penalised.
+    seed: of the order of the frames and of all random draws. Torch's global random state is not used.
+    progress: called after each evaluation; an exception from it ends the fit and is raised.
+    clock: such as time.perf_counter, for the seconds in the result; without it they are NaN.
+    Raises FitError for frames that cannot be fitted, for missing or wrong labels, for a reference of other features
+    and for a loss that is not finite; UnsupportedModel for a network without BatchNorm statistics.
     """
-    laps = _Laps(clock)
+    timer = _StageTimer(clock)
     config = config or FitConfig()
     validate_frames(frames := frames.detach())
     taps = tap(model)
@@ -125,22 +167,22 @@ def fit(
     classes = validate_reference(features, frames, target)
     validate_labels(frames, target, labels, criterion, classes)
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(frames), generator=generator)  # a stage shall see all of the time they come from
+    order = torch.randperm(len(frames), generator=generator)  # so that each stage sees frames from the whole time
     frames, labels = frames[order], None if labels is None else labels[order]
-    knows_enough = source is not None and not target.shipped
-    crop = None if limits is None or knows_enough else read_crop(taps, shape_of(frames), limits.black)
+    needs_crop = target.shipped or source is None  # only shipped statistics are those of cropped frames
+    crop = detect_crop(taps, frame_shape(frames), limits.black) if limits is not None and needs_crop else None
     objective = Objective(features, target, crop if target.shipped else None, criterion, limits)
-    source = source or shipped_source(taps, shape_of(frames), seed, crop)
-    laps.end("source")
-    homogenizer, start, losses = _best_start(objective, frames, labels, source, generator)
+    source = source or shipped_source(taps, frame_shape(frames), seed, crop)
+    timer.end("source")
+    homogenizer, start, start_losses = _best_start(objective, frames, labels, source, generator)
     coordinates = Coordinates(homogenizer, frames, generator)
-    log = _Log(config.evaluations, progress)
-    laps.end("starts")
-    for size, evaluations in config.stages:
-        goal = SLACK * objective.floor(coordinates, frames[:size])
-        descend(objective, coordinates, frames[:size], _first(labels, size), evaluations, goal, log)
-        laps.end(f"{size} frames")
-    return FitResult(coordinates.homogenizer(), start, losses, log.history, laps.seconds)
+    history = _LossHistory(config.evaluations, progress)
+    timer.end("starts")
+    for count, evaluations in config.stages:
+        goal = STOP_LOSS_PER_FLOOR * objective.clean_floor(coordinates, frames[:count])
+        descend(objective, coordinates, frames[:count], _first(labels, count), evaluations, goal, history.add)
+        timer.end(f"{count} frames")
+    return FitResult(coordinates.homogenizer(), start, start_losses, history.losses, timer.seconds)
 
 
 def _first(labels: Tensor | None, count: int) -> Tensor | None:
@@ -150,106 +192,79 @@ def _first(labels: Tensor | None, count: int) -> Tensor | None:
 def _best_start(
     objective: Objective, frames: Tensor, labels: Tensor | None, source: Source | None, generator: torch.Generator
 ) -> tuple[Homogenizer, str, dict[str, float]]:
-    """The identity or a closed form, whichever the statistics like best; its name, and the objectives of all tried.
+    """Return the start with the lowest objective, its name, and the objectives of all starts, in nats.
 
-    Other tone curves are tried where no frequency needs a colour map of its own, and where there is but one colour
-    the negative of everything.
+    Tone curves are tried if no colour map for each frequency is needed. The negatives are tried for a single channel.
+    Raises FitError if no start has a finite objective.
     """
-    few, named = frames[:START_FRAMES], _first(labels, START_FRAMES)
-    starts, spectral = _closed_forms(frames, source)
-    starts |= {name: family.start() for name, family in spectral.items()}
+    few, few_labels = frames[:START_FRAMES], _first(labels, START_FRAMES)
+    starts, spectral = _linear_starts(frames, source)
     if frames.shape[1] == 1:
-        starts |= _negatives(frames, source, objective.limits)
-    losses = {name: objective.evaluate(start, few, named) for name, start in starts.items()}
-    finite = [name for name in starts if math.isfinite(losses[name])]
-    if not finite:
-        raise FitError(NOT_FINITE)
-    best = min(finite, key=lambda name: losses[name])
+        starts |= _negative_starts(frames, source, objective.limits)
+    losses = {name: objective.evaluate(start, few, few_labels) for name, start in starts.items()}
+    best = _lowest(losses)
+    if best is None:
+        raise FitError(LOSS_NOT_FINITE)
     if best in spectral and frames.shape[1] == 3:
-        return _turned(objective, spectral[best], frames, labels, generator), best, losses
-    if SPECTRAL in best:
+        return _rotated_start(objective, spectral[best], frames, labels, generator), best, losses
+    if SPECTRAL_START in best:
         return starts[best], best, losses
-    toned = _toned(objective, few, named, source)
-    losses |= {name: loss for name, (_, loss) in toned.items()}
-    other = min((n for n in toned if math.isfinite(losses[n])), key=lambda name: losses[name], default=best)
-    if losses[other] < CLEARLY * losses[best]:
-        return toned[other][0], other, losses
-    return starts[best], best, losses
+    tone_starts = _tone_starts(few, source, objective.limits)
+    tone_losses = {name: objective.evaluate(start, few, few_labels) for name, start in tone_starts.items()}
+    best_tone = _lowest(tone_losses)
+    all_losses = losses | tone_losses
+    if best_tone is not None and tone_losses[best_tone] < TONE_START_MAX_LOSS_RATIO * losses[best]:
+        return tone_starts[best_tone], best_tone, all_losses
+    return starts[best], best, all_losses
 
 
-def _closed_forms(frames: Tensor, source: Source | None) -> tuple[dict[str, Homogenizer], dict[str, SpectralStarts]]:
-    """Starts without and with a colour map of its own for each frequency.
+def _lowest(losses: dict[str, float]) -> str | None:
+    """Return the name with the lowest finite loss; None if no loss is finite."""
+    return min((name for name in losses if math.isfinite(losses[name])), key=lambda name: losses[name], default=None)
 
-    Each without an offset map and with some: the fine structure of the mean frame is a fixed pattern, or it is what
-    the camera always looks at.
+
+def _linear_starts(frames: Tensor, source: Source | None) -> tuple[dict[str, Homogenizer], dict[str, SpectralStarts]]:
+    """Return the starts without a tone curve, and those with a colour map for each frequency also for other rotations.
+
+    Each comes without an offset map and with several: the fine structure of the mean frame is either a fixed pattern
+    or what the camera always looks at.
     """
-    offsets = {f" + pattern under {sigma:g} px": offset_map(frames, sigma) for sigma in PATTERN_SIGMAS}
+    offsets = {"": torch.zeros_like(frames[:1])}
+    offsets |= {f" + pattern under {sigma:g} px": offset_map(frames, sigma) for sigma in PATTERN_SIGMAS_PX}
     starts, spectral = {}, {}
-    for suffix, offset in {"": torch.zeros_like(frames[:1]), **offsets}.items():
+    for suffix, offset in offsets.items():
         starts[f"identity{suffix}"] = pattern_start(offset)
         if source is not None:
             starts[f"colour{suffix}"] = colour_start(frames, source, offset)
-            spectral[f"{SPECTRAL}{suffix}"] = SpectralStarts(frames, source, offset)
-    return starts, spectral
+            spectral[f"{SPECTRAL_START}{suffix}"] = SpectralStarts(frames, source, offset)
+    return starts | {name: rotations.start() for name, rotations in spectral.items()}, spectral
 
 
-def _negatives(frames: Tensor, source: Source | None, limits: Limits | None) -> dict[str, Homogenizer]:
-    """The closed forms for a camera that shows black as white."""
+def _negative_starts(frames: Tensor, source: Source | None, limits: Limits | None) -> dict[str, Homogenizer]:
+    """Return the linear starts for a camera that shows black as white."""
     whole = torch.zeros(frames.shape[1]) if limits is None else limits.black + limits.white
-    starts, spectral = _closed_forms(whole.view(-1, 1, 1) - frames, source)
-    starts |= {name: family.start() for name, family in spectral.items()}
+    starts, _ = _linear_starts(whole.view(-1, 1, 1) - frames, source)
     return {f"negative {name}": negative_start(start, whole) for name, start in starts.items()}
 
 
-def _toned(
-    objective: Objective, frames: Tensor, labels: Tensor | None, source: Source | None
-) -> dict[str, tuple[Homogenizer, float]]:
-    """Starts with another tone curve, and their objectives."""
-    if source is None or objective.limits is None:
+def _tone_starts(frames: Tensor, source: Source | None, limits: Limits | None) -> dict[str, Homogenizer]:
+    """Return the starts with a tone curve. They need black, white and the colours of clean frames."""
+    if source is None or limits is None:
         return {}
-    starts = {f"tone {e:g}": tone_start(frames, source, objective.limits, e) for e in EXPONENTS}
-    return {name: (start, objective.evaluate(start, frames, labels)) for name, start in starts.items()}
+    return {f"tone {exponent:g}": tone_start(frames, source, limits, exponent) for exponent in TONE_EXPONENTS}
 
 
-def _turned(
+def _rotated_start(
     objective: Objective, starts: SpectralStarts, frames: Tensor, labels: Tensor | None, generator: torch.Generator
 ) -> Homogenizer:
-    """The start with the rotation of its three colours that suits the last layer best.
+    """Return the start with the rotation of its three colours that the network's last layer fits best.
 
-    A wrong rotation is right to second order, so the first layers hardly mind it; but what the network takes the
-    picture for, which its last features tell, is off.
+    A wrong rotation is right to second order, so that the first layers hardly show it. The last features do, as the
+    network takes the picture for something else.
     """
-    few, named = frames[:SEARCH_FRAMES], _first(labels, SEARCH_FRAMES)
-    rotation = search_rotation(lambda r: objective.evaluate_last(starts.start(r), few, named), generator)
-    return starts.start(rotation)
+    few, few_labels = frames[:ROTATION_SEARCH_FRAMES], _first(labels, ROTATION_SEARCH_FRAMES)
 
+    def score(rotation: Tensor) -> float:
+        return objective.evaluate_last_layer(starts.start(rotation), few, few_labels)
 
-class _Log:
-    """Keeps what a descent is told, and ends it where the objective is lost."""
-
-    def __init__(self, evaluations: int, progress: Progress | None):
-        self.history: list[float] = []
-        self._evaluations, self._progress = evaluations, progress
-
-    def __call__(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise FitError(NOT_FINITE)
-        self.history.append(loss)
-        if self._progress is not None:
-            self._progress(min(len(self.history), self._evaluations), self._evaluations, loss)
-
-
-class _Laps:
-    """Where the time of a fit goes, in seconds; nothing without a clock."""
-
-    def __init__(self, clock: Clock | None) -> None:
-        self.seconds: dict[str, float] = {}
-        self._clock = clock
-        self._since = clock() if clock else 0.0
-
-    def end(self, name: str) -> None:
-        if self._clock is None:
-            return
-        now = self._clock()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
-        self._since = now
+    return starts.start(search_rotation(score, generator))

@@ -1,8 +1,8 @@
-"""The homogenizer: a small camera-like transform in front of a frozen network, the identity when new.
+"""The homogenizer ρ: a small camera-like transform in front of a frozen network. A new one is the identity.
 
-Tone curve, then fixed-pattern offset map, then a colour and deblurring kernel: the parts a camera has, in the
-order in which they undo it, instead of a general image-to-image network (Willis & Oala 2021 used a residual
-CNN with BatchNorm). It is a plain chain of relu, multiply, add and one convolution, which every compiler has.
+ρ has three parts, in this order: a tone curve, a fixed-pattern offset map, and a colour and deblurring kernel. Each
+part undoes one effect of a camera. Willis & Oala (2021) use a general residual CNN with BatchNorm instead. ρ consists
+of relu, multiply, add and one convolution, and every compiler supports these.
 """
 
 from __future__ import annotations
@@ -11,21 +11,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-KNOTS = (-1.2, -0.4, 0.4, 1.2)  # where the tone curve may bend, in the network's normalised units
+TONE_KNOTS = (-1.2, -0.4, 0.4, 1.2)  # where the slope of the tone curve may change, in normalised input units
 
-# Side of the blocks of pixels that the kernel is applied in. On one core, with three channels and 15 taps, ONNX Runtime
-# takes 4.0 ms for a frame of 224x224 (9.6 without blocks, 4.4 with 4x4), PyTorch forward and backward 24 ms for 128
-# frames of 32x32 (95 without, 24 with 4x4).
-BLOCK = 2
-KERNEL_SIZE = 15  # 9 taps lose 1 to 4 points of accuracy on CIFAR-10 when undoing blur and cross-talk, 5 lose 10
+# Side of the pixel blocks that the kernel is computed on. On one core, with 3 channels and 15 taps, ONNX Runtime takes
+# 4.0 ms for a frame of 224x224 (9.6 ms without blocks, 4.4 ms with 4x4). PyTorch takes 24 ms forward and backward for
+# 128 frames of 32x32 (95 ms without blocks, 24 ms with 4x4).
+KERNEL_BLOCK_PIXELS = 2
+
+# Undoing blur and cross-talk on CIFAR-10, 9 taps lose 1 to 4 points of accuracy and 5 taps lose 10.
+MAX_KERNEL_SIZE = 15
 
 
 class Homogenizer(nn.Module):
-    """ρ: frames (N, C, H, W) in the network's normalised input space to frames of the same shape.
+    """Map frames (N, C, H, W) in the network's normalised input space to frames of the same shape.
 
-    curve: (C, len(KNOTS)) each knot in turn stretches what lies above it by 1 + curve
-    offset: (1, C, H, W) added to every frame; undoes a fixed pattern
-    kernel: (C, C, k, k) mixes colours and sharpens, reflect padding; bias: (C,)
+    curve: (C, len(TONE_KNOTS)). Each knot multiplies the slope of the tone curve above it by 1 + curve.
+    offset: (1, C, H, W), added to every frame. It cancels a fixed pattern.
+    kernel: (C, C, k, k), mixes colours and sharpens, with reflected borders.
+    bias: (C,), added after the kernel.
+    kernel_size: k in pixels, odd and at most H and W. Default: `largest_kernel(height, width)`.
+    Raises ValueError for another kernel_size.
     """
 
     def __init__(self, channels: int, height: int, width: int, kernel_size: int | None = None):
@@ -34,82 +39,86 @@ class Homogenizer(nn.Module):
         if kernel_size % 2 == 0 or not 1 <= kernel_size <= min(height, width):
             raise ValueError(f"kernel_size {kernel_size} must be odd and fit into {height}x{width} frames")
         self._architecture = {"channels": channels, "height": height, "width": width, "kernel_size": kernel_size}
-        self.curve = nn.Parameter(torch.zeros(channels, len(KNOTS)))
+        self.curve = nn.Parameter(torch.zeros(channels, len(TONE_KNOTS)))
         self.offset = nn.Parameter(torch.zeros(1, channels, height, width))
         self.kernel = nn.Parameter(identity_kernel(channels, kernel_size))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def architecture(self) -> dict[str, int]:
-        """The constructor's arguments, for an artefact's manifest."""
+        """Return the arguments of the constructor, for the manifest of an artefact."""
         return dict(self._architecture)
 
     def forward(self, frames: Tensor) -> Tensor:
         return self.mix(self.tone(frames) + self.offset)
 
     def tone(self, frames: Tensor) -> Tensor:
-        """A piecewise linear curve for each channel."""
-        return bend(frames, self.curve)
+        """Apply the tone curve of each channel to frames (N, C, H, W)."""
+        return apply_tone_curve(frames, self.curve)
 
     def mix(self, frames: Tensor) -> Tensor:
-        """The colour and deblurring kernel."""
+        """Apply the colour and deblurring kernel and the bias to frames (N, C, H, W)."""
         margin = self.kernel.shape[-1] // 2
         padded = F.pad(frames, (margin,) * 4, mode="reflect")
-        return convolve_in_blocks(padded, self.kernel, self.bias, BLOCK)
+        return convolve_in_blocks(padded, self.kernel, self.bias, KERNEL_BLOCK_PIXELS)
 
 
-def bend(frames: Tensor, curve: Tensor) -> Tensor:
-    """The tone curve (C, len(KNOTS)) of frames (N, C, H, W)."""
-    for knot, stretch in zip(KNOTS, curve.unbind(1), strict=True):
+def apply_tone_curve(frames: Tensor, curve: Tensor) -> Tensor:
+    """Apply a piecewise linear curve to each channel; frames (N, C, H, W) keep their shape.
+
+    curve: (C, len(TONE_KNOTS)). Each knot multiplies the slope above it by 1 + curve; zeros are the identity.
+    """
+    for knot, stretch in zip(TONE_KNOTS, curve.unbind(1), strict=True):
         frames = frames + stretch.view(1, -1, 1, 1) * torch.relu(frames - knot)
     return frames
 
 
 def largest_kernel(height: int, width: int) -> int:
-    """KERNEL_SIZE, or the largest odd size that fits into small frames."""
+    """Return MAX_KERNEL_SIZE, or the largest odd size in pixels that fits into smaller frames."""
     shorter = min(height, width)
-    return min(KERNEL_SIZE, shorter - 1 + shorter % 2)
+    return min(MAX_KERNEL_SIZE, shorter - 1 + shorter % 2)
 
 
 def identity_kernel(channels: int, kernel_size: int) -> Tensor:
-    """(C, C, k, k), one at the centre tap of each channel's own kernel."""
+    """Return the kernel (C, C, k, k) that changes nothing: 1 at the centre tap from each channel to itself."""
     kernel = torch.zeros(channels, channels, kernel_size, kernel_size)
     kernel[range(channels), range(channels), kernel_size // 2, kernel_size // 2] = 1.0
     return kernel
 
 
 def convolve_in_blocks(frames: Tensor, kernel: Tensor, bias: Tensor, block: int) -> Tensor:
-    """F.conv2d(frames, kernel, bias), to the accuracy of float32 sums, computed on blocks of pixels.
+    """Compute F.conv2d(frames, kernel, bias) on blocks of pixels, to the accuracy of float32 sums.
 
-    Libraries compute convolutions fast whose channels fill a vector register, and three do not. Moving each block of
+    Convolution libraries are fast when the channels fill a vector register; 3 channels do not. Moving each block of
     pixels into channels (sub-pixel convolution, Shi et al. 2016, "Real-time single image and video super-resolution")
     gives the same sums with a kernel of fewer and denser taps: 15x15 taps on blocks of 2x2 become 12 times 12 channels
-    with 8x8 taps, of which an eighth are zero.
+    with 8x8 taps, and an eighth of them is zero.
 
-    frames: (N, C, H, W); kernel: (O, C, k, k); bias: (O,); returns (N, O, H - k + 1, W - k + 1).
+    frames: (N, C, H, W); kernel: (O, C, k, k); bias: (O,); block: side of a block in pixels.
+    Returns (N, O, H - k + 1, W - k + 1).
     """
     size = kernel.shape[-1]
     height, width = frames.shape[-2] - size + 1, frames.shape[-1] - size + 1
-    below, right = (_missing(extent, size, block) for extent in (height, width))
+    below, right = (_padding_to_whole_blocks(extent, size, block) for extent in (height, width))
     blocks = F.pixel_unshuffle(F.pad(frames, (0, right, 0, below)), block)
-    found = F.conv2d(blocks, _block_kernel(kernel, block), bias.repeat_interleave(block * block))
-    return F.pixel_shuffle(found, block)[..., :height, :width]
+    convolved = F.conv2d(blocks, _block_kernel(kernel, block), bias.repeat_interleave(block * block))
+    return F.pixel_shuffle(convolved, block)[..., :height, :width]
 
 
-def _taps(size: int, block: int) -> int:
-    """How many blocks the kernel of one block of outputs reaches over."""
+def _block_taps(size: int, block: int) -> int:
+    """Return the number of input blocks, in one direction, that one block of outputs depends on."""
     return -(-(size + block - 1) // block)
 
 
-def _missing(extent: int, size: int, block: int) -> int:
-    """How many rows or columns of input whole blocks of `extent` outputs need beyond those that there are."""
-    return (-(-extent // block) + _taps(size, block) - 1) * block - (extent + size - 1)
+def _padding_to_whole_blocks(extent: int, size: int, block: int) -> int:
+    """Return how many rows or columns of input are missing for whole blocks of `extent` outputs."""
+    return (-(-extent // block) + _block_taps(size, block) - 1) * block - (extent + size - 1)
 
 
 def _block_kernel(kernel: Tensor, block: int) -> Tensor:
-    """(O, C, k, k) as (O * block², C * block², taps, taps): for each pixel of a block the kernel, moved to it."""
+    """Convert (O, C, k, k) to (O * block², C * block², taps, taps): one shifted kernel for each pixel of a block."""
     outputs, channels, size, _ = kernel.shape
-    taps, places = _taps(size, block), range(block)
+    taps, places = _block_taps(size, block), range(block)
     room = taps * block - size
-    moved = [F.pad(kernel, (x, room - x, y, room - y)) for y in places for x in places]
-    parts = torch.stack(moved, 1).view(outputs * block**2, channels, taps, block, taps, block)
+    shifted = [F.pad(kernel, (x, room - x, y, room - y)) for y in places for x in places]
+    parts = torch.stack(shifted, 1).view(outputs * block**2, channels, taps, block, taps, block)
     return parts.permute(0, 1, 3, 5, 2, 4).reshape(outputs * block**2, channels * block**2, taps, taps)

@@ -1,4 +1,4 @@
-"""Is a candidate better than what serves now? Decided on frames the fit has not seen, with no labels."""
+"""Decide whether a candidate is better than what serves now, without labels, on frames that the fit has not seen."""
 
 from __future__ import annotations
 
@@ -9,39 +9,46 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from calibrate.scoring.accuracy import AccuracyProxy, Answers
+from calibrate.scoring.accuracy import AccuracyProxy, Predictions
 from calibrate.scoring.scorer import Measurement, Scorer
 
-HELD_OUT_EVERY = 4  # every fourth frame judges and is not fitted to
+HELD_OUT_EVERY = 4  # frames 0, 4, 8, ... of a fit are held out for the judge and are not fitted to
 
-MARGIN = 0.2  # the score must fall by this share: well above its spread between windows of clean frames (0.1)
-LESS_SURE = 1.75  # standard errors; 18 of 24 looks at harmful candidates were below it, none of 176 at helpful ones
-SURER = 0.05  # nats of the odds, mean over all frames: 0 let 4 times as many bad ones pass, 0.1 lost more good ones
-GAIN = "gain"  # the criterion that a step back is spared
-CONCENTRATION = 0.1  # the commonest predicted class may take this much more of the frames than before
-ERRORS = 2.0  # standard errors by which confidence may lie below the champion's
+MIN_SCORE_DROP_SHARE = 0.2  # of the champion's score; well above the spread between windows of clean frames (0.1)
+MAX_CONFIDENCE_DROP_ERRORS = 2.0  # standard errors of both confidences, below the champion's confidence
+MAX_TOP_SHARE_RISE = 0.1  # share of all frames by which the most frequent predicted class may grow
+# Standard errors by which log odds may fall on frames with the same label. 18 of 24 measurements of harmful candidates
+# were below it, and none of 176 of helpful ones.
+MAX_LOG_ODDS_DROP_ERRORS = 1.75
+# Mean rise of log odds over all frames. 0 accepted 4 times as many bad candidates, 0.1 rejected more good ones.
+MIN_LOG_ODDS_GAIN_NATS = 0.05
+GAIN_CRITERION = "gain"  # name of the criterion that a homogenizer which served before need not meet
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is held for or against one homogenizer on the held-out frames.
+    """What was measured of one homogenizer on the held-out frames.
 
-    layers: (L,) the score by layer. label_shift: the frames show few classes (calibrate.scoring.label_shift).
+    score: drift score. layers: L drift scores, one for each layer.
+    proxy, predictions: None if the network is no classifier.
+    label_shift: the frames show few classes (calibrate.scoring.label_shift).
     """
 
     score: float
     proxy: AccuracyProxy | None
-    answers: Answers | None = None
+    predictions: Predictions | None = None
     layers: tuple[float, ...] = ()
     label_shift: bool = False
 
     @classmethod
-    def of(cls, seen: Measurement) -> Evidence:
-        return cls(seen.drift.score, seen.proxy, seen.answers, seen.drift.layers, seen.label_shift)
+    def of(cls, measured: Measurement) -> Evidence:
+        """Take the evidence from a measurement."""
+        drift = measured.drift
+        return cls(drift.score, measured.proxy, measured.predictions, drift.layers, measured.label_shift)
 
     def as_dict(self) -> dict[str, Any]:
-        """Fit for JSON: None for what is not finite."""
-        plain: dict[str, Any] = finite(
+        """Return score, proxy and layers for JSON, with None for numbers that are not finite."""
+        plain: dict[str, Any] = json_values(
             {"score": self.score, "proxy": self.proxy and asdict(self.proxy), "layers": self.layers}
         )
         return plain
@@ -49,10 +56,11 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Criterion:
-    """One thing that is asked of a candidate: that `value` lies on the right side of `limit`.
+    """One requirement on a candidate: `value` must be on the right side of `limit`.
 
-    against: the champion that sets the limit, or "band". objection: what speaks against the candidate if it is not
-    met.
+    name: score, confidence, concentration, sureness, gain or band.
+    against: name of the champion that sets the limit, or "band".
+    objection: why the candidate is refused if the criterion is not met.
     """
 
     name: str
@@ -63,14 +71,18 @@ class Criterion:
     objection: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Fit for JSON: None for what is not finite."""
-        plain: dict[str, Any] = finite(asdict(self))
+        """Return all fields for JSON, with None for numbers that are not finite."""
+        plain: dict[str, Any] = json_values(asdict(self))
         return plain
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """accepted, or why not; evidence by name: factory, active (where one serves), candidate; all that was asked."""
+    """The decision on a candidate.
+
+    reason: the objections, or why it was accepted. evidence: by name: factory, candidate, and active if one serves.
+    criteria: all requirements, met or not.
+    """
 
     accepted: bool
     reason: str
@@ -78,7 +90,7 @@ class Verdict:
     criteria: tuple[Criterion, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Fit for JSON: None for what is not finite."""
+        """Return all fields for JSON, with None for numbers that are not finite."""
         return {
             "accepted": self.accepted,
             "reason": self.reason,
@@ -87,111 +99,122 @@ class Verdict:
         }
 
 
-def examine(scorer: Scorer, homogenizer: nn.Module | None, frames: Tensor) -> Evidence:
-    """Score and proxy of Φ on homogenizer(frames); None is the factory homogenizer."""
+def collect_evidence(scorer: Scorer, homogenizer: nn.Module | None, frames: Tensor) -> Evidence:
+    """Measure one homogenizer on frames (N, C, H, W) in normalised input units; None is the factory homogenizer.
+
+    Raises ValueError for too few frames to score.
+    """
     return Evidence.of(scorer.measure(frames, homogenizer))
 
 
-def champions(scorer: Scorer, active: nn.Module | None, frames: Tensor) -> dict[str, Evidence]:
-    """Evidence for what a candidate has to beat: always the factory homogenizer, and the active one if any."""
-    evidence = {"factory": examine(scorer, None, frames)}
+def collect_champions(scorer: Scorer, active: nn.Module | None, frames: Tensor) -> dict[str, Evidence]:
+    """Measure what a candidate must beat: always the factory homogenizer, and the active one if there is one.
+
+    Takes and raises the same as `collect_evidence`.
+    """
+    champions = {"factory": collect_evidence(scorer, None, frames)}
     if active is not None:
-        evidence["active"] = examine(scorer, active, frames)
-    return evidence
+        champions["active"] = collect_evidence(scorer, active, frames)
+    return champions
 
 
-def needs_no_fit(evidence: Mapping[str, Evidence], band: float) -> bool:
-    """The frames look clean as they are served now: there is nothing to repair."""
-    return evidence.get("active", evidence["factory"]).score <= band
+def needs_no_fit(champions: Mapping[str, Evidence], band: float) -> bool:
+    """Return whether the frames as served now are clean: there is nothing to repair. band: highest clean score."""
+    return champions.get("active", champions["factory"]).score <= band
 
 
-def needs_no_homogenizer(evidence: Mapping[str, Evidence], band: float) -> bool:
-    """The frames look clean without any homogenizer: the camera is back to what it was."""
-    return evidence["factory"].score <= band
+def needs_no_homogenizer(champions: Mapping[str, Evidence], band: float) -> bool:
+    """Return whether the frames are clean without a homogenizer: the drift is over. band: highest clean score."""
+    return champions["factory"].score <= band
 
 
 def judge(
-    scorer: Scorer, candidate: nn.Module, frames: Tensor, against: Mapping[str, Evidence], band: float
+    scorer: Scorer, candidate: nn.Module, frames: Tensor, champions: Mapping[str, Evidence], band: float
 ) -> Verdict:
-    """Compare a candidate with every champion on held-out frames (N, C, H, W).
+    """Compare a candidate with every champion on held-out frames (N, C, H, W) in normalised input units.
 
     band: the highest drift score that counts as clean.
+    Raises ValueError for too few frames to score.
     """
-    return weigh(examine(scorer, candidate, frames), against, band)
+    return judge_evidence(collect_evidence(scorer, candidate, frames), champions, band)
 
 
-def weigh(candidate: Evidence, against: Mapping[str, Evidence], band: float) -> Verdict:
-    """The verdict on a candidate: better than every champion by a margin, and within the clean band."""
-    asked = [c for name, champion in against.items() for c in criteria(candidate, champion, name)]
-    asked.append(_within_band(candidate, band))
-    problems = [criterion.objection for criterion in asked if not criterion.met]
-    evidence = dict(against) | {"candidate": candidate}
-    return Verdict(not problems, "; ".join(problems) or "better than every champion", evidence, tuple(asked))
+def judge_evidence(candidate: Evidence, champions: Mapping[str, Evidence], band: float) -> Verdict:
+    """Accept a candidate that meets every criterion beside every champion and whose score is within the clean band."""
+    criteria = [c for name, champion in champions.items() for c in compare(candidate, champion, name)]
+    criteria.append(_band_criterion(candidate, band))
+    objections = [criterion.objection for criterion in criteria if not criterion.met]
+    evidence = dict(champions) | {"candidate": candidate}
+    return Verdict(not objections, "; ".join(objections) or "better than every champion", evidence, tuple(criteria))
 
 
-def objections(candidate: Evidence, champion: Evidence, name: str, *, back: bool = False) -> Iterator[str]:
-    """What speaks against calling the candidate better than the champion of this name.
+def objections_to(candidate: Evidence, champion: Evidence, name: str, *, gain_required: bool = True) -> Iterator[str]:
+    """Yield the objection of each criterion that the candidate does not meet beside the champion of this name.
 
-    back: it served before, and nothing has to be gained by a step back.
+    gain_required: False for a homogenizer that served before: a step back to it need not improve the log odds.
     """
-    for criterion in criteria(candidate, champion, name):
-        if not criterion.met and not (back and criterion.name == GAIN):
+    for criterion in compare(candidate, champion, name):
+        if not criterion.met and (gain_required or criterion.name != GAIN_CRITERION):
             yield criterion.objection
 
 
-def criteria(candidate: Evidence, champion: Evidence, name: str) -> Iterator[Criterion]:
-    """What is asked of a candidate beside the champion of this name; of the proxies where both have any."""
-    yield _lower_score(candidate, champion, name)
+def compare(candidate: Evidence, champion: Evidence, name: str) -> Iterator[Criterion]:
+    """Yield all criteria of a candidate beside the champion of this name.
+
+    Those on proxies and on predictions need them from both.
+    """
+    yield _score_criterion(candidate, champion, name)
     if candidate.proxy and champion.proxy:
-        yield _as_confident(candidate.proxy, champion.proxy, name)
-        yield _as_spread(candidate.proxy, champion.proxy, name)
-    if candidate.answers and champion.answers:
-        yield _as_sure(candidate.answers, champion.answers, name)
-        yield _surer(candidate.answers, champion.answers, name)
+        yield _confidence_criterion(candidate.proxy, champion.proxy, name)
+        yield _concentration_criterion(candidate.proxy, champion.proxy, name)
+    if candidate.predictions and champion.predictions:
+        yield _sureness_criterion(candidate.predictions, champion.predictions, name)
+        yield _gain_criterion(candidate.predictions, champion.predictions, name)
 
 
-def finite(value: Any) -> Any:
-    """The same, of dicts, lists and plain values, with None for every number that is not finite: JSON has no other."""
+def _band_criterion(candidate: Evidence, band: float) -> Criterion:
+    objection = f"score {candidate.score:.2f} stays outside the clean band of {band:.2f}"
+    return Criterion("band", "band", candidate.score, band, candidate.score <= band, objection)
+
+
+def _score_criterion(candidate: Evidence, champion: Evidence, name: str) -> Criterion:
+    limit = (1 - MIN_SCORE_DROP_SHARE) * champion.score
+    objection = f"score {candidate.score:.2f} is no better than {name}'s {champion.score:.2f}"
+    met = not candidate.score > limit  # a NaN meets it here and fails the band
+    return Criterion("score", name, candidate.score, limit, met, objection)
+
+
+def _confidence_criterion(candidate: AccuracyProxy, champion: AccuracyProxy, name: str) -> Criterion:
+    errors = candidate.confidence_error + champion.confidence_error
+    limit = champion.confidence - MAX_CONFIDENCE_DROP_ERRORS * errors
+    objection = f"confidence {candidate.confidence:.2f} is below {name}'s {champion.confidence:.2f}"
+    return Criterion("confidence", name, candidate.confidence, limit, not candidate.confidence < limit, objection)
+
+
+def _concentration_criterion(candidate: AccuracyProxy, champion: AccuracyProxy, name: str) -> Criterion:
+    limit = champion.top_share + MAX_TOP_SHARE_RISE
+    objection = f"one class takes {candidate.top_share:.0%} of the predictions, {name}: {champion.top_share:.0%}"
+    return Criterion("concentration", name, candidate.top_share, limit, not candidate.top_share > limit, objection)
+
+
+def _sureness_criterion(candidate: Predictions, champion: Predictions, name: str) -> Criterion:
+    errors = candidate.standardised_gain_over(champion)
+    objection = f"it is {-errors:.1f} standard errors less sure than {name} of the frames that both name alike"
+    met = errors >= -MAX_LOG_ODDS_DROP_ERRORS  # a NaN, from outputs that are not finite, does not meet it
+    return Criterion("sureness", name, errors, -MAX_LOG_ODDS_DROP_ERRORS, met, objection)
+
+
+def _gain_criterion(candidate: Predictions, champion: Predictions, name: str) -> Criterion:
+    """A fit can match the statistics with wrong colours. If log odds do not rise, it repaired nothing."""
+    gain = candidate.mean_gain_over(champion)
+    objection = f"it is no surer than {name} of the frames ({gain:+.2f} nats)"
+    return Criterion(GAIN_CRITERION, name, gain, MIN_LOG_ODDS_GAIN_NATS, gain >= MIN_LOG_ODDS_GAIN_NATS, objection)
+
+
+def json_values(value: Any) -> Any:
+    """Copy dicts, lists, tuples and plain values, with None for every number that is not finite: JSON has none."""
     if isinstance(value, dict):
-        return {name: finite(part) for name, part in value.items()}
+        return {name: json_values(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(part) for part in value]
+        return [json_values(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _within_band(candidate: Evidence, band: float) -> Criterion:
-    said = f"score {candidate.score:.2f} stays outside the clean band of {band:.2f}"
-    return Criterion("band", "band", candidate.score, band, candidate.score <= band, said)
-
-
-def _lower_score(candidate: Evidence, champion: Evidence, name: str) -> Criterion:
-    limit = (1 - MARGIN) * champion.score
-    said = f"score {candidate.score:.2f} is no better than {name}'s {champion.score:.2f}"
-    met = not candidate.score > limit  # a candidate's NaN is outside any band
-    return Criterion("score", name, candidate.score, limit, met, said)
-
-
-def _as_confident(candidate: AccuracyProxy, champion: AccuracyProxy, name: str) -> Criterion:
-    limit = champion.confidence - ERRORS * (candidate.confidence_error + champion.confidence_error)
-    said = f"confidence {candidate.confidence:.2f} is below {name}'s {champion.confidence:.2f}"
-    return Criterion("confidence", name, candidate.confidence, limit, not candidate.confidence < limit, said)
-
-
-def _as_spread(candidate: AccuracyProxy, champion: AccuracyProxy, name: str) -> Criterion:
-    limit = champion.top_share + CONCENTRATION
-    said = f"one class takes {candidate.top_share:.0%} of the predictions, {name}: {champion.top_share:.0%}"
-    return Criterion("concentration", name, candidate.top_share, limit, not candidate.top_share > limit, said)
-
-
-def _as_sure(candidate: Answers, champion: Answers, name: str) -> Criterion:
-    errors = candidate.surer_than(champion)
-    said = f"it is {-errors:.1f} standard errors less sure than {name} of the frames that both name alike"
-    met = errors >= -LESS_SURE  # not where the candidate's outputs are not finite
-    return Criterion("sureness", name, errors, -LESS_SURE, met, said)
-
-
-def _surer(candidate: Answers, champion: Answers, name: str) -> Criterion:
-    """Statistics alone can be met in a wrong place: where nothing is read more easily, nothing was repaired."""
-    gain = candidate.gain_over(champion)
-    said = f"it is no surer than {name} of the frames ({gain:+.2f} nats)"
-    return Criterion(GAIN, name, gain, SURER, gain >= SURER, said)

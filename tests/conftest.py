@@ -202,7 +202,7 @@ def _export_tiny(path: Path) -> None:
     from deploy.model.export import export_model
 
     export_model(
-        synthetic.FACTORY,
+        synthetic.BUILDER,
         None,
         path,
         input_shape=synthetic.SHAPE,

@@ -17,8 +17,9 @@ from calibrate.homogenizer import Homogenizer
 from calibrate.search.descent import Coordinates, descend
 from calibrate.search.objective import Objective
 from calibrate.search.starts import negative_start
-from calibrate.source.training import read_crop, shape_of
-from calibrate.validation import MIN_FRAMES
+from calibrate.source.description import frame_shape
+from calibrate.source.training import detect_crop
+from calibrate.validation import MIN_FIT_FRAMES
 
 GOOD, BAD_FIT, SABOTAGED, ADVERSARY = "fit", "bad fit", "sabotaged", "adversary"
 FIT, OTHER = "384 frames", "of another drift"  # candidates that also serve as the active homogenizer
@@ -58,7 +59,7 @@ def bad_fits(camera: DriftedCamera) -> dict[str, Callable[[], Homogenizer]]:
     rows, few = camera.fit_rows(), camera.rows_of_classes(camera.few, FEW_CLASSES_FRAMES, 2)
     return {
         f"{camera.few} of the classes": lambda: _fit(camera, camera.film(few)),
-        f"{MIN_FRAMES} frames": lambda: _fit(camera, camera.film(rows[:MIN_FRAMES])),
+        f"{MIN_FIT_FRAMES} frames": lambda: _fit(camera, camera.film(rows[:MIN_FIT_FRAMES])),
         f"{_clean_share(camera):.0%} clean frames": lambda: _fit(camera, _mixed(camera, rows[:MIXED_FRAMES])),
         "stopped early": lambda: _fit(camera, camera.film(rows[:EARLY_FRAMES]), EARLY),
     }
@@ -88,7 +89,7 @@ def adversaries(camera: DriftedCamera, good: Homogenizer) -> dict[str, Callable[
     and adds one answer for all frames.
     """
     frames = camera.film(camera.fit_rows()[:ADVERSARY_FRAMES])
-    identity = Homogenizer(*shape_of(frames)).requires_grad_(False)
+    identity = Homogenizer(*frame_shape(frames)).requires_grad_(False)
     with torch.no_grad():
         own = camera.subject.network(frames).argmax(1)
     return {
@@ -108,7 +109,7 @@ def _wrong_start(camera: DriftedCamera, identity: Homogenizer) -> Homogenizer:
 def _descended(camera: DriftedCamera, frames: Tensor, start: Homogenizer, labels: Tensor | None) -> Homogenizer:
     """Descend on the objective of a fit, which the drift score follows, plus cross-entropy to the labels if given."""
     subject, taps = camera.subject, tap(camera.subject.network)
-    crop = read_crop(taps, shape_of(frames), subject.limits.black)
+    crop = detect_crop(taps, frame_shape(frames), subject.limits.black)
     objective = Objective(taps, taps.reference, crop, 0.0 if labels is None else ADVERSARY_CRITERION, subject.limits)
     coordinates = Coordinates(start, frames, torch.Generator().manual_seed(camera.seed))
     descend(objective, coordinates, frames, labels, ADVERSARY_EVALUATIONS, 0.0, lambda _: None)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bench.judge.cameras import SHADOW_FRAMES
-from calibrate.judge import Evidence, needs_no_fit, needs_no_homogenizer, objections, weigh
+from calibrate.judge import Evidence, judge_evidence, needs_no_fit, needs_no_homogenizer, objections_to
 from daemon.config import DriftConfig, RecalibrateConfig
 from daemon.recalibration.state_machine import Commit, Discard, Facts, StateMachine
 
@@ -45,7 +45,7 @@ def decide(examine: Examine, candidate: str, active: str | None) -> Decision:
     answer = answer_without_fit(examine, active)
     if answer is not None:
         return Decision(answer, "", False)
-    verdict = weigh(examine(candidate, 0), _champions(examine, active, 0), BAND)
+    verdict = judge_evidence(examine(candidate, 0), _champions(examine, active, 0), BAND)
     if not verdict.accepted:
         return Decision("rejected", verdict.reason, False)
     reasons: list[str] = []
@@ -54,7 +54,7 @@ def decide(examine: Examine, candidate: str, active: str | None) -> Decision:
         evidence = examine(candidate, part)
         found: list[str] = []
         for name, champion in _champions(examine, active, part).items():
-            found += objections(evidence, champion, name)
+            found += objections_to(evidence, champion, name)
         reasons.extend(found)
         return not found
 

@@ -30,9 +30,9 @@ from bench.judge.state import State, from_record, to_record
 from bench.judge.tables import show_tables, summarise
 from bench.provenance import MATERIAL, METHOD
 from calibrate import FitConfig, tap
-from calibrate.judge import Evidence, examine
+from calibrate.judge import Evidence, collect_evidence
 from calibrate.scoring.scorer import Scorer
-from calibrate.source.training import shape_of
+from calibrate.source.description import frame_shape
 
 CODE = (
     *(*METHOD, *MATERIAL, "daemon/recalibration/state_machine.py"),
@@ -89,7 +89,7 @@ class VerdictsBehindCamera:
         self._camera, self._neighbour, self._state = camera, neighbour, state
         network = camera.subject.network
         frames = camera.film(camera.fit_rows()[:1])
-        self._scorer = Scorer.of(tap(network), shape_of(frames), camera.subject.limits)
+        self._scorer = Scorer.of(tap(network), frame_shape(frames), camera.subject.limits)
         self._window = lru_cache(maxsize=None)(camera.window)
         self._test = lru_cache(maxsize=None)(camera.test)
         self._homogenizers: dict[str, nn.Module | None] = {FACTORY: None}
@@ -128,7 +128,9 @@ class VerdictsBehindCamera:
 
         def evidence(name: str, part: int) -> Evidence:
             def compute() -> Row:
-                return to_record(examine(self._scorer, self._homogenizers[name], self._window(view, clean).parts[part]))
+                return to_record(
+                    collect_evidence(self._scorer, self._homogenizers[name], self._window(view, clean).parts[part])
+                )
 
             return from_record(self._state.record(f"{self._key(name, clean)}, {view}, {part}", compute))
 

@@ -1,1 +1,1 @@
-"""BatchNorm inputs, feature maps and the statistics taken of them."""
+"""BatchNorm inputs, feature maps and their statistics."""

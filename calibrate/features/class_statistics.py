@@ -1,4 +1,4 @@
-"""Channel means and variances of features for each class, where labels are known (the CC rows of the paper)."""
+"""Channel means and variances of features for each class, for labelled frames (the paper's CC rows)."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from torch import Tensor
 from calibrate.features.feature_maps import FeatureMap
 from calibrate.features.statistics import FeatureStatistics, ImageMoments
 
-CHUNK = 128  # frames that go through a feature map at once
+STATISTICS_CHUNK_FRAMES = 128  # frames that go through a feature map at once; bounds memory
 
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """Mean and biased variance of every channel of every layer, for each class.
+    """Mean and biased variance of every channel of every layer, for each of K classes.
 
-    names: (L,) layers; means, variances: L tensors of shape (K, C_l); counts: (K,) images of each class.
-    Raises ValueError where they do not fit together or are not finite.
+    names: L layer names.
+    means, variances: L tensors of shape (K, C_l) each.
+    counts: (K,) number of images of each class.
+    Raises ValueError if the shapes do not match, and for values that are not finite.
     """
 
     names: tuple[str, ...]
     means: tuple[Tensor, ...]
     variances: tuple[Tensor, ...]
     counts: Tensor
-    shipped = False  # no network ships them
+    shipped = False  # no network ships statistics of each class
 
     def __post_init__(self) -> None:
         for label in range(len(self)):
@@ -36,31 +38,33 @@ class ClassStatistics:
         return len(self.counts)
 
     def of(self, label: int) -> FeatureStatistics:
-        """The statistics of one class."""
+        """Return the statistics of one class, 0 to K - 1."""
         return FeatureStatistics(
             self.names, tuple(m[label] for m in self.means), tuple(v[label] for v in self.variances)
         )
 
 
-Target = FeatureStatistics | ClassStatistics  # what a fit aims at
+Target = FeatureStatistics | ClassStatistics  # the statistics that a fit aims at
 
 
 @overload
 def collect_statistics(
-    feature_map: FeatureMap, frames: Tensor, labels: None = None, *, chunk: int = CHUNK
+    feature_map: FeatureMap, frames: Tensor, labels: None = None, *, chunk: int = STATISTICS_CHUNK_FRAMES
 ) -> FeatureStatistics: ...
 @overload
 def collect_statistics(
-    feature_map: FeatureMap, frames: Tensor, labels: Tensor, *, chunk: int = CHUNK
+    feature_map: FeatureMap, frames: Tensor, labels: Tensor, *, chunk: int = STATISTICS_CHUNK_FRAMES
 ) -> ClassStatistics: ...
 def collect_statistics(
-    feature_map: FeatureMap, frames: Tensor, labels: Tensor | None = None, *, chunk: int = CHUNK
+    feature_map: FeatureMap, frames: Tensor, labels: Tensor | None = None, *, chunk: int = STATISTICS_CHUNK_FRAMES
 ) -> FeatureStatistics | ClassStatistics:
-    """Mean and variance of the features of `frames` (N, C, H, W), with `labels` (N,) int64 those of each class.
+    """Measure mean and variance of the features of frames (N, C, H, W); with labels (N,) int64 those of each class.
 
-    Exact over all frames and positions, where the paper averages the variances of batches of 128.
-    chunk: frames at once; it bounds memory and does not change the result.
-    Raises ValueError for no frames, labels of another length, and a class below the highest label without a frame.
+    The result is exact over all frames and positions. The code of Willis & Oala (2021) averages the variances of
+    batches of 128 frames instead.
+    chunk: frames at once. It bounds memory and does not change the result.
+    Raises ValueError for no frames, for labels of another length, for a class below the highest label without a
+    frame, and for features that are not finite.
     """
     if len(frames) == 0:
         raise ValueError("statistics need at least one frame")
@@ -68,10 +72,10 @@ def collect_statistics(
         moments = ImageMoments.join(ImageMoments.of(feature_map(part).features) for part in frames.split(chunk))
     if labels is None:
         return moments.statistics(feature_map.names)
-    return _by_class(moments, feature_map.names, labels)
+    return _class_statistics(moments, feature_map.names, labels)
 
 
-def _by_class(moments: ImageMoments, names: tuple[str, ...], labels: Tensor) -> ClassStatistics:
+def _class_statistics(moments: ImageMoments, names: tuple[str, ...], labels: Tensor) -> ClassStatistics:
     if labels.shape != (len(moments),):
         raise ValueError(f"{len(moments)} frames need as many labels, got {tuple(labels.shape)}")
     counts = torch.bincount(labels)

@@ -1,4 +1,4 @@
-"""Channel means and variances of features, exact over any number of chunks, and how far apart two of them are."""
+"""Channel means and variances of features, exact over any number of chunks, and the divergence between two of them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VARIANCE_FLOOR = 1e-6  # keeps the logarithm of a dead channel finite; far below any BatchNorm eps (1e-5)
+# Smallest variance used in logarithms and divisions. It keeps a dead channel finite, and is far below the eps of any
+# BatchNorm layer (1e-5).
+VARIANCE_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
 class FeatureStatistics:
     """Mean and biased variance of every channel of every layer.
 
-    names: (L,) layers; means, variances: L tensors of shape (C_l,).
-    shipped: they are the running ones of a network, so they are of frames as training augmented them.
+    names: L layer names.
+    means, variances: L tensors of shape (C_l,) each.
+    shipped: True for the running statistics of a network. They describe frames as training augmented them.
+    Raises ValueError if the number of names, means and variances differs, and for values that are not finite.
     """
 
     names: tuple[str, ...]
@@ -33,56 +37,10 @@ class FeatureStatistics:
                 raise ValueError(f"statistics of layer {name!r} are not finite")
 
 
-@dataclass(frozen=True)
-class ImageMoments:
-    """First and second moment of every channel, kept per image, so that their spread over images is known.
+class _PositionMoments(torch.autograd.Function):
+    """Mean over positions of x and of x squared: (N, C, positions) to two tensors (N, C), float32.
 
-    first, second: L tensors of shape (N, C_l): mean over positions of x and of x squared.
-    """
-
-    first: tuple[Tensor, ...]
-    second: tuple[Tensor, ...]
-
-    def __len__(self) -> int:
-        return self.first[0].shape[0]
-
-    @staticmethod
-    def of(features: Sequence[Tensor]) -> ImageMoments:
-        """Moments of a chunk's features, L tensors of shape (N, C_l, ...), in float32 whatever the features are in."""
-        pairs = [_Moments.apply(f.flatten(2) if f.dim() > 2 else f.unsqueeze(2)) for f in features]
-        return ImageMoments(tuple(first for first, _ in pairs), tuple(second for _, second in pairs))
-
-    @staticmethod
-    def join(chunks: Iterable[ImageMoments]) -> ImageMoments:
-        """The moments of all chunks as if they had been one batch."""
-        parts = list(chunks)
-        layers = range(len(parts[0].first))
-        return ImageMoments(
-            tuple(torch.cat([p.first[i] for p in parts]) for i in layers),
-            tuple(torch.cat([p.second[i] for p in parts]) for i in layers),
-        )
-
-    def statistics(self, names: tuple[str, ...]) -> FeatureStatistics:
-        """Mean and variance over all images and positions, accumulated in float64."""
-        means = tuple(f.double().mean(0) for f in self.first)
-        variances = tuple(
-            (s.double().mean(0) - m.square()).clamp_min(0) for s, m in zip(self.second, means, strict=True)
-        )
-        return FeatureStatistics(names, tuple(m.float() for m in means), tuple(v.float() for v in variances))
-
-
-def log_variance_error(first: Tensor, second: Tensor) -> Tensor:
-    """Squared standard error (C,) of the logarithm of the variance, from images' moments (N, C); delta method."""
-    mean = first.mean(0)
-    variance = (second.mean(0) - mean.square()).clamp_min(VARIANCE_FLOOR)
-    influence = (second - 2 * mean * first + mean.square()) / variance  # (N, C), mean 1
-    return influence.var(0) / len(first)
-
-
-class _Moments(torch.autograd.Function):
-    """Mean over positions of x and of x squared, (N, C, positions) to two (N, C).
-
-    Written out because autograd's own backward pass makes five passes over features where one will do.
+    The backward pass is written out because autograd's own makes five passes over the features. One is enough.
     """
 
     @staticmethod
@@ -98,8 +56,63 @@ class _Moments(torch.autograd.Function):
         return torch.addcmul(first, x, second, value=2)
 
 
+@dataclass(frozen=True)
+class ImageMoments:
+    """First and second moment of every channel, kept for each image: standard errors need their spread over images.
+
+    first, second: L tensors of shape (N, C_l): mean over positions of x and of x squared.
+    """
+
+    first: tuple[Tensor, ...]
+    second: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return self.first[0].shape[0]
+
+    @staticmethod
+    def of(features: Sequence[Tensor]) -> ImageMoments:
+        """Compute the moments of features, L tensors (N, C_l, ...) of any float type. The moments are float32."""
+        pairs = [_PositionMoments.apply(f.flatten(2) if f.dim() > 2 else f.unsqueeze(2)) for f in features]
+        return ImageMoments(tuple(first for first, _ in pairs), tuple(second for _, second in pairs))
+
+    @staticmethod
+    def join(chunks: Iterable[ImageMoments]) -> ImageMoments:
+        """Join the moments of one or more chunks, as if all images had been one batch."""
+        parts = list(chunks)
+        layers = range(len(parts[0].first))
+        return ImageMoments(
+            tuple(torch.cat([p.first[i] for p in parts]) for i in layers),
+            tuple(torch.cat([p.second[i] for p in parts]) for i in layers),
+        )
+
+    def statistics(self, names: tuple[str, ...]) -> FeatureStatistics:
+        """Compute mean and variance over all images and positions. Sums are float64, results float32.
+
+        Raises ValueError for another number of names than layers, and for values that are not finite.
+        """
+        means = tuple(f.double().mean(0) for f in self.first)
+        variances = tuple(
+            (s.double().mean(0) - m.square()).clamp_min(0) for s, m in zip(self.second, means, strict=True)
+        )
+        return FeatureStatistics(names, tuple(m.float() for m in means), tuple(v.float() for v in variances))
+
+
+def log_variance_error(first: Tensor, second: Tensor) -> Tensor:
+    """Return the squared standard error (C,) of the logarithm of the variance, from the moments (N, C) of N images.
+
+    Delta method (van der Vaart 1998, "Asymptotic Statistics", chapter 3) on the images' contributions to the variance.
+    """
+    mean = first.mean(0)
+    variance = (second.mean(0) - mean.square()).clamp_min(VARIANCE_FLOOR)
+    influence = (second - 2 * mean * first + mean.square()) / variance  # (N, C), mean 1
+    return influence.var(0) / len(first)
+
+
 def gaussian_divergence(mean: Tensor, variance: Tensor, to_mean: Tensor, to_variance: Tensor) -> Tensor:
-    """KL(N(mean, variance) || N(to_mean, to_variance)) of each channel, in nats; shapes (C,) -> (C,)."""
+    """Return KL(N(mean, variance) || N(to_mean, to_variance)) of each channel, in nats, 0 or more: (..., C) each.
+
+    Kullback & Leibler (1951) for two normal distributions. Variances below VARIANCE_FLOOR count as VARIANCE_FLOOR.
+    """
     variance = variance.clamp_min(VARIANCE_FLOOR)
     to_variance = to_variance.clamp_min(VARIANCE_FLOOR)
     ratio = variance / to_variance

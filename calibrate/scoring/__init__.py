@@ -1,1 +1,1 @@
-"""What is measured of frames and homogenizers: drift, accuracy estimates, label shift, extent."""
+"""Measurements of frames and homogenizers: drift, accuracy estimates, label shift, extent."""

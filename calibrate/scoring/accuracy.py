@@ -1,4 +1,4 @@
-"""What a classifier's outputs say about its accuracy without labels. Estimates, and optimistic ones under drift."""
+"""Estimate a classifier's accuracy from its outputs, without labels. The estimates are too high under drift."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MIN_ALIKE = 8  # frames; fewer give no usable spread
-CERTAIN = math.log(99)  # log odds of 99 %: above it they follow the contrast of a frame, and no answer changes
+MIN_PAIRED_FRAMES = 8  # with fewer frames in common, two predictions are not compared: their spread is unknown
+MAX_LOG_ODDS = math.log(99)  # nats, probability 99 %: above it the odds follow a frame's contrast and no label changes
 
 
 @dataclass(frozen=True)
 class AccuracyProxy:
-    """confidence: mean largest probability. certainty: 1 - mean entropy / log K. top_share: share of frames that
-    the commonest predicted class takes. confidence_error: standard error of `confidence`. classes: the effective
-    number of predicted classes, the exponential of their entropy, of `known` ones."""
+    """Estimates of a classifier's accuracy on N frames.
+
+    confidence: mean largest probability, 1/K to 1 (average confidence, Garg et al. 2022, "Leveraging unlabeled data to
+    predict out-of-distribution performance").
+    certainty: 1 - mean entropy / log K, 0 to 1.
+    top_share: share of the frames in the most frequent predicted class, 1/K to 1.
+    confidence_error: standard error of `confidence`.
+    classes: effective number of predicted classes, the exponential of the entropy of their shares, 1 to K.
+    known: K, the number of classes of the network.
+    """
 
     confidence: float
     certainty: float
@@ -27,43 +34,47 @@ class AccuracyProxy:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a classifier says of each frame: labels (N,) and the log odds (N,) it gives them, CERTAIN at most."""
+class Predictions:
+    """What a classifier predicts for N frames.
+
+    labels: (N,) the most probable class. log_odds: (N,) of this class in nats, MAX_LOG_ODDS at most.
+    """
 
     labels: Tensor
     log_odds: Tensor
 
-    def surer_than(self, other: Answers) -> float:
-        """By how many standard errors the odds of the same frames are higher, where both give the same label.
+    @staticmethod
+    def of(outputs: Tensor) -> Predictions | None:
+        """Read predictions from logits (N, K); None if the outputs are not those of a classifier (see `is_logits`)."""
+        if not is_logits(outputs):
+            return None
+        largest, labels = outputs.float().log_softmax(1).max(1)
+        log_odds = largest - (-largest.clamp(max=-1e-6).expm1()).log()
+        return Predictions(labels, log_odds.clamp(max=MAX_LOG_ODDS))
 
-        Where labels differ odds cannot be compared: a network is often sure of what a drift makes it see. 0 where
-        there are too few such frames to tell.
+    def standardised_gain_over(self, other: Predictions) -> float:
+        """Return the mean gain in log odds, in standard errors, on the frames that both give the same label.
+
+        Both must be of the same frames. Frames with different labels do not count: under drift a network is often
+        sure of a wrong label. Returns 0 for fewer than MIN_PAIRED_FRAMES such frames.
         """
         gains = (self.log_odds - other.log_odds)[(self.labels == other.labels) & torch.isfinite(other.log_odds)]
-        if len(gains) < MIN_ALIKE:
+        if len(gains) < MIN_PAIRED_FRAMES:
             return 0.0
         return float(gains.mean() / (gains.std() / math.sqrt(len(gains))).clamp_min(1e-9))
 
-    def gain_over(self, other: Answers) -> float:
-        """By how much the odds of the same frames are higher on average, nats, whatever either calls them.
+    def mean_gain_over(self, other: Predictions) -> float:
+        """Return the mean gain in log odds of the same frames in nats, whatever the labels.
 
-        Infinite where the other gives too few frames any odds.
+        Returns infinity if the other has finite odds for fewer than MIN_PAIRED_FRAMES frames.
         """
         gains = (self.log_odds - other.log_odds)[torch.isfinite(other.log_odds)]
-        return float(gains.mean()) if len(gains) >= MIN_ALIKE else math.inf
-
-
-def answers(outputs: Tensor) -> Answers | None:
-    """From logits (N, K); None where the outputs are no classifier's."""
-    if not _is_classifiers(outputs):
-        return None
-    largest, labels = outputs.float().log_softmax(1).max(1)
-    return Answers(labels, (largest - (-largest.clamp(max=-1e-6).expm1()).log()).clamp(max=CERTAIN))
+        return float(gains.mean()) if len(gains) >= MIN_PAIRED_FRAMES else math.inf
 
 
 def accuracy_proxy(outputs: Tensor) -> AccuracyProxy | None:
-    """Proxies from logits (N, K); None where the outputs are no classifier's."""
-    if not _is_classifiers(outputs):
+    """Estimate accuracy from logits (N, K); None if the outputs are not those of a classifier (see `is_logits`)."""
+    if not is_logits(outputs):
         return None
     probabilities = outputs.float().softmax(1)
     largest, label = probabilities.max(1)
@@ -74,16 +85,17 @@ def accuracy_proxy(outputs: Tensor) -> AccuracyProxy | None:
         certainty=1 - float(entropy) / math.log(outputs.shape[1]),
         top_share=float(counts.max()) / len(outputs),
         confidence_error=float(largest.std()) / math.sqrt(len(outputs)),
-        classes=_effective(counts),
+        classes=_effective_classes(counts),
         known=outputs.shape[1],
     )
 
 
-def _effective(counts: Tensor) -> float:
-    """Hill's number of order 1: as many equally common classes have the same entropy."""
+def is_logits(outputs: Tensor) -> bool:
+    """Test whether outputs can be logits (N, K) with at least 2 frames and 2 classes."""
+    return outputs.dim() == 2 and outputs.shape[1] >= 2 and len(outputs) >= 2
+
+
+def _effective_classes(counts: Tensor) -> float:
+    """Return the number of equally frequent classes with the same entropy (Hill 1973, number of order 1)."""
     shares = counts[counts > 0] / counts.sum()
     return math.exp(-float((shares * shares.log()).sum()))
-
-
-def _is_classifiers(outputs: Tensor) -> bool:
-    return outputs.dim() == 2 and outputs.shape[1] >= 2 and len(outputs) >= 2

@@ -1,4 +1,4 @@
-"""How far a homogenizer is from the identity: each of its parts, and what they do together."""
+"""Measure how far a homogenizer is from the identity: each of its parts, and all of them together."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from calibrate.homogenizer import Homogenizer, identity_kernel
 
-FREQUENCIES_A_TAP = 16  # that a kernel's gain is looked at, in each direction; 15 taps of 3 channels take 0.05 s
+FREQUENCIES_PER_TAP = 16  # at which the gain of a kernel is computed, in each direction; 0.05 s for 15 taps, 3 channels
 
 
 class Range(NamedTuple):
-    """The least and the most that something is anywhere."""
+    """The least and the largest value of a quantity."""
 
     least: float
     most: float
@@ -23,15 +23,15 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Extent:
-    """What a homogenizer is, in numbers; the identity has zeros and, where something multiplies, ones.
+    """The size of what a homogenizer does. For the identity, distances are 0 and factors are 1.
 
-    curve, offset, kernel, bias: the largest distance of a parameter from that of the identity, offset and bias in
-    units of the network's input; kernel_size: in pixels.
-    slope: of the tone curve; where it is not above 0, different values become the same.
-    gain: of the kernel for one spatial frequency and mixture of channels, the singular values of its transfer matrix.
-    jacobian: how much a difference between two frames shrinks or grows, wherever it is farther from the border than
-    half the kernel. Nearer to it, where frames are reflected, it may grow twice as much, or three times where the
-    kernel is as wide as the frame.
+    curve, offset, kernel, bias: largest distance of a parameter from that of the identity. Offset and bias are in
+    normalised input units, curve and kernel have no unit. kernel_size: in pixels.
+    slope: of the tone curve. If it is not above 0, different values become the same.
+    gain: of the kernel for one spatial frequency and mixture of channels: singular values of its transfer matrix.
+    jacobian: factor by which the difference between two frames shrinks or grows, farther from the border than half the
+    kernel. Nearer to the border, where frames are reflected, it may grow twice as much, and three times for a kernel
+    as wide as the frame.
     """
 
     curve: float
@@ -46,11 +46,12 @@ class Extent:
     @classmethod
     @torch.no_grad()
     def of(cls, homogenizer: Homogenizer) -> Extent:
-        """Measured in float64, where no float32 parameter overflows."""
+        """Measure a homogenizer, in float64 so that no float32 parameter overflows."""
         curve, offset, kernel, bias = (
             getattr(homogenizer, part).detach().cpu().double() for part in ("curve", "offset", "kernel", "bias")
         )
-        slopes, gain = _slopes(curve), kernel_gain(kernel)
+        slopes = torch.cat([torch.ones(len(curve), 1), 1 + curve], 1).cumprod(1)  # (C, 1 + knots), from low values on
+        gain = kernel_gain(kernel)
         steepest = float(slopes.abs().max())
         slope = Range(float(slopes.min()), float(slopes.max()))
         return cls(
@@ -65,34 +66,24 @@ class Extent:
         )
 
 
-def _slopes(curve: Tensor) -> Tensor:
-    """(C, 1 + knots): of each channel below the first knot, and above each of them in turn."""
-    return torch.cat([torch.ones(len(curve), 1), 1 + curve], 1).cumprod(1)
-
-
 def kernel_gain(kernel: Tensor) -> Range:
-    """The extreme singular values of a kernel (C, C, k, k) over the frequencies.
+    """Return the extreme singular values of a kernel (C, C, k, k) over all spatial frequencies.
 
-    `least` is that of the frequencies looked at. `most` holds at all others too, and is at most 1 % too high: between
-    n points a trigonometric polynomial of degree m is at most 1 / cos(pi m / n) times what it is at them, in each
-    direction (Ehlich and Zeller, Mathematische Zeitschrift 86, 1964).
+    `least` is that of the frequencies that are computed. `most` is a bound for all frequencies, at most 1 % too high:
+    between n points a trigonometric polynomial of degree m is at most 1 / cos(pi m / n) times its largest value at
+    them, in each direction (Ehlich & Zeller 1964, Mathematische Zeitschrift 86).
     """
-    count = FREQUENCIES_A_TAP * kernel.shape[-1]
-    transfer = torch.fft.rfft2(_at_origin(kernel, count))  # (C, C, count, count // 2 + 1), the rest is conjugate
+    size, count = kernel.shape[-1], FREQUENCIES_PER_TAP * kernel.shape[-1]
+    placed = kernel.new_zeros(*kernel.shape[:2], count, count)
+    placed[..., :size, :size] = kernel
+    centred = placed.roll((-(size // 2), -(size // 2)), (2, 3))  # the centre tap is at 0, 0
+    transfer = torch.fft.rfft2(centred)  # (C, C, count, count // 2 + 1), the rest is conjugate
     values = torch.linalg.svdvals(transfer.permute(2, 3, 0, 1))
     between = cos(pi * _degree(kernel) / count) ** 2
     return Range(float(values.min()), float(values.max()) / between)
 
 
-def _at_origin(kernel: Tensor, count: int) -> Tensor:
-    """The kernel in (C, C, count, count) zeros, its centre at 0, 0."""
-    margin = kernel.shape[-1] // 2
-    placed = kernel.new_zeros(*kernel.shape[:2], count, count)
-    placed[..., : kernel.shape[-2], : kernel.shape[-1]] = kernel
-    return placed.roll((-margin, -margin), (2, 3))
-
-
 def _degree(kernel: Tensor) -> int:
-    """How far from the centre, in either direction, the farthest tap is that is not zero."""
+    """Return the distance in taps, in either direction, from the centre to the farthest tap that is not zero."""
     taps = kernel.abs().amax((0, 1)).nonzero() - kernel.shape[-1] // 2
     return int(taps.abs().max()) if len(taps) else 0

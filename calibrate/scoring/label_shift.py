@@ -1,6 +1,6 @@
-"""Whether few classes fill the view: then frames are unlike the statistics of all classes, and nothing has drifted.
+"""Detect a label shift: frames of few classes differ from statistics of all classes although nothing has drifted.
 
-Classes show in the last layers. What happens to a camera shows in all of them, often most in the first.
+Classes change the last layers. A drift of the camera changes all layers, and often the first layers most.
 """
 
 from __future__ import annotations
@@ -10,17 +10,23 @@ from statistics import median
 from calibrate.scoring.accuracy import AccuracyProxy
 from calibrate.scoring.drift import DriftScore
 
-# Windows of 64 on CIFAR-10 and traffic signs: clean scenes of 1 to 3 classes have 1.0 to 4.6 effective classes, and a
-# last layer that scores 2.0 to 7 times the median layer. Of frames of all classes under 11 drifts, those with 4
-# effective classes or fewer (the network calls all alike, often surely) have 1.0 to 1.1 times.
-FEW = 4.0  # effective classes
-FEW_SHARE = 0.4  # of all that the network knows: of two classes one may always be rare
-LATE = 1.75  # times the median layer's score
-SURE = 0.85  # mean confidence: below it more is amiss than what is in view
+# Measured on windows of 64 frames of CIFAR-10 and of traffic signs. Clean scenes of 1 to 3 classes have 1.0 to 4.6
+# effective classes, and the score of their last layer is 2.0 to 7 times that of the median layer. Among frames of all
+# classes under 11 drifts, those with 4 effective classes or fewer (the network gives all one label, often with high
+# confidence) have 1.0 to 1.1 times.
+MAX_CLASSES = 4.0  # effective classes
+MAX_CLASS_SHARE = 0.4  # effective classes per class of the network; one of two classes may always be rare
+MIN_LAST_LAYER_RATIO = 1.75  # score of the last layer to that of the median layer
+MIN_CONFIDENCE = 0.85  # mean confidence; below it more is wrong than the mix of classes
 
 
 def has_label_shift(drift: DriftScore, proxy: AccuracyProxy | None) -> bool:
-    """Few classes fill the view, the network is sure of them, and the frames differ mostly where classes show."""
-    if proxy is None or proxy.confidence < SURE or proxy.classes > min(FEW, FEW_SHARE * proxy.known):
+    """Return whether frames have few classes, high confidence, and most of their distance in the last layer.
+
+    False for a network that is no classifier (no proxy).
+    """
+    if proxy is None or proxy.confidence < MIN_CONFIDENCE:
         return False
-    return drift.layers[-1] >= LATE * median(drift.layers)
+    if proxy.classes > min(MAX_CLASSES, MAX_CLASS_SHARE * proxy.known):
+        return False
+    return drift.layers[-1] >= MIN_LAST_LAYER_RATIO * median(drift.layers)

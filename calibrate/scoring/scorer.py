@@ -1,9 +1,9 @@
-"""Measure frames against a frozen network: their drift score, and what the outputs say of accuracy.
+"""Measure frames with a frozen network: their drift score, and accuracy estimates from the network's outputs.
 
-Shipped statistics are those of frames as training augmented them. Where that was a crop
-(calibrate.source.augmentation), frames are scored cropped likewise; where clean frames were measured, as they are.
-What is left between clean frames and the statistics is so much less then that mild drifts show. The accuracy
-proxies are of the frames as served.
+Shipped statistics describe frames as training augmented them. If training cropped the frames
+(calibrate.source.augmentation), frames are scored with the same crop. If clean frames were measured, frames are scored
+as they are. Clean frames then differ less from the statistics, and mild drifts become visible. The accuracy estimates
+are always those of the frames as they are served.
 """
 
 from __future__ import annotations
@@ -15,33 +15,38 @@ import torch
 from torch import Tensor, nn
 
 from calibrate.features.statistics import ImageMoments
-from calibrate.features.taps import Tapped, Taps
-from calibrate.scoring.accuracy import AccuracyProxy, Answers, accuracy_proxy, answers
-from calibrate.scoring.drift import LIKE_FRAMES_TOLERANCE, TOLERANCE, DriftScore, drift_score
+from calibrate.features.taps import ForwardPass, Taps
+from calibrate.scoring.accuracy import AccuracyProxy, Predictions, accuracy_proxy
+from calibrate.scoring.drift import MATCHED_TOLERANCE, SHIPPED_TOLERANCE, DriftScore, drift_score
 from calibrate.scoring.label_shift import has_label_shift
 from calibrate.source.augmentation import PaddedCrop
 from calibrate.source.commissioned import CleanData
-from calibrate.source.training import Limits, Shape, read_crop
+from calibrate.source.description import Limits, Shape
+from calibrate.source.training import detect_crop
 
-CHUNK = 64  # frames the network sees at once
+SCORE_CHUNK_FRAMES = 64  # frames that go through the network at once; bounds memory
 
 
 class Measurement(NamedTuple):
-    """proxy, answers: None where the network is no classifier."""
+    """What was measured on frames. proxy and predictions are None if the network is no classifier."""
 
     drift: DriftScore
     proxy: AccuracyProxy | None
-    answers: Answers | None
+    predictions: Predictions | None
 
     @property
     def label_shift(self) -> bool:
+        """Whether the frames show few classes, rather than a drift."""
         return has_label_shift(self.drift, self.proxy)
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """clean: measured on clean frames, to be used instead of what the network carries.
-    crop: what training did to the frames whose statistics it carries, where that is known.
+    """A frozen network and the statistics that frames are scored against.
+
+    taps: of the network, with its shipped statistics.
+    crop: the crop of the training frames behind the shipped statistics, if it is known.
+    clean: measured on clean frames. It replaces the shipped statistics.
     """
 
     taps: Taps
@@ -50,36 +55,39 @@ class Scorer:
 
     @classmethod
     def of(cls, taps: Taps, shape: Shape, limits: Limits, clean: CleanData | None = None) -> Scorer:
-        """The finest there is: clean frames as measured, or the crop that the statistics show of frames (C, H, W)."""
-        return cls(taps, clean=clean) if clean else cls(taps, read_crop(taps, shape, limits.black))
+        """Use commissioned statistics if given, else the detected training crop. shape: (C, H, W) of the frames."""
+        return cls(taps, clean=clean) if clean else cls(taps, detect_crop(taps, shape, limits.black))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the layers that are scored."""
+        """Names of the layers that are scored."""
         return self.taps.names
 
     def measure(self, frames: Tensor, homogenizer: nn.Module | None = None) -> Measurement:
-        """Score and proxy of homogenizer(frames), (N, C, H, W) normalised; None is the factory homogenizer.
+        """Measure homogenizer(frames). None is the factory homogenizer, which changes nothing.
 
-        Raises ValueError where there are too few frames for a score.
+        frames: (N, C, H, W) in normalised input units.
+        Raises ValueError for too few frames (drift.MIN_SCORE_IMAGES).
         """
         moments, outputs = [], []
+        chunks = frames.split(SCORE_CHUNK_FRAMES)
         with torch.no_grad():
-            for first, chunk in zip(range(0, len(frames), CHUNK), frames.split(CHUNK), strict=True):
+            for first, chunk in zip(range(0, len(frames), SCORE_CHUNK_FRAMES), chunks, strict=True):
                 features, output = self._run(homogenizer(chunk) if homogenizer else chunk, first)
-                assert output is not None  # the pass was not cut short
+                assert output is not None  # the pass runs to its end
                 moments.append(ImageMoments.of(features))
                 outputs.append(output)
         joined = torch.cat(outputs)
-        return Measurement(self._score(ImageMoments.join(moments)), accuracy_proxy(joined), answers(joined))
+        return Measurement(self._score(ImageMoments.join(moments)), accuracy_proxy(joined), Predictions.of(joined))
 
     def _score(self, moments: ImageMoments) -> DriftScore:
         if self.clean:
-            return drift_score(moments, self.clean.statistics, LIKE_FRAMES_TOLERANCE, self.clean.frames)
-        return drift_score(moments, self.taps.reference, LIKE_FRAMES_TOLERANCE if self.crop else TOLERANCE)
+            return drift_score(moments, self.clean.statistics, MATCHED_TOLERANCE, self.clean.frames)
+        return drift_score(moments, self.taps.reference, MATCHED_TOLERANCE if self.crop else SHIPPED_TOLERANCE)
 
-    def _run(self, frames: Tensor, first: int) -> Tapped:
+    def _run(self, frames: Tensor, first: int) -> ForwardPass:
+        """Return the features of the frames as they are scored, and the output for the frames as they are served."""
         if self.crop is None:
             return self.taps(frames)
-        output = self.taps(frames).output  # the features of this pass need not stay
-        return Tapped(self.taps(self.crop(frames, first)).features, output)
+        output = self.taps(frames).output  # the features of this pass are freed before the next
+        return ForwardPass(self.taps(self.crop(frames, first)).features, output)

@@ -1,1 +1,1 @@
-"""Where a fit starts, what it minimises and how it descends."""
+"""The search for a homogenizer: closed-form starts, the objective, and the descent on it."""

@@ -1,4 +1,4 @@
-"""Refine a homogenizer by gradients of the objective, in coordinates that suit it."""
+"""Refine a homogenizer by gradients of the objective, in well-scaled coordinates."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from torch.func import functional_call
 from calibrate.homogenizer import Homogenizer
 from calibrate.search.objective import Objective
 
-TRAINED_KERNEL = 9  # taps that gradients move; the wider rim of the closed form stays as it is
+TRAINED_KERNEL_SIZE = 9  # taps that gradients move; the rim of the start's wider kernel stays as it is
 WHITENING_RIDGE = 1e-2  # of the mean patch variance: bounds how much a weak direction is amplified
-OFFSET_SCALE = 0.1  # what a unit step moves the offset map by: its closed form is good, and thousands of values overfit
-CURVE_SCALE = 0.25
-MEMORY = 20  # past steps from which L-BFGS knows the curvature
-PATCHES = 30_000  # from which the whitener is estimated
+WHITENING_PATCHES = 30_000  # patches that the whitener is estimated from
+CURVE_STEP = 0.25  # change of the tone curve for a unit step
+OFFSET_STEP = 0.1  # change of the offset map for a unit step; small, as thousands of values would overfit
+LBFGS_HISTORY = 20  # past steps that L-BFGS estimates the curvature from
 
 
 class Coordinates(nn.Module):
-    """A homogenizer in coordinates in which every direction changes the output by a like amount; zero at the start.
+    """Coordinates of a homogenizer in which a step in any direction changes the output similarly. Zero is the start.
 
-    The kernel's taps are strongly correlated on natural images: one step on raw taps moves the mean gain far more
-    than any detail. `kernel` (C, C*k*k) acts on whitened patches instead, so that
-    kernel of the homogenizer = that of the start + kernel @ whitener.
+    The taps of a kernel are strongly correlated on natural images: a step on raw taps moves the mean gain far more
+    than any detail. `kernel` (C, C * k * k) acts on whitened patches instead:
+    kernel of the homogenizer = kernel of the start + kernel @ whitener.
+
+    start: the homogenizer at zero; it is frozen. frames: (N, C, H, W) that the patches are drawn from.
     """
 
     def __init__(self, start: Homogenizer, frames: Tensor, generator: torch.Generator):
         super().__init__()
         self._start = start.requires_grad_(False)
-        self._size = min(TRAINED_KERNEL, start.kernel.shape[-1])
+        self._size = min(TRAINED_KERNEL_SIZE, start.kernel.shape[-1])
         with torch.no_grad():
             self._whitener = patch_whitener(start.tone(frames) + start.offset, self._size, generator)
         self.kernel = nn.Parameter(torch.zeros(frames.shape[1], len(self._whitener)))
         self.bias = nn.Parameter(torch.zeros_like(start.bias))
-        # Refined where the start found a fixed pattern: elsewhere thousands of values would fit sampling noise.
+        # Refined only if the start found a fixed pattern. Otherwise its thousands of values would fit sampling noise.
         self.offset = nn.Parameter(torch.zeros_like(start.offset), requires_grad=bool(start.offset.any()))
         self.curve = nn.Parameter(torch.zeros_like(start.curve))
 
@@ -45,25 +47,26 @@ class Coordinates(nn.Module):
         return functional_call(self._start, self._values(), (frames,))
 
     def homogenizer(self) -> Homogenizer:
-        """The homogenizer at these coordinates, in evaluation mode, without gradients."""
-        found = Homogenizer(**self._start.architecture()).requires_grad_(False)
-        found.load_state_dict({name: value.detach() for name, value in self._values().items()})
-        return found.eval()
+        """Return the homogenizer at these coordinates, in evaluation mode and without gradients."""
+        homogenizer = Homogenizer(**self._start.architecture()).requires_grad_(False)
+        homogenizer.load_state_dict({name: value.detach() for name, value in self._values().items()})
+        return homogenizer.eval()
 
     def _values(self) -> dict[str, Tensor]:
+        """Return the homogenizer's parameters at these coordinates."""
         start, channels = self._start, len(self.bias)
         rim = (start.kernel.shape[-1] - self._size) // 2
         change = (self.kernel @ self._whitener).view(channels, channels, self._size, self._size)
         return {
             "kernel": start.kernel + F.pad(change, (rim,) * 4),
             "bias": start.bias + self.bias,
-            "offset": start.offset + OFFSET_SCALE * self.offset,
-            "curve": start.curve + CURVE_SCALE * self.curve,
+            "offset": start.offset + OFFSET_STEP * self.offset,
+            "curve": start.curve + CURVE_STEP * self.curve,
         }
 
 
 class _GoalReached(Exception):
-    """Ends a descent, at the coordinates that were just evaluated; never seen by a caller."""
+    """Ends a descent at the coordinates that were just evaluated; no caller sees it."""
 
 
 def descend(
@@ -73,12 +76,14 @@ def descend(
     labels: Tensor | None,
     evaluations: int,
     goal: float,
-    evaluated: Callable[[float], None],
+    on_evaluation: Callable[[float], None],
 ) -> None:
-    """Move the coordinates downhill by L-BFGS (Nocedal 1980) on these frames, until the objective is at `goal`.
+    """Minimise the objective over the coordinates by L-BFGS (Nocedal 1980) with a strong-Wolfe line search.
 
-    `evaluated` is told every value of the objective, about as many as `evaluations`: a line search is ended whole.
-    It may raise, which ends the descent.
+    frames: (N, C, H, W). labels: (N,) int64 or None, as the objective needs them.
+    evaluations: of the objective, about: a line search that has begun is finished.
+    goal: the descent ends once the objective is not above it, in nats.
+    on_evaluation: called with every value of the objective. An exception from it ends the descent and is raised.
     """
     optimizer = torch.optim.LBFGS(
         [p for p in coordinates.parameters() if p.requires_grad],
@@ -86,14 +91,14 @@ def descend(
         max_eval=evaluations,
         tolerance_grad=0,
         tolerance_change=0,
-        history_size=MEMORY,
+        history_size=LBFGS_HISTORY,
         line_search_fn="strong_wolfe",
     )
 
     def closure() -> float:
         optimizer.zero_grad()
         loss = float(objective.backpropagate(coordinates, frames, labels))
-        evaluated(loss)
+        on_evaluation(loss)
         if loss <= goal:
             raise _GoalReached
         return loss
@@ -103,14 +108,17 @@ def descend(
 
 
 def patch_whitener(frames: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """Inverse square root of the covariance of size x size patches, (C*size*size, C*size*size)."""
+    """Return the inverse square root of the covariance of patches, (C * size², C * size²) (ZCA whitening).
+
+    frames: (N, C, H, W). size: side of a patch in pixels, at most H and W. Source: Bell & Sejnowski 1997.
+    """
     height, width = frames.shape[-2:]
-    draw = (PATCHES,)
+    draw = (WHITENING_PATCHES,)
     image = torch.randint(len(frames), draw, generator=generator)
     row = torch.randint(height - size + 1, draw, generator=generator)
     column = torch.randint(width - size + 1, draw, generator=generator)
     taps = torch.arange(size)
-    patches = frames[  # (PATCHES, size, size, C)
+    patches = frames[  # (WHITENING_PATCHES, size, size, C)
         image[:, None, None], :, row[:, None, None] + taps[:, None], column[:, None, None] + taps[None, :]
     ]
     patches = patches.permute(0, 3, 1, 2).flatten(1)

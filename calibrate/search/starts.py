@@ -1,9 +1,9 @@
-"""Closed-form starts: the maps that give the drifted frames the second-order statistics of clean ones.
+"""Closed-form starts: homogenizers that give drifted frames the second-order statistics of clean frames.
 
-Second-order statistics leave one thing open: a rotation of colour space, which may differ between spatial
-frequencies. With the same covariance before and after, C_s^1/2 U W C_t^-1/2 serves for every orthogonal U; the one of
-least change is U = 1. Strong cross-talk turns the colours of large areas further than that of edges, so some other
-rotations of the low frequencies are tried, and the frozen network says which of them it knows.
+Second-order statistics do not determine a rotation of colour space, which may differ between spatial frequencies:
+for target covariance C_t, source covariance C_s and the polar factor W, every C_s^1/2 U W C_t^-1/2 with orthogonal U
+gives C_s. The smallest change is U = 1. Strong cross-talk rotates the colours of large areas further than those of
+edges. Other rotations of the low frequencies are therefore tried, and the frozen network decides between them.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from calibrate.homogenizer import Homogenizer
-from calibrate.source.spectra import cross_spectra, cycles
-from calibrate.source.training import Source
+from calibrate.source.description import Source
+from calibrate.source.spectra import cross_spectra, spatial_frequencies
 
-# px; a fixed pattern has 92 % and 99 % of its power in finer structure, and the mean of many pictures mostly has none.
-# Where the camera always looks at the same kind of thing the mean has some, and the finer measure spares it.
-PATTERN_SIGMAS = (1.0, 3.0)
-RIDGE = 1e-3  # of the mean power: frequencies below it are noise and are not amplified
-TURNED_BELOW = 3.0  # cycles over the frame, the width of the rotation's fall-off
-ROTATIONS = 48  # random ones that are tried; from any rotation the nearest of them is mostly within 40 degrees
-SPREADS = (0.5, 0.25)  # rad, how far around the KEPT best others are tried, NEAR around each
-KEPT, NEAR = 3, 4
-SEARCHED = ROTATIONS + 1 + len(SPREADS) * KEPT * NEAR  # rotations that a search looks at
+# Scales in pixels below which the mean frame is a fixed pattern. A white pattern has 92 % and 99 % of its power there;
+# the mean of many pictures mostly has none. If the camera always looks at the same kind of scene, the mean has some
+# fine structure, and the smaller scale spares it.
+PATTERN_SIGMAS_PX = (1.0, 3.0)
+POWER_RIDGE = 1e-3  # of the mean power: frequencies below it are noise and are not amplified
+ROTATION_CUTOFF_CYCLES = 3.0  # per frame: standard deviation of the Gaussian by which the rotation falls off
+RANDOM_ROTATIONS = 48  # that are tried; the nearest of them is mostly within 40 degrees of any rotation
+REFINEMENT_SPREADS_RAD = (0.5, 0.25)  # of the rotations that are tried around the best, in turn
+REFINED_ROTATIONS, TRIES_PER_ROTATION = 3, 4  # best rotations in each turn, and tries around each
 
 
-def smooth(image: Tensor, sigma: float) -> Tensor:
-    """Gaussian low-pass of (1, C, H, W) by sigma pixels, borders normalised."""
+def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
+    """Low-pass (1, C, H, W) by a Gaussian of sigma pixels, cut at 2 sigma and normalised at the borders."""
     radius = min(int(2 * sigma), min(image.shape[-2:]) - 1)
     x = torch.arange(-radius, radius + 1, dtype=image.dtype)
     line = torch.exp(-x.square() / (2 * sigma**2))
@@ -41,27 +41,35 @@ def smooth(image: Tensor, sigma: float) -> Tensor:
 
 
 def offset_map(frames: Tensor, sigma: float) -> Tensor:
-    """(1, C, H, W): what flattens the fixed pattern, the structure of the mean frame finer than sigma pixels."""
+    """Return the offset (1, C, H, W) that removes the fixed pattern of frames (N, C, H, W), in their units.
+
+    The pattern is the structure of the mean frame that is finer than sigma pixels.
+    """
     mean = frames.mean(0, keepdim=True)
-    return smooth(mean, sigma) - mean
+    return gaussian_blur(mean, sigma) - mean
 
 
-def _root(matrix: Tensor, power: float) -> Tensor:
+def monge_map(target: Tensor, source: Tensor) -> Tensor:
+    """Return the linear map of smallest change from covariance `target` to covariance `source`, all (..., C, C).
+
+    T^-1/2 (T^1/2 S T^1/2)^1/2 T^-1/2: the linear Monge-Kantorovich map of Pitie & Kokaram (2007), "The linear
+    Monge-Kantorovitch linear colour mapping for example-based colour transfer".
+    """
+    half, inverse = _hermitian_power(target, 0.5), _hermitian_power(target, -0.5)
+    return inverse @ _hermitian_power(half @ source @ half, 0.5) @ inverse
+
+
+def _hermitian_power(matrix: Tensor, power: float) -> Tensor:
+    """Raise positive Hermitian matrices (..., C, C) to a power. Eigenvalues are at least 1e-6 of the largest."""
     values, vectors = torch.linalg.eigh(matrix)
     floor = values[..., -1:].clamp_min(1e-12) * 1e-6
     scaled = torch.maximum(values, floor).pow(power)
     return (vectors * scaled.unsqueeze(-2)) @ vectors.mH
 
 
-def monge_map(target: Tensor, source: Tensor) -> Tensor:
-    """The linear map of least change from covariance `target` to `source` (Pitie & Kokaram 2007); (..., C, C)."""
-    half, inverse = _root(target, 0.5), _root(target, -0.5)
-    return inverse @ _root(half @ source @ half, 0.5) @ inverse
-
-
 @torch.no_grad()
 def pattern_start(offset: Tensor) -> Homogenizer:
-    """The identity but for an offset map (1, C, H, W), zero where there is no fixed pattern."""
+    """Return the identity plus an offset map (1, C, H, W), which is zero without a fixed pattern."""
     homogenizer = Homogenizer(*offset.shape[1:])
     homogenizer.offset.copy_(offset)
     return homogenizer
@@ -69,11 +77,11 @@ def pattern_start(offset: Tensor) -> Homogenizer:
 
 @torch.no_grad()
 def colour_start(frames: Tensor, source: Source, offset: Tensor) -> Homogenizer:
-    """Offset map (1, C, H, W) and one colour map for the whole frame."""
+    """Return an offset map (1, C, H, W) with one colour map that gives frames (N, C, H, W) the source's covariance."""
     homogenizer = pattern_start(offset)
     pixels = (frames + offset).transpose(0, 1).flatten(1)
     target = torch.cov(pixels).reshape(len(pixels), len(pixels))
-    colour = monge_map(target + RIDGE * target.trace() * torch.eye(len(target)), source.covariance)
+    colour = monge_map(target + POWER_RIDGE * target.trace() * torch.eye(len(target)), source.covariance)
     centre = homogenizer.kernel.shape[-1] // 2
     homogenizer.kernel.zero_()
     homogenizer.kernel[:, :, centre, centre] = colour
@@ -83,10 +91,11 @@ def colour_start(frames: Tensor, source: Source, offset: Tensor) -> Homogenizer:
 
 @torch.no_grad()
 def negative_start(start: Homogenizer, whole: Tensor) -> Homogenizer:
-    """What does to frames as `start`, which must not bend tones, does to their negative: `whole` (C,) less the frames.
+    """Convert a start fitted to `whole - frames` into one for `frames`.
 
-    Second order leaves the sign of a single colour open, as it does the rotation of three. Thermal cameras have it as
-    a setting, white-hot or black-hot.
+    start: without a tone curve. whole: (C,) the sum of black and white, in normalised input units.
+    Second-order statistics do not determine the sign of a single colour. Thermal cameras have it as a setting:
+    white-hot or black-hot.
     """
     negative = Homogenizer(**start.architecture())
     negative.offset.copy_(-start.offset)
@@ -96,10 +105,10 @@ def negative_start(start: Homogenizer, whole: Tensor) -> Homogenizer:
 
 
 class SpectralStarts:
-    """Offset map and one colour map for each spatial frequency, which together make a Wiener-like kernel.
+    """Offset map with one colour map for each spatial frequency: together a kernel like a Wiener filter.
 
-    Made for frames (N, C, H, W) and an offset map; gives one start for every rotation of the colours of its low
-    frequencies.
+    There is one start for every rotation of the colours of the low frequencies.
+    frames: (N, C, H, W). source: of clean frames of the same size. offset: (1, C, H, W).
     """
 
     def __init__(self, frames: Tensor, source: Source, offset: Tensor):
@@ -108,64 +117,64 @@ class SpectralStarts:
         self._mean = flat.mean((0, 2, 3))
         target = _with_ridge(cross_spectra(flat))
         clean = _with_ridge(source.profile.at(*self._shape[1:]).to(target))
-        self._unmix, self._mix = _root(target, -0.5), _root(clean, 0.5)
-        self._turn = monge_map(target, clean)  # (H, W, C, C)
-        self._turn = _root(clean, -0.5) @ self._turn @ _root(target, 0.5)
+        self._unmix, self._mix = _hermitian_power(target, -0.5), _hermitian_power(clean, 0.5)
+        monge = monge_map(target, clean)  # (H, W, C, C)
+        self._polar = _hermitian_power(clean, -0.5) @ monge @ _hermitian_power(target, 0.5)
 
     @torch.no_grad()
     def start(self, rotation: Tensor | None = None) -> Homogenizer:
-        """The homogenizer for a rotation vector (radians, C = 3 colours), by default that of least change."""
-        turn = self._turn if rotation is None else self._rotations(rotation) @ self._turn
-        maps = self._mix @ turn @ self._unmix
+        """Return the start for a rotation vector (3,) in radians, for 3 channels. None is the smallest change."""
+        unitary = self._polar if rotation is None else self._rotations(rotation) @ self._polar
+        maps = self._mix @ unitary @ self._unmix
         homogenizer = pattern_start(self._offset)
         response = torch.fft.fftshift(torch.fft.ifft2(maps.permute(2, 3, 0, 1)).real, dim=(-2, -1))
-        kernel = _centre(response, homogenizer.kernel.shape[-1]).flip(-2, -1)  # conv2d correlates
+        row, column, half = response.shape[-2] // 2, response.shape[-1] // 2, homogenizer.kernel.shape[-1] // 2
+        central = response[..., row - half : row + half + 1, column - half : column + half + 1]
+        kernel = central.flip(-2, -1)  # conv2d correlates
         homogenizer.kernel.copy_(kernel)
         homogenizer.bias.copy_(self._source.mean - kernel.sum((2, 3)) @ self._mean)
         return homogenizer
 
     def _rotations(self, rotation: Tensor) -> Tensor:
-        """(H, W, 3, 3): the whole rotation at frequency zero, none at high ones."""
-        share = torch.exp(-(cycles(*self._shape[1:]) / TURNED_BELOW).square() / 2)
-        return torch.matrix_exp(share[..., None, None] * _skew(rotation)).to(self._turn)
+        """Return the rotation of each frequency (H, W, 3, 3): the whole rotation at zero, none at high ones."""
+        frequencies = spatial_frequencies(*self._shape[1:])
+        share = torch.exp(-(frequencies / ROTATION_CUTOFF_CYCLES).square() / 2)
+        cross_product = torch.linalg.cross(torch.eye(3), rotation.expand(3, 3))  # its matrix, the generator
+        return torch.matrix_exp(share[..., None, None] * cross_product).to(self._polar)
+
+
+def _with_ridge(spectra: Tensor) -> Tensor:
+    power = spectra.diagonal(dim1=-2, dim2=-1).real.mean()
+    return spectra + POWER_RIDGE * power * torch.eye(spectra.shape[-1])
 
 
 def search_rotation(score: Callable[[Tensor], float], generator: torch.Generator) -> Tensor:
-    """The rotation vector (3,) of least score: the best of none and many random ones, then of some around the best."""
-    ranked = _ranked(score, [torch.zeros(3), *random_rotations(ROTATIONS, generator)])
-    for spread in SPREADS:
-        centres = [vector for _, vector in ranked[:KEPT] for _ in range(NEAR)]
+    """Return the rotation vector (3,) in radians with the lowest score that a random search finds.
+
+    The search tries no rotation and RANDOM_ROTATIONS random ones, then others around the best. A score that is not
+    finite counts as the worst.
+    """
+    ranked = _ranked(score, [torch.zeros(3), *random_rotations(RANDOM_ROTATIONS, generator)])
+    for spread in REFINEMENT_SPREADS_RAD:
+        centres = [vector for _, vector in ranked[:REFINED_ROTATIONS] for _ in range(TRIES_PER_ROTATION)]
         near = [vector + spread * torch.randn(3, generator=generator) for vector in centres]
         ranked = sorted(ranked + _ranked(score, near), key=lambda pair: pair[0])
     return ranked[0][1]
 
 
 def _ranked(score: Callable[[Tensor], float], vectors: Sequence[Tensor]) -> list[tuple[float, Tensor]]:
-    """Pairs of score and vector, the least first; what has no finite score is last."""
+    """Return pairs of score and vector, the lowest score first; a score that is not finite counts as infinite."""
     scores = [score(vector) for vector in vectors]
     pairs = [(s if math.isfinite(s) else math.inf, v) for s, v in zip(scores, vectors, strict=True)]
     return sorted(pairs, key=lambda pair: pair[0])
 
 
 def random_rotations(count: int, generator: torch.Generator) -> Tensor:
-    """Rotation vectors (count, 3), radians, of rotations spread evenly over all there are (Shoemake 1992)."""
+    """Draw rotation vectors (count, 3) in radians, uniform over all rotations: random unit quaternions (Shoemake 1992).
+
+    The length of a vector is its angle, 0 to pi.
+    """
     quaternions = F.normalize(torch.randn(count, 4, generator=generator), dim=1)
     quaternions = quaternions * quaternions[:, :1].sign()
     angle = 2 * torch.acos(quaternions[:, :1].clamp(max=1))
     return angle * F.normalize(quaternions[:, 1:], dim=1)
-
-
-def _skew(vector: Tensor) -> Tensor:
-    """The matrix (3, 3) of the cross product with a vector (3,)."""
-    return torch.linalg.cross(torch.eye(3), vector.expand(3, 3))
-
-
-def _with_ridge(spectra: Tensor) -> Tensor:
-    power = spectra.diagonal(dim1=-2, dim2=-1).real.mean()
-    return spectra + RIDGE * power * torch.eye(spectra.shape[-1])
-
-
-def _centre(response: Tensor, size: int) -> Tensor:
-    """The central size x size taps of (C, C, H, W)."""
-    row, column, half = response.shape[-2] // 2, response.shape[-1] // 2, size // 2
-    return response[..., row - half : row + half + 1, column - half : column + half + 1]

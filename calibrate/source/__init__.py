@@ -1,1 +1,1 @@
-"""What is known of clean frames: training statistics, spectra, augmentation, commissioned measurements."""
+"""Clean frames: their statistics, spectra and augmentation, read from a network or measured."""

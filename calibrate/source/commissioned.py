@@ -1,8 +1,7 @@
-"""What is measured once on clean frames, for networks whose shipped statistics do not say enough.
+"""Measure clean frames once, at commissioning, for networks whose shipped statistics do not tell enough.
 
-Shipped statistics are those of frames as training augmented them. Crops are recognised
-(calibrate.source.training), other augmentations are not; statistics measured on a camera's own clean frames
-are of frames as they come.
+Shipped statistics describe frames as training augmented them. Crops are detected (calibrate.source.training), other
+augmentations are not. Statistics measured on a camera's own clean frames describe the frames as they come.
 """
 
 from __future__ import annotations
@@ -16,22 +15,25 @@ from torch import Tensor
 from calibrate.features.class_statistics import collect_statistics
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.features.taps import Taps
-from calibrate.source.spectra import Profile
-from calibrate.source.training import Source, measured_source
+from calibrate.source.description import Source, measured_source
+from calibrate.source.spectra import RadialProfile
 from calibrate.validation import FitError, validate_frames
 
-MIN_CLEAN_FRAMES = 256  # fewer hide a mild drift behind their own sampling error
+MIN_CLEAN_FRAMES = 256  # with fewer frames, sampling error hides a mild drift
 
 
 class CleanData(NamedTuple):
-    """statistics: of the BatchNorm inputs. source: colours and spectrum. frames: how many they are of."""
+    """What was measured on clean frames.
+
+    statistics: of the BatchNorm inputs. source: colours and spectrum. frames: number of frames.
+    """
 
     statistics: FeatureStatistics
     source: Source
     frames: int
 
     def tensors(self) -> dict[str, Tensor]:
-        """The measurements by name, to be kept in a file."""
+        """Return the measurements by the names under which a file stores them."""
         names, means, variances = self.statistics.names, self.statistics.means, self.statistics.variances
         layers = {f"mean.{n}": m for n, m in zip(names, means, strict=True)}
         layers |= {f"variance.{n}": v for n, v in zip(names, variances, strict=True)}
@@ -42,7 +44,10 @@ class CleanData(NamedTuple):
     def of_tensors(
         tensors: Mapping[str, Tensor], frames: int, reference: FeatureStatistics, channels: int
     ) -> CleanData:
-        """For a network that ships `reference`. Raises ValueError where this is of another one, or not finite."""
+        """Rebuild the measurements of a network that ships `reference` and takes images of `channels` channels.
+
+        Raises ValueError for a tensor that is missing, of another shape (as those of another network), or not finite.
+        """
         shapes: dict[str, tuple[int, ...]] = {
             f"mean.{n}": m.shape for n, m in zip(reference.names, reference.means, strict=True)
         }
@@ -57,12 +62,15 @@ class CleanData(NamedTuple):
         if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
             raise ValueError("not all values are finite")
         means, variances = (tuple(tensors[f"{k}.{n}"] for n in reference.names) for k in ("mean", "variance"))
-        source = Source(tensors["source.mean"], tensors["source.covariance"], Profile(density))
+        source = Source(tensors["source.mean"], tensors["source.covariance"], RadialProfile(density))
         return CleanData(FeatureStatistics(reference.names, means, variances), source, frames)
 
 
 def measure_clean(taps: Taps, frames: Tensor) -> CleanData:
-    """Describe clean frames (N, C, H, W), normalised, N >= MIN_CLEAN_FRAMES. Raises FitError for what is unusable."""
+    """Measure clean frames (N, C, H, W) in normalised input units, N >= MIN_CLEAN_FRAMES.
+
+    Raises FitError for fewer frames, and for frames that are not float, not finite, not normalised or all the same.
+    """
     if len(frames) < MIN_CLEAN_FRAMES:
         raise FitError(f"{len(frames)} clean frames are too few to measure: at least {MIN_CLEAN_FRAMES} are needed")
     validate_frames(frames)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from calibrate.errors import RecaldError
 from calibrate.homogenizer import Homogenizer
-from calibrate.judge import HELD_OUT_EVERY, MARGIN
+from calibrate.judge import HELD_OUT_EVERY, MIN_SCORE_DROP_SHARE
 from calibrate.scoring.extent import Extent, Range
 from daemon.config import Config, ConfigError, Duration, Mode, Section
 from deploy.audit.signature import check_signature
@@ -156,7 +156,7 @@ def _config_violations(document: EnvelopeDocument, config: Config) -> Iterator[s
         ("frames", evidence.frames, "recalibrate.frames is", settings.frames),
         ("held_out", evidence.held_out, f"of recalibrate.frames {settings.frames} the judge gets", held_out),
         ("collect", evidence.collect, "recalibrate.collect is", settings.collect),
-        ("margin", evidence.margin, "this release of recald has", MARGIN),
+        ("margin", evidence.margin, "this release of recald has", MIN_SCORE_DROP_SHARE),
         ("shadow", evidence.shadow, "recalibrate.shadow is", settings.shadow),
         ("probation", evidence.probation, "recalibrate.probation is", settings.probation),
     ):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from calibrate.features.taps import Taps, tap
-from calibrate.judge import Evidence, objections
+from calibrate.judge import Evidence, objections_to
 from calibrate.scoring.scorer import Scorer
-from calibrate.source.training import Limits
+from calibrate.source.description import Limits
 from daemon import __version__
 from daemon.model.preprocess import Preprocessor
 from daemon.worker.dossier_builder import digest_statistics
@@ -87,4 +87,4 @@ def raw_frames_clean(raw: Evidence, served: Evidence, band: float) -> bool:
 
     They are when their score is within the band; under a label shift, when they score better than as served.
     """
-    return raw.score <= band or (raw.label_shift and not any(objections(raw, served, "active", back=True)))
+    return raw.score <= band or (raw.label_shift and not any(objections_to(raw, served, "active", gain_required=False)))

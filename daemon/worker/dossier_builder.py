@@ -14,8 +14,8 @@ from torch import Tensor
 
 from calibrate import FitResult
 from calibrate.features.statistics import FeatureStatistics
-from calibrate.homogenizer import KNOTS, Homogenizer
-from calibrate.judge import Evidence, Verdict, finite
+from calibrate.homogenizer import TONE_KNOTS, Homogenizer
+from calibrate.judge import Evidence, Verdict, json_values
 from daemon.images import evenly_spaced
 from deploy.model.card import Normalisation
 from deploy.store.dossier import Dossier, read_dossier
@@ -62,7 +62,7 @@ class DossierBuilder:
 
     def add_fit(self, result: FitResult, frames: int) -> None:
         fit = {"start": result.start, "start_losses": result.start_losses, "history": result.history}
-        self._content |= {"fit": finite(fit)}
+        self._content |= {"fit": json_values(fit)}
         self._content["seconds"] += [(f"fit: {stage}", seconds) for stage, seconds in result.stage_seconds.items()]
         self._frames["fitted"] = frames
         self._stage_start = self._monotonic()
@@ -98,7 +98,7 @@ def describe_effect(homogenizer: Homogenizer, normalisation: Normalisation) -> d
         "kernels": kernel[range(len(kernel)), range(len(kernel))],
     }
     rounded = {name: _round_weights(tensor) for name, tensor in tensors.items()}
-    return {"knots": KNOTS, "levels": RESPONSE_LEVELS} | rounded
+    return {"knots": TONE_KNOTS, "levels": RESPONSE_LEVELS} | rounded
 
 
 def digest_statistics(statistics: FeatureStatistics) -> str:
@@ -123,4 +123,4 @@ def _encode_png(image: np.ndarray) -> bytes:
 def _round_weights(tensor: Tensor) -> Any:
     if tensor.dim() > 1:
         return [_round_weights(part) for part in tensor]
-    return finite([float(f"{value:.{WEIGHT_DIGITS}g}") for value in tensor.tolist()])
+    return json_values([float(f"{value:.{WEIGHT_DIGITS}g}") for value in tensor.tolist()])

@@ -16,12 +16,12 @@ from calibrate.homogenizer import Homogenizer
 from calibrate.judge import (
     HELD_OUT_EVERY,
     Evidence,
-    champions,
-    examine,
+    collect_champions,
+    collect_evidence,
     judge,
+    judge_evidence,
     needs_no_fit,
     needs_no_homogenizer,
-    weigh,
 )
 from calibrate.validation import FitError
 from daemon.states import Result
@@ -82,7 +82,7 @@ class FitJob:
         context, band, recall = self._context, self._job["band"], self._job["recall"]
         frames, held_out = context.frames(self._images), context.frames(self._held_out_images)
         active = context.homogenizer(self._job["active"])
-        against = champions(context.scorer, active, held_out)
+        against = collect_champions(context.scorer, active, held_out)
         self._dossier.add_champions(against)
         if needs_no_fit(against, band) and not recall:
             return _answer(Result.UNNEEDED, "the frames as served are within the clean band")
@@ -108,8 +108,8 @@ class FitJob:
                 continue
             if artefact.compiled is None or not same_backend_version(context.backend, artefact.manifest):
                 continue  # its compiled form may not run here; a fit is more certain
-            evidence = examine(context.scorer, artefact.homogenizer, held_out)
-            verdict = weigh(evidence, against, clean_band(evidence, self._job["band"]))
+            evidence = collect_evidence(context.scorer, artefact.homogenizer, held_out)
+            verdict = judge_evidence(evidence, against, clean_band(evidence, self._job["band"]))
             self._dossier.add_recall(version, verdict)
             if verdict.accepted:
                 self._dossier.add_verdict(artefact.homogenizer, verdict)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from calibrate.judge import Evidence, objections
+from calibrate.judge import Evidence, objections_to
 from calibrate.scoring.scorer import Measurement
 from daemon.worker.context import WorkerContext, raw_frames_clean
 from deploy.store.artefacts import FACTORY
@@ -49,7 +49,9 @@ def _compare(
     else:
         champions = {"factory": factory} if job["active"] == FACTORY else {"factory": factory, "active": active}
         # The clean band is not asked for here: a short window reflects the classes in it.
-        objection = "; ".join(o for name, champion in champions.items() for o in objections(challenger, champion, name))
+        objection = "; ".join(
+            o for name, champion in champions.items() for o in objections_to(challenger, champion, name)
+        )
     return {"version": version, "role": job["role"], "score": challenger.score, "objections": objection}
 
 
@@ -57,4 +59,4 @@ def _objections_to_previous(previous: Evidence, active: Evidence, band: float) -
     """Return what speaks against a rollback; "" when only the previous homogenizer makes the frames clean."""
     if previous.score <= band < active.score:  # then a more confident model does not excuse the active one
         return ""
-    return "; ".join(objections(previous, active, "active", back=True))
+    return "; ".join(objections_to(previous, active, "active", gain_required=False))

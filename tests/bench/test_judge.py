@@ -13,7 +13,7 @@ from bench.judge.tables import counted, summarise
 from calibrate import Limits
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import Evidence
-from calibrate.scoring.accuracy import AccuracyProxy, Answers
+from calibrate.scoring.accuracy import AccuracyProxy, Predictions
 
 LIMITS = Limits.of((0.5, 0.4, 0.3), (0.25, 0.25, 0.25))
 FRAMES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -26,7 +26,7 @@ def good():
 def evidence_for(score):
     """Make evidence from a network that is the more confident, the less the frames look drifted."""
     return Evidence(
-        score, AccuracyProxy(0.9, 0.9, 0.2, 0.01, 9.0, 10), Answers(torch.zeros(9), torch.full((9,), -score))
+        score, AccuracyProxy(0.9, 0.9, 0.2, 0.01, 9.0, 10), Predictions(torch.zeros(9), torch.full((9,), -score))
     )
 
 
@@ -189,7 +189,7 @@ def test_evidence_is_the_same_after_writing_and_reading():
     evidence = evidence_for(1.25)
     read = from_record(to_record(evidence))
     assert (read.score, read.proxy) == (evidence.score, evidence.proxy)
-    assert torch.equal(read.answers.log_odds, evidence.answers.log_odds)
+    assert torch.equal(read.predictions.log_odds, evidence.predictions.log_odds)
     bits = torch.tensor([True, False, True])
     assert torch.equal(from_text(to_text(bits)), bits)
 

@@ -1,4 +1,4 @@
-"""A fit gives the network back what it was trained on, and leaves everything else alone."""
+"""A fit makes drifted frames look like the training frames, and changes nothing else."""
 
 import hashlib
 import math
@@ -29,8 +29,8 @@ from calibrate import (
     with_logits,
 )
 from calibrate.search.objective import Objective
-from calibrate.source.training import Limits
-from calibrate.validation import MAX_VALUE, MIN_FRAMES
+from calibrate.source.description import Limits
+from calibrate.validation import MAX_ABS_VALUE, MIN_FIT_FRAMES
 from deploy.model.program import export_program, load_program, save_program
 
 SHORT = FitConfig(stages=((32, 3),))
@@ -44,7 +44,7 @@ def drifted(frames: torch.Tensor) -> torch.Tensor:
 
 
 def digest(model: nn.Module) -> str:
-    """Of all bytes, and of all that training would change."""
+    """SHA-256 of all bytes, and of everything that training would change."""
     sha = hashlib.sha256()
     for name, value in model.state_dict().items():
         sha.update(name.encode() + value.numpy().tobytes())
@@ -80,12 +80,12 @@ def labels():
 
 @pytest.fixture(scope="module")
 def clean():
-    """Frames to measure statistics of, and their labels."""
+    """Clean frames to measure, and their labels."""
     batch, labels = labelled(256, seed=3)
     return normalised(batch), torch.from_numpy(labels)
 
 
-def off(model, rho, frames) -> float:
+def objective_of(model, rho, frames) -> float:
     taps = tap(model)
     return Objective(taps, taps.reference).evaluate(rho, frames)
 
@@ -102,26 +102,26 @@ def test_exposure_and_colours_are_recovered(network, monkeypatch, bfloat16):
     monkeypatch.setattr("calibrate.search.objective.HAS_BFLOAT16", False)
     clean, labels = labelled(256, seed=2)
     clean = normalised(clean)
-    before, after = (off(network, rho, drifted(clean)) for rho in (Homogenizer(*SHAPE), fitted))
+    before, after = (objective_of(network, rho, drifted(clean)) for rho in (Homogenizer(*SHAPE), fitted))
     assert after < before / 100
-    assert after < 3 * off(network, Homogenizer(*SHAPE), clean)
+    assert after < 3 * objective_of(network, Homogenizer(*SHAPE), clean)
     with torch.no_grad():
         assert accuracy(network, fitted(drifted(clean)), labels) > accuracy(network, clean, labels) - 0.03
         error = (fitted(drifted(clean)) - clean)[..., 4:-4, 4:-4].square().mean().sqrt()
     assert error < 0.3 * (drifted(clean) - clean).square().mean().sqrt()
 
 
-def test_steps_do_not_carry_a_good_start_away(network):
+def test_a_good_start_stays_good_in_the_descent(network):
     result = fit(network, normalised(images(128, seed=1)), config=LONGER)
     fresh = normalised(images(128, seed=2))
     with torch.no_grad():
         change = (result.homogenizer(fresh) - fresh).square().mean().sqrt()
     assert change < 0.1 * fresh.std()
-    assert off(network, result.homogenizer, fresh) < 1.5 * off(network, Homogenizer(*SHAPE), fresh)
+    assert objective_of(network, result.homogenizer, fresh) < 1.5 * objective_of(network, Homogenizer(*SHAPE), fresh)
 
 
 def opaque_network() -> nn.Module:
-    """One whose first layer is not linear, so that it does not tell what it was trained on."""
+    """A network whose first layer is not linear, so that no source can be read from it."""
     torch.manual_seed(0)
     first = nn.Sequential(nn.ReLU6(), nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, momentum=None))
     with torch.no_grad():
@@ -135,21 +135,21 @@ def test_gradient_steps_alone_lower_the_loss(frames):
     assert result.history[-1] < 0.3 * result.history[0]
 
 
-def test_a_source_that_was_measured_serves_a_network_that_tells_none(frames, clean):
+def test_a_measured_source_helps_a_network_that_no_source_can_be_read_from(frames, clean):
     source = measured_source(clean[0])
     losses = fit(opaque_network(), frames, source=source, config=WITHOUT_STEPS).start_losses
     assert set(losses) >= {"identity", "colour", "spectral"}
     assert min(losses["colour"], losses["spectral"]) < 0.1 * losses["identity"]
 
 
-def test_a_source_that_is_given_is_preferred_to_the_networks_own(network, frames, clean):
+def test_a_given_source_replaces_the_one_read_from_the_network(network, frames, clean):
     darker = measured_source(clean[0] - 3)
     own, other = (fit(network, frames, source=s, config=WITHOUT_STEPS).start_losses for s in (None, darker))
     assert own["identity"] == pytest.approx(other["identity"], rel=1e-4)
     assert other["colour"] > 10 * own["colour"]
 
 
-def test_frames_are_shown_as_training_showed_them_for_shipped_statistics_only():
+def test_frames_are_cropped_for_shipped_statistics_only():
     frames, limits = normalised(images(256, seed=3)), Limits.of(MEAN, STD)
     cropped = network_of(PaddedCrop(2, tuple(limits.black.tolist()))(frames), filters=24)
     own = tap(cropped).reference
@@ -160,7 +160,7 @@ def test_frames_are_shown_as_training_showed_them_for_shipped_statistics_only():
     assert shipped < 0.1 * plain
 
 
-def test_class_conditional_statistics_are_aimed_at(network, frames, labels, clean):
+def test_a_fit_can_aim_at_class_conditional_statistics(network, frames, labels, clean):
     reference = collect_statistics(tap(network), *clean)
     result = fit(network, frames, reference, labels=labels, config=LONGER)
     objective = Objective(tap(network), reference)
@@ -169,7 +169,7 @@ def test_class_conditional_statistics_are_aimed_at(network, frames, labels, clea
     assert found < 0.1 * identity
 
 
-def test_labels_stay_with_their_frames(network, frames, labels, clean):
+def test_each_frame_keeps_its_label(network, frames, labels, clean):
     reference = collect_statistics(tap(network), *clean)
     rolled = fit(network, frames, reference, labels=labels.roll(1), config=WITHOUT_STEPS).start_losses
     right = fit(network, frames, reference, labels=labels, config=WITHOUT_STEPS).start_losses
@@ -178,17 +178,17 @@ def test_labels_stay_with_their_frames(network, frames, labels, clean):
     assert rolled["identity"] != pytest.approx(expected, rel=1e-2)
 
 
-def test_the_criterion_counts_by_its_weight(network, frames, labels):
-    plain, weighed = (
+def test_the_criterion_adds_its_weight_times_the_cross_entropy(network, frames, labels):
+    plain, weighted = (
         fit(network, frames, labels=labels, criterion=c, config=SHORT).start_losses["identity"] for c in (0.0, 2.0)
     )
     with torch.no_grad():
         entropy = nn.functional.cross_entropy(network(frames), labels)
-    assert weighed - plain == pytest.approx(2 * float(entropy), rel=1e-3)
+    assert weighted - plain == pytest.approx(2 * float(entropy), rel=1e-3)
 
 
 @pytest.mark.parametrize("criterion", [0.0, 0.5])
-def test_features_may_be_another_map(network, frames, labels, clean, criterion):
+def test_a_fit_can_use_another_feature_map(network, frames, labels, clean, criterion):
     projection = with_logits(random_projection(SHAPE, width=32), network)
     reference = collect_statistics(projection, clean[0])
     before = digest(network)
@@ -205,7 +205,7 @@ def test_features_may_be_another_map(network, frames, labels, clean, criterion):
     assert digest(network) == before
 
 
-def test_the_last_layer_alone_may_be_aimed_at(network, frames):
+def test_a_fit_can_aim_at_the_last_layer_alone(network, frames):
     last = penultimate(network)
     result = fit(network, frames, last.reference, features=last, config=LONGER)
     assert min(result.history) < 0.1 * result.start_losses["identity"]
@@ -225,7 +225,7 @@ def test_labels_of_other_frames_are_refused(network, frames, labels, wrong):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("change", "message"),
     [
         (lambda x: x - 1, "from 0 to 3, got -1 to 2"),
         (lambda x: x + 1, "from 0 to 3, got 1 to 4"),
@@ -233,10 +233,10 @@ def test_labels_of_other_frames_are_refused(network, frames, labels, wrong):
     ],
 )
 @pytest.mark.parametrize("given", ["criterion", "classes"])
-def test_labels_that_are_none_are_refused(network, frames, labels, clean, given, spoil, said):
+def test_labels_out_of_range_or_of_another_type_are_refused(network, frames, labels, clean, given, change, message):
     reference = collect_statistics(tap(network), *clean) if given == "classes" else None
-    with pytest.raises(FitError, match=said):
-        fit(network, frames, reference, labels=spoil(labels), criterion=float(given == "criterion"), config=SHORT)
+    with pytest.raises(FitError, match=message):
+        fit(network, frames, reference, labels=change(labels), criterion=float(given == "criterion"), config=SHORT)
 
 
 def test_a_criterion_without_logits_is_refused(network, frames, labels):
@@ -252,33 +252,33 @@ def test_frames_without_pixels_are_refused(network, shape):
 
 
 @pytest.mark.parametrize("kind", ["network", "program"])
-def test_the_network_is_the_same_to_the_bit_afterwards(request, frames, kind):
+def test_the_network_is_bit_identical_after_a_fit(request, frames, kind):
     model = request.getfixturevalue(kind)
     before = digest(model)
     fit(model, frames, config=SHORT)
     assert digest(model) == before
 
 
-def test_a_network_that_would_take_gradients_gets_none(frames):
+def test_the_network_gets_no_gradients(frames):
     model = trained_network().requires_grad_()
     before = digest(model)
     fit(model, frames, config=SHORT)
     assert digest(model) == before
 
 
-def test_module_and_program_are_fitted_alike(network, program, frames):
-    one, other = (fit(model, frames, config=SHORT) for model in (network, program))
-    assert one.start == other.start
-    assert one.history == pytest.approx(other.history, rel=1e-3)
+def test_module_and_program_give_the_same_fit(network, program, frames):
+    by_module, by_program = (fit(model, frames, config=SHORT) for model in (network, program))
+    assert by_module.start == by_program.start
+    assert by_module.history == pytest.approx(by_program.history, rel=1e-3)
 
 
-def test_the_frames_are_left_alone(network, frames):
+def test_the_frames_stay_unchanged(network, frames):
     before = frames.clone()
     fit(network, frames, config=SHORT)
     assert torch.equal(frames, before)
 
 
-def test_the_same_seed_gives_the_same_homogenizer_whatever_was_drawn_before(network, frames):
+def test_the_same_seed_gives_the_same_homogenizer_for_any_global_random_state(network, frames):
     def weights(seed):
         torch.rand(seed + 3)
         state = torch.get_rng_state()
@@ -287,7 +287,9 @@ def test_the_same_seed_gives_the_same_homogenizer_whatever_was_drawn_before(netw
         return torch.cat([value.flatten() for value in found.values()])
 
     first = weights(1)
-    torch.testing.assert_close(first, weights(1), atol=1e-3, rtol=0)  # the last bit is the linear algebra library's
+    torch.testing.assert_close(
+        first, weights(1), atol=1e-3, rtol=0
+    )  # the last bits depend on the linear algebra library
     assert (first - weights(2)).abs().max() > 1e-3
 
 
@@ -298,20 +300,20 @@ def test_the_homogenizer_is_ready_to_serve(network, frames):
     assert not homogenizer(frames[:2]).requires_grad
 
 
-def test_a_caller_may_have_gradients_switched_off(network, frames):
+def test_a_fit_works_with_gradients_switched_off(network, frames):
     with torch.no_grad():
-        off = fit(network, frames, config=SHORT)
-    assert off.history == pytest.approx(fit(network, frames, config=SHORT).history, rel=1e-3)
+        result = fit(network, frames, config=SHORT)
+    assert result.history == pytest.approx(fit(network, frames, config=SHORT).history, rel=1e-3)
 
 
 @pytest.mark.parametrize("stages", [((32, 3),), ((32, 2), (48, 3)), ((32, 1), (32, 1), (32, 1))])
-def test_progress_is_told_of_every_evaluation_and_time_is_kept_by_stage(network, frames, stages):
-    told, config = [], FitConfig(stages=stages)
-    result = fit(network, frames, config=config, progress=lambda *step: told.append(step), clock=time.perf_counter)
-    assert [loss for _, _, loss in told] == result.history
-    assert [done for done, _, _ in told] == [min(i + 1, config.evaluations) for i in range(len(told))]
-    assert {total for _, total, _ in told} == {config.evaluations}
-    assert result.steps == len(told) >= config.evaluations
+def test_progress_reports_every_evaluation_and_time_is_measured_for_each_stage(network, frames, stages):
+    reports, config = [], FitConfig(stages=stages)
+    result = fit(network, frames, config=config, progress=lambda *step: reports.append(step), clock=time.perf_counter)
+    assert [loss for _, _, loss in reports] == result.history
+    assert [done for done, _, _ in reports] == [min(i + 1, config.evaluations) for i in range(len(reports))]
+    assert {total for _, total, _ in reports} == {config.evaluations}
+    assert result.steps == len(reports) >= config.evaluations
     assert all(map(math.isfinite, result.history))
     assert list(result.stage_seconds) == [
         "source",
@@ -322,13 +324,13 @@ def test_progress_is_told_of_every_evaluation_and_time_is_kept_by_stage(network,
     assert math.isnan(fit(network, frames, config=config).seconds), "a fit reads no clock of its own"
 
 
-def test_fewer_frames_than_a_stage_asks_for_are_enough(network, frames):
+def test_a_stage_uses_all_frames_if_there_are_fewer(network, frames):
     few, many = (fit(network, frames, config=FitConfig(stages=((n, 4),))).history for n in (48, 10_000))
     assert few == pytest.approx(many, rel=1e-3)
 
 
-def test_stages_go_on_from_one_another(network, frames, monkeypatch):
-    monkeypatch.setattr(sys.modules["calibrate.fitting"], "SLACK", 0.0)
+def test_each_stage_continues_from_the_one_before(network, frames, monkeypatch):
+    monkeypatch.setattr(sys.modules["calibrate.fitting"], "STOP_LOSS_PER_FLOOR", 0.0)
     history = fit(network, frames, config=FitConfig(stages=((48, 10), (48, 10)))).history
     assert min(history[10:]) < min(history[:10]) < history[0]
     assert history[-1] < 0.5 * history[0]
@@ -340,7 +342,7 @@ def test_without_stages_the_best_start_is_the_result(network, frames):
     assert set(result.start_losses) >= {"identity", "colour", "spectral"}
     assert result.start == min(result.start_losses, key=result.start_losses.get)
     expected = result.start_losses[result.start]
-    assert off(network, result.homogenizer, frames) == pytest.approx(expected, rel=1e-2)
+    assert objective_of(network, result.homogenizer, frames) == pytest.approx(expected, rel=1e-2)
 
 
 def test_clean_frames_stay_as_they_are(network):
@@ -349,7 +351,7 @@ def test_clean_frames_stay_as_they_are(network):
     assert (result.homogenizer(clean) - clean).square().mean().sqrt() < 0.15 * clean.std()
 
 
-def test_another_reference_may_be_aimed_at(network, frames):
+def test_a_fit_can_aim_at_another_reference(network, frames):
     own = tap(network).reference
     other = FeatureStatistics(own.names, tuple(m + 5 for m in own.means), own.variances)
     at_own, at_other = (fit(network, frames, r, config=WITHOUT_STEPS).start_losses["identity"] for r in (own, other))
@@ -357,14 +359,14 @@ def test_another_reference_may_be_aimed_at(network, frames):
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("change", "message"),
     [
-        (lambda f: f[: MIN_FRAMES - 1], f"at least {MIN_FRAMES} frames, got {MIN_FRAMES - 1}"),
+        (lambda f: f[: MIN_FIT_FRAMES - 1], f"at least {MIN_FIT_FRAMES} frames, got {MIN_FIT_FRAMES - 1}"),
         (lambda f: f[0], r"must be float \(N, C, H, W\), got torch.float32 \(3, 16, 16\)"),
         (lambda f: (40 * f).byte(), "must be float .* got torch.uint8"),
         (lambda f: f.where(f < f.max(), torch.nan), "not finite"),
         (lambda f: f.where(f < f.max(), torch.inf), "not finite"),
-        (lambda f: f * MAX_VALUE, "must be normalised"),
+        (lambda f: f * MAX_ABS_VALUE, "must be normalised"),
         (lambda f: f[:1].expand(48, -1, -1, -1), "the same image"),
         (lambda f: torch.zeros_like(f), "the same image"),
         (lambda f: f[:, :1], "cannot take .* to have 3 channels, but got 1 channel"),
@@ -374,9 +376,9 @@ def test_another_reference_may_be_aimed_at(network, frames):
     ],
 )
 @pytest.mark.parametrize("kind", ["network", "program"])
-def test_frames_that_cannot_be_fitted_are_refused_in_one_line(request, frames, kind, broken, said):
-    with pytest.raises(FitError, match=said) as refusal:
-        fit(request.getfixturevalue(kind), broken(frames))
+def test_frames_that_cannot_be_fitted_are_refused_in_one_line(request, frames, kind, change, message):
+    with pytest.raises(FitError, match=message) as refusal:
+        fit(request.getfixturevalue(kind), change(frames))
     assert "\n" not in str(refusal.value)
 
 
@@ -386,10 +388,10 @@ def test_a_reference_of_another_network_is_refused(network, frames):
         fit(network, frames, FeatureStatistics(own.names[:1], own.means[:1], own.variances[:1]))
 
 
-@pytest.mark.parametrize("stage", [(MIN_FRAMES - 1, 5), (MIN_FRAMES, 0), (MIN_FRAMES, -1), (0, 5)])
+@pytest.mark.parametrize("stage", [(MIN_FIT_FRAMES - 1, 5), (MIN_FIT_FRAMES, 0), (MIN_FIT_FRAMES, -1), (0, 5)])
 @pytest.mark.parametrize("before", [(), ((64, 5),)])
-def test_stages_that_make_no_sense_are_refused(before, stage):
-    with pytest.raises(ValueError, match=f"{MIN_FRAMES} frames and 1 evaluation at least"):
+def test_stages_with_too_few_frames_or_evaluations_are_refused(before, stage):
+    with pytest.raises(ValueError, match=f"{MIN_FIT_FRAMES} frames and 1 evaluation at least"):
         FitConfig(stages=(*before, stage))
 
 
@@ -403,20 +405,20 @@ def test_a_network_that_overflows_is_refused(frames, config):
     assert digest(model) == before
 
 
-def test_a_fit_that_breaks_on_its_way_gives_nothing(network, frames, monkeypatch):
-    before, told, intact = digest(network), [], Objective.backpropagate
+def test_a_loss_that_becomes_nan_ends_the_fit(network, frames, monkeypatch):
+    before, reports, intact = digest(network), [], Objective.backpropagate
 
     def breaking(self, *arguments):
-        return torch.tensor(torch.nan) if len(told) == 4 else intact(self, *arguments)
+        return torch.tensor(torch.nan) if len(reports) == 4 else intact(self, *arguments)
 
     monkeypatch.setattr(Objective, "backpropagate", breaking)
     with pytest.raises(FitError, match="loss is not finite"):
-        fit(network, frames, config=LONGER, progress=lambda *step: told.append(step))
-    assert len(told) == 4
+        fit(network, frames, config=LONGER, progress=lambda *step: reports.append(step))
+    assert len(reports) == 4
     assert digest(network) == before
 
 
-def test_what_progress_raises_ends_the_fit(network, frames):
+def test_an_exception_from_progress_ends_the_fit(network, frames):
     def progress(done, total, loss):
         raise KeyboardInterrupt
 
@@ -426,7 +428,7 @@ def test_what_progress_raises_ends_the_fit(network, frames):
     assert digest(network) == before
 
 
-def test_images_of_one_colour_each_are_carried():
+def test_images_of_one_colour_each_give_finite_parameters():
     flat = torch.randn(64, 3, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 16, 16)
     result = fit(trained_network(), flat, config=SHORT)
     assert all(torch.isfinite(p).all() for p in result.homogenizer.parameters())
@@ -437,9 +439,9 @@ extremes = st.sampled_from([0.0, 1.0, -9e3, 2e4, 3e38, math.inf, -math.inf, math
 
 @settings(max_examples=12)
 @given(st.sampled_from([1e-30, 1e-3, 1.0, 1e3]), extremes, st.sampled_from([0.0, 0.01, 0.5]), st.booleans())
-def test_whatever_the_values_a_homogenizer_is_finite_or_there_is_none(network, scale, level, share, whole):
+def test_for_any_values_the_homogenizer_is_finite_or_the_fit_is_refused(network, scale, level, share, whole):
     random = torch.Generator().manual_seed(0)
-    frames = scale * torch.randn(MIN_FRAMES, *SHAPE, generator=random)
+    frames = scale * torch.randn(MIN_FIT_FRAMES, *SHAPE, generator=random)
     frames[torch.rand(frames.shape[: 1 if whole else 4], generator=random) < share] = level
     try:
         result = fit(network, frames, config=SHORT)
@@ -453,35 +455,35 @@ def test_whatever_the_values_a_homogenizer_is_finite_or_there_is_none(network, s
 shapes = st.tuples(st.integers(30, 34), st.integers(1, 5), st.sampled_from([1, 2, 9, 16]), st.sampled_from([1, 16, 23]))
 
 
-@given(shapes.filter(lambda shape: shape[0] < MIN_FRAMES or shape[1:] != SHAPE))
+@given(shapes.filter(lambda shape: shape[0] < MIN_FIT_FRAMES or shape[1:] != SHAPE))
 def test_frames_of_a_shape_that_cannot_be_fitted_are_refused(network, shape):
     with pytest.raises(FitError):
         fit(network, torch.randn(shape, generator=torch.Generator().manual_seed(0)), config=SHORT)
 
 
-def bent(batch: np.ndarray, exponent: float) -> torch.Tensor:
-    """What a camera with another gamma shows."""
+def with_gamma(batch: np.ndarray, exponent: float) -> torch.Tensor:
+    """The frames of a camera with another gamma."""
     return normalised(np.rint(255 * (batch / 255) ** exponent).astype(np.uint8))
 
 
 @pytest.mark.parametrize(("exponent", "expected"), [(2.2, "tone 0.45"), (0.45, "tone 2.2")])
-def test_another_tone_curve_is_seen_and_undone(network, exponent, expected):
+def test_another_tone_curve_is_recognised_and_undone(network, exponent, expected):
     seen, limits = images(256, seed=4), Limits.of(MEAN, STD)
     source = measured_source(normalised(images(512, seed=9)))
-    result = fit(network, bent(seen, exponent), source=source, limits=limits, config=SHORT)
+    result = fit(network, with_gamma(seen, exponent), source=source, limits=limits, config=SHORT)
     assert result.start == expected
-    restored, clean = result.homogenizer(bent(seen, exponent)), normalised(seen)
-    assert (restored - clean).square().mean() < 0.05 * (bent(seen, exponent) - clean).square().mean()
+    restored, clean = result.homogenizer(with_gamma(seen, exponent)), normalised(seen)
+    assert (restored - clean).square().mean() < 0.05 * (with_gamma(seen, exponent) - clean).square().mean()
 
 
 @pytest.mark.parametrize("exponent", [1.0, 1.5])
-def test_a_tone_curve_must_explain_much_to_be_believed(network, exponent):
-    result = fit(network, bent(images(256, seed=4), exponent), limits=Limits.of(MEAN, STD), config=WITHOUT_STEPS)
+def test_a_tone_start_is_used_only_if_it_is_much_better(network, exponent):
+    result = fit(network, with_gamma(images(256, seed=4), exponent), limits=Limits.of(MEAN, STD), config=WITHOUT_STEPS)
     assert not result.start.startswith("tone")
 
 
-def test_black_and_white_must_be_known_for_it(network):
-    result = fit(network, bent(images(256, seed=4), 2.2), config=WITHOUT_STEPS)
+def test_tone_starts_need_black_and_white(network):
+    result = fit(network, with_gamma(images(256, seed=4), 2.2), config=WITHOUT_STEPS)
     assert not any(name.startswith("tone") for name in result.start_losses)
 
 
@@ -503,7 +505,7 @@ def grey_network():
 
 @pytest.mark.parametrize("limits", [None, Limits.of(MEAN[:1], STD[:1])])
 @pytest.mark.parametrize("gain", [1.0, 0.6])
-def test_a_camera_that_shows_black_as_white_is_seen_and_undone(grey_network, gain, limits):
+def test_a_camera_that_shows_black_as_white_is_recognised_and_undone(grey_network, gain, limits):
     clean = grey(images(256, seed=4))
     seen = -gain * clean
     result = fit(grey_network, seen, limits=limits, config=SHORT)
@@ -512,10 +514,10 @@ def test_a_camera_that_shows_black_as_white_is_seen_and_undone(grey_network, gai
 
 
 @pytest.mark.parametrize("gain", [1.0, 0.6])
-def test_what_is_no_negative_is_not_taken_for_one(grey_network, gain):
+def test_a_dimmer_image_is_not_taken_for_a_negative(grey_network, gain):
     result = fit(grey_network, gain * grey(images(256, seed=4)), config=WITHOUT_STEPS)
     assert not result.start.startswith("negative")
 
 
-def test_colours_have_no_negative_of_their_own(network, frames):
+def test_no_negative_is_tried_for_colour_frames(network, frames):
     assert not any(name.startswith("negative") for name in fit(network, frames, config=WITHOUT_STEPS).start_losses)

@@ -1,4 +1,4 @@
-"""Only a candidate that is better than whatever could serve instead is accepted."""
+"""The judge accepts only a candidate that is better than every champion."""
 
 import json
 
@@ -9,26 +9,26 @@ from torch import nn
 
 from calibrate import tap
 from calibrate.judge import (
-    CONCENTRATION,
-    LESS_SURE,
-    MARGIN,
-    SURER,
+    MAX_LOG_ODDS_DROP_ERRORS,
+    MAX_TOP_SHARE_RISE,
+    MIN_LOG_ODDS_GAIN_NATS,
+    MIN_SCORE_DROP_SHARE,
     Evidence,
-    champions,
-    criteria,
-    examine,
+    collect_champions,
+    collect_evidence,
+    compare,
     judge,
     needs_no_fit,
-    objections,
+    objections_to,
 )
-from calibrate.scoring.accuracy import AccuracyProxy, Answers
+from calibrate.scoring.accuracy import AccuracyProxy, Predictions
 from calibrate.scoring.scorer import Scorer
 
 BAND = 1.6
 
 
 class Gain(nn.Module):
-    """Scales the light: 1 changes nothing."""
+    """Scale the light; 1 changes nothing."""
 
     def __init__(self, gain: float):
         super().__init__()
@@ -58,14 +58,14 @@ def frames():
 
 
 def decide(scorer, frames, candidate, active=None, band=BAND):
-    return judge(scorer, candidate, frames, champions(scorer, active, frames), band)
+    return judge(scorer, candidate, frames, collect_champions(scorer, active, frames), band)
 
 
-def refused(verdict, *said):
+def refused(verdict, *messages):
     assert not verdict.accepted
     objections = verdict.reason.split("; ")
-    assert len(objections) == len(said)
-    return all(part in objection for part, objection in zip(said, objections, strict=True))
+    assert len(objections) == len(messages)
+    return all(message in objection for message, objection in zip(messages, objections, strict=True))
 
 
 def with_proxy(evidence: Evidence, **changes: float) -> Evidence:
@@ -73,49 +73,49 @@ def with_proxy(evidence: Evidence, **changes: float) -> Evidence:
 
 
 def met(candidate: Evidence, champion: Evidence) -> dict[str, bool]:
-    return {criterion.name: criterion.met for criterion in criteria(candidate, champion, "factory")}
+    return {criterion.name: criterion.met for criterion in compare(candidate, champion, "factory")}
 
 
-def test_an_honest_improvement_is_accepted(scorer, frames):
+def test_an_improvement_is_accepted(scorer, frames):
     verdict = decide(scorer, frames, REPAIR)
     assert verdict.accepted and verdict.reason == "better than every champion"
     assert verdict.evidence["candidate"].score < 1 < verdict.evidence["factory"].score
 
 
-def test_it_must_also_beat_an_active_one_that_is_worse(scorer, frames):
+def test_a_candidate_that_beats_factory_and_active_is_accepted(scorer, frames):
     verdict = decide(scorer, frames, REPAIR, active=HALF_REPAIR)
     assert verdict.accepted
     assert set(verdict.evidence) == {"factory", "active", "candidate"}
 
 
-def test_one_that_changes_nothing_is_refused(scorer, frames):
-    said = ("is no better than factory's", "no surer than factory")
-    assert refused(decide(scorer, frames, NOTHING, band=1e6), *said)
+def test_a_candidate_that_changes_nothing_is_refused(scorer, frames):
+    messages = ("is no better than factory's", "no surer than factory")
+    assert refused(decide(scorer, frames, NOTHING, band=1e6), *messages)
 
 
-def test_one_that_is_no_better_than_the_active_one_is_refused(scorer, frames):
-    said = ("is no better than active's", "no surer than active")
-    assert refused(decide(scorer, frames, REPAIR, active=REPAIR), *said)
+def test_a_candidate_that_is_no_better_than_the_active_one_is_refused(scorer, frames):
+    messages = ("is no better than active's", "no surer than active")
+    assert refused(decide(scorer, frames, REPAIR, active=REPAIR), *messages)
 
 
-def test_the_margin_decides(scorer, frames):
-    candidate = examine(scorer, REPAIR, frames)
+def test_the_score_must_drop_by_the_margin(scorer, frames):
+    candidate = collect_evidence(scorer, REPAIR, frames)
     for share, accepted in [(1.01, True), (0.99, False)]:
-        against = {"factory": Evidence(share * candidate.score / (1 - MARGIN), candidate.proxy)}
+        against = {"factory": Evidence(share * candidate.score / (1 - MIN_SCORE_DROP_SHARE), candidate.proxy)}
         assert judge(scorer, REPAIR, frames, against, BAND).accepted == accepted
 
 
-def test_one_that_stays_outside_the_clean_band_is_refused(scorer, frames):
+def test_a_candidate_that_stays_outside_the_clean_band_is_refused(scorer, frames):
     assert refused(decide(scorer, frames, HALF_REPAIR), f"outside the clean band of {BAND:.2f}")
 
 
-def test_one_that_makes_nan_is_refused(scorer, frames):
+def test_a_candidate_that_gives_nan_is_refused(scorer, frames):
     verdict = decide(scorer, frames, BROKEN)
     assert not verdict.accepted
     assert "score nan stays outside the clean band" in verdict.reason
 
 
-def test_one_that_makes_nan_of_a_single_frame_is_refused(scorer, frames):
+def test_a_candidate_that_gives_nan_for_one_frame_is_refused(scorer, frames):
     class Sometimes(nn.Module):
         def forward(self, frames):
             repaired = REPAIR(frames)
@@ -125,79 +125,81 @@ def test_one_that_makes_nan_of_a_single_frame_is_refused(scorer, frames):
     assert not decide(scorer, frames, Sometimes()).accepted
 
 
-def test_an_active_one_that_makes_nan_does_not_stand_in_the_way(scorer, frames):
+def test_an_active_homogenizer_that_gives_nan_blocks_no_candidate(scorer, frames):
     assert decide(scorer, frames, REPAIR, active=BROKEN).accepted
 
 
-def test_one_that_collapses_into_one_class_is_refused(scorer, frames):
-    against = {"factory": with_proxy(examine(scorer, None, frames), confidence=0.0)}
+def test_a_candidate_that_leads_to_one_class_is_refused(scorer, frames):
+    against = {"factory": with_proxy(collect_evidence(scorer, None, frames), confidence=0.0)}
     collapsed = judge(scorer, Zero(), frames, against, band=1e6)
     assert collapsed.evidence["candidate"].proxy.top_share == 1
     assert "one class takes 100% of the predictions" in collapsed.reason
 
 
-def test_the_concentration_decides(scorer, frames):
-    candidate = examine(scorer, REPAIR, frames)
-    for share, accepted in [(CONCENTRATION - 0.01, True), (CONCENTRATION + 0.01, False)]:
+def test_the_top_share_may_rise_by_its_limit(scorer, frames):
+    candidate = collect_evidence(scorer, REPAIR, frames)
+    for share, accepted in [(MAX_TOP_SHARE_RISE - 0.01, True), (MAX_TOP_SHARE_RISE + 0.01, False)]:
         proxy = with_proxy(candidate, top_share=candidate.proxy.top_share - share)
         verdict = judge(scorer, REPAIR, frames, {"factory": Evidence(10.0, proxy.proxy)}, BAND)
         assert verdict.accepted == accepted
         assert accepted or refused(verdict, "one class takes")
 
 
-def test_one_that_is_less_confident_is_refused(scorer, frames):
-    candidate = examine(scorer, REPAIR, frames)
+def test_a_less_confident_candidate_is_refused(scorer, frames):
+    candidate = collect_evidence(scorer, REPAIR, frames)
     error = candidate.proxy.confidence_error
-    for errors, accepted in [(3.9, True), (4.1, False)]:  # two of each
+    for errors, accepted in [(3.9, True), (4.1, False)]:  # two of the candidate and two of the champion
         proxy = with_proxy(candidate, confidence=candidate.proxy.confidence + errors * error)
         verdict = judge(scorer, REPAIR, frames, {"active": Evidence(10.0, proxy.proxy)}, BAND)
         assert verdict.accepted == accepted
         assert accepted or refused(verdict, "is below active's")
 
 
-def test_one_that_is_less_sure_of_the_same_answers_is_refused(scorer, frames):
-    candidate = examine(scorer, REPAIR, frames)
+def test_a_candidate_that_lowers_the_odds_of_the_same_labels_is_refused(scorer, frames):
+    candidate = collect_evidence(scorer, REPAIR, frames)
     noise = torch.randn(len(frames), generator=torch.Generator().manual_seed(0))
-    labels = candidate.answers.labels.clone()
-    labels[: len(labels) // 4] += 1  # the others, of which it is much surer, are called something else
-    alike = labels == candidate.answers.labels
+    labels = candidate.predictions.labels.clone()
+    labels[: len(labels) // 4] += 1  # frames with another label do not count, although their odds rise much
+    alike = labels == candidate.predictions.labels
     noise = (noise - noise[alike].mean()) / noise[alike].std()
-    for errors, accepted in [(0.9 * LESS_SURE, True), (1.1 * LESS_SURE, False)]:
-        surer = candidate.answers.log_odds + noise + errors / int(alike.sum()) ** 0.5
-        champion = Evidence(10.0, candidate.proxy, Answers(labels, torch.where(alike, surer, -3.0)))
+    for errors, accepted in [(0.9 * MAX_LOG_ODDS_DROP_ERRORS, True), (1.1 * MAX_LOG_ODDS_DROP_ERRORS, False)]:
+        surer = candidate.predictions.log_odds + noise + errors / int(alike.sum()) ** 0.5
+        champion = Evidence(10.0, candidate.proxy, Predictions(labels, torch.where(alike, surer, -3.0)))
         verdict = judge(scorer, REPAIR, frames, {"factory": champion}, BAND)
         assert verdict.accepted == accepted
         assert accepted or refused(verdict, "standard errors less sure than factory")
 
 
-def test_one_that_is_no_surer_of_all_frames_is_refused(scorer, frames):
-    candidate = examine(scorer, REPAIR, frames)
-    for gain, accepted in [(1.1 * SURER, True), (0.9 * SURER, False)]:
-        before = Answers(candidate.answers.labels + 1, candidate.answers.log_odds - gain)  # whatever the labels
+def test_a_candidate_that_does_not_raise_the_odds_of_all_frames_is_refused(scorer, frames):
+    candidate = collect_evidence(scorer, REPAIR, frames)
+    for gain, accepted in [(1.1 * MIN_LOG_ODDS_GAIN_NATS, True), (0.9 * MIN_LOG_ODDS_GAIN_NATS, False)]:
+        before = Predictions(candidate.predictions.labels + 1, candidate.predictions.log_odds - gain)  # for any labels
         verdict = judge(scorer, REPAIR, frames, {"factory": Evidence(10.0, candidate.proxy, before)}, BAND)
         assert verdict.accepted == accepted
         assert accepted or refused(verdict, "no surer than factory")
 
 
-def test_a_step_back_need_not_gain_but_must_not_lose(scorer, frames):
-    before = examine(scorer, REPAIR, frames)
+def test_a_step_back_need_not_raise_the_odds_but_must_not_lower_them(scorer, frames):
+    before = collect_evidence(scorer, REPAIR, frames)
     for gain, objects in [(0.0, False), (-1.0, True)]:
-        serves = Evidence(10.0, before.proxy, Answers(before.answers.labels, before.answers.log_odds - gain))
-        assert any(objections(before, serves, "active", back=True)) is objects
-        assert any(objections(before, serves, "active"))
+        serves = Evidence(
+            10.0, before.proxy, Predictions(before.predictions.labels, before.predictions.log_odds - gain)
+        )
+        assert any(objections_to(before, serves, "active", gain_required=False)) is objects
+        assert any(objections_to(before, serves, "active"))
 
 
 def test_outputs_that_are_not_finite_are_refused(scorer, frames):
-    found = examine(scorer, REPAIR, frames)
-    broken = Answers(found.answers.labels, found.answers.log_odds.clone())
+    found = collect_evidence(scorer, REPAIR, frames)
+    broken = Predictions(found.predictions.labels, found.predictions.log_odds.clone())
     broken.log_odds[5] = torch.nan
-    assert torch.isnan(torch.tensor(broken.surer_than(found.answers)))
+    assert torch.isnan(torch.tensor(broken.standardised_gain_over(found.predictions)))
     spoilt = Evidence(found.score, found.proxy, broken)
     assert not met(spoilt, found)["sureness"] and not met(spoilt, found)["gain"]
-    assert met(found, spoilt)["sureness"]  # a broken champion does not stand in the way
+    assert met(found, spoilt)["sureness"]  # a broken champion blocks no candidate
 
 
-def test_every_objection_is_named(scorer, frames):
+def test_the_reason_names_every_objection(scorer, frames):
     best = Evidence(0.01, AccuracyProxy(1.0, 1.0, top_share=0.0, confidence_error=0.0, classes=10.0, known=10))
     verdict = judge(scorer, HALF_REPAIR, frames, {"factory": best, "active": best}, band=0.01)
     assert refused(
@@ -208,7 +210,7 @@ def test_every_objection_is_named(scorer, frames):
     )
 
 
-def test_without_classes_the_score_alone_decides(frames):
+def test_the_score_alone_decides_for_a_network_without_classes(frames):
     network = trained_network()[:6]  # its output is a feature map
     scorer = Scorer(tap(network.eval()))
     assert decide(scorer, frames, REPAIR).evidence["candidate"].proxy is None
@@ -216,33 +218,33 @@ def test_without_classes_the_score_alone_decides(frames):
     assert not decide(scorer, frames, NOTHING).accepted
 
 
-def test_nothing_needs_repair_when_what_serves_is_within_the_band(scorer, frames):
+def test_no_fit_is_needed_if_the_frames_as_served_are_within_the_band(scorer, frames):
     clean = normalised(images(96, seed=5))
-    assert needs_no_fit(champions(scorer, None, clean), BAND)
-    assert needs_no_fit(champions(scorer, REPAIR, frames), BAND)
-    assert not needs_no_fit(champions(scorer, None, frames), BAND)
-    assert not needs_no_fit(champions(scorer, REPAIR, clean), BAND)  # the camera is back, the repair is not wanted
-    assert not needs_no_fit(champions(scorer, BROKEN, clean), BAND)
+    assert needs_no_fit(collect_champions(scorer, None, clean), BAND)
+    assert needs_no_fit(collect_champions(scorer, REPAIR, frames), BAND)
+    assert not needs_no_fit(collect_champions(scorer, None, frames), BAND)
+    assert not needs_no_fit(collect_champions(scorer, REPAIR, clean), BAND)  # the drift is over, and the repair harms
+    assert not needs_no_fit(collect_champions(scorer, BROKEN, clean), BAND)
 
 
 def test_the_verdict_is_json(scorer, frames):
     verdict = decide(scorer, frames, REPAIR, active=BROKEN)
-    told = json.loads(json.dumps(verdict.as_dict(), allow_nan=False))
-    assert told["evidence"]["active"]["score"] is None
-    assert told["accepted"] is True
-    assert told["evidence"]["factory"]["score"] == verdict.evidence["factory"].score
+    plain = json.loads(json.dumps(verdict.as_dict(), allow_nan=False))
+    assert plain["evidence"]["active"]["score"] is None
+    assert plain["accepted"] is True
+    assert plain["evidence"]["factory"]["score"] == verdict.evidence["factory"].score
     names = {"confidence", "certainty", "top_share", "confidence_error", "classes", "known"}
-    assert set(told["evidence"]["candidate"]["proxy"]) == names
-    assert told["evidence"]["candidate"]["layers"] == list(verdict.evidence["candidate"].layers)
-    assert len(told["evidence"]["candidate"]["layers"]) == len(scorer.names)
+    assert set(plain["evidence"]["candidate"]["proxy"]) == names
+    assert plain["evidence"]["candidate"]["layers"] == list(verdict.evidence["candidate"].layers)
+    assert len(plain["evidence"]["candidate"]["layers"]) == len(scorer.names)
 
 
-def test_the_verdict_tells_all_that_was_asked_and_what_was_not_met(scorer, frames):
+def test_the_verdict_lists_all_criteria_and_which_are_not_met(scorer, frames):
     verdict = decide(scorer, frames, HALF_REPAIR)
-    told = json.loads(json.dumps(verdict.as_dict(), allow_nan=False))["criteria"]
-    names = [(criterion["name"], criterion["against"]) for criterion in told]
-    asked = ("score", "confidence", "concentration", "sureness", "gain")
-    assert names == [*((name, "factory") for name in asked), ("band", "band")]
-    assert "; ".join(c["objection"] for c in told if not c["met"]) == verdict.reason
-    (band,) = (c for c in told if c["name"] == "band")
+    criteria = json.loads(json.dumps(verdict.as_dict(), allow_nan=False))["criteria"]
+    names = [(criterion["name"], criterion["against"]) for criterion in criteria]
+    expected = ("score", "confidence", "concentration", "sureness", "gain")
+    assert names == [*((name, "factory") for name in expected), ("band", "band")]
+    assert "; ".join(c["objection"] for c in criteria if not c["met"]) == verdict.reason
+    (band,) = (c for c in criteria if c["name"] == "band")
     assert (band["value"], band["limit"], band["met"]) == (verdict.evidence["candidate"].score, BAND, False)

@@ -1,4 +1,4 @@
-"""The published procedure: its loss is the paper's, it repairs the synthetic network, and Φ stays as it was."""
+"""The published procedure has the paper's loss, repairs the synthetic network, and leaves Φ unchanged."""
 
 import pytest
 import synthetic
@@ -11,7 +11,7 @@ from calibrate.features.class_statistics import ClassStatistics, collect_statist
 from calibrate.features.feature_maps import all_layers, penultimate, random_projection
 from calibrate.paper import ReconstructionNetwork, fit_as_published, published_loss, statistics_distance
 
-DELTA = Perturbation(1, 0.3, synthetic.SHAPE)  # a third of what the network says becomes wrong
+DELTA = Perturbation(1, 0.3, synthetic.SHAPE)  # a third of the network's labels becomes wrong
 
 
 def labelled(count, seed):
@@ -66,18 +66,18 @@ def test_the_stream_is_rectified_after_all_blocks_but_the_last():
 
 
 def test_the_distance_is_the_norms_divided_by_the_number_of_maps():
-    one, two = torch.randn(6, 3, 4, 4), torch.randn(6, 5)
+    maps, vectors = torch.randn(6, 3, 4, 4), torch.randn(6, 5)
     means, variances = (torch.randn(3), torch.randn(5)), (torch.rand(3), torch.rand(5))
     expected = 0.0
-    for feature, mean, variance in zip((one, two), means, variances, strict=True):
+    for feature, mean, variance in zip((maps, vectors), means, variances, strict=True):
         dims = [d for d in range(feature.dim()) if d != 1]
         found, center = torch.var_mean(feature, dim=dims, correction=0)
         expected += float((center - mean).norm() + (found - variance).norm()) / 2
     target = FeatureStatistics(("a", "b"), means, variances)
-    assert float(statistics_distance(ImageMoments.of([one, two]), target)) == pytest.approx(expected, rel=1e-4)
+    assert float(statistics_distance(ImageMoments.of([maps, vectors]), target)) == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_class_that_the_batch_lacks_counts_as_mean_0_and_variance_1():
+def test_a_class_without_a_frame_in_the_batch_counts_as_mean_0_and_variance_1():
     feature = torch.tensor([[1.0], [3.0], [5.0]])
     target = ClassStatistics(
         ("x",), (torch.tensor([[2.0], [4.0], [7.0]]),), (torch.tensor([[1.0], [0.0], [3.0]]),), torch.ones(3)
@@ -124,9 +124,9 @@ def test_a_fit_lowers_its_loss_and_repairs_the_network_it_does_not_change(networ
     assert all(p.grad is None for p in network.parameters())
 
 
-def test_a_seed_repeats_a_fit_and_progress_tells_each_step(network):
-    told = []
-    one, other = (
+def test_a_seed_repeats_a_fit_and_progress_reports_each_step(network):
+    steps = []
+    first, second = (
         fit_as_published(
             penultimate(network),
             small_rho(),
@@ -136,13 +136,13 @@ def test_a_seed_repeats_a_fit_and_progress_tells_each_step(network):
             batch=50,
             rate=0.01,
             seed=4,
-            progress=lambda *step: told.append(step),
+            progress=lambda *step: steps.append(step),
         )
         for _ in range(2)
     )
-    assert one.history == pytest.approx(other.history, rel=1e-4)
-    assert [step[:2] for step in told[:6]] == [(n, 6) for n in range(1, 7)]
-    assert [step[2] for step in told[:6]] == one.history
+    assert first.history == pytest.approx(second.history, rel=1e-4)
+    assert [step[:2] for step in steps[:6]] == [(n, 6) for n in range(1, 7)]
+    assert [step[2] for step in steps[:6]] == first.history
 
 
 def test_a_loss_that_is_not_finite_ends_the_fit(network):
@@ -152,7 +152,7 @@ def test_a_loss_that_is_not_finite_ends_the_fit(network):
         fit_as_published(all_layers(network), small_rho(), frames, all_layers(network).reference, batch=128)
 
 
-def test_what_does_not_fit_together_is_refused(network):
+def test_inputs_that_do_not_match_are_refused(network):
     features, rho = penultimate(network), small_rho()
     with pytest.raises(FitError, match="other features"):
         fit_as_published(features, rho, DRIFTED, all_layers(network).reference)

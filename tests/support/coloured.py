@@ -1,4 +1,4 @@
-"""Frames of noise whose colours and spectrum are known, and networks of one layer that carry their statistics."""
+"""Noise frames of known colours and spectrum, and networks of one layer that ship the statistics of such frames."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ BLACK = (-2.1, -2.0, -1.8)
 
 
 def coloured(count: int, seed: int, exponent: float = 2.0) -> torch.Tensor:
-    """Frames (N, 3, 16, 16) of mean colour MEAN, channel covariance COVARIANCE and power ~ 1/f^exponent."""
+    """Draw frames (N, 3, 16, 16) of mean colour MEAN, channel covariance COVARIANCE and power ~ 1/f^exponent."""
     noise = pink_noise(3 * count, SHAPE[1:], exponent, torch.Generator().manual_seed(seed))
     return torch.einsum("cd,ndhw->nchw", ROOT, noise.view(count, *SHAPE)) + MEAN.view(1, 3, 1, 1)
 
 
 def network(frames: torch.Tensor, *before: nn.Module, filters: int = 8) -> nn.Module:
-    """A convolution and the BatchNorm statistics of its response to `frames`."""
+    """Return `before`, a random convolution and a BatchNorm layer that has measured its response to `frames`."""
     torch.manual_seed(0)
     convolution = nn.Conv2d(frames.shape[1], filters, 3, padding=1)
     module = nn.Sequential(*before, convolution, nn.BatchNorm2d(filters, momentum=None))
@@ -30,6 +30,6 @@ def network(frames: torch.Tensor, *before: nn.Module, filters: int = 8) -> nn.Mo
     return module.eval()
 
 
-def distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Of matrices, relative to the second."""
-    return float((one - other).norm() / other.norm())
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the norm of the difference of two tensors, relative to `expected`."""
+    return float((found - expected).norm() / expected.norm())

@@ -1,4 +1,4 @@
-"""A network that can be trained in a second, and the images it is trained on: which corner is lit?"""
+"""A network that trains in a second, and its images: it tells which of four corners is bright."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from torch import nn
 SHAPE = (3, 16, 16)
 MEAN, STD = [0.5, 0.5, 0.5], [0.25, 0.25, 0.25]
 CLASSES = ["north-west", "north-east", "south-west", "south-east"]
-FACTORY = "synthetic:trained_network"  # for `recald export`, in this folder
+BUILDER = "synthetic:trained_network"  # for `recald export`, run in this folder
 CORNERS = np.kron(np.eye(4).reshape(4, 2, 2), np.ones((3, 3)))  # (4, 6, 6)
 
 
 def images(count: int, seed: int) -> np.ndarray:
-    """(n, 16, 16, 3) RGB uint8, as the network is trained on."""
+    """Draw images (n, 16, 16, 3), RGB uint8, like those that the network is trained on."""
     return labelled(count, seed)[0]
 
 
 def labelled(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images of coloured blotches with one lit corner, and which corner: (n,)."""
+    """Draw images of coloured blotches with one bright corner, and the number of this corner (n,)."""
     random = np.random.default_rng(seed)
     labels = random.integers(0, len(CLASSES), count)
     scene = random.normal(0, 0.6, (count, 6, 6, 3)) + random.normal(0, 0.3, (count, 1, 1, 1))
     scene += 1.2 * CORNERS[labels][..., None]
-    smooth = np.stack([cv2.resize(one, (16, 16), interpolation=cv2.INTER_CUBIC) for one in scene])
+    smooth = np.stack([cv2.resize(image, (16, 16), interpolation=cv2.INTER_CUBIC) for image in scene])
     return np.clip(115 + 45 * smooth, 0, 255).astype(np.uint8), labels
 
 
 def drifted(clean: np.ndarray) -> np.ndarray:
-    """The same scenes under a shorter exposure and another white balance."""
+    """Return images (n, 16, 16, 3) uint8 of the same scenes with a shorter exposure and another white balance."""
     return (clean * np.array([0.45, 0.6, 0.8])).astype(np.uint8)
 
 
 def normalised(batch: np.ndarray) -> torch.Tensor:
-    """(n, h, w, 3) uint8 to (n, 3, h, w), as the model card says."""
+    """Convert images (n, h, w, 3) uint8 to the network's input (n, 3, h, w) float, as the model card says."""
     return (torch.from_numpy(batch).permute(0, 3, 1, 2) / 255 - MEAN[0]) / STD[0]
 
 
 def trained_network() -> nn.Module:
-    """A copy of its own for each caller, always of the same weights; its BatchNorm statistics are those of `images`."""
+    """Return a new copy of the network, always of the same weights. Its BatchNorm statistics are those of `images`."""
     network = copy.deepcopy(_trained_once())
-    torch.manual_seed(0)  # what a test draws after it does not depend on who was first
+    torch.manual_seed(0)  # what a test draws afterwards does not depend on which test trained the network
     return network
 
 
@@ -75,7 +75,7 @@ def _trained_once() -> nn.Module:
 
 
 def _measure_statistics(module: nn.Module, batches: list[torch.Tensor]) -> None:
-    """Those of the weights as they are now: training moved them while it averaged."""
+    """Measure the BatchNorm statistics with the final weights: during training the weights still moved."""
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.reset_running_stats()

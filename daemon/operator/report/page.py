@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from calibrate.homogenizer import bend
+from calibrate.homogenizer import apply_tone_curve
 from daemon import __version__
 from daemon.operator.report import wording
 from daemon.operator.report.audit_excerpt import AuditExcerpt
@@ -139,7 +139,7 @@ def _tone_curve(levels: list[float], effect: HomogenizerRecord, dossier: Dossier
     mean, std = dossier.normalisation.mean[channel], dossier.normalisation.std[channel]
     values = (torch.tensor(levels).view(1, 1, 1, -1) / 255 - mean) / std
     curve = torch.tensor([[stretch or 0.0 for stretch in effect.curve[channel]]])
-    bent: list[float | None] = ((bend(values, curve) * std + mean) * 255).flatten().tolist()
+    bent: list[float | None] = ((apply_tone_curve(values, curve) * std + mean) * 255).flatten().tolist()
     return bent
 
 

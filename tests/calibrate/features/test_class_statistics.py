@@ -1,4 +1,4 @@
-"""Statistics of each class: exact however the frames are cut, and together those of all frames."""
+"""Statistics of each class are exact for any chunks, and together give those of all frames."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from calibrate import FeatureStatistics
 from calibrate.features.class_statistics import ClassStatistics, collect_statistics
-from calibrate.features.taps import Tapped
+from calibrate.features.taps import ForwardPass
 
 COUNT, CLASSES = 24, 3
 GENERATOR = torch.Generator().manual_seed(0)
@@ -17,7 +17,7 @@ labellings = st.permutations([*range(CLASSES), *(i % CLASSES for i in range(5)),
 
 
 class Pixels:
-    """The frames themselves, and the mean of each channel; remembers how many frames came at once."""
+    """A feature map: the frames themselves and the mean of each channel. sizes: frames in each call."""
 
     names = ("pixels", "means")
 
@@ -26,7 +26,7 @@ class Pixels:
 
     def __call__(self, frames):
         self.sizes.append(len(frames))
-        return Tapped([frames, frames.mean((2, 3))], None)
+        return ForwardPass([frames, frames.mean((2, 3))], None)
 
 
 def collect(labels=None, chunk=COUNT):
@@ -40,9 +40,9 @@ def test_each_class_has_the_statistics_of_its_frames_under_any_chunking(labels, 
     assert len(found) == CLASSES and found.counts.tolist() == torch.bincount(labels).tolist()
     for label in range(CLASSES):
         variance, mean = torch.var_mean(FRAMES[labels == label].double(), dim=(0, 2, 3), correction=0)
-        of = found.of(label)
-        torch.testing.assert_close(of.means[0].double(), mean, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(of.variances[0].double(), variance, rtol=1e-4, atol=1e-4)
+        one_class = found.of(label)
+        torch.testing.assert_close(one_class.means[0].double(), mean, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(one_class.variances[0].double(), variance, rtol=1e-4, atol=1e-4)
 
 
 @given(labellings)
@@ -58,7 +58,7 @@ def test_weighted_by_their_counts_the_classes_are_all_frames(labels):
 
 
 @given(st.integers(1, COUNT))
-def test_without_labels_they_are_those_of_all_frames(chunk):
+def test_without_labels_statistics_are_those_of_all_frames(chunk):
     found = collect(chunk=chunk)
     variance, mean = torch.var_mean(FRAMES.double(), dim=(0, 2, 3), correction=0)
     assert isinstance(found, FeatureStatistics) and found.names == Pixels.names

@@ -1,4 +1,4 @@
-"""The feature maps of the paper, by name; none of them touches the network it is made of."""
+"""The feature maps of the paper; none of them changes the network it is made from."""
 
 import pytest
 import synthetic
@@ -37,9 +37,9 @@ def feature_map(request, network):
 
 
 def test_there_is_a_feature_of_each_frame_for_each_name(feature_map):
-    tapped = feature_map(FRAMES)
-    assert len(tapped.features) == len(feature_map.names) > 0
-    assert all(len(feature) == len(FRAMES) for feature in tapped.features)
+    features = feature_map(FRAMES).features
+    assert len(features) == len(feature_map.names) > 0
+    assert all(len(feature) == len(FRAMES) for feature in features)
 
 
 def test_gradients_reach_the_frames_and_nothing_else(feature_map, network):
@@ -55,10 +55,10 @@ def test_all_layers_are_the_taps(network):
 
 def test_the_penultimate_feature_is_the_last_convolutions_output(network):
     last = penultimate(network)
-    tapped = last(FRAMES)
+    forward = last(FRAMES)
     assert last.names == ("4",)
-    torch.testing.assert_close(tapped.features, [network[:4](FRAMES)])
-    torch.testing.assert_close(tapped.output, network(FRAMES))
+    torch.testing.assert_close(forward.features, [network[:4](FRAMES)])
+    torch.testing.assert_close(forward.output, network(FRAMES))
     torch.testing.assert_close(last.reference.means[0], network[4].running_mean)
     torch.testing.assert_close(last.reference.variances[0], network[4].running_var)
 
@@ -67,7 +67,7 @@ def test_the_penultimate_feature_of_an_exported_graph_is_the_same(network, progr
     torch.testing.assert_close(penultimate(program)(FRAMES).features, penultimate(network)(FRAMES).features)
 
 
-def test_a_random_network_is_told_by_its_seed_and_leaves_torchs_random_state_alone(network):
+def test_a_random_network_depends_on_its_seed_and_leaves_torchs_random_state_alone(network):
     state = torch.get_rng_state()
     one, same, other = (random_network(network, seed)(FRAMES).features for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
@@ -88,7 +88,7 @@ def test_a_random_network_measures_the_source_at_its_batchnorm_layers(network):
     assert not torch.allclose(measured[1], bare[1])
 
 
-def test_the_network_stays_as_it_was(network):
+def test_the_network_stays_unchanged(network):
     before = {name: value.clone() for name, value in network.state_dict().items()}
     random_network(network, 3, FRAMES)
     assert not network.training
@@ -110,7 +110,7 @@ def test_a_parameter_without_initialisation_is_refused_by_name(network):
         random_network(Scaled().eval())
 
 
-def test_a_projection_of_unit_variance_has_unit_variance_and_its_seed_tells_it():
+def test_a_projection_keeps_unit_variance_and_depends_on_its_seed():
     noise = torch.randn(2000, 3, 8, 8, generator=torch.Generator().manual_seed(9))
     one, same, other = (random_projection((3, 8, 8), seed=seed)(noise) for seed in (0, 0, 1))
     assert one.features[0].shape == (2000, 512) and one.output is None

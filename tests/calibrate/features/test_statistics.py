@@ -1,4 +1,4 @@
-"""Statistics do not depend on how the images were cut into chunks."""
+"""Statistics do not depend on the chunks, and the divergence is that of normal distributions."""
 
 import pytest
 import torch
@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal, kl_divergence
 
-from calibrate.features.statistics import VARIANCE_FLOOR, FeatureStatistics, ImageMoments, _Moments, gaussian_divergence
+from calibrate.features.statistics import (
+    VARIANCE_FLOOR,
+    FeatureStatistics,
+    ImageMoments,
+    _PositionMoments,
+    gaussian_divergence,
+)
 
 IMAGES = 12
 NAMES = ("conv", "linear")
@@ -33,7 +39,7 @@ def splits(draw):
 
 @settings(deadline=None)
 @given(splits(), st.floats(-10, 10))
-def test_they_are_those_of_all_values_at_once(sizes, offset):
+def test_statistics_are_those_of_all_values_at_once(sizes, offset):
     layers = features(offset)
     found = statistics(layers, sizes)
     for layer, mean, variance in zip(layers, found.means, found.variances, strict=True):
@@ -45,13 +51,13 @@ def test_they_are_those_of_all_values_at_once(sizes, offset):
 
 @settings(deadline=None)
 @given(splits())
-def test_they_are_the_same_for_any_chunks(sizes):
+def test_statistics_are_the_same_for_any_chunks(sizes):
     whole, cut = statistics(features(), [IMAGES]), statistics(features(), sizes)
     for mine, theirs in zip((*whole.means, *whole.variances), (*cut.means, *cut.variances), strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-6, atol=1e-7)
 
 
-def test_moments_stay_apart_and_in_order_by_image():
+def test_each_image_has_its_moments_in_order():
     layers = features()
     moments = ImageMoments.join([ImageMoments.of([f[:5] for f in layers]), ImageMoments.of([f[5:] for f in layers])])
     assert len(moments) == IMAGES
@@ -64,16 +70,16 @@ def test_the_backward_pass_of_moments_is_autograds_own(images, channels, positio
     generator = torch.Generator().manual_seed(seed)
     x = (torch.randn(images, channels, positions, generator=generator) + offset).requires_grad_()
     weights = torch.randn(2, images, channels, generator=generator)
-    pairs = [_Moments.apply(x), (x.mean(2), x.square().mean(2))]
+    pairs = [_PositionMoments.apply(x), (x.mean(2), x.square().mean(2))]
     found, expected = (torch.autograd.grad((torch.stack(pair) * weights).sum(), x)[0] for pair in pairs)
     torch.testing.assert_close(torch.stack(pairs[0]), torch.stack(pairs[1]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("used", [0, 1])
-def test_one_of_the_moments_may_be_left_out_of_a_loss(used):
+def test_a_loss_may_use_one_of_the_moments_alone(used):
     x = torch.randn(3, 2, 7, requires_grad=True)
-    _Moments.apply(x)[used].sum().backward()
+    _PositionMoments.apply(x)[used].sum().backward()
     torch.testing.assert_close(x.grad, (torch.ones_like(x) if used == 0 else 2 * x.detach()) / 7)
 
 
@@ -88,7 +94,7 @@ def test_moments_of_half_precision_are_float32_and_their_gradient_is_half_again(
     torch.testing.assert_close(half.grad.float(), (1 + 2 * exact) / 25, rtol=0.02, atol=0.002)
 
 
-def test_statistics_are_nobodys_running_ones_unless_it_is_said():
+def test_computed_statistics_are_not_marked_as_shipped():
     assert not statistics(features(), [IMAGES]).shipped
 
 
@@ -102,7 +108,7 @@ def test_statistics_that_are_not_finite_are_refused_by_name():
         FeatureStatistics(NAMES, (torch.zeros(3), torch.tensor([0.0, torch.nan])), (torch.ones(3), torch.ones(2)))
 
 
-def test_every_layer_needs_both():
+def test_every_layer_needs_a_mean_and_a_variance():
     with pytest.raises(ValueError, match="one mean and one variance"):
         FeatureStatistics(NAMES, (torch.zeros(3), torch.zeros(2)), (torch.ones(3),))
 
@@ -125,7 +131,7 @@ def test_the_divergence_is_zero_between_equals_only(mean, variance, change, of_t
     assert gaussian_divergence(*here, *there) > 0
 
 
-def test_dead_channels_keep_it_finite():
+def test_the_divergence_of_dead_channels_is_finite():
     zero, one = torch.zeros(2), torch.ones(2)
     assert torch.isfinite(gaussian_divergence(zero, zero, one, zero)).all()
     assert (gaussian_divergence(zero, zero, zero, torch.full((2,), VARIANCE_FLOOR / 2)) == 0).all()

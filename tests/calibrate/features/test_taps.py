@@ -1,4 +1,4 @@
-"""The same is read from a network whether it is tapped by hooks or in the graph of its exported program."""
+"""Taps read the same from a module by hooks as from the graph of its exported program."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ class Branches(nn.Module):
 
 
 class Backwards(nn.Module):
-    """Its BatchNorm layers are registered in the other order than they run, and one does not run."""
+    """A network whose BatchNorm layers are registered in the reverse order of their runs."""
 
     def __init__(self):
         super().__init__()
@@ -39,12 +39,16 @@ class Backwards(nn.Module):
 
 
 class Auxiliary(Backwards):
+    """A network with a BatchNorm layer that never runs."""
+
     def __init__(self):
         super().__init__()
         self.auxiliary = nn.BatchNorm2d(4)
 
 
 class Recurrent(nn.Module):
+    """A network with a BatchNorm layer that runs twice."""
+
     def __init__(self):
         super().__init__()
         self.one, self.two, self.shared = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
@@ -54,7 +58,7 @@ class Recurrent(nn.Module):
 
 
 def trained(network: nn.Module) -> nn.Module:
-    """With statistics and weights that tell its layers apart."""
+    """Give each layer different statistics, as after training."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for layer in network.modules():
@@ -101,12 +105,12 @@ def test_names_and_reference_are_those_of_the_layers(branches, form):
     assert_same(reference.variances, [layer.running_var for layer in layers])
 
 
-def test_features_are_what_the_layers_are_given(branches, form):
-    tapped = tap(form(branches))(FRAMES)
-    assert [tuple(f.shape) for f in tapped.features] == [(5, 6, 16, 16), (5, 4, 8, 8), (5, 4, 8, 8), (5, 8)]
-    torch.testing.assert_close(tapped.features[0], branches.stem(FRAMES))
-    torch.testing.assert_close(branches.fourth(tapped.features[3]), tapped.output)
-    torch.testing.assert_close(tapped.output, branches(FRAMES))
+def test_features_are_the_inputs_of_the_layers(branches, form):
+    forward = tap(form(branches))(FRAMES)
+    assert [tuple(f.shape) for f in forward.features] == [(5, 6, 16, 16), (5, 4, 8, 8), (5, 4, 8, 8), (5, 8)]
+    torch.testing.assert_close(forward.features[0], branches.stem(FRAMES))
+    torch.testing.assert_close(branches.fourth(forward.features[3]), forward.output)
+    torch.testing.assert_close(forward.output, branches(FRAMES))
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -125,7 +129,7 @@ def test_a_truncated_pass_gives_the_first_features_and_no_output(branches, form,
 
 
 @pytest.mark.parametrize("depth", [-1, 0, 5])
-def test_a_depth_that_the_network_has_not_is_refused(branches, form, depth):
+def test_a_depth_that_the_network_does_not_have_is_refused(branches, form, depth):
     with pytest.raises(ValueError, match="from 1 to the 4"):
         tap(form(branches))(FRAMES, depth)
 
@@ -144,7 +148,7 @@ def test_gradients_reach_the_frames(branches, form):
     assert frames.grad.abs().sum() > 0
 
 
-def test_no_hook_stays_behind(branches):
+def test_no_hook_remains(branches):
     taps = tap(branches)
     taps(FRAMES)
     taps(FRAMES, depth=2)
@@ -153,7 +157,7 @@ def test_no_hook_stays_behind(branches):
     assert hooks(branches) == []
 
 
-def test_the_reference_does_not_follow_the_network():
+def test_the_reference_is_a_copy():
     network = trained(Branches())
     reference = tap(network).reference
     before = reference.means[0].clone()
@@ -171,7 +175,7 @@ def test_the_graph_shares_the_weights_of_the_program(branches):
     assert not torch.allclose(taps(FRAMES).output, before)
 
 
-def test_features_follow_the_names_in_whatever_order_the_layers_run(form):
+def test_features_have_the_order_of_the_names_for_any_order_of_runs(form):
     network = trained(Backwards())
     taps = tap(form(network))
     features = dict(zip(taps.names, taps(FRAMES).features, strict=True))

@@ -1,4 +1,4 @@
-"""The score says how far frames are from the training data, and the detector when that is an alarm."""
+"""The score measures the distance of frames from the training data; the detector decides when it is an alarm."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from synthetic import images, normalised, trained_network
 
 from calibrate import ImageMoments, tap
-from calibrate.scoring.drift import MIN_IMAGES, DriftDetector, drift_score
+from calibrate.scoring.drift import MIN_SCORE_IMAGES, DriftDetector, drift_score
 from calibrate.scoring.scorer import Scorer
 
 THRESHOLD, HOLD = 2.0, 10.0
@@ -22,7 +22,7 @@ def scorer():
 
 
 def exposed(frames: torch.Tensor, stops: float) -> torch.Tensor:
-    """Normalised frames as another exposure would have them: light is scaled, not the normalised values."""
+    """Normalised frames under another exposure: it scales the light, not the normalised values."""
     return (frames + 2) * 2.0**stops - 2
 
 
@@ -43,7 +43,7 @@ def reference(seed: int):
 
 @pytest.mark.parametrize("count", [8, 32, 64, 256])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_it_is_about_one_on_more_of_the_same_images(count, seed):
+def test_it_is_about_one_on_other_images_of_the_same_kind(count, seed):
     found = drift_score(ImageMoments.of([population(seed, count)]), reference(0))
     assert 0.2 < found.score < 1.5
 
@@ -61,20 +61,20 @@ def test_it_grows_with_the_exposure(scorer, direction):
     assert scores[-1] > 5 * scores[0]
 
 
-def test_more_images_make_the_same_drift_plainer():
+def test_the_same_drift_scores_higher_on_more_images():
     scores = [drift_score(ImageMoments.of([population(1, n, gain=1.2)]), reference(0)).score for n in (8, 16, 64, 256)]
     assert scores == sorted(scores)
 
 
 @pytest.mark.parametrize("count", [64, 1024])
-def test_a_reference_of_few_images_does_not_make_clean_ones_look_drifted(count):
+def test_clean_images_score_low_against_a_reference_of_few_images(count):
     few = ImageMoments.of([population(5, 64)]).statistics(("layer",))
     moments = ImageMoments.of([population(6, count)])
-    assert drift_score(moments, few, 0.03, measured_on=64).score < 1.3
-    assert drift_score(moments, few, 0.03, measured_on=64).score < 0.8 * drift_score(moments, few, 0.03).score
+    assert drift_score(moments, few, 0.03, reference_images=64).score < 1.3
+    assert drift_score(moments, few, 0.03, reference_images=64).score < 0.8 * drift_score(moments, few, 0.03).score
 
 
-def test_layers_are_scored_apart():
+def test_each_layer_has_its_own_score():
     clean, far = population(1, 64), population(1, 64) + 10
     moments = ImageMoments.of([clean, far])
     both = ImageMoments.of([population(0, 5000), population(0, 5000)]).statistics(("near", "far"))
@@ -84,8 +84,8 @@ def test_layers_are_scored_apart():
 
 
 def test_too_few_images_are_refused(scorer):
-    with pytest.raises(ValueError, match=f"at least {MIN_IMAGES} images, got {MIN_IMAGES - 1}"):
-        score(scorer, normalised(images(MIN_IMAGES - 1, seed=0)))
+    with pytest.raises(ValueError, match=f"at least {MIN_SCORE_IMAGES} images, got {MIN_SCORE_IMAGES - 1}"):
+        score(scorer, normalised(images(MIN_SCORE_IMAGES - 1, seed=0)))
 
 
 def test_statistics_of_another_network_are_refused():
@@ -112,7 +112,7 @@ steps = st.floats(0, 2 * HOLD)
 
 
 def observe_all(detector, sequence, now=100.0):
-    """(step, score) after one another; the alarms, and the clock."""
+    """Observe (step in s, score) in turn; return the alarms and the time of the last."""
     alarms = []
     for step, value in sequence:
         now += step
@@ -121,7 +121,7 @@ def observe_all(detector, sequence, now=100.0):
 
 
 @given(st.lists(st.tuples(steps, scores)))
-def test_no_alarm_before_the_score_was_above_for_the_hold(sequence):
+def test_no_alarm_before_the_score_was_above_the_threshold_for_the_hold(sequence):
     alarms, _ = observe_all(DriftDetector(THRESHOLD, HOLD), sequence)
     above = 0.0
     for (step, value), alarm in zip(sequence, alarms, strict=True):
@@ -140,7 +140,7 @@ def test_a_lasting_drift_alarms_within_the_hold(before, step, value):
 
 
 @given(st.lists(st.tuples(steps, scores)), st.floats(0.1, HOLD / 2))
-def test_an_alarm_clears_when_the_score_was_below_for_the_hold(before, step):
+def test_an_alarm_ends_when_the_score_was_below_the_threshold_for_the_hold(before, step):
     detector = DriftDetector(THRESHOLD, HOLD)
     _, now = observe_all(detector, [*before, (0, CLEAN)])
     alarms, _ = observe_all(detector, [(step, CLEAN)] * math.ceil(HOLD / step + 1e-6), now)
@@ -156,13 +156,13 @@ def test_an_alarm_neither_starts_on_a_low_score_nor_ends_on_a_high_one(sequence)
 
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.sampled_from([0.0, CLEAN, THRESHOLD]))))
 @example([(0, CLEAN), (-100, CLEAN)])
-def test_no_clock_raises_an_alarm_on_clean_scores(sequence):
+def test_clean_scores_never_alarm_whatever_the_clock_does(sequence):
     alarms, _ = observe_all(DriftDetector(THRESHOLD, HOLD), sequence)
     assert not any(alarms)
 
 
 @given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
-def test_no_clock_makes_one_wild_score_an_alarm(before, after):
+def test_one_extreme_score_never_alarms_whatever_the_clock_does(before, after):
     alarms, _ = observe_all(DriftDetector(THRESHOLD, HOLD), [(0, CLEAN), (before, math.nan), (after, CLEAN)])
     assert not any(alarms)
 
@@ -180,7 +180,7 @@ def test_without_hold_the_alarm_is_the_last_score(sequence):
     assert alarms == [not value <= THRESHOLD for _, value in sequence]
 
 
-def test_reset_forgets_alarm_evidence_and_clock():
+def test_reset_clears_alarm_evidence_and_clock():
     detector = DriftDetector(THRESHOLD, HOLD)
     alarms, now = observe_all(detector, [(4, DRIFTED)] * 5)
     assert alarms[-1]

@@ -1,4 +1,4 @@
-"""The extent of a homogenizer is that of its parameters, and bounds what it does to the difference of two frames."""
+"""The extent of a homogenizer follows from its parameters, and bounds how a difference of two frames grows."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from calibrate.homogenizer import KNOTS, Homogenizer, bend, identity_kernel
+from calibrate.homogenizer import TONE_KNOTS, Homogenizer, apply_tone_curve, identity_kernel
 from calibrate.scoring.extent import Extent, Range, kernel_gain
 
 SIDE = 16
-ROUNDING = 1e-4  # of a float32 homogenizer
+ROUNDING = 1e-4  # relative error of a float32 homogenizer
 sizes = st.sampled_from([1, 3, 5, 7])
 strengths = st.sampled_from([0.01, 0.1, 0.5])
 seeds = st.integers(0, 10_000)
 
 
-def made(channels: int, size: int, strength: float, seed: int) -> Homogenizer:
-    """One in which every part does something."""
+def random_homogenizer(channels: int, size: int, strength: float, seed: int) -> Homogenizer:
+    """A homogenizer whose parts all change the frames."""
     generator = torch.Generator().manual_seed(seed)
     homogenizer = Homogenizer(channels, SIDE, SIDE, size).requires_grad_(False).eval()
     for parameter in homogenizer.parameters():
@@ -29,7 +29,7 @@ def made(channels: int, size: int, strength: float, seed: int) -> Homogenizer:
 
 
 def pair(channels: int, seed: int, border: int) -> tuple[Tensor, Tensor]:
-    """Two frames that are the same within `border` pixels of their edge."""
+    """Two frames that are equal within `border` pixels of their edge."""
     generator = torch.Generator().manual_seed(seed)
     one = 2 * torch.randn(1, channels, SIDE, SIDE, generator=generator)
     inner = torch.zeros_like(one)
@@ -50,22 +50,22 @@ def test_the_identity_has_zeros_and_ones(channels, side):
 
 
 @pytest.mark.parametrize("part", ["curve", "offset", "kernel", "bias"])
-def test_a_single_parameter_is_found_wherever_it_is(part):
+def test_the_largest_change_of_a_part_is_found_at_any_place(part):
     homogenizer = Homogenizer(3, 8, 8, 3).requires_grad_(False)
     getattr(homogenizer, part).view(-1)[-1].sub_(0.25)
     assert getattr(Extent.of(homogenizer), part) == 0.25
 
 
-@given(st.lists(st.floats(-0.9, 3), min_size=len(KNOTS), max_size=len(KNOTS)))
-def test_the_slopes_of_a_rising_curve_are_all_within_and_both_ends_are_there(stretches):
+@given(st.lists(st.floats(-0.9, 3), min_size=len(TONE_KNOTS), max_size=len(TONE_KNOTS)))
+def test_the_slope_range_of_a_rising_curve_is_exact(stretches):
     homogenizer = Homogenizer(1, 8, 8, 1).requires_grad_(False)
     homogenizer.curve.copy_(torch.tensor([stretches]))
     slope = Extent.of(homogenizer).slope
     steps = torch.linspace(-2, 60, 62_001, dtype=torch.float64)
-    bent = bend(steps.view(1, 1, 1, -1), homogenizer.curve.double()).flatten()
-    slopes = bent.diff() / steps.diff()
+    toned = apply_tone_curve(steps.view(1, 1, 1, -1), homogenizer.curve.double()).flatten()
+    slopes = toned.diff() / steps.diff()
     assert slope.least - 1e-6 <= slopes.min() and slopes.max() <= slope.most + 1e-6
-    reached = bent[-1] > KNOTS[-1] and stretches[-1] > -0.9  # else the last piece begins beyond the steps
+    reached = toned[-1] > TONE_KNOTS[-1] and stretches[-1] > -0.9  # otherwise the last piece begins beyond the steps
     if reached:
         assert slopes.min() == pytest.approx(slope.least, abs=1e-6)
         assert slopes.max() == pytest.approx(slope.most, abs=1e-6)
@@ -82,7 +82,7 @@ def test_a_curve_that_does_not_rise_makes_different_frames_the_same(stretch):
 @settings(max_examples=60)
 @given(st.sampled_from([1, 3]), sizes, strengths, seeds)
 def test_no_difference_away_from_the_border_grows_or_shrinks_more_than_the_jacobian(channels, size, strength, seed):
-    homogenizer = made(channels, size, strength, seed)
+    homogenizer = random_homogenizer(channels, size, strength, seed)
     extent = Extent.of(homogenizer)
     found = growth(homogenizer, *pair(channels, seed, border=size // 2 + 1))
     assert found <= extent.jacobian.most * (1 + ROUNDING)
@@ -94,7 +94,7 @@ def test_no_difference_away_from_the_border_grows_or_shrinks_more_than_the_jacob
 @settings(max_examples=60)
 @given(st.sampled_from([1, 3]), sizes, strengths, seeds)
 def test_near_the_border_a_difference_grows_at_most_twice_as_much(channels, size, strength, seed):
-    homogenizer = made(channels, size, strength, seed)
+    homogenizer = random_homogenizer(channels, size, strength, seed)
     found = growth(homogenizer, *pair(channels, seed, border=0))
     assert found <= 2 * Extent.of(homogenizer).jacobian.most * (1 + ROUNDING)
 
@@ -108,15 +108,15 @@ def amplified(kernel: Tensor, frequencies: list[Tensor]) -> Tensor:
 
 
 def peak(kernel: Tensor) -> float:
-    """The largest gain at any frequency: the highest summits of a grid are climbed."""
+    """The largest gain at any frequency: a search from the highest peaks of a grid."""
     grid = torch.arange(120, dtype=torch.float64) * 2 * torch.pi / 120
     values = amplified(kernel, [grid, grid])
-    summits = torch.where(values == F.max_pool2d(values[None], 3, 1, 1)[0], values, 0)
-    places = [divmod(int(at), 120) for at in summits.flatten().topk(20).indices]
-    return max(climbed(kernel, [float(grid[i]) for i in at], float(grid[1])) for at in places)
+    peaks = torch.where(values == F.max_pool2d(values[None], 3, 1, 1)[0], values, 0)
+    places = [divmod(int(at), 120) for at in peaks.flatten().topk(20).indices]
+    return max(highest_near(kernel, [float(grid[i]) for i in at], float(grid[1])) for at in places)
 
 
-def climbed(kernel: Tensor, centre: list[float], width: float) -> float:
+def highest_near(kernel: Tensor, centre: list[float], width: float) -> float:
     for _ in range(8):
         frequencies = [middle + torch.linspace(-width, width, 13, dtype=torch.float64) for middle in centre]
         values = amplified(kernel, frequencies)
@@ -127,13 +127,13 @@ def climbed(kernel: Tensor, centre: list[float], width: float) -> float:
 
 @settings(max_examples=25)
 @given(st.sampled_from([1, 3]), sizes, seeds)
-def test_the_gain_holds_at_the_worst_frequency_too_and_is_at_most_a_percent_too_high(channels, size, seed):
+def test_the_gain_bounds_all_frequencies_and_is_at_most_a_percent_too_high(channels, size, seed):
     kernel = torch.randn(channels, channels, size, size, generator=torch.Generator().manual_seed(seed)).double()
     worst = peak(kernel)
     assert worst * (1 - 1e-9) <= kernel_gain(kernel).most <= worst * 1.01
 
 
-def test_the_gain_tells_a_colour_that_is_erased():
+def test_the_gain_is_zero_for_an_erased_colour():
     kernel = identity_kernel(3, 3).double()
     kernel[2, 2] = 0
     assert kernel_gain(kernel) == Range(0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Frames are scored as training showed its own to the network, and their outputs taken as they are served."""
+"""Frames are scored with the crop of the training; outputs are those of the frames as they are served."""
 
 import pytest
 import torch
@@ -40,18 +40,18 @@ def whole():
     return tap(trained_network())
 
 
-def test_the_crop_is_read_from_the_network(cropped, whole):
+def test_the_crop_is_detected_in_the_network(cropped, whole):
     assert Scorer.of(cropped, SHAPE, LIMITS).crop.padding == 2
     assert Scorer.of(whole, SHAPE, LIMITS).crop is None
 
 
-def test_clean_frames_score_low_where_they_are_cropped_likewise(cropped):
+def test_clean_frames_score_low_if_they_are_cropped_as_in_training(cropped):
     clean = coloured(64, 7)
     assert Scorer.of(cropped, SHAPE, LIMITS).measure(clean).drift.score < 1
     assert Scorer(cropped).measure(clean).drift.score > 1.6
 
 
-def test_a_mild_drift_shows_where_the_crop_is_known(cropped):
+def test_a_mild_drift_scores_high_if_the_crop_is_known(cropped):
     dimmer = torch.tensor(BLACK).view(-1, 1, 1) + 0.85 * (coloured(64, 7) - torch.tensor(BLACK).view(-1, 1, 1))
     assert Scorer.of(cropped, SHAPE, LIMITS).measure(dimmer).drift.score > 1.6
 
@@ -72,22 +72,22 @@ def test_a_homogenizer_stands_before_the_crop(cropped, crop):
 
 @pytest.mark.parametrize("crop", [None, CROP])
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_chunks_do_not_matter(cropped, crop, size, monkeypatch):
+def test_chunks_do_not_change_the_measurement(cropped, crop, size, monkeypatch):
     frames, scorer = coloured(100, 7), Scorer(cropped, crop)
     at_once = scorer.measure(frames, Gain())
-    monkeypatch.setattr("calibrate.scoring.scorer.CHUNK", size)
+    monkeypatch.setattr("calibrate.scoring.scorer.SCORE_CHUNK_FRAMES", size)
     in_chunks = scorer.measure(frames, Gain())
     assert in_chunks.drift.score == pytest.approx(at_once.drift.score, rel=1e-3)
     assert in_chunks.proxy.confidence == pytest.approx(at_once.proxy.confidence, rel=1e-4)
 
 
-def test_what_is_no_classifier_has_no_proxy(whole):
+def test_a_network_that_is_no_classifier_has_no_proxy(whole):
     features = tap(trained_network()[:6].eval())
     frames = normalised(images(20, seed=1))
     assert Scorer(features).measure(frames).proxy is None
     assert Scorer(whole).measure(frames).proxy is not None
 
 
-def test_nothing_keeps_gradients(cropped):
+def test_a_measurement_keeps_no_gradients(cropped):
     frames = coloured(20, 7).requires_grad_()
-    assert not Scorer(cropped, CROP).measure(frames, Gain()).answers.log_odds.requires_grad
+    assert not Scorer(cropped, CROP).measure(frames, Gain()).predictions.log_odds.requires_grad

@@ -1,4 +1,4 @@
-"""The objective and its gradient do not depend on how much of the batch fits into memory."""
+"""The objective and its gradient do not depend on the chunk, and are those of the definition."""
 
 import pytest
 import torch
@@ -9,10 +9,10 @@ from torch import nn
 
 from calibrate import FeatureStatistics, PaddedCrop, collect_statistics, random_projection, tap
 from calibrate.features.statistics import gaussian_divergence
-from calibrate.features.taps import Tapped
+from calibrate.features.taps import ForwardPass
 from calibrate.search import objective
-from calibrate.search.objective import EXCESS_WEIGHT, Objective
-from calibrate.source.training import Limits
+from calibrate.search.objective import LIMIT_EXCESS_WEIGHT, Objective
+from calibrate.source.description import Limits
 
 SIDE, COUNT, CLASSES = 12, 10, 3
 LIMITS = Limits(torch.tensor([-0.5, -0.4, -0.3]), torch.tensor([0.2, 0.6, 0.4]))
@@ -64,7 +64,7 @@ def noise(count: int = COUNT, seed: int = 3) -> torch.Tensor:
 
 def in_chunks(frames_at_once, compute):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objective, "CHUNK_PIXELS", frames_at_once * SIDE * SIDE)
+        patch.setattr(objective, "OBJECTIVE_CHUNK_PIXELS", frames_at_once * SIDE * SIDE)
         return compute()
 
 
@@ -78,8 +78,8 @@ def gradients(goal, rho, frames_at_once=COUNT):
     return loss, rho.weight.grad.clone(), rho.bias.grad.clone()
 
 
-def plainly(goal, rho):
-    """The objective as its definition says, for a network that could take all frames at once."""
+def by_definition(goal, rho):
+    """The objective by its definition, on all frames at once."""
     features, output = goal.features(goal.crop(rho(noise())) if goal.crop else rho(noise()))
     groups = [slice(None)] if isinstance(goal.target, FeatureStatistics) else LABELS.unique()
     layers = []
@@ -94,13 +94,13 @@ def plainly(goal, rho):
         return loss
     black, white = (level.view(1, -1, 1, 1) for level in goal.limits)
     restored = rho(noise())
-    return loss + EXCESS_WEIGHT * (F.relu(black - restored).square() + F.relu(restored - white).square()).mean()
+    return loss + LIMIT_EXCESS_WEIGHT * (F.relu(black - restored).square() + F.relu(restored - white).square()).mean()
 
 
 @settings(max_examples=10)
 @given(frames_at_once=st.integers(1, COUNT + 1))
 def test_value_and_gradient_are_those_of_the_definition_under_any_chunking(goal, rho, frames_at_once):
-    loss = plainly(goal, rho)
+    loss = by_definition(goal, rho)
     expected, loss = torch.autograd.grad(loss, [rho.weight, rho.bias]), loss.detach()
     found, *gradient = gradients(goal, rho, frames_at_once)
     assert value(goal, rho, frames_at_once) == pytest.approx(float(loss), rel=1e-4)
@@ -109,11 +109,11 @@ def test_value_and_gradient_are_those_of_the_definition_under_any_chunking(goal,
 
 
 @pytest.mark.parametrize("frames_at_once", [4, COUNT])
-def test_both_precisions_agree_to_about_a_percent(goal, rho, monkeypatch, frames_at_once):
-    (loss, *exact), exactly = gradients(goal, rho, frames_at_once), value(goal, rho, frames_at_once)
+def test_both_precisions_agree_to_a_few_percent(goal, rho, monkeypatch, frames_at_once):
+    (loss, *exact), exact_value = gradients(goal, rho, frames_at_once), value(goal, rho, frames_at_once)
     monkeypatch.setattr(objective, "HAS_BFLOAT16", True)
     rough_loss, *rough = gradients(goal, rho, frames_at_once)
-    assert value(goal, rho, frames_at_once) == pytest.approx(exactly, rel=0.02)
+    assert value(goal, rho, frames_at_once) == pytest.approx(exact_value, rel=0.02)
     assert float(rough_loss) == pytest.approx(float(loss), rel=0.02)
     assert float(rough_loss) != float(loss)
     for one, other in zip(rough, exact, strict=True):
@@ -121,16 +121,16 @@ def test_both_precisions_agree_to_about_a_percent(goal, rho, monkeypatch, frames
 
 
 @pytest.mark.parametrize("crop", [None, CROP])
-def test_the_last_layer_may_be_asked_for_alone(taps, rho, crop):
+def test_the_last_layer_alone_can_be_evaluated(taps, rho, crop):
     class Last:
         names = taps.names[-1:]
 
         def __call__(self, frames):
-            return Tapped(taps(frames).features[-1:], None)
+            return ForwardPass(taps(frames).features[-1:], None)
 
     reference = taps.reference
     alone = FeatureStatistics(Last.names, reference.means[-1:], reference.variances[-1:])
-    found = in_chunks(3, lambda: Objective(taps, reference, crop).evaluate_last(rho, noise()))
+    found = in_chunks(3, lambda: Objective(taps, reference, crop).evaluate_last_layer(rho, noise()))
     assert found == pytest.approx(Objective(Last(), alone, crop).evaluate(rho, noise()), rel=1e-4)
 
 
@@ -152,13 +152,15 @@ def test_a_frame_is_cropped_alike_whatever_the_chunk(taps, rho, frames_at_once):
             shown.append(frames.detach().clone())
             return taps(frames)
 
-    gradients(Objective(Watched(), taps.reference, CROP), rho, frames_at_once)  # twice: to look and to carry back
+    gradients(
+        Objective(Watched(), taps.reference, CROP), rho, frames_at_once
+    )  # two passes: to observe, and to carry the gradient back
     whole = CROP(rho(noise()))
     torch.testing.assert_close(torch.cat(shown), torch.cat([whole, whole]))
 
 
 @pytest.mark.parametrize("frames_at_once", [4, COUNT])
-def test_gradients_are_added_to_those_that_are_there(goal, rho, frames_at_once):
+def test_gradients_are_added_to_existing_ones(goal, rho, frames_at_once):
     once = gradients(goal, rho, frames_at_once)[1]
     in_chunks(frames_at_once, lambda: goal.backpropagate(rho, noise(), LABELS))
     torch.testing.assert_close(rho.weight.grad, 2 * once)
@@ -169,13 +171,13 @@ def test_parameters_that_are_frozen_get_no_gradient(goal, frames_at_once):
     torch.manual_seed(1)
     rho = nn.Conv2d(3, 3, 1)
     rho.bias.requires_grad_(False)
-    with torch.no_grad():  # whatever the caller has switched off
+    with torch.no_grad():  # also if the caller has switched gradients off
         in_chunks(frames_at_once, lambda: goal.backpropagate(rho, noise(), LABELS))
     assert rho.bias.grad is None and rho.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("frames_at_once", [4, COUNT])
-def test_a_network_that_would_take_gradients_gets_none(rho, frames_at_once):
+def test_the_network_gets_no_gradients(rho, frames_at_once):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     goal = Objective(tap(network), tap(network).reference)
     gradients(goal, rho, frames_at_once)
@@ -192,7 +194,7 @@ def test_an_objective_that_is_not_finite_leaves_no_gradient(goal, rho, frames_at
     assert rho.weight.grad is None
 
 
-def test_features_without_a_network_have_an_objective_too(rho):
+def test_features_without_a_network_have_an_objective(rho):
     projection = random_projection((3, SIDE, SIDE), width=8)
     goal = Objective(projection, collect_statistics(projection, noise(60)))
     assert value(goal, rho, 3) == pytest.approx(value(goal, rho), rel=1e-4)
@@ -206,7 +208,7 @@ def test_statistics_of_another_network_are_refused(taps, rho):
         Objective(taps, shorter).evaluate(rho, noise())
 
 
-def test_the_floor_is_what_clean_frames_come_to_on_average(monkeypatch):
+def test_the_clean_floor_is_the_mean_objective_of_clean_frames(monkeypatch):
     monkeypatch.setattr(objective, "HAS_BFLOAT16", False)
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, momentum=None))
@@ -216,6 +218,6 @@ def test_the_floor_is_what_clean_frames_come_to_on_average(monkeypatch):
     taps = tap(module.eval())
     goal = Objective(taps, taps.reference)
     found = torch.tensor([goal.evaluate(lambda x: x, few) for few in clean.split(50)])
-    told = torch.tensor([goal.floor(lambda x: x, few) for few in clean.split(50)])
-    assert float(told.mean()) == pytest.approx(float(found.mean()), rel=0.1)
-    assert told.std() < 0.5 * found.std()
+    floors = torch.tensor([goal.clean_floor(lambda x: x, few) for few in clean.split(50)])
+    assert float(floors.mean()) == pytest.approx(float(found.mean()), rel=0.1)
+    assert floors.std() < 0.5 * found.std()

@@ -1,4 +1,4 @@
-"""The closed forms give drifted frames the second-order statistics of clean ones, whichever rotation is asked for."""
+"""The closed forms give drifted frames the second-order statistics of clean ones, for every rotation."""
 
 import math
 
@@ -75,17 +75,17 @@ def test_the_monge_map_between_equals_is_the_identity():
     torch.testing.assert_close(monge_map(same, same), torch.eye(3, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(("sigma", "left"), [(1.0, 0.35), (3.0, 0.1)])
-def test_the_offset_map_removes_a_fixed_pattern_and_leaves_the_scene(sigma, left):
+@pytest.mark.parametrize(("sigma", "remaining"), [(1.0, 0.35), (3.0, 0.1)])
+def test_the_offset_map_removes_a_fixed_pattern_and_leaves_the_scene(sigma, remaining):
     scene = coloured(512, 3)
     pattern = 0.5 * torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0))
     flat = scene + pattern + offset_map(scene + pattern, sigma)
     fine = (flat - scene).mean(0) - F.avg_pool2d((flat - scene).mean(0), 9, 1, 4, count_include_pad=False)
-    assert fine.std() < left * pattern.std()
+    assert fine.std() < remaining * pattern.std()
     assert offset_map(scene, sigma).std() < 0.1 * pattern.std()
 
 
-def test_a_shade_is_no_fixed_pattern():
+def test_a_gradient_is_no_fixed_pattern():
     ramp = torch.linspace(-1, 1, 16).expand(1, 3, 16, 16)
     assert offset_map(ramp.expand(8, -1, -1, -1), 3.0)[..., 6:10].abs().max() < 0.02
 
@@ -101,7 +101,7 @@ def test_mixed_colours_at_another_exposure_come_back(source, start):
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_a_fixed_pattern_is_taken_off(source, start):
+def test_a_fixed_pattern_is_removed(source, start):
     pattern = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0))
     clean = coloured(256, 4)
     with torch.no_grad():
@@ -131,7 +131,7 @@ def test_colours_shifted_against_one_another_are_aligned_by_the_spectral_start()
 
 
 @pytest.mark.parametrize("shape", [(8, 20), (15, 6), (2, 3), (1, 1)])
-def test_frames_need_not_be_square_nor_of_any_size(shape):
+def test_frames_may_have_any_shape(shape):
     clean, frames = torch.randn(2, 40, 3, *shape, generator=torch.Generator().manual_seed(0)).unbind(0)
     for start in STARTS:
         assert torch.isfinite(start(frames, measured_source(clean))(frames)).all()
@@ -147,11 +147,11 @@ def test_one_channel_comes_back_too(start):
     assert restored.mean().item() == pytest.approx(clean.mean().item(), abs=0.05)
 
 
-def test_no_rotation_is_the_rotation_by_nothing(source):
+def test_no_rotation_is_the_rotation_by_zero(source):
     starts = starts_of(mixed(coloured(256, 4)), source)
-    without, by_nothing = starts.start(), starts.start(torch.zeros(3))
-    for name, value in without.state_dict().items():
-        torch.testing.assert_close(by_nothing.state_dict()[name], value, rtol=1e-4, atol=1e-4)
+    none, by_zero = starts.start(), starts.start(torch.zeros(3))
+    for name, value in none.state_dict().items():
+        torch.testing.assert_close(by_zero.state_dict()[name], value, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("rotation", ROTATIONS)
@@ -159,15 +159,15 @@ def test_a_rotation_is_right_to_second_order_too(source, rotation):
     drifted = mixed(coloured(256, 4))
     starts = starts_of(drifted, source)
     with torch.no_grad():
-        turned, straight = starts.start(rotation)(drifted), starts.start()(drifted)
-    change = (turned - straight).square().mean().sqrt() / straight.std()
-    assert change > 0.4 * 2 * math.sin(float(rotation.norm()) / 2)  # of the chord that it turns a colour by
-    assert distance(covariance(turned), COVARIANCE) < 0.15
-    assert torch.allclose(turned.mean((0, 2, 3)), MEAN, atol=0.06)
-    assert (power(turned) - power(straight)).abs().mean() < 0.2
+        rotated, straight = starts.start(rotation)(drifted), starts.start()(drifted)
+    change = (rotated - straight).square().mean().sqrt() / straight.std()
+    assert change > 0.4 * 2 * math.sin(float(rotation.norm()) / 2)  # of the chord by which it rotates a colour
+    assert distance(covariance(rotated), COVARIANCE) < 0.15
+    assert torch.allclose(rotated.mean((0, 2, 3)), MEAN, atol=0.06)
+    assert (power(rotated) - power(straight)).abs().mean() < 0.2
 
 
-def test_a_rotation_turns_low_frequencies_and_leaves_high_ones(source):
+def test_a_rotation_changes_low_frequencies_and_not_high_ones(source):
     drifted = coloured(256, 4, exponent=0.0)
     starts = starts_of(drifted, measured_source(coloured(512, 0, exponent=0.0)))
     with torch.no_grad():
@@ -181,7 +181,7 @@ def test_random_rotations_are_spread_evenly():
     angle = vectors.norm(dim=1)
     assert vectors.shape == (4000, 3)
     assert angle.min() >= 0 and angle.max() <= math.pi + 1e-5
-    # of an even spread over all rotations the angle has the density (1 - cos) / pi (Miles 1965)
+    # The angle of a uniform random rotation has the density (1 - cos) / pi (Miles 1965).
     for quantile in (0.5, 1.5, 2.5):
         share = float((angle < quantile).float().mean())
         assert share == pytest.approx((quantile - math.sin(quantile)) / math.pi, abs=0.03)
@@ -190,7 +190,7 @@ def test_random_rotations_are_spread_evenly():
     torch.testing.assert_close(axis.T @ axis / len(axis), torch.eye(3) / 3, rtol=0, atol=0.03)
 
 
-def test_random_rotations_are_told_by_the_seed():
+def test_random_rotations_depend_on_the_seed_alone():
     one, same, other = (random_rotations(5, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.allclose(one, other)
@@ -210,11 +210,11 @@ def test_the_search_comes_near_the_rotation_that_scores_best(wanted):
 
 
 @pytest.mark.parametrize("odd", [torch.nan, torch.inf])
-def test_the_search_passes_over_scores_that_are_not_finite(odd):
+def test_the_search_ignores_scores_that_are_not_finite(odd):
     found = search_rotation(lambda v: odd if v[0] <= 0 else float(v[0]), torch.Generator().manual_seed(0))
     assert found[0] > 0
-    nothing = search_rotation(lambda v: odd, torch.Generator().manual_seed(0))
-    assert nothing.shape == (3,) and torch.isfinite(nothing).all()
+    none_finite = search_rotation(lambda v: odd, torch.Generator().manual_seed(0))
+    assert none_finite.shape == (3,) and torch.isfinite(none_finite).all()
 
 
 @pytest.mark.parametrize("start", STARTS)

@@ -1,21 +1,21 @@
-"""A tone start undoes a gamma, and its colours are then those of clean frames."""
+"""A tone start undoes a gamma, and gives the frames the colours of clean ones."""
 
 import pytest
 import torch
 from coloured import coloured, distance
 
 from calibrate import Limits, measured_source
-from calibrate.search.tone import EXPONENTS, tone_start
+from calibrate.search.tone import TONE_EXPONENTS, tone_start
 
 LIMITS = Limits(torch.tensor([-1.8, -2.2, -0.8]), torch.tensor([2.5, 2.0, 2.2]))
 
 
-def shown(frames: torch.Tensor) -> torch.Tensor:
-    """Between black and white."""
+def clipped(frames: torch.Tensor) -> torch.Tensor:
+    """Frames with values between black and white."""
     return torch.maximum(torch.minimum(frames, LIMITS.white.view(-1, 1, 1)), LIMITS.black.view(-1, 1, 1))
 
 
-def bent(frames: torch.Tensor, exponent: float) -> torch.Tensor:
+def with_gamma(frames: torch.Tensor, exponent: float) -> torch.Tensor:
     black, white = LIMITS.black.view(-1, 1, 1), LIMITS.white.view(-1, 1, 1)
     return black + (white - black) * ((frames - black) / (white - black)) ** exponent
 
@@ -26,7 +26,7 @@ def covariance(frames: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def clean():
-    return shown(coloured(256, 0))
+    return clipped(coloured(256, 0))
 
 
 @pytest.fixture(scope="module")
@@ -34,23 +34,23 @@ def source(clean):
     return measured_source(clean)
 
 
-@pytest.mark.parametrize("exponent", EXPONENTS)
+@pytest.mark.parametrize("exponent", TONE_EXPONENTS)
 def test_it_undoes_the_gamma_of_its_inverse_exponent(clean, source, exponent):
-    drifted = bent(clean, 1 / exponent)
+    drifted = with_gamma(clean, 1 / exponent)
     start = tone_start(drifted, source, LIMITS, exponent)
     with torch.no_grad():
-        left = (start(drifted) - clean).square().mean()
+        error = (start(drifted) - clean).square().mean()
     linear = torch.stack([_least_squares(d, c) for d, c in zip(drifted.unbind(1), clean.unbind(1), strict=True)]).mean()
-    assert left < 0.2 * linear
+    assert error < 0.2 * linear
 
 
 def _least_squares(drifted: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-    """What the best gain and offset leave of one channel."""
+    """Mean square error of one channel after the best gain and offset."""
     return (1 - torch.corrcoef(torch.stack([drifted.flatten(), clean.flatten()]))[0, 1] ** 2) * clean.var()
 
 
-@pytest.mark.parametrize("exponent", EXPONENTS)
-def test_colours_are_those_of_the_source_whatever_the_curve(clean, source, exponent):
+@pytest.mark.parametrize("exponent", TONE_EXPONENTS)
+def test_colours_are_those_of_the_source_for_any_curve(clean, source, exponent):
     start = tone_start(clean, source, LIMITS, exponent)
     with torch.no_grad():
         restored = start(clean)
@@ -58,7 +58,7 @@ def test_colours_are_those_of_the_source_whatever_the_curve(clean, source, expon
     assert distance(covariance(restored), covariance(clean)) < 0.05
 
 
-def test_values_of_one_grey_level_make_no_nan(source):
+def test_frames_of_nearly_one_grey_level_give_finite_values(source):
     flat = torch.zeros(40, 3, 16, 16) + torch.randn(40, 1, 1, 1) * 1e-3
     start = tone_start(flat, source, LIMITS, 2.2)
     assert all(torch.isfinite(value).all() for value in start.state_dict().values())
@@ -67,7 +67,7 @@ def test_values_of_one_grey_level_make_no_nan(source):
 def test_one_channel_is_enough(clean):
     grey = clean[:, :1]
     limits = Limits(LIMITS.black[:1], LIMITS.white[:1])
-    drifted = bent(clean, 2.2)[:, :1]
+    drifted = with_gamma(clean, 2.2)[:, :1]
     start = tone_start(drifted, measured_source(grey), limits, 0.45)
     with torch.no_grad():
         assert (start(drifted) - grey).square().mean() < 0.05 * grey.var()

@@ -1,4 +1,4 @@
-"""A padded crop moves a frame under a border of one colour, evenly over all places, and a frame always alike."""
+"""A padded crop adds borders of one colour, covers all places evenly, and crops a frame of one index always alike."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def noise(count: int) -> torch.Tensor:
 
 
 def places(padding: int, count: int, first: int = 0) -> list[tuple[int, int]]:
-    """Top and left corner in the padded frame, read from frames whose pixels say where they lie."""
+    """Top and left corner of each crop in the padded frame, read from frames whose pixels hold their own place."""
     y, x = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
     frames = torch.stack([y, x]).float().expand(count, -1, -1, -1)
     middle = PaddedCrop(padding, (-100.0, -100.0))(frames, first)[:, :, HEIGHT // 2, WIDTH // 2]
@@ -40,10 +40,10 @@ def test_each_frame_is_cut_from_the_padded_one(padding, count, first):
 
 
 @pytest.mark.parametrize("padding", [1, 3])
-def test_at_the_centre_nothing_changes_and_only_there(padding):
+def test_only_a_crop_at_the_centre_changes_nothing(padding):
     frames = noise(400)
     cropped = PaddedCrop(padding, FILL)(frames)
-    same = [torch.allclose(one, other, atol=1e-5) for one, other in zip(frames, cropped, strict=True)]
+    same = [torch.allclose(frame, crop, atol=1e-5) for frame, crop in zip(frames, cropped, strict=True)]
     assert same == [place == (padding, padding) for place in places(padding, 400)]
     assert any(same)
 
@@ -64,7 +64,7 @@ def test_a_frame_is_cropped_alike_in_any_chunk(padding, size):
     assert torch.equal(torch.cat(chunks), crop(frames))
 
 
-def test_a_border_has_exactly_the_colour_it_is_given():
+def test_a_border_has_exactly_the_fill_colour():
     cropped = PaddedCrop(2, FILL)(torch.zeros(100, 2, HEIGHT, WIDTH))
     outside = [(top < 2, left < 2) for top, left in places(2, 100)]
     for frame, (above, beside) in zip(cropped, outside, strict=True):
@@ -72,7 +72,7 @@ def test_a_border_has_exactly_the_colour_it_is_given():
         assert (frame[:, 4, 0].tolist() == list(FILL)) == beside
 
 
-def test_gradients_reach_the_pixels_that_are_left():
+def test_gradients_reach_the_pixels_inside_the_crop():
     frames = noise(30).requires_grad_()
     PaddedCrop(2, FILL)(frames).sum().backward()
     for gradient, (top, left) in zip(frames.grad, places(2, 30), strict=True):

@@ -1,11 +1,18 @@
-"""Cross-spectra hold the covariance, frequency by frequency, and a profile holds what does not depend on direction."""
+"""Cross-spectra split the covariance over frequencies, and a radial profile is their average over directions."""
 
 import pytest
 import torch
+from coloured import distance
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.source.spectra import CHUNK, Profile, cross_spectra, cycles, radial_profile
+from calibrate.source.spectra import (
+    SPECTRA_CHUNK_FRAMES,
+    RadialProfile,
+    cross_spectra,
+    radial_profile,
+    spatial_frequencies,
+)
 from calibrate.source.training import pink_noise
 
 MIX = torch.tensor([[0.5, 0.2, 0.0], [0.1, 0.6, 0.1], [0.0, 0.1, 0.4]])
@@ -13,13 +20,9 @@ sizes = st.integers(1, 24)
 
 
 def mixed(count: int, height: int = 16, width: int = 16) -> torch.Tensor:
-    """White noise whose channels are mixed."""
+    """White noise with mixed channels, (N, 3, H, W)."""
     frames = torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(0))
     return torch.einsum("cd,ndhw->nchw", MIX, frames) + 5
-
-
-def distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).norm() / other.norm())
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (9, 20)])
@@ -32,7 +35,7 @@ def test_the_mean_of_the_cross_spectra_is_the_covariance(shape):
 
 def test_white_noise_has_the_same_density_everywhere():
     profile = radial_profile(cross_spectra(mixed(600)))
-    for density in profile.density[1:]:  # the mean frame is subtracted, and with it a little of the zero frequency
+    for density in profile.density[1:]:  # subtracting the mean takes a part of frequency zero
         assert distance(density, MIX @ MIX.T) < 0.15
 
 
@@ -42,18 +45,18 @@ def test_pink_noise_falls_as_one_over_frequency_squared():
     assert float((density[4] / density[12]).log() / torch.tensor(3.0).log()) == pytest.approx(2, abs=0.3)
 
 
-def test_cross_spectra_do_not_depend_on_how_many_frames_go_at_once():
-    frames = mixed(2 * CHUNK + 3)
-    mean, parts = frames.mean((0, 2, 3), keepdim=True), frames.split(CHUNK // 2)
-    one_by_one = sum(len(p) * cross_spectra(torch.cat([p, 2 * mean - p])) for p in parts) / len(frames)
-    torch.testing.assert_close(cross_spectra(frames), one_by_one, rtol=1e-3, atol=1e-4)
+def test_cross_spectra_do_not_depend_on_the_chunk():
+    frames = mixed(2 * SPECTRA_CHUNK_FRAMES + 3)
+    mean, parts = frames.mean((0, 2, 3), keepdim=True), frames.split(SPECTRA_CHUNK_FRAMES // 2)
+    in_parts = sum(len(p) * cross_spectra(torch.cat([p, 2 * mean - p])) for p in parts) / len(frames)
+    torch.testing.assert_close(cross_spectra(frames), in_parts, rtol=1e-3, atol=1e-4)
 
 
 @given(sizes, sizes, st.integers(0, 1000))
-def test_a_spectrum_without_direction_comes_back_from_its_profile(height, width, seed):
-    bins = int(cycles(height, width).max().round()) + 1
+def test_a_spectrum_that_is_equal_in_all_directions_comes_back_from_its_profile(height, width, seed):
+    bins = int(spatial_frequencies(height, width).max().round()) + 1
     density = torch.randn(bins, 2, 2, generator=torch.Generator().manual_seed(seed))
-    spectra = Profile(density + density.mT).at(height, width)
+    spectra = RadialProfile(density + density.mT).at(height, width)
     assert spectra.shape == (height, width, 2, 2)
     torch.testing.assert_close(radial_profile(spectra.to(torch.complex64)).at(height, width), spectra)
 
@@ -65,8 +68,8 @@ def test_a_profile_is_the_average_over_all_directions():
 
 
 @given(sizes, sizes)
-def test_cycles_count_along_the_longer_side(height, width):
-    found = cycles(height, width)
+def test_frequencies_are_in_cycles_over_the_longer_side(height, width):
+    found = spatial_frequencies(height, width)
     assert found.shape == (height, width) and found[0, 0] == 0
     if width > 2:
         torch.testing.assert_close(found[0, 1], torch.tensor(max(height, width) / width))

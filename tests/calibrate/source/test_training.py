@@ -1,4 +1,4 @@
-"""What a network was trained on is read from its first layer: mean colour, covariance, and borders around frames."""
+"""The first layer of a network tells mean colour, covariance and crop of its training frames."""
 
 import pytest
 import torch
@@ -8,10 +8,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from calibrate import PaddedCrop, measured_source, tap
-from calibrate.source.training import Source, pink_noise, read_crop, shipped_source
+from calibrate.source.description import Source
+from calibrate.source.training import detect_crop, pink_noise, shipped_source
 
 
 class Shift(nn.Module):
+    """A normalisation inside the network."""
+
     def forward(self, frames):
         return frames * 2 - 1
 
@@ -35,7 +38,7 @@ def test_mean_and_covariance_are_found_from_the_first_layers_statistics(exponent
     assert distance(found.profile.density[1:], true.profile.density[1:]) < 0.3
 
 
-def test_a_strided_layer_tells_as_much(frames):
+def test_a_strided_first_layer_is_enough(frames):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 5, stride=2, bias=False), nn.BatchNorm2d(8, momentum=None))
     with torch.no_grad():
@@ -55,19 +58,19 @@ def test_one_channel_is_enough(frames):
         assert source.profile.at(16, 16).shape == (16, 16, 1, 1)
 
 
-def test_the_same_seed_finds_the_same(frames):
-    one, again = shipped(network(frames)), shipped(network(frames))
-    # not to the last bit: how a linear algebra library sums depends on where in memory the numbers lie
-    torch.testing.assert_close(again.mean, one.mean, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(again.covariance, one.covariance, rtol=1e-2, atol=1e-2)
+def test_the_same_seed_gives_the_same_source(frames):
+    first, second = shipped(network(frames)), shipped(network(frames))
+    # Not to the last bit: the order of sums in a linear algebra library depends on memory addresses.
+    torch.testing.assert_close(second.mean, first.mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(second.covariance, first.covariance, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("first", [nn.ReLU(), nn.MaxPool2d(2)])
-def test_a_first_layer_that_is_not_linear_tells_nothing(frames, first):
+def test_a_first_layer_that_is_not_linear_gives_no_source_and_no_crop(frames, first):
     cropped = PaddedCrop(2, BLACK)(frames)
     taps = tap(network(cropped, first, filters=24))
     assert shipped_source(taps, SHAPE) is None
-    assert read_crop(taps, SHAPE, torch.tensor(BLACK)) is None
+    assert detect_crop(taps, SHAPE, torch.tensor(BLACK)) is None
 
 
 def test_normalisation_before_the_first_layer_is_linear_too(frames):
@@ -80,40 +83,40 @@ def test_measured_frames_are_described_as_they_are(frames):
     assert distance(found.covariance, COVARIANCE) < 0.05
     assert distance(found.covariance, torch.cov(frames.transpose(0, 1).flatten(1))) < 1e-4
     spread = found.profile.at(16, 16).mean((0, 1))
-    assert distance(spread, COVARIANCE) < 0.1  # the window weighs the middle of a frame more
+    assert distance(spread, COVARIANCE) < 0.1  # the window weights the middle of a frame more
 
 
 @pytest.mark.parametrize("fill", [BLACK, (2.0, -2.0, 0.0)])
 @pytest.mark.parametrize("filters", [16, 32])
 @pytest.mark.parametrize("before", [(), (Shift(),)])
-def test_black_borders_are_seen_in_the_statistics_whatever_black_is(frames, fill, filters, before):
+def test_borders_of_any_colour_are_detected_in_the_statistics(frames, fill, filters, before):
     cropped = PaddedCrop(2, fill)(frames)
-    found = read_crop(tap(network(cropped, *before, filters=filters)), SHAPE, torch.tensor(fill))
+    found = detect_crop(tap(network(cropped, *before, filters=filters)), SHAPE, torch.tensor(fill))
     assert found.padding == 2
     assert found.fill == pytest.approx(fill)
 
 
-def test_borders_are_found_where_frames_were_cropped_at_random(frames):
+def test_borders_of_random_crops_are_detected(frames):
     torch.manual_seed(3)
     crop, order = PaddedCrop(2, BLACK), torch.randint(10_000, (len(frames),)).tolist()
     cropped = torch.cat([crop(frame[None], first) for frame, first in zip(frames, order, strict=True)])
-    assert read_crop(tap(network(cropped, filters=16)), SHAPE, torch.tensor(BLACK)).padding == 2
+    assert detect_crop(tap(network(cropped, filters=16)), SHAPE, torch.tensor(BLACK)).padding == 2
 
 
 @settings(max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from([16, 24, 40]))
-def test_whole_frames_have_no_borders(seed, filters):
+def test_no_crop_is_detected_for_whole_frames(seed, filters):
     whole = coloured(256, seed)
-    assert read_crop(tap(network(whole, filters=filters)), SHAPE, torch.tensor(BLACK)) is None
+    assert detect_crop(tap(network(whole, filters=filters)), SHAPE, torch.tensor(BLACK)) is None
 
 
-def test_too_few_filters_or_too_small_frames_tell_of_no_borders(frames):
+def test_no_crop_is_detected_with_too_few_filters_or_too_small_frames(frames):
     cropped = PaddedCrop(2, BLACK)(frames)
-    assert read_crop(tap(network(cropped, filters=3)), SHAPE, torch.tensor(BLACK)) is None
-    assert read_crop(tap(network(cropped[..., :7], filters=24)), (3, 16, 7), torch.tensor(BLACK)) is None
+    assert detect_crop(tap(network(cropped, filters=3)), SHAPE, torch.tensor(BLACK)) is None
+    assert detect_crop(tap(network(cropped[..., :7], filters=24)), (3, 16, 7), torch.tensor(BLACK)) is None
 
 
-def test_what_is_found_is_from_before_the_crop(frames):
+def test_the_source_describes_the_frames_before_the_crop(frames):
     crop = PaddedCrop(2, BLACK)
     module = network(crop(frames), filters=24)
     found, naive = shipped(module, crop), shipped(module)
@@ -123,9 +126,9 @@ def test_what_is_found_is_from_before_the_crop(frames):
     assert distance(naive.covariance, COVARIANCE) > 2 * distance(found.covariance, COVARIANCE)
 
 
-def test_the_crop_that_is_read_serves_as_well_as_the_true_one(frames):
+def test_the_detected_crop_is_as_good_as_the_true_one(frames):
     taps = tap(network(PaddedCrop(2, BLACK)(frames), filters=32))
-    found = shipped_source(taps, SHAPE, crop=read_crop(taps, SHAPE, torch.tensor(BLACK)))
+    found = shipped_source(taps, SHAPE, crop=detect_crop(taps, SHAPE, torch.tensor(BLACK)))
     assert torch.allclose(found.mean, MEAN, atol=0.06)
     assert distance(found.covariance, COVARIANCE) < 0.2
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from places import SYSTEMD
 
 from calibrate.homogenizer import Homogenizer
-from calibrate.judge import MARGIN
+from calibrate.judge import MIN_SCORE_DROP_SHARE
 from calibrate.scoring.extent import Extent, Range
 from daemon.config import Config, ConfigError, load_config
 from daemon.recalibration.envelope import HomogenizerLimits, OutsideEnvelope, load_envelope, open_envelope
@@ -229,7 +229,7 @@ WIDER = [  # what the envelope says, what the configuration says, and how it is 
     ({"evidence": {"frames": 256}}, {"frames": 255}, "evidence.frames is at least 256, recalibrate.frames is 255"),
     ({"evidence": {"held_out": 65}}, {"frames": 256}, "at least 65, of recalibrate.frames 256 the judge gets 64"),
     ({"evidence": {"collect": "1m"}}, {"collect": "59s"}, "at least 60, recalibrate.collect is 59"),
-    ({"evidence": {"margin": 0.3}}, {}, f"at least 0.3, this release of recald has {MARGIN}"),
+    ({"evidence": {"margin": 0.3}}, {}, f"at least 0.3, this release of recald has {MIN_SCORE_DROP_SHARE}"),
     ({"evidence": {"shadow": "5s"}}, {"shadow": 4.9}, "at least 5, recalibrate.shadow is 4.9"),
     ({"evidence": {"probation": "1m"}}, {"probation": 0}, "at least 60, recalibrate.probation is 0"),
     ({"operation": {"fits_a_day": 4}}, {"fits_a_day": 5}, "at most 4, recalibrate.fits_a_day is 5"),
@@ -261,7 +261,7 @@ def test_all_that_is_wider_is_told_at_once(tmp_path):
 
 
 def test_a_configuration_at_the_bounds_is_inside(tmp_path):
-    evidence = {"frames": 512, "held_out": 128, "collect": 120, "margin": MARGIN, "threshold": 1.6}
+    evidence = {"frames": 512, "held_out": 128, "collect": 120, "margin": MIN_SCORE_DROP_SHARE, "threshold": 1.6}
     operation = {"modes": ["autonomous"], "fits_a_day": 48, "swaps_a_day": 24}
     envelope = open_envelope(configured(tmp_path, {"evidence": evidence, "operation": operation}))
     assert envelope is not None and envelope.limits_budget
