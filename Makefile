@@ -34,6 +34,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 docs: $(READY)
+	$(BIN)/python -m bench.results_page > /dev/null
 	$(BIN)/python -m docs.generate
 
 format: $(READY)
