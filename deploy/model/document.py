@@ -45,33 +45,30 @@ def read_document(path: Path) -> bytes:
 
 def parse_document(path: Path, data: bytes, model: type[DocumentT]) -> DocumentT:
     """Like load_document, with the bytes that were read from `path` before. Raises DocumentError."""
-    reader = _Reader(path)
-    content = reader.read(_text(path, data))
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DocumentError([f"{path}: not UTF-8 text at byte {error.start}: save it as UTF-8"]) from error
+    reader = _YamlReader(path)
+    content = reader.read(text)
     try:
         result = model.model_validate(content)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
-            if detail["loc"] not in reader.unread:  # a value that cannot be read has been reported
-                reader.note(detail["loc"], _message(detail, model))
+            if detail["loc"] not in reader.unreadable:  # such a value has been reported
+                reader.add_problem(detail["loc"], _message(detail, model))
     if reader.problems:
         raise DocumentError([text for _, text in sorted(reader.problems, key=lambda problem: problem[0])])
     return result
 
 
-def _text(path: Path, data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DocumentError([f"{path}: not UTF-8 text at byte {error.start}: save it as UTF-8"]) from error
-
-
-class _Reader:
+class _YamlReader:
     """Converts YAML nodes to plain data, and keeps the line of each key and item."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.problems: list[tuple[int, str]] = []
-        self.unread: set[Location] = set()
+        self.unreadable: set[Location] = set()
         self._scalars = yaml.SafeLoader("")  # used for its rules about numbers, booleans and null
         self._lines: dict[Location, int] = {}
         self._seen: set[int] = set()
@@ -79,28 +76,29 @@ class _Reader:
     def read(self, text: str) -> dict[str, Any]:
         try:
             root = yaml.compose(text, Loader=yaml.SafeLoader)
-            data = None if root is None else self._plain(root, ())
+            data = None if root is None else self._convert(root, ())
         except (yaml.YAMLError, RecursionError) as error:
             raise DocumentError([_syntax_problem(self.path, error)]) from error
         if not isinstance(data, dict):
             raise DocumentError([f"{self.path}: expected `key: value` lines, found {_kind(data)}"])
         return data
 
-    def note(self, location: Location, message: str, line: int | None = None) -> None:
-        dotted = "".join(f"{part}." for part in location)[:-1]
+    def add_problem(self, location: Location, message: str, line: int | None = None) -> None:
+        dotted = ".".join(map(str, location))
         line = line or self._line(location)
         problem = ": ".join(filter(None, (f"{self.path}:{line}", dotted, message)))
-        self.problems.append((line, "".join(c if c.isprintable() else "?" for c in problem)))
+        printable = "".join(c if c.isprintable() else "?" for c in problem)  # a terminal would obey control characters
+        self.problems.append((line, printable))
 
     def _refuse(self, location: Location, message: str) -> None:
-        self.unread.add(location)
-        self.note(location, message)
+        self.unreadable.add(location)
+        self.add_problem(location, message)
 
     def _line(self, location: Location) -> int:
         """Find the line of `location`. If it is missing in the document, that of the mapping that should hold it."""
         return next(self._lines[location[:n]] for n in range(len(location), -1, -1) if location[:n] in self._lines)
 
-    def _plain(self, node: yaml.Node, location: Location) -> Any:
+    def _convert(self, node: yaml.Node, location: Location) -> Any:
         self._lines.setdefault(location, node.start_mark.line + 1)
         if node.tag not in (self._implied_tag(node), TEXT_TAG):
             return self._refuse(location, f"the tag {node.tag} is not supported: leave it out")
@@ -111,22 +109,22 @@ class _Reader:
         self._seen.add(id(node))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, location)
-        return [self._plain(item, (*location, index)) for index, item in enumerate(node.value)]
+        return [self._convert(item, (*location, index)) for index, item in enumerate(node.value)]
 
     def _mapping(self, node: yaml.MappingNode, location: Location) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                self.note(location, "a key must be plain text", line)
+                self.add_problem(location, "a key must be plain text", line)
                 continue
             key = key_node.value  # as written: `on:` and `1:` stay "on" and "1" (YAML 1.1: true and 1)
-            here = (*location, key)
+            key_location = (*location, key)
             if key in result:
-                self.note(here, f"given twice, first on line {self._lines[here]}", line)
+                self.add_problem(key_location, f"given twice, first on line {self._lines[key_location]}", line)
                 continue
-            self._lines[here] = line
-            result[key] = self._plain(value_node, here)
+            self._lines[key_location] = line
+            result[key] = self._convert(value_node, key_location)
         return result
 
     def _scalar(self, node: yaml.ScalarNode, location: Location) -> Any:
@@ -138,6 +136,7 @@ class _Reader:
             return self._refuse(location, f"{node.value[:40]!r} is not a number that can be read")
 
     def _implied_tag(self, node: yaml.Node) -> str:
+        """Find the tag that YAML gives the node if the document writes none."""
         plain = isinstance(node, yaml.ScalarNode) and node.style is None
         return str(self._scalars.resolve(type(node), node.value, (plain, False)))
 

@@ -1,4 +1,4 @@
-"""A device's state directory, what a daemon writes into it around a swap, and what the next start makes of it."""
+"""Write a device's state directory as a daemon does around a swap, and start from it as the next daemon does."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from deploy.store.verify import store_problems
 
 MODEL, SHAPE = "a" * 64, (1, 8, 8)
 SENSORS = ("front", "rear")
-KEPT = 1  # homogenizers of a sensor that nothing points to, so that one has to go
-LONG_AGO = 1_600_000_000.0  # s since the epoch: records that are old enough to go
+KEPT_HOMOGENIZERS = 1  # for each sensor, beside those that a pointer names; so few that one is removed
+LONG_AGO = 1_600_000_000.0  # s since the epoch, for records that are old enough to be pruned
 
 
 class BiasBackend:
-    """Its compiled form are the weights, and it adds but the bias: which homogenizer runs is read off an answer."""
+    """Compiles to the weights, and adds only the bias: the output shows which homogenizer has run."""
 
     name = "eager"
 
@@ -51,8 +51,8 @@ class BiasBackend:
         return "1"
 
 
-class AtOnce(Executor):
-    """Does what it is given before it returns, in the order it is given: what the one background thread comes to."""
+class ImmediateExecutor(Executor):
+    """Runs each call before `submit` returns. The daemon's one background thread gives the same order."""
 
     def submit(self, call: Any, /, *given: Any, **named: Any) -> Future[Any]:
         done: Future[Any] = Future()
@@ -65,17 +65,17 @@ SERVED: Any = SimpleNamespace(digest=MODEL, backend=BACKEND, input_shape=SHAPE)
 
 
 def homogenizer(number: int) -> Homogenizer:
-    made = Homogenizer(*SHAPE).eval()
+    module = Homogenizer(*SHAPE).eval()
     with torch.no_grad():
-        made.bias.fill_(number)
-    return made
+        module.bias.fill_(number)
+    return module
 
 
-# ---- what is written
+# ---- writing
 
 
 class Writer:
-    """The daemon's own parts, as it puts them together, around one state directory. A context."""
+    """A context with the daemon's own writers on one state directory, connected as in the daemon."""
 
     def __init__(self, state: Path) -> None:
         self.state, self.store = state, ArtefactStore(state)
@@ -87,9 +87,9 @@ class Writer:
         card = SimpleNamespace(input=SimpleNamespace(shape=SHAPE))
         frozen: Any = SimpleNamespace(digest=MODEL, module=homogenizer(0), card=card)
         ModelCache(BACKEND, frozen, "float32", self.state).get()
-        self.state_writer = StateWriter(self.store, MODEL, AtOnce())
+        self.state_writer = StateWriter(self.store, MODEL, ImmediateExecutor())
         audit = partial(AuditLog, audit_path(self.state))
-        self.audit_writer = AuditWriter(audit, AtOnce(), Metrics(CollectorRegistry()))
+        self.audit_writer = AuditWriter(audit, ImmediateExecutor(), Metrics(CollectorRegistry()))
         self._closing.callback(self.audit_writer.close)
         self.audit_writer.record("", "start", {})
         return self
@@ -99,11 +99,11 @@ class Writer:
         self._closing.close()
 
     def swap(self, sensor: str, number: int) -> None:
-        """What worker and daemon write of a fit that succeeds and serves, in their order."""
+        """Write what worker and daemon write, in this order, for a fit that succeeds and serves."""
         active = self.serving(sensor)
         try:
             version = self.put(sensor, number)
-            retain(self.store, sensor, KEPT, protected=(active, version))
+            retain(self.store, sensor, KEPT_HOMOGENIZERS, protected=(active, version))
             self.store.get(version, MODEL)
         except (OSError, StoreError) as error:
             self.audit_writer.record(sensor, "fit", {"result": "failed", "reason": str(error)})
@@ -135,7 +135,7 @@ class Writer:
 
 
 def work(state: Path, number: int) -> None:
-    """From a start to a stop: the front camera gets homogenizer `number`, the rear one goes back a step."""
+    """Run from start to stop: the front camera gets homogenizer `number`, the rear camera is rolled back."""
     with Writer(state) as writer:
         writer.swap("front", number)
         writer.retry()
@@ -144,7 +144,7 @@ def work(state: Path, number: int) -> None:
 
 
 def used(state: Path) -> Path:
-    """A device that has been at work: each camera at its second homogenizer, with a third that may go."""
+    """Prepare a device that has worked: two homogenizers have served each camera, and a third may be removed."""
     with closing(AuditLog(audit_path(state), lambda: LONG_AGO)) as audit:
         audit.append("front", "swap", {})
         audit.append("front", "swap", {})
@@ -157,36 +157,36 @@ def used(state: Path) -> Path:
     return state
 
 
-# ---- what must hold afterwards
+# ---- checking
 
 
-class Complaints(logging.Handler):
-    """What was logged as an error."""
+class LoggedErrors(logging.Handler):
+    """Collects the messages that are logged as errors."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
-        self.told: list[str] = []
+        self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.told.append(record.getMessage())
+        self.messages.append(record.getMessage())
 
 
 def served_after_a_start(state: Path) -> tuple[dict[str, float], list[str]]:
-    """By sensor the number of the homogenizer that answers a frame, and what was told as an error."""
-    complaints, store = Complaints(), ArtefactStore(state)
-    logging.getLogger().addHandler(complaints)
+    """Start once; returns by sensor the number of the homogenizer that runs, and the logged errors."""
+    errors, store = LoggedErrors(), ArtefactStore(state)
+    logging.getLogger().addHandler(errors)
     descriptor = lock_state(state)
     try:
         store.sweep()
         answers = {sensor: _answering(sensor, store) for sensor in SENSORS}
     finally:
         os.close(descriptor)
-        logging.getLogger().removeHandler(complaints)
-    return answers, complaints.told
+        logging.getLogger().removeHandler(errors)
+    return answers, errors.messages
 
 
 def _answering(sensor: str, store: ArtefactStore) -> float:
-    """The number of the homogenizer that runs, which must be the one of the weights that its version names."""
+    """Find the number of the homogenizer that runs, and check that its version names the same weights."""
     path = InferencePath(SimpleNamespace(run=lambda batch: batch, close=lambda: None))
     restore(sensor, path, store, SERVED)
     number = float(path.infer(np.zeros((1, *SHAPE), np.float32)).output[0, 0, 0, 0])
@@ -196,12 +196,12 @@ def _answering(sensor: str, store: ArtefactStore) -> float:
 
 
 def damage(state: Path) -> list[str]:
-    """What `recald verify` tells of the homogenizers and pointers."""
+    """List what `recald verify` finds wrong with homogenizers, pointers and dossiers."""
     return list(store_problems(ArtefactStore(state)))
 
 
 def audited(state: Path) -> tuple[dict[str, Any], list[str]]:
-    """By sensor the newest swap that the audit log tells of, opened as a start opens it; and what is wrong with it."""
+    """Open the audit log like a start; returns by sensor its newest swap, and what is wrong with the log."""
     with closing(AuditLog(audit_path(state))) as audit:
         wrong = audit.verify() + [f"set aside: {name}" for name in audit.damaged_before()]
         return {record.sensor: record.content() for record in audit.records() if record.event == "swap"}, wrong

@@ -1,4 +1,4 @@
-"""A dossier for tests, and what differs in it."""
+"""Dossiers for tests: an accepted one, a rejected one and one without a fit, each with changes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def verdict(accepted: bool = True, reason: str = "better than every champion") -
 
 
 def content(**changes: Any) -> dict[str, Any]:
-    """That of an accepted recalibration, but for the changes."""
+    """The stored content of an accepted recalibration, with `changes`."""
     unchanged = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     return {
         "v": 1,
@@ -68,8 +68,8 @@ def dossier(**changes: Any) -> Dossier:
 
 
 def refused(reason: str = "score 8.00 is no better than factory's 9.00", **changes: Any) -> Dossier:
-    told = {"result": "rejected", "reason": reason, "candidate": None, "verdict": verdict(False, reason)}
-    return dossier(**told | changes)
+    outcome = {"result": "rejected", "reason": reason, "candidate": None, "verdict": verdict(False, reason)}
+    return dossier(**outcome | changes)
 
 
 def unneeded(**changes: Any) -> Dossier:

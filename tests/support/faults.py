@@ -1,7 +1,7 @@
-"""Faults at any system call by which a process changes files: it runs under ptrace, and is killed or refused there.
+"""Inject faults at the system calls by which a process changes files: under ptrace the call is killed or refused.
 
-The calls are counted as they come, those of SQLite's C code as well, so that a write which is new in the code is
-met without being named here. Linux on x86-64 only: the registers that a fault is put into are the processor's.
+All calls are counted in their order, those of SQLite's C code too. So a write that is new in the code is tested without
+being named here. Linux on x86-64 only: a fault is written into the registers of the processor.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from power import Unsynced
 
 AVAILABLE = sys.platform == "linux" and platform.machine() == "x86_64"
 TRACEME, POKEUSER, CONTINUE, SYSCALL, SETOPTIONS, SYSCALL_INFO = 0, 6, 7, 24, 0x4200, 0x420E  # linux/ptrace.h
-OPTIONS = 1 << 7 | 1 << 20  # stop at the calls that the filter picks, and end with the tracer
+OPTIONS = 1 << 7 | 1 << 20  # stop at the calls that the filter selects; kill the child if the tracer ends
 INFO = struct.Struct("<BxxxIQQ7Q")  # op, architecture, instruction and stack pointer, call number, its arguments
 NO_NEW_PRIVILEGES, SET_FILTER, FILTER = 38, 22, 2  # linux/prctl.h
 BPF_LOAD, BPF_IF_EQUAL, BPF_RETURN, STOP, ALLOW = 0x20, 0x15, 0x06, 0x7FF00000, 0x7FFF0000  # linux/bpf.h, seccomp.h
-RAX, RDX, ORIG_RAX = (8 * place for place in (10, 12, 15))  # in struct user: the answer, third argument, call number
+RAX, RDX, ORIG_RAX = (8 * place for place in (10, 12, 15))  # in struct user: return value, third argument, call number
 NO_CALL = (1 << 64) - 1
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 WITH_DESCRIPTOR = {1: "write", 18: "pwrite", 20: "writev", 74: "fsync", 75: "fdatasync", 77: "ftruncate"}
 WITH_DESCRIPTOR |= {285: "fallocate"}
 WITH_PATH = {76: ("truncate", 0), 83: ("mkdir", 0), 84: ("rmdir", 0), 85: ("open", 0), 87: ("unlink", 0)}
-WITH_PATH |= {258: ("mkdir", 1), 263: ("unlink", 1)}  # and which argument the path is
+WITH_PATH |= {258: ("mkdir", 1), 263: ("unlink", 1)}  # name of the call, and which argument is the path
 WITH_TARGET = {
     82: ("rename", 0, 1),
     86: ("link", 0, 1),
@@ -43,9 +43,12 @@ WITH_TARGET = {
     265: ("link", 1, 3),
     316: ("rename", 1, 3),
 }
-WITH_FLAGS = {2: ("open", 0, WRITES), 257: ("open", 1, WRITES)}  # where the path is, and the flags that change files
+WITH_FLAGS = {
+    2: ("open", 0, WRITES),
+    257: ("open", 1, WRITES),
+}  # which argument is the path, and the flags with which a file may change
 WITH_FLAGS |= {21: ("access", 0, os.W_OK), 269: ("access", 1, os.W_OK), 439: ("access", 1, os.W_OK)}
-NEEDS_ROOM = ("open", "write", "pwrite", "writev", "mkdir", "rename", "fallocate", "link")
+NEEDS_SPACE = ("open", "write", "pwrite", "writev", "mkdir", "rename", "fallocate", "link")
 
 KILLS = ("killed", "torn", "power cut")
 FAULTS = (*KILLS, "refused", "full", "read-only")
@@ -53,7 +56,7 @@ LASTING = ("full", "read-only")
 
 
 class Step(NamedTuple):
-    """A system call that changes files, and which; `target` is where a rename leads."""
+    """A system call that changes files. `target`: the new path of a rename."""
 
     call: str
     path: str
@@ -62,25 +65,26 @@ class Step(NamedTuple):
 
 @dataclass
 class Run:
-    """What came of a run: its steps, up to its fault, and whether the process ended by itself, and well."""
+    """The steps of a run up to its fault. ended_well: the process exited with 0. met: the fault was injected."""
 
     steps: list[Step] = field(default_factory=list)
     ended_well: bool = False
-    met: bool = False  # the fault
+    met: bool = False
 
 
 def applies(fault: str, step: Step) -> bool:
-    """Whether a fault can happen at a step: only a write can be half done, and removing takes no room."""
+    """Check that a fault can happen at a step: only a write can be half done, and removing needs no space."""
     if fault == "torn":
         return step.call in ("write", "pwrite")
-    return fault != "full" or step.call in NEEDS_ROOM
+    return fault != "full" or step.call in NEEDS_SPACE
 
 
 def run(work: Callable[[], None], folder: Path, fault: str = "", at: int = -1) -> Run:
-    """Do `work` in a child, with a fault at its step number `at` among those that change files below `folder`.
+    """Run `work` in a child process, with a fault at step number `at`. Steps are calls that change files in `folder`.
 
-    "killed" is before the step, which is after the one before; "torn" is after half of its bytes, and a power cut
-    takes back what was not synced. "refused" is one error of the disk; one that is full or read-only stays so.
+    "killed": before the step, which is the same as after the previous step. "torn": after half of its bytes.
+    "power cut": killed, and what was not synced is undone. "refused": one error of the disk. "full", "read-only": the
+    disk stays so from this step on.
     """
     child = os.fork()
     if child == 0:
@@ -103,7 +107,7 @@ def _do(work: Callable[[], None]) -> None:
 
 
 def _pick_calls() -> None:
-    """Have this process stop at the calls that are looked at, and at no other, which would take long."""
+    """Let this process stop at the calls named above. To stop at every call would take long."""
     numbers = [*WITH_DESCRIPTOR, *WITH_PATH, *WITH_TARGET, *WITH_FLAGS]
     program = [(BPF_LOAD, 0, 0, 0)]
     program += [(BPF_IF_EQUAL, len(numbers) - place, 0, number) for place, number in enumerate(numbers)]
@@ -139,7 +143,7 @@ class _Tracer:
 
     def _strike(self) -> None:
         if self._fault in ("killed", "power cut"):
-            self._set(ORIG_RAX, NO_CALL)  # or the kernel may still do what it has been asked
+            self._set(ORIG_RAX, NO_CALL)  # else the kernel may still execute the call
             self._kill()
         elif self._fault == "torn":
             self._set(RDX, self._third // 2)
@@ -155,7 +159,7 @@ class _Tracer:
         os.kill(self._child, signal.SIGKILL)
 
     def _next_call(self) -> tuple[int, list[int]] | None:
-        """Number and arguments of the system call that the child is about to make, None once it has ended."""
+        """Wait for the next system call of the child; returns its number and arguments, None after its end."""
         if not self._resume(CONTINUE):
             return None
         data = ctypes.create_string_buffer(128)
@@ -165,8 +169,8 @@ class _Tracer:
         return number, [first, second, third, fourth]
 
     def _resume(self, request: int) -> bool:
-        """Let the child run to its next stop at a system call; whether it got there."""
-        with suppress(ProcessLookupError):  # where it was killed
+        """Let the child run to its next stop; returns False if it has ended."""
+        with suppress(ProcessLookupError):  # it was killed
             _ptrace(request, self._child, 0, 0)
         _, status = os.waitpid(self._child, 0)
         self._run.ended_well = status == 0

@@ -1,4 +1,4 @@
-"""What a power cut takes back: contents and names that were written and not yet synced, the worst a disk may do."""
+"""Undo what a power cut may undo: contents and names that were written and not synced. A disk can do no worse."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from pathlib import Path
 
 
 class Unsynced:
-    """Is told of each system call that changes files before it is made; `take_back` makes it the day after the cut."""
+    """Call `note` before each system call that changes files, and `take_back` for the power cut."""
 
     def __init__(self) -> None:
-        self._contents: dict[Path, bytes] = {}  # of files written since their last sync, as they were then
-        self._names: dict[Path, bytes | None] = {}  # that came since their folder's last sync; what they named before
+        self._contents: dict[Path, bytes] = {}  # of files written since their last sync: the content at that sync
+        self._names: dict[Path, bytes | None] = {}  # changed since their folder's last sync: the content before, if any
 
     def note(self, call: str, path: Path, target: Path) -> None:
-        """`target` is where a rename leads."""
+        """`target`: the new path of a rename."""
         if call in ("fsync", "fdatasync"):
             self._synced(path)
         elif call == "rename":
             self._renamed(path, target)
-        elif call == "unlink":  # not taken back: a file that is there again would have to be removed again
+        elif call == "unlink":  # never undone: a removed file that is there again would only be removed again
             self._contents.pop(path, None)
             self._names.pop(path, None)
         elif call == "open" and not path.exists():
@@ -27,6 +27,7 @@ class Unsynced:
             self._contents.setdefault(path, path.read_bytes())
 
     def take_back(self) -> None:
+        """Restore the state that the disk may have after the power cut."""
         for path, content in self._contents.items():
             path.write_bytes(content)
         for path, before in self._names.items():

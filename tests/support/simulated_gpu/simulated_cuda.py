@@ -1,8 +1,8 @@
-"""A GPU for machines without one: what recald asks of `torch.cuda`, done by the processor as late as a GPU may do it.
+"""Simulate a GPU on the processor: the part of `torch.cuda` that recald uses, each step as late as a GPU may do it.
 
-Work on a stream waits until somebody synchronises, device memory starts as NaN, and a graph replays the very
-operators that were captured, on the memory that was captured: what forgets to wait, to copy or to keep reads wrong
-numbers here, too. It says nothing about speed, nor about kernels.
+Work on a stream waits until somebody synchronises. Device memory starts as NaN. A graph replays the captured operators
+on the captured memory. So code that forgets to wait, to copy or to keep a tensor reads wrong numbers here, as on a GPU.
+The simulation says nothing about speed or kernels.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def by_handle(handle: int) -> Stream:
 
 
 class Graph:
-    """Operators and the tensors they read and write."""
+    """The captured operators, and the tensors they read and write."""
 
     def __init__(self) -> None:
         self._recorder = _Recorder()
@@ -84,7 +84,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class _InOrder(TorchDispatchMode):
-    """An operator on a stream sees what was put there before."""
+    """Makes an operator on a stream see the work that was put there before."""
 
     def __init__(self, stream: Stream) -> None:
         super().__init__()
@@ -106,8 +106,8 @@ def stream(used: Stream) -> Iterator[None]:
 
 
 def synchronize() -> None:
-    for one in list(_streams.values()):
-        one.synchronize()
+    for each in list(_streams.values()):
+        each.synchronize()
 
 
 def current_stream() -> Stream:
@@ -132,18 +132,18 @@ def _zeros(*size: Any, device: Any = None, **options: Any) -> torch.Tensor:
     return torch.zeros(*size, device=None if device == "cuda" else device, **options)
 
 
-class _Instead:
-    """A module with some of its names taken by others."""
+class _Patched:
+    """A module in which some names are replaced."""
 
-    def __init__(self, module: Any, **others: Any):
+    def __init__(self, module: Any, **replacements: Any):
         self._module = module
-        vars(self).update(others)
+        vars(self).update(replacements)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
 
 
-CUDA = _Instead(
+CUDA = _Patched(
     torch.cuda,
     is_available=lambda: True,
     get_device_name=lambda: NAME,
@@ -154,14 +154,20 @@ CUDA = _Instead(
     CUDAGraph=Graph,
     mem_get_info=lambda: (2**30, 2**31),
 )
-TORCH = _Instead(torch, cuda=CUDA, empty=_allocate, zeros=_zeros, compile=lambda module, **_: module)
-USERS = ("protocol", "gpu.cuda", "gpu.device", "gpu.runner", "gpu.tensorrt_engine")  # in deploy.backends, of the GPU
+TORCH = _Patched(torch, cuda=CUDA, empty=_allocate, zeros=_zeros, compile=lambda module, **_: module)
+USERS = (
+    "protocol",
+    "gpu.cuda",
+    "gpu.device",
+    "gpu.runner",
+    "gpu.tensorrt_engine",
+)  # modules in deploy.backends that use the GPU
 STAND_INS: dict[str, Any] = {f"deploy.backends.{name}.torch": TORCH for name in USERS} | {
     "deploy.backends.gpu.cuda.move_to_device_pass": lambda program, device: program,
     "torch.Tensor.copy_": _copy_later,
     "torch.Tensor.cuda": torch.Tensor.clone,
 }
-BENCH_USERS = ("ceilings", "engines", "swap")  # those in bench/, which a daemon need not import
+BENCH_USERS = ("ceilings", "engines", "swap")  # modules in bench.gpu, which a daemon does not import
 BENCH_STAND_INS: dict[str, Any] = {f"bench.gpu.{name}.torch": TORCH for name in BENCH_USERS} | {
     "bench.gpu.engines.move_to_device_pass": lambda program, device: program,
 }

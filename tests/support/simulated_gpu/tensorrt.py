@@ -1,6 +1,6 @@
-"""NVIDIA's Python API as far as recald uses it, over a simulated GPU: an engine is the ONNX model that it was built of.
+"""Simulate NVIDIA's TensorRT over the simulated GPU: an engine is the ONNX model from which it was built.
 
-A folder that holds this module and is named in PYTHONPATH gives a process a GPU with TensorRT.
+With the folder of this module in PYTHONPATH a process has a GPU with TensorRT.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class BuilderFlag(enum.Enum):
     TF32 = 1
 
 
-def _told_by(file: str) -> bool:
-    return Path(os.environ.get(file, "/nonexistent")).exists()
+def _file_exists(variable: str) -> bool:
+    return Path(os.environ.get(variable, "/nonexistent")).exists()
 
 
 class Builder:
-    """Takes as long as RECALD_TEST_BUILD_S says; refuses every network where the file RECALD_TEST_REFUSE is there."""
+    """Builds for RECALD_TEST_BUILD_S seconds. Refuses every network if the file RECALD_TEST_REFUSE exists."""
 
     def __init__(self, logger: ILogger):
         self.logger = logger
@@ -62,7 +62,7 @@ class Builder:
         return SimpleNamespace(clear_flag=lambda flag: None)
 
     def build_serialized_network(self, network: SimpleNamespace, config: Any) -> bytes | None:
-        if _told_by("RECALD_TEST_REFUSE"):
+        if _file_exists("RECALD_TEST_REFUSE"):
             self.logger.log(ILogger.ERROR, "no kernel for this layer")
             return None
         time.sleep(float(os.environ.get("RECALD_TEST_BUILD_S", "0")))
@@ -129,7 +129,7 @@ class ExecutionContext:
         return True
 
     def _execute(self) -> None:
-        if _told_by("RECALD_TEST_LOST"):
+        if _file_exists("RECALD_TEST_LOST"):
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
         (output,) = self._engine.outputs
         given = {name: self._memory(name) for name in self._addresses if name != output}
