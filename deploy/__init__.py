@@ -1,7 +1,7 @@
-"""From a network to a running path whose homogenizer can be exchanged; knows nothing of frames' origin.
+"""Deploy a frozen model: from a trained network to a running path whose homogenizer can be exchanged.
 
-A name below is imported when it is first used, so that a command which only reads a configuration
-(deploy.model.document, deploy.model.card) need not wait for torch.
+Each name below is imported when it is first used. So a command that only reads a configuration does not wait for the
+import of torch. This package knows nothing of where frames come from.
 """
 
 from __future__ import annotations

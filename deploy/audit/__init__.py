@@ -1,1 +1,1 @@
-"""The audit log: a hash chain in SQLite, and signatures beside files."""
+"""The audit log, a hash chain in an SQLite file; and the check of signatures beside files."""

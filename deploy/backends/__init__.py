@@ -1,1 +1,1 @@
-"""What runs networks: the protocol, one file for each backend, and the engine cache."""
+"""Backends compile and run networks: the protocol, one file for each backend, and the engine cache."""

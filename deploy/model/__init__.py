@@ -1,1 +1,1 @@
-"""The frozen model: card, file, program, export, precision, commissioned statistics."""
+"""The frozen model: card, document, file, program, export, precision, and the measurement of clean frames."""

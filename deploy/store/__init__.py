@@ -1,1 +1,1 @@
-"""What is kept on the disk: homogenizer artefacts, retention, dossiers, and their verification."""
+"""The state directory: homogenizer artefacts and pointers, retention, dossiers, and the check of every byte."""

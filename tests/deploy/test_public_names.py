@@ -1,4 +1,4 @@
-"""The room's public names, and what importing them costs."""
+"""The public names of deploy: its three lists of them agree, and what importing them costs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ import subprocess
 import sys
 
 import pytest
+from public_names import names_for_type_checkers
 
 import deploy
+
+
+def test_type_checkers_see_the_names_that_are_imported_at_their_first_use():
+    assert names_for_type_checkers("deploy") == deploy._NAMES_BY_MODULE
+
+
+def test_all_lists_each_name_once():
+    names = [name for names in deploy._NAMES_BY_MODULE.values() for name in names]
+    assert sorted(deploy.__all__) == sorted(names) and len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("name", deploy.__all__)

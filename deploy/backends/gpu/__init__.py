@@ -1,1 +1,1 @@
-"""NVIDIA GPUs: what all their backends share, CUDA graphs, TensorRT and TensorRT for RTX."""
+"""Backends for NVIDIA GPUs: CUDA graphs, TensorRT and TensorRT for RTX, and the parts that they share."""
