@@ -15,7 +15,7 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.stride = stride
-        self.added = (outputs - inputs) // 2  # zero channels the shortcut gains at each end
+        self.added = (outputs - inputs) // 2  # zero channels that the shortcut adds at each end
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.relu(self.bn1(self.conv1(x)))

@@ -1,4 +1,4 @@
-"""`recald demo`: what it takes, and its exit codes."""
+"""`recald demo`: its arguments and exit codes. It imports nothing large, so that other commands start at once."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from daemon.simulation.camera import at_least
 
-# Takes 45 to 65 points of the digit network's accuracy, by seed, and clips less than 0.1 % of the values: what
-# the network no longer recognises is still in the picture.
+# The digit network loses 45 to 65 points of accuracy, depending on the seed. Less than 0.1 % of the values are clipped:
+# the images still contain what the network no longer recognises.
 DEFAULT_DRIFT = "fixed-pattern=16,cross-talk=0.25,blur=0.7,exposure=-0.5"
-INTERRUPTED = 128 + signal.SIGINT
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what `recald demo` takes."""
+    """Add the arguments of `recald demo`."""
     add = parser.add_argument
     add("--data", type=Path, help="folder with CIFAR-10 and ResNet-20 to use instead of digits")
     add("--output", type=Path, default=Path("demo-output"), help="folder for the results (%(default)s)")
@@ -25,14 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo; 0 if everything it promises was kept, 1 if not."""
-    from rich.console import Console  # late, as all below: torch would slow down every other command
+    """Run the demo; returns 0 when every promise was kept, 1 when not."""
+    from rich.console import Console  # imported here, as all below: torch would slow down every other command
 
     from daemon.demo.digits import DemoError
-    from daemon.demo.story import perform
+    from daemon.demo.scenario import perform
 
     console = Console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the daemon would outlive the demo
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the daemon would outlive the demo
     try:
         summary = perform(args, console)
     except DemoError as error:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     except KeyboardInterrupt:
         print("recald demo: stopped", file=sys.stderr)
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     console.print(summary.render())
     console.print(f"\nframes.png, summary.json and recald.log are in {args.output}", soft_wrap=True)
     return 0 if summary.passed() else 1

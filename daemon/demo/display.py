@@ -1,4 +1,4 @@
-"""The demo on the terminal: both cameras live and what happened when; plain lines without a terminal."""
+"""The terminal output of the demo: both cameras live and the events; plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-LEVELS = "▁▂▃▄▅▆▇█"
-BAR_WIDTH = 8
-COLUMN_WIDTH = 28  # of a camera
-HISTORY = 20  # points of the accuracy curve
-EVENTS_SHOWN = 12
+CURVE_GLYPHS = "▁▂▃▄▅▆▇█"  # from accuracy 0 to 1
+CURVE_POINTS = 20
+BAR_WIDTH = 8  # characters
+CAMERA_COLUMN_WIDTH = 28  # characters, so that two cameras fit into 80
+MAX_EVENTS = 12  # shown at a time
 REFRESH_HZ = 8
-LINE_EVERY_S = 5.0  # without a terminal
-GOOD, FAIR = 0.9, 0.7  # accuracies: green from the first on, yellow from the second
+LINE_INTERVAL_S = 5.0  # between status lines without a terminal
+GREEN_ACCURACY, YELLOW_ACCURACY = 0.9, 0.7  # from these accuracies on
 
 
 @dataclass(frozen=True)
 class SensorView:
-    """What is to be seen of one camera; None where it is not known yet."""
+    """What is shown of one camera; None for what is not known yet."""
 
     sensor: str
     drifted: bool
-    rate: float  # answers a second
+    rate: float  # answers per second
     accuracy: float | None
-    history: Sequence[float]
+    history: Sequence[float]  # of the accuracy
     drift_score: float | None
     threshold: float
     state: str
@@ -41,13 +41,13 @@ class SensorView:
 
 
 class Display:
-    """Shows views and events, live on a terminal, as lines with times elsewhere."""
+    """Shows views and events: live on a terminal, elsewhere as lines with times."""
 
     def __init__(self, title: str, console: Console, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._title, self._console, self._monotonic = title, console, monotonic
         self._start = monotonic()
         self._views: Sequence[SensorView] = ()
-        self._events: deque[tuple[float, str]] = deque(maxlen=EVENTS_SHOWN)
+        self._events: deque[tuple[float, str]] = deque(maxlen=MAX_EVENTS)
         self._next_line = 0.0
         self._live = Live(get_renderable=self.render, console=console, refresh_per_second=REFRESH_HZ)
 
@@ -59,47 +59,50 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def elapsed(self) -> float:
-        return self._monotonic() - self._start
-
     def event(self, text: str) -> None:
-        """Tell what has just happened."""
-        self._events.append((self.elapsed(), text))
+        """Show an event, with its time."""
+        self._events.append((self._elapsed(), text))
         if not self._console.is_terminal:
-            self._line(text)
+            self._print_line(text)
 
     def update(self, views: Sequence[SensorView]) -> None:
         self._views = views
-        if not self._console.is_terminal and self.elapsed() >= self._next_line:
-            self._next_line = self.elapsed() + LINE_EVERY_S
+        if not self._console.is_terminal and self._elapsed() >= self._next_line:
+            self._next_line = self._elapsed() + LINE_INTERVAL_S
             for view in views:
-                self._line(status_line(view))
+                self._print_line(status_line(view))
 
     def render(self) -> Panel:
-        body = Group(sensor_table(self._views), Text(), event_table(self._events))
-        return Panel(body, title=self._title, subtitle=f"{self.elapsed():.0f} s", padding=(1, 2))
+        events = Table.grid(padding=(0, 2))
+        events.add_column(justify="right", style="dim", no_wrap=True)
+        for at, text in self._events:
+            events.add_row(f"{at:.1f} s", Text(text))
+        body = Group(sensor_table(self._views), Text(), events)
+        return Panel(body, title=self._title, subtitle=f"{self._elapsed():.0f} s", padding=(1, 2))
 
-    def _line(self, text: str) -> None:
-        self._console.print(f"{self.elapsed():6.1f} s  {text}", markup=False, highlight=False, soft_wrap=True)
+    def _elapsed(self) -> float:
+        return self._monotonic() - self._start
+
+    def _print_line(self, text: str) -> None:
+        self._console.print(f"{self._elapsed():6.1f} s  {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def sensor_table(views: Sequence[SensorView]) -> Table:
-    """A column for each camera, so that two fit next to each other into 80 characters."""
+    """Return a table with a column for each camera."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
     for view in views:
         heading = Text(f"{view.sensor}, drifted", "red") if view.drifted else Text(view.sensor)
-        table.add_column(heading, no_wrap=True, min_width=COLUMN_WIDTH)
-    for label, cell in ROWS.items():
+        table.add_column(heading, no_wrap=True, min_width=CAMERA_COLUMN_WIDTH)
+    rows: dict[str, Callable[[SensorView], Text | str]] = {
+        "accuracy": accuracy_curve,
+        "drift score": drift_score_bar,
+        "recalibration": state_bar,
+        "homogenizer": lambda view: f"{short_version(view.homogenizer)}, swaps: {view.swaps}",
+        "frames/s": lambda view: f"{view.rate:.1f}",
+    }
+    for label, cell in rows.items():
         table.add_row(label, *(cell(view) for view in views))
-    return table
-
-
-def event_table(events: Sequence[tuple[float, str]] | deque[tuple[float, str]]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(justify="right", style="dim", no_wrap=True)
-    for at, text in events:
-        table.add_row(f"{at:.1f} s", Text(text))
     return table
 
 
@@ -109,20 +112,21 @@ def status_line(view: SensorView) -> str:
     return (
         f"{view.sensor}: {view.rate:.1f} frames/s, accuracy {percent(view.accuracy)}, "
         f"drift score {score} (alarm at {view.threshold:g}), {view.state}{progress}, "
-        f"homogenizer {short(view.homogenizer)}"
+        f"homogenizer {short_version(view.homogenizer)}"
     )
 
 
 def accuracy_curve(view: SensorView) -> Text:
-    """The accuracy now, and a curve of it: one character a point."""
-    text = Text(f"{percent(view.accuracy):6} ", colour(view.accuracy))
-    for value in view.history[-HISTORY:]:
-        text.append(LEVELS[min(int(value * len(LEVELS)), len(LEVELS) - 1)], colour(value))
+    """Return the accuracy of now, and its history as a curve, one character for each point."""
+    text = Text(f"{percent(view.accuracy):6} ", accuracy_colour(view.accuracy))
+    for value in view.history[-CURVE_POINTS:]:
+        glyph = CURVE_GLYPHS[min(int(value * len(CURVE_GLYPHS)), len(CURVE_GLYPHS) - 1)]
+        text.append(glyph, accuracy_colour(value))
     return text
 
 
-def score_bar(view: SensorView) -> Text:
-    """The drift score on a bar with the threshold in its middle."""
+def drift_score_bar(view: SensorView) -> Text:
+    """Return the drift score and a bar, with the threshold in the middle of the bar."""
     if view.drift_score is None:
         return Text("-", "dim")
     filled = min(BAR_WIDTH, round(view.drift_score / view.threshold * BAR_WIDTH / 2))
@@ -141,25 +145,16 @@ def bar(filled: int, style: str) -> Text:
     return Text.assemble(("━" * filled, style), ("━" * (BAR_WIDTH - filled), "bright_black"))
 
 
-ROWS: dict[str, Callable[[SensorView], Text | str]] = {
-    "accuracy": accuracy_curve,
-    "drift score": score_bar,
-    "recalibration": state_bar,
-    "homogenizer": lambda view: f"{short(view.homogenizer)}, swaps: {view.swaps}",
-    "frames/s": lambda view: f"{view.rate:.1f}",
-}
-
-
-def colour(accuracy: float | None) -> str:
+def accuracy_colour(accuracy: float | None) -> str:
     if accuracy is None:
         return "dim"
-    return "green" if accuracy >= GOOD else "yellow" if accuracy >= FAIR else "red"
+    return "green" if accuracy >= GREEN_ACCURACY else "yellow" if accuracy >= YELLOW_ACCURACY else "red"
 
 
 def percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def short(version: str) -> str:
-    """A version as people compare it: its first eight characters."""
+def short_version(version: str) -> str:
+    """Return the first eight characters of a version, as people compare it."""
     return version[:8]

@@ -1,4 +1,4 @@
-"""recald as the demo runs it: real processes, started by the real commands and read like any other."""
+"""recald as the demo runs it: real processes, started by the real commands, and a real scrape of the metrics."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from prometheus_client.samples import Sample
 
 from daemon.demo.digits import DemoError
 
-START_TIMEOUT_S = 60.0  # a small device imports torch for longer than it does anything else here
-STOP_TIMEOUT_S = 5.0
+DAEMON_START_TIMEOUT_S = 60.0  # a small device takes that long to import torch
+DAEMON_STOP_TIMEOUT_S = 5.0
 SCRAPE_TIMEOUT_S = 2.0
-POLL_S = 0.2
+SCRAPE_RETRY_S = 0.2
 
 
 class Network(NamedTuple):
-    """What `recald export` needs: the builder and its weights, the input's normalisation, the classes."""
+    """What `recald export` needs to know about a network."""
 
-    builder: str
+    builder: str  # module:function
     weights: Path
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: tuple[str, ...]
 
 
-class Folder(NamedTuple):
-    """Where everything of one run of the demo lies."""
+class RunFolder(NamedTuple):
+    """The folder of one run of the demo."""
 
     path: Path
 
@@ -60,7 +60,7 @@ class Folder(NamedTuple):
 
 
 def export(network: Network, output: Path, shape: str = "3x32x32") -> None:
-    """Write the frozen model and its card with `recald export`."""
+    """Write the frozen model and its card with `recald export`. Raises DemoError when that fails."""
     lists = {"--mean": network.mean, "--std": network.std, "--classes": network.classes}
     options = [part for name, values in lists.items() for part in (name, ",".join(map(str, values)))]
     command = [*recald("export"), "--builder", network.builder, "--weights", str(network.weights)]
@@ -74,12 +74,12 @@ def recald(command: str) -> list[str]:
 
 
 def last_line(text: str) -> str:
-    """What a process that failed said last, which is why."""
-    return next(reversed(text.strip().splitlines()), "it said nothing")
+    """Return the last line that a process printed: it says why the process failed."""
+    return next(reversed(text.strip().splitlines()), "it printed nothing")
 
 
-def write_config(folder: Folder, sensors: Sequence[str], port: int, frames: int, **recalibrate: Any) -> None:
-    """Write the configuration as a user would, but for a quicker alarm and fewer frames to fit to."""
+def write_config(folder: RunFolder, sensors: Sequence[str], port: int, frames: int, **recalibrate: Any) -> None:
+    """Write a user's configuration, but with a quicker alarm and fewer frames for a fit."""
     config = {
         "version": 1,
         "model": {"path": folder.model.name, "backend": "onnx"},
@@ -101,19 +101,19 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-class Metrics:
-    """One scrape."""
+class Scrape:
+    """The metrics of one scrape."""
 
     def __init__(self, text: str) -> None:
         families = text_string_to_metric_families(text)
         self.samples: list[Sample] = [sample for family in families for sample in family.samples]
 
     def total(self, name: str, **labels: str) -> float:
-        """The sum of the samples of this name with these labels, whatever others they have; 0 if none."""
+        """Return the sum of all samples with this name and these labels; 0 when there are none."""
         return sum(s.value for s in self.samples if s.name == name and labels.items() <= s.labels.items())
 
     def state(self, sensor: str) -> str:
-        """The calibration state that is set for a sensor."""
+        """Return the calibration state of a sensor."""
         name = "recald_calibration_state"
         for sample in self.samples:
             if sample.name == name and sample.labels["sensor"] == sensor and sample.value == 1:
@@ -121,16 +121,17 @@ class Metrics:
         return "unknown"
 
 
-class Daemon:
-    """`recald run`, or what takes its place, as a process of its own; leaving the context ends it in any case."""
+class DaemonProcess:
+    """`recald run` as a process of its own. Leaving the context ends it in any case."""
 
     def __init__(self, config: Path, log: Path, port: int, command: Sequence[str] | None = None) -> None:
+        """command: what to run instead of `recald run`."""
         self.log, self.url = log, f"http://127.0.0.1:{port}/metrics"
-        with log.open("wb") as said:
+        with log.open("wb") as output:
             arguments = [*(command or recald("run")), "--config", str(config)]
-            self.process = subprocess.Popen(arguments, stdout=said, stderr=said)
+            self.process = subprocess.Popen(arguments, stdout=output, stderr=output)
 
-    def __enter__(self) -> Daemon:
+    def __enter__(self) -> DaemonProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,36 +140,36 @@ class Daemon:
         self.process.wait()
 
     def wait_until_serving(self, monotonic: Callable[[], float] = time.monotonic) -> None:
-        """Return when the metrics can be scraped."""
-        deadline = monotonic() + START_TIMEOUT_S
+        """Wait until the metrics can be scraped. Raises DemoError when the process ends, or takes too long."""
+        deadline = monotonic() + DAEMON_START_TIMEOUT_S
         while self.scrape() is None:
             self.check()
             if monotonic() > deadline:
-                raise DemoError(f"recald does not serve after {START_TIMEOUT_S:g} s: {self._last_words()}")
-            time.sleep(POLL_S)
+                raise DemoError(f"recald does not serve after {DAEMON_START_TIMEOUT_S:g} s: {self._last_log_line()}")
+            time.sleep(SCRAPE_RETRY_S)
 
     def check(self) -> None:
-        """Raise if the process has ended."""
+        """Raise DemoError when the process has ended."""
         if (code := self.process.poll()) is not None:
-            raise DemoError(f"recald ended with {code}: {self._last_words()}")
+            raise DemoError(f"recald ended with {code}: {self._last_log_line()}")
 
-    def scrape(self) -> Metrics | None:
-        """Read the metrics; None when they are not served (yet)."""
+    def scrape(self) -> Scrape | None:
+        """Read the metrics; None when they are not served yet."""
         try:
-            with urllib.request.urlopen(self.url, timeout=SCRAPE_TIMEOUT_S) as answer:
-                return Metrics(answer.read().decode())
+            with urllib.request.urlopen(self.url, timeout=SCRAPE_TIMEOUT_S) as response:
+                return Scrape(response.read().decode())
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             return None
 
     def stop(self) -> tuple[int | None, float]:
-        """Send SIGTERM; return the exit code, None where it took too long, and the seconds it took."""
-        start = time.monotonic()
+        """Send SIGTERM; returns the exit code, None when the process did not end in time, and the time (s)."""
+        started = time.monotonic()
         self.process.terminate()
         try:
-            code = self.process.wait(STOP_TIMEOUT_S)
+            code = self.process.wait(DAEMON_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             code = None
-        return code, time.monotonic() - start
+        return code, time.monotonic() - started
 
-    def _last_words(self) -> str:
+    def _last_log_line(self) -> str:
         return last_line(self.log.read_text(errors="replace"))
