@@ -1,7 +1,7 @@
 """Fit a homogenizer without labels: try closed-form starts, then refine the best one on more and more frames.
 
 The objective is that of guided data homogenization (Willis & Oala 2021, "Post-hoc domain adaptation via guided data
-homogenization"): the features of the transformed frames shall have the means and variances that the frozen network's
+homogenization"): the features of the transformed frames must get the means and variances that the frozen network's
 BatchNorm layers store. The distance is the Gaussian divergence instead of the paper's norms, so that layers and
 channels of any scale have the same weight. The statistics are those of all frames of a stage at once. The objective is
 then a plain function, and L-BFGS minimises it in far fewer passes than Adam on noisy batches.
@@ -36,15 +36,16 @@ from calibrate.source.description import Limits, Source, frame_shape
 from calibrate.source.training import detect_crop, shipped_source
 from calibrate.validation import MIN_FIT_FRAMES, FitError, validate_frames, validate_labels, validate_reference
 
-STOP_LOSS_PER_FLOOR = 1.5  # times the objective of as many clean frames; below it a fit learns what these frames show
-START_FRAMES = 256  # that the starts are compared on
-# A tone start is used if it leaves half of the best other objective, or less: a tone curve can imitate other drifts.
+# A descent ends at this multiple of the objective of as many clean frames. Below it a fit learns the frames' content.
+STOP_LOSS_PER_FLOOR = 1.5
+START_FRAMES = 256  # frames on which the starts are compared
+# Largest objective of a tone start, relative to the best other start: a tone curve can imitate other drifts.
 TONE_START_MAX_LOSS_RATIO = 0.5
-ROTATION_SEARCH_FRAMES = 64  # that rotations of colours are compared on; all see the same frames and the same noise
+ROTATION_SEARCH_FRAMES = 64  # frames on which rotations of colours are compared; their noise is the same for all
 
-SPECTRAL_START = "spectral"  # in the names of starts with a colour map for each frequency
+SPECTRAL_START = "spectral"  # part of the name of each start with a colour map for each frequency
 
-LOSS_NOT_FINITE = "the loss is not finite: the frames are outside anything the network can carry"
+LOSS_NOT_FINITE = "the loss is not finite: the network overflows on these frames; check their normalisation"
 
 FitProgress = Callable[[int, int, float], None]  # evaluations done, evaluations in all, objective in nats
 Clock = Callable[[], float]  # monotonic seconds; calibrate itself reads no clock
@@ -167,7 +168,7 @@ def fit(
     classes = validate_reference(features, frames, target)
     validate_labels(frames, target, labels, criterion, classes)
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(frames), generator=generator)  # so that each stage sees frames from the whole time
+    order = torch.randperm(len(frames), generator=generator)  # so that every stage has frames of the whole period
     frames, labels = frames[order], None if labels is None else labels[order]
     needs_crop = target.shipped or source is None  # only shipped statistics are those of cropped frames
     crop = detect_crop(taps, frame_shape(frames), limits.black) if limits is not None and needs_crop else None

@@ -1,4 +1,4 @@
-"""Decide whether a candidate is better than what serves now, without labels, on frames that the fit has not seen."""
+"""Decide without labels whether a candidate is better than what serves now, on frames that the fit has not seen."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from calibrate.scoring.accuracy import AccuracyProxy, Predictions
 from calibrate.scoring.scorer import Measurement, Scorer
 
-HELD_OUT_EVERY = 4  # frames 0, 4, 8, ... of a fit are held out for the judge and are not fitted to
+HELD_OUT_EVERY = 4  # the judge gets frames 0, 4, 8, ... of a fit; they are not fitted to
 
-MIN_SCORE_DROP_SHARE = 0.2  # of the champion's score; well above the spread between windows of clean frames (0.1)
-MAX_CONFIDENCE_DROP_ERRORS = 2.0  # standard errors of both confidences, below the champion's confidence
-MAX_TOP_SHARE_RISE = 0.1  # share of all frames by which the most frequent predicted class may grow
-# Standard errors by which log odds may fall on frames with the same label. 18 of 24 measurements of harmful candidates
-# were below it, and none of 176 of helpful ones.
+MIN_SCORE_DROP_SHARE = 0.2  # of the champion's score; the spread between windows of clean frames is 0.1
+MAX_CONFIDENCE_DROP_ERRORS = 2.0  # in sums of the standard errors of both confidences
+MAX_TOP_SHARE_RISE = 0.1  # rise of the share of frames in the most frequent predicted class
+# Fall of the log odds on frames with the same label, in standard errors. 18 of 24 measurements of harmful candidates
+# fell by more, and none of 176 of helpful ones.
 MAX_LOG_ODDS_DROP_ERRORS = 1.75
 # Mean rise of log odds over all frames. 0 accepted 4 times as many bad candidates, 0.1 rejected more good ones.
 MIN_LOG_ODDS_GAIN_NATS = 0.05
@@ -108,9 +108,9 @@ def collect_evidence(scorer: Scorer, homogenizer: nn.Module | None, frames: Tens
 
 
 def collect_champions(scorer: Scorer, active: nn.Module | None, frames: Tensor) -> dict[str, Evidence]:
-    """Measure what a candidate must beat: always the factory homogenizer, and the active one if there is one.
+    """Measure what a candidate must beat: the factory homogenizer, and the active one if there is one.
 
-    Takes and raises the same as `collect_evidence`.
+    Arguments and errors are those of `collect_evidence`.
     """
     champions = {"factory": collect_evidence(scorer, None, frames)}
     if active is not None:
@@ -193,13 +193,13 @@ def _confidence_criterion(candidate: AccuracyProxy, champion: AccuracyProxy, nam
 
 def _concentration_criterion(candidate: AccuracyProxy, champion: AccuracyProxy, name: str) -> Criterion:
     limit = champion.top_share + MAX_TOP_SHARE_RISE
-    objection = f"one class takes {candidate.top_share:.0%} of the predictions, {name}: {champion.top_share:.0%}"
+    objection = f"one class takes {candidate.top_share:.0%} of the predictions, with {name} {champion.top_share:.0%}"
     return Criterion("concentration", name, candidate.top_share, limit, not candidate.top_share > limit, objection)
 
 
 def _sureness_criterion(candidate: Predictions, champion: Predictions, name: str) -> Criterion:
     errors = candidate.standardised_gain_over(champion)
-    objection = f"it is {-errors:.1f} standard errors less sure than {name} of the frames that both name alike"
+    objection = f"it is {-errors:.1f} standard errors less sure than {name} on frames that both give the same label"
     met = errors >= -MAX_LOG_ODDS_DROP_ERRORS  # a NaN, from outputs that are not finite, does not meet it
     return Criterion("sureness", name, errors, -MAX_LOG_ODDS_DROP_ERRORS, met, objection)
 
@@ -207,7 +207,7 @@ def _sureness_criterion(candidate: Predictions, champion: Predictions, name: str
 def _gain_criterion(candidate: Predictions, champion: Predictions, name: str) -> Criterion:
     """A fit can match the statistics with wrong colours. If log odds do not rise, it repaired nothing."""
     gain = candidate.mean_gain_over(champion)
-    objection = f"it is no surer than {name} of the frames ({gain:+.2f} nats)"
+    objection = f"it is no surer than {name} on these frames ({gain:+.2f} nats)"
     return Criterion(GAIN_CRITERION, name, gain, MIN_LOG_ODDS_GAIN_NATS, gain >= MIN_LOG_ODDS_GAIN_NATS, objection)
 
 

@@ -195,7 +195,9 @@ def _class_moments(weights: Tensor, first: Tensor, second: Tensor) -> tuple[Tens
 
 def _check_inputs(feature_map: FeatureMap, target: Target, labels: Tensor | None, criterion: float) -> None:
     if target.names != feature_map.names:
-        raise FitError("the target statistics are those of other features than the feature map has")
+        raise FitError(
+            "the target statistics are those of other features than the feature map has: collect them with it"
+        )
     if labels is None and (criterion or isinstance(target, ClassStatistics)):
         raise FitError("class-conditional statistics and the criterion need labels")
 

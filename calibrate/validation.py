@@ -11,7 +11,8 @@ from calibrate.features.feature_maps import FeatureMap
 
 MIN_FIT_FRAMES = 32  # with fewer frames the statistics of deep layers are noise
 MAX_ABS_VALUE = 1e4  # normalised frames stay near 3; with far larger values float32 covariances lose their digits
-MIN_PIXEL_STD = 1e-3  # of the pixel that varies most between frames, in normalised units; below it all are one image
+# Least standard deviation between frames of the pixel that varies most. Below it all frames are the same image.
+MIN_PIXEL_STD = 1e-3
 
 
 class FitError(RecaldError):
@@ -42,7 +43,7 @@ def validate_reference(features: FeatureMap, frames: Tensor, target: Target) -> 
     Raises FitError.
     """
     if target.names != features.names:
-        raise FitError("the reference statistics are those of other layers than the model has")
+        raise FitError("the reference statistics are those of other layers than the model has: use this model's")
     try:
         with torch.no_grad():
             output = features(frames[:1]).output

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.features.taps import ForwardPass, Taps, UnsupportedModel, tap
 
-PROJECTION_WIDTH = 512  # random directions, s_RP of the paper
-SOURCE_BATCH_FRAMES = 128  # frames in a batch that measures BatchNorm statistics, the batch of the paper
+PROJECTION_WIDTH = 512  # number of random directions, s_RP of the paper
+SOURCE_BATCH_FRAMES = 128  # frames in a batch for the BatchNorm statistics of a random network, as in the paper
 
 
 class FeatureMap(Protocol):

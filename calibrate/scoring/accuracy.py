@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-MIN_PAIRED_FRAMES = 8  # with fewer frames in common, two predictions are not compared: their spread is unknown
-MAX_LOG_ODDS = math.log(99)  # nats, probability 99 %: above it the odds follow a frame's contrast and no label changes
+MIN_PAIRED_FRAMES = 8  # frames in a comparison of two predictions; the spread of fewer is unknown
+# In nats, for a probability of 99 %. Higher log odds depend on the contrast of a frame, and its label does not change.
+MAX_LOG_ODDS = math.log(99)
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ import torch
 
 from calibrate.features.statistics import VARIANCE_FLOOR, FeatureStatistics, ImageMoments, log_variance_error
 
-# Error of the reference means, in standard deviations of the channel.
-SHIPPED_TOLERANCE = 0.1  # running statistics are moving averages over augmented frames
-# If the frames behind the reference were like these. Clean windows of 64 then reach 1.0 (CIFAR-10) and 1.3 (GTSRB).
+# Tolerances are errors of the reference means, in standard deviations of the channel.
+SHIPPED_TOLERANCE = 0.1  # for shipped statistics: they are moving averages over augmented frames
+# For a reference of frames with the same augmentation as the scored ones. Clean windows of 64 frames then score up to
+# 1.0 (CIFAR-10) and 1.3 (GTSRB).
 MATCHED_TOLERANCE = 0.03
-MIN_SCORE_IMAGES = 8  # with fewer images the spread between images is unknown
+MIN_SCORE_IMAGES = 8  # the spread between fewer images is unknown
 
 
 @dataclass(frozen=True)

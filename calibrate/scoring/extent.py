@@ -11,7 +11,7 @@ from torch import Tensor
 
 from calibrate.homogenizer import Homogenizer, identity_kernel
 
-FREQUENCIES_PER_TAP = 16  # at which the gain of a kernel is computed, in each direction; 0.05 s for 15 taps, 3 channels
+FREQUENCIES_PER_TAP = 16  # for the gain of a kernel, in each direction; 0.05 s for 15 taps and 3 channels
 
 
 class Range(NamedTuple):

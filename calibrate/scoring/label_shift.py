@@ -14,10 +14,10 @@ from calibrate.scoring.drift import DriftScore
 # effective classes, and the score of their last layer is 2.0 to 7 times that of the median layer. Among frames of all
 # classes under 11 drifts, those with 4 effective classes or fewer (the network gives all one label, often with high
 # confidence) have 1.0 to 1.1 times.
-MAX_CLASSES = 4.0  # effective classes
-MAX_CLASS_SHARE = 0.4  # effective classes per class of the network; one of two classes may always be rare
-MIN_LAST_LAYER_RATIO = 1.75  # score of the last layer to that of the median layer
-MIN_CONFIDENCE = 0.85  # mean confidence; below it more is wrong than the mix of classes
+MAX_EFFECTIVE_CLASSES = 4.0  # effective number of predicted classes
+MAX_EFFECTIVE_CLASS_SHARE = 0.4  # effective classes per class of the network: one of two may always be rare
+MIN_LAST_LAYER_RATIO = 1.75  # drift score of the last layer, relative to that of the median layer
+MIN_CONFIDENCE = 0.85  # mean confidence; below it something other than the mix of classes is wrong
 
 
 def has_label_shift(drift: DriftScore, proxy: AccuracyProxy | None) -> bool:
@@ -27,6 +27,6 @@ def has_label_shift(drift: DriftScore, proxy: AccuracyProxy | None) -> bool:
     """
     if proxy is None or proxy.confidence < MIN_CONFIDENCE:
         return False
-    if proxy.classes > min(MAX_CLASSES, MAX_CLASS_SHARE * proxy.known):
+    if proxy.classes > min(MAX_EFFECTIVE_CLASSES, MAX_EFFECTIVE_CLASS_SHARE * proxy.known):
         return False
     return drift.layers[-1] >= MIN_LAST_LAYER_RATIO * median(drift.layers)

@@ -13,12 +13,12 @@ from torch.func import functional_call
 from calibrate.homogenizer import Homogenizer
 from calibrate.search.objective import Objective
 
-TRAINED_KERNEL_SIZE = 9  # taps that gradients move; the rim of the start's wider kernel stays as it is
-WHITENING_RIDGE = 1e-2  # of the mean patch variance: bounds how much a weak direction is amplified
-WHITENING_PATCHES = 30_000  # patches that the whitener is estimated from
+TRAINED_KERNEL_SIZE = 9  # side in pixels of the part of the kernel that gradients change; the rim stays as it is
+WHITENING_RIDGE = 1e-2  # added variance, relative to the mean patch variance; bounds the gain of weak directions
+WHITENING_PATCHES = 30_000  # patches for the estimate of the whitener
 CURVE_STEP = 0.25  # change of the tone curve for a unit step
 OFFSET_STEP = 0.1  # change of the offset map for a unit step; small, as thousands of values would overfit
-LBFGS_HISTORY = 20  # past steps that L-BFGS estimates the curvature from
+LBFGS_HISTORY = 20  # past steps for the curvature estimate of L-BFGS
 
 
 class Coordinates(nn.Module):

@@ -23,11 +23,11 @@ from calibrate.source.spectra import cross_spectra, spatial_frequencies
 # the mean of many pictures mostly has none. If the camera always looks at the same kind of scene, the mean has some
 # fine structure, and the smaller scale spares it.
 PATTERN_SIGMAS_PX = (1.0, 3.0)
-POWER_RIDGE = 1e-3  # of the mean power: frequencies below it are noise and are not amplified
-ROTATION_CUTOFF_CYCLES = 3.0  # per frame: standard deviation of the Gaussian by which the rotation falls off
-RANDOM_ROTATIONS = 48  # that are tried; the nearest of them is mostly within 40 degrees of any rotation
-REFINEMENT_SPREADS_RAD = (0.5, 0.25)  # of the rotations that are tried around the best, in turn
-REFINED_ROTATIONS, TRIES_PER_ROTATION = 3, 4  # best rotations in each turn, and tries around each
+POWER_RIDGE = 1e-3  # added power, relative to the mean power: frequencies with less are noise and not amplified
+ROTATION_CUTOFF_CYCLES = 3.0  # cycles per frame: standard deviation of the Gaussian by which a rotation falls off
+RANDOM_ROTATIONS = 48  # random rotations in a search; one of them is mostly within 40 degrees of any rotation
+REFINEMENT_SPREADS_RAD = (0.5, 0.25)  # standard deviation of the tries around the best rotations, one for each turn
+REFINED_ROTATIONS, TRIES_PER_ROTATION = 3, 4  # best rotations refined in a turn, and tries around each
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:

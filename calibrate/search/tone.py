@@ -15,10 +15,10 @@ from calibrate.search.starts import colour_start
 from calibrate.source.description import Limits, Source
 
 TONE_EXPONENTS = (0.45, 0.65, 1.5, 2.2)  # 1/2.2 and 2.2 are the gammas of displays, the others lie half way
-TONE_QUANTILES = 256  # values of each channel that a curve is fitted at
-MAX_TONE_VALUES = 2**17  # of a channel that are sorted; more give the same quantiles and take seconds
-CURVE_RIDGE = 1e-4  # keeps knots outside the range of values from growing without bound
-CURVE_FIT_ITERATIONS = 60  # of L-BFGS; they take milliseconds
+TONE_QUANTILES = 256  # values of each channel at which a curve is fitted
+MAX_TONE_VALUES = 2**17  # sorted values of a channel; more give the same quantiles and take seconds
+CURVE_RIDGE = 1e-4  # weight of the squared slope changes; bounds the slopes beyond the range of values
+CURVE_FIT_ITERATIONS = 60  # iterations of L-BFGS; they take milliseconds
 
 
 def tone_start(frames: Tensor, source: Source, limits: Limits, exponent: float) -> Homogenizer:

@@ -1,4 +1,4 @@
-"""Measure clean frames once, at commissioning, for networks whose shipped statistics do not tell enough.
+"""Measure clean frames once, at commissioning, for networks whose shipped statistics are not exact enough.
 
 Shipped statistics describe frames as training augmented them. Crops are detected (calibrate.source.training), other
 augmentations are not. Statistics measured on a camera's own clean frames describe the frames as they come.

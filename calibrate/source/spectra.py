@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SPECTRA_CHUNK_FRAMES = 64  # frames that are transformed at once; bounds memory for large frames
+SPECTRA_CHUNK_FRAMES = 64  # frames transformed at once; bounds memory for large frames
 
 
 class RadialProfile(NamedTuple):

@@ -3,8 +3,8 @@
 The first layer of a convolutional network is linear. Its running mean is therefore linear in the mean colour of the
 training frames, and its running variance linear in their channel covariance. The response of the layer to images of
 one colour and to 1/f noise images gives the equations; the weights are not needed. The means also show borders: a
-network that was trained on random crops of padded frames has the borders in its statistics, and the filters respond
-to a border edge as to nothing else.
+network that was trained on random crops of padded frames has the borders in its statistics, and no other
+image content makes the filters respond as the edge of a border does.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from calibrate.source.description import Shape, Source
 from calibrate.source.spectra import cross_spectra, radial_profile
 
 NOISE_EXPONENTS = (1.0, 1.5, 2.0, 2.5, 3.0)  # power ~ 1/f^exponent; natural images are near 2 (Field 1987)
-PROBE_IMAGES = 64  # that a probe averages over; its variances are then right to about 2 %
-PRIOR_COLOUR_CORRELATION = 0.9  # of channels in natural images: the prior where a layer cannot tell
-COVARIANCE_PRIOR_WEIGHT = 0.01  # of the relative squared distance from the prior, against the squared log misfit
-MIN_FRAME_VARIANCE_SHARE = 0.05  # of a running variance is taken as the frames' own even if borders explain more
-FRAME_SIDES_PER_PADDING = 8  # padding is 1/8 of the shorter side, 4 pixels of 32: the recipe of He et al. (2016)
-CROP_MAX_MISFIT_RATIO = 0.5  # a crop is accepted if it leaves half of the first layer's mean misfit, or less
+PROBE_IMAGES = 64  # noise images in a probe; its variances are then exact to about 2 %
+PRIOR_COLOUR_CORRELATION = 0.9  # between channels of natural images; used if the first layer does not determine it
+COVARIANCE_PRIOR_WEIGHT = 0.01  # weight of the squared relative distance from the prior; the misfit has weight 1
+MIN_FRAME_VARIANCE_SHARE = 0.05  # least share of a running variance that is not attributed to the borders
+FRAME_SIDES_PER_PADDING = 8  # the padding is 1/8 of the shorter side, 4 pixels of 32, as in He et al. (2016)
+CROP_MAX_MISFIT_RATIO = 0.5  # largest misfit of the first layer's means with a crop, relative to that without it
 
 
 class CovarianceFit(NamedTuple):
@@ -63,8 +63,8 @@ def detect_crop(taps: Taps, shape: Shape, black: Tensor) -> PaddedCrop | None:
     """Detect from the first layer's running means that training cropped black-padded frames; None if it did not.
 
     shape: (C, H, W) of the network's input. black: (C,) in normalised input units.
-    The filters respond to the edge between a frame and its border as to nothing else. If training had borders, one
-    mean colour explains the means of all filters only together with the borders.
+    No other image content makes the filters respond as the edge between a frame and its border does. If training had
+    borders, one mean colour explains the means of all filters only together with the borders.
     None also for frames below FRAME_SIDES_PER_PADDING pixels, for a first layer that is not linear, and for one with
     no more filters than channels, as the colour could then explain any means.
     """
