@@ -63,6 +63,7 @@ class Daemon:
         notifier: Notifier,
         clock: Callable[[], float] = time.monotonic,
     ):
+        """Open nothing yet: startup() does. clock: monotonic, s."""
         self.config = config
         self.metrics = Metrics(registry)
         self.should_exit = False
@@ -72,7 +73,7 @@ class Daemon:
         self._clock = clock
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()  # from other threads, for the controller
         self._engine_build: EngineBuild | None = None
-        self._closing = ExitStack()  # closes in reverse order
+        self._closing = ExitStack()  # what shutdown() closes, the newest first
         self._next_work = self._next_status = -math.inf
 
     def run(self) -> None:
@@ -108,7 +109,7 @@ class Daemon:
         if self._envelope is not None:
             log.info("envelope: %s", self._envelope)
         self._model = open_model(self.config, self._notifier)
-        self._closing.callback(lambda: self._model.runner.close())  # the one that serves at the end
+        self._closing.callback(lambda: self._model.runner.close())  # by then it may be another runner
         self._open_state()
         self._open_sensors()
         self._start_workers()
@@ -206,6 +207,7 @@ class Daemon:
             self._controller.export_state(sensor)
 
     def _open_sockets(self) -> None:
+        """Open the endpoints: frames in, results out, orders and status, metrics; start to receive."""
         config = self.config
         context = self._closing.enter_context(zmq.Context())
         publisher = Publisher(context, config.output.bind)
@@ -246,6 +248,7 @@ class Daemon:
             self._do_due_work(now)
 
     def _serve(self, frame: Frame, sensor: Sensor) -> None:
+        """Serve one frame; a frame that cannot be served is counted as dropped and ends nothing."""
         sensor.hold = frame.hold
         try:
             self._frame_server.serve(frame, sensor)
@@ -296,6 +299,7 @@ class Daemon:
         log.info("%s serves the model from now on", self._model.served_by)
 
     def _status_line(self) -> str:
+        """Return one line for `systemctl status`."""
         progress = [] if self._engine_build is None else [self._engine_build.progress]
         sensors = [
             f"{s.name}: {s.state_machine.state.value}, drift {s.drift_score:.2f}, ρ {s.path.version[:12]}"

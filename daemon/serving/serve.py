@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from daemon.metrics import Metrics
+from daemon.model.preprocess import Preprocessor
 from daemon.model.served_model import ServedModel
 from daemon.recalibration.sensor import Sensor
 from daemon.serving.message import Frame, decode
@@ -21,7 +22,7 @@ class FrameServer:
 
     def __init__(self, model: ServedModel, publisher: Publisher, metrics: Metrics):
         self._digest = model.digest
-        self._preprocessor = model.preprocessor
+        self._preprocessor: Preprocessor = model.preprocessor
         self._publisher = publisher
         self._metrics = metrics
 
@@ -39,7 +40,7 @@ class FrameServer:
             batch = self._preprocessor.normalise(image[np.newaxis])  # (1, C, h, w) float32
         with self._stage(name, "infer"):
             began = time.perf_counter()
-            output, version = sensor.path.infer(batch)
+            output, version = sensor.path.infer(batch)  # deploy/path.py: ρ, then Φ
             sensor.latency_monitor.observe(time.perf_counter() - began)
         with self._stage(name, "publish"):
             header = self._header(frame, sensor, output, version)
