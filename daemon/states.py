@@ -25,8 +25,8 @@ class State(str, Enum):
 
 
 AT_REST = (State.FACTORY, State.ACTIVE, State.ROLLED_BACK, State.FAILED, State.INVALID)
-IN_WORK = (State.FITTING, State.JUDGING, State.COMPILING)
-WITH_CANDIDATE = (State.SHADOW, State.AWAITING_APPROVAL)
+IN_WORK = (State.FITTING, State.JUDGING, State.COMPILING)  # a worker is busy with a recalibration
+WITH_CANDIDATE = (State.SHADOW, State.AWAITING_APPROVAL)  # a proven candidate does not serve yet
 
 
 class Result(str, Enum):
@@ -40,11 +40,11 @@ class Result(str, Enum):
     SHADOWED = "shadowed"  # judged better, and recalibrate.mode lets nothing serve
     REJECTED = "rejected"  # by the judge, or by the shadow run
     REFUSED = "refused"  # by the operator, or by the envelope
-    OUTDATED = "outdated"  # something else came to serve in the meantime
-    FAILED = "failed"
-    TIMEOUT = "timeout"
+    OUTDATED = "outdated"  # another homogenizer came to serve in the meantime
+    FAILED = "failed"  # an error ended it
+    TIMEOUT = "timeout"  # it took longer than recalibrate.timeout
 
     __str__ = str.__str__
 
 
-WITH_VERSION = (Result.ACCEPTED, Result.RECALLED, Result.FACTORY)  # another homogenizer may serve
+WITH_VERSION = (Result.ACCEPTED, Result.RECALLED, Result.FACTORY)  # the result names a homogenizer that may serve

@@ -1,1 +1,1 @@
-"""What is kept and watched of a sensor's frames."""
+"""The frames of a sensor: which are kept, whether they still arrive, and how long they take."""

@@ -1,1 +1,1 @@
-"""The way of a frame: received, checked, decoded, served, published."""
+"""The way of a frame: received, checked, decoded, served, published; docs/reading-order.md lists its files."""

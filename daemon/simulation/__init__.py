@@ -1,1 +1,1 @@
-"""A camera in software, and the drifts that happen to cameras."""
+"""A simulated camera and its drifts."""

@@ -1,1 +1,1 @@
-"""What outlives the process: the audit log, pointers, what a restart must know, the lock."""
+"""The state directory: its lock, the writers for audit log and pointers, and what a restart reads."""
