@@ -7,7 +7,7 @@ READY  := .venv/.ready
 # Three processes on two cores, since many tests wait for a daemon; a file's tests share what they set up.
 PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 
-.PHONY: demo test test-fast test-py310 test-gpu bench-gpu check format bench docs clean
+.PHONY: demo test test-fast test-py310 test-gpu bench-gpu check format bench docs system-packages clean
 
 demo: $(READY)
 	$(BIN)/recald demo
@@ -66,6 +66,11 @@ $(READY): pyproject.toml
 	else $(BIN)/pip install -q uv && $(BIN)/uv pip install -q --python $(BIN)/python --torch-backend=cpu "$(TORCH)"; fi
 	$(BIN)/pip install -q -e ".[dev]"
 	touch $@
+
+# The compiler and the header for examples/camera.cpp; without them its tests are skipped.
+system-packages:
+	@{ command -v g++ && [ -e /usr/include/zmq.h ]; } > /dev/null || \
+	{ apt-get update -qq && apt-get install -qq -y --no-install-recommends g++ libzmq3-dev > /dev/null; }
 
 clean:
 	rm -rf .venv .venv310 demo-output
