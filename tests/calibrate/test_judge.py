@@ -160,11 +160,11 @@ def test_a_candidate_that_lowers_the_odds_of_the_same_labels_is_refused(scorer, 
     noise = torch.randn(len(frames), generator=torch.Generator().manual_seed(0))
     labels = candidate.predictions.labels.clone()
     labels[: len(labels) // 4] += 1  # frames with another label do not count, although their odds rise much
-    alike = labels == candidate.predictions.labels
-    noise = (noise - noise[alike].mean()) / noise[alike].std()
+    same = labels == candidate.predictions.labels
+    noise = (noise - noise[same].mean()) / noise[same].std()
     for errors, accepted in [(0.9 * MAX_LOG_ODDS_DROP_ERRORS, True), (1.1 * MAX_LOG_ODDS_DROP_ERRORS, False)]:
-        surer = candidate.predictions.log_odds + noise + errors / int(alike.sum()) ** 0.5
-        champion = Evidence(10.0, candidate.proxy, Predictions(labels, torch.where(alike, surer, -3.0)))
+        surer = candidate.predictions.log_odds + noise + errors / int(same.sum()) ** 0.5
+        champion = Evidence(10.0, candidate.proxy, Predictions(labels, torch.where(same, surer, -3.0)))
         verdict = judge(scorer, REPAIR, frames, {"factory": champion}, BAND)
         assert verdict.accepted == accepted
         assert accepted or refused(verdict, "standard errors less sure than factory")

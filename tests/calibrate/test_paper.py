@@ -117,9 +117,9 @@ def test_a_fit_lowers_its_loss_and_repairs_the_network_it_does_not_change(networ
     assert result.history[-1] < 0.5 * result.history[0]
     assert result.passes == 12 * 128 and len(result.history) == 12 * 2
     assert not result.rho.training and not any(p.requires_grad for p in result.rho.parameters())
-    others, labels = labelled(256, 2)
-    assert accuracy(network, DELTA(others), labels) < 0.7
-    assert accuracy(network, result.rho(DELTA(others)), labels) > 0.9
+    fresh, labels = labelled(256, 2)
+    assert accuracy(network, DELTA(fresh), labels) < 0.7
+    assert accuracy(network, result.rho(DELTA(fresh)), labels) > 0.9
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(p.grad is None for p in network.parameters())
 

@@ -117,8 +117,8 @@ def test_every_layer_needs_a_mean_and_a_variance():
 def test_the_divergence_is_that_of_normal_distributions(mean, variance, to_mean, to_variance):
     values = torch.tensor([mean, variance, to_mean, to_variance], dtype=torch.float64)
     found = gaussian_divergence(*values)
-    one, other = Normal(values[0], values[1].sqrt()), Normal(values[2], values[3].sqrt())
-    assert torch.allclose(found, kl_divergence(one, other), rtol=1e-9, atol=1e-9)
+    observed, target = Normal(values[0], values[1].sqrt()), Normal(values[2], values[3].sqrt())
+    assert torch.allclose(found, kl_divergence(observed, target), rtol=1e-9, atol=1e-9)
     assert found >= -1e-12
 
 

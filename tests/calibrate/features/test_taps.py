@@ -77,10 +77,10 @@ def form(request):
     return exported if request.param == "program" else lambda network: network
 
 
-def assert_same(one, other):
-    assert len(one) == len(other)
-    for mine, theirs in zip(one, other, strict=True):
-        torch.testing.assert_close(mine, theirs)
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for tensor, expected_tensor in zip(found, expected, strict=True):
+        torch.testing.assert_close(tensor, expected_tensor)
 
 
 def hooks(network):
@@ -115,9 +115,9 @@ def test_features_are_the_inputs_of_the_layers(branches, form):
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_module_and_program_agree_for_any_batch(branches, program, count):
-    one, other = tap(branches)(FRAMES[:count]), tap(program)(FRAMES[:count])
-    assert_same(one.features, other.features)
-    torch.testing.assert_close(one.output, other.output)
+    by_hooks, by_graph = tap(branches)(FRAMES[:count]), tap(program)(FRAMES[:count])
+    assert_same(by_hooks.features, by_graph.features)
+    torch.testing.assert_close(by_hooks.output, by_graph.output)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])

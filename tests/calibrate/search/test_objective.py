@@ -116,8 +116,8 @@ def test_both_precisions_agree_to_a_few_percent(goal, rho, monkeypatch, frames_a
     assert value(goal, rho, frames_at_once) == pytest.approx(exact_value, rel=0.02)
     assert float(rough_loss) == pytest.approx(float(loss), rel=0.02)
     assert float(rough_loss) != float(loss)
-    for one, other in zip(rough, exact, strict=True):
-        assert (one - other).norm() < 0.05 * other.norm()
+    for found, expected in zip(rough, exact, strict=True):
+        assert (found - expected).norm() < 0.05 * expected.norm()
 
 
 @pytest.mark.parametrize("crop", [None, CROP])

@@ -1,4 +1,4 @@
-"""A padded crop adds borders of one colour, covers all places evenly, and crops a frame of one index always alike."""
+"""A padded crop adds borders of one colour, covers all places evenly, and places the crop by the frame's index."""
 
 import pytest
 import torch
