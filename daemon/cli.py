@@ -224,7 +224,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_commission(commands)
     _add_operator(commands)
-    _add_past(commands)
+    _add_audit(commands)
     _add_camera(commands)
     return parser
 
@@ -316,7 +316,7 @@ def _add_operator(commands: Any) -> None:
         parser.add_argument("--timeout", type=float, default=5.0, help="seconds to wait for an answer (%(default)s)")
 
 
-def _add_past(commands: Any) -> None:
+def _add_audit(commands: Any) -> None:
     example = "--config /etc/recald/recald.yaml"
     text = "show the audit log: what was done, when and why"
     records = _add(commands, "history", history, text, example)

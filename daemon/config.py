@@ -23,7 +23,6 @@ from pydantic import (
 from daemon import UNKNOWN_SENSOR
 from deploy.model.document import DocumentError, load_document
 
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30  # bytes
 MAX_IPC_PATH_BYTES = 107  # sun_path of a UNIX socket holds 108 with the terminating zero
 SECONDS_BY_UNIT = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0  # s
@@ -178,7 +177,7 @@ class InputConfig(Section):
     """Endpoints that recald opens and cameras connect to: `ipc://PATH` or `tcp://HOST:PORT`."""
     connect: list[ConnectEndpoint] = []
     """Endpoints that cameras open and recald connects to: `ipc://PATH` or `tcp://HOST:PORT`."""
-    max_frame_bytes: int = Field(default=64 * MIB, ge=64 * KIB, le=GIB)  # a header may have 64 KiB
+    max_frame_bytes: int = Field(default=64 << 20, ge=64 << 10, le=1 << 30)  # a header may have 64 KiB
     """Bytes that one part of a message may have; ZeroMQ disconnects a sender of more. The default, 64 MiB, holds a
     raw 4K frame (25 MB) twice.
     """

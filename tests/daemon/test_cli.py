@@ -70,7 +70,7 @@ def test_check_config_names_the_envelope(tmp_path: Path, tiny_model: Path):
     given = {"envelope": "envelope.yaml", "envelope_key": str(sign(envelope))}
     done = recald("check-config", "--config", write_config(tmp_path, tiny_model, recalibrate=given))
     assert done.returncode == 0
-    assert f"envelope: {envelope}, SHA-256 {digest_file(envelope)}, its signature holds\n" in done.stdout
+    assert f"envelope: {envelope}, SHA-256 {digest_file(envelope)}, its signature is valid\n" in done.stdout
 
 
 @pytest.mark.parametrize("command", ["run", "check-config"])
