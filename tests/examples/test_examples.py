@@ -142,6 +142,18 @@ def test_the_camera_sends_a_video_file_to_its_end(served: Daemon, watched: Watch
     check_results(watched.take(10), 10)
 
 
+def test_a_video_file_is_read_as_rgb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    red = np.zeros((32, 32, 3), np.uint8)
+    red[..., 2] = 200  # OpenCV writes blue first
+    film = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 30.0, (32, 32))
+    film.write(red)
+    film.release()
+    monkeypatch.syspath_prepend(EXAMPLES)
+    pictures = list(load("camera").pictures(str(tmp_path / "film.avi")))
+    assert len(pictures) == 1
+    np.testing.assert_allclose(pictures[0].mean((0, 1)), [200, 0, 0], atol=10)
+
+
 def test_the_camera_ends_with_its_counts_on_ctrl_c(served: Daemon, watched: Watched):
     with started("camera.py", "--endpoint", served.frames, "--fps", "50") as camera:
         eventually(lambda: watched.counted()["processed"] >= 5, "frames are served")
