@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -16,7 +18,6 @@ from deploy.backends.gpu import tensorrt_library
 from deploy.backends.gpu.backend import ENGINE_KEY, unpack_engine
 from deploy.backends.gpu.tensorrt import build_engine, parse_network
 from deploy.backends.gpu.tensorrt_library import error_listener, load_tensorrt_rtx
-from deploy.backends.onnx_export import to_onnx
 from deploy.backends.protocol import BackendUnavailable, check_parity, load_backend
 from deploy.model.precision import to_precision
 from deploy.model.program import ModelError, export_program, load_program, save_program
@@ -74,6 +75,7 @@ NETWORKS = {"resnet": lambda: ResNet(3), "mobile": mobile, "u-net": UNet}
 OUTPUTS = {"resnet": (1, 10), "mobile": (1, 10), "u-net": (1, 5, 32, 32), "homogenizer": SHAPE}
 
 
+@functools.cache
 def frozen(name: str) -> nn.Module:
     """Φ as it is loaded: the graph of an exported program."""
     torch.manual_seed(0)
@@ -99,22 +101,41 @@ def library():
     return load_tensorrt_rtx()
 
 
-def definition(library, module: nn.Module, *inputs: torch.Tensor):
-    """NVIDIA's definition of the network, with what must live as long."""
+@pytest.fixture(scope="module")
+def build(backend):
+    """Compile a network in a precision, once: what was packed, and the ONNX model that NVIDIA's builder was given."""
+
+    @functools.cache
+    def build(name: str, precision: str = "float32") -> tuple[dict[str, torch.Tensor], bytes]:
+        with patch("deploy.backends.gpu.tensorrt.build_engine", wraps=build_engine) as builder:
+            packed = unpack_engine(backend.compile(to_precision(frozen(name), precision), EXAMPLE))
+        return packed, builder.call_args.args[1]
+
+    return build
+
+
+@pytest.fixture(scope="module")
+def of_homogenizer(backend) -> bytes:
+    """What `homogenizer(1)` is compiled to."""
+    return backend.compile(homogenizer(1), EXAMPLE)
+
+
+def definition(library, model: bytes):
+    """NVIDIA's definition of the network in an ONNX model, with what must live as long."""
     heard = error_listener(library)
     builder = library.api.Builder(heard)
-    return parse_network(library, builder, to_onnx(torch.export.export(module.eval(), inputs))), builder, heard
+    return parse_network(library, builder, model), builder, heard
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_frozen_network_becomes_an_engine(backend, name):
-    packed = unpack_engine(backend.compile(frozen(name), EXAMPLE))
+def test_a_frozen_network_becomes_an_engine(build, name):
+    packed, _ = build(name)
     assert set(packed) == {ENGINE_KEY} and packed[ENGINE_KEY].numel() > 10_000
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_inputs_outputs_and_precision_are_those_of_the_network(library, name):
-    network, *_ = definition(library, frozen(name), EXAMPLE)
+def test_inputs_outputs_and_precision_are_those_of_the_network(build, library, name):
+    network, *_ = definition(library, build(name)[1])
     assert [tuple(network.get_input(i).shape) for i in range(network.num_inputs)] == [(1, *SHAPE)]
     assert [tuple(network.get_output(i).shape) for i in range(network.num_outputs)] == [OUTPUTS[name]]
     outputs = [network.get_layer(i).get_output(0).dtype for i in range(network.num_layers)]
@@ -125,10 +146,10 @@ def test_inputs_outputs_and_precision_are_those_of_the_network(library, name):
 @pytest.mark.parametrize(
     ("name", "precision", "kind"), [*((name, "float16", "HALF") for name in NETWORKS), ("resnet", "bfloat16", "BF16")]
 )
-def test_in_lower_precision_every_convolution_has_it(backend, library, name, precision, kind):
-    lower = to_precision(frozen(name), precision)
-    assert unpack_engine(backend.compile(lower, EXAMPLE))[ENGINE_KEY].numel() > 10_000
-    network, *_ = definition(library, lower, EXAMPLE)
+def test_in_lower_precision_every_convolution_has_it(build, library, name, precision, kind):
+    packed, model = build(name, precision)
+    assert packed[ENGINE_KEY].numel() > 10_000
+    network, *_ = definition(library, model)
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     convolutions = {layer.get_output(0).dtype.name for layer in layers if layer.type.name == "CONVOLUTION"}
     assert convolutions == {kind}
@@ -142,8 +163,8 @@ def test_what_it_has_not_in_a_precision_is_told_in_one_line(backend, name, said,
     assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "")
 
 
-def test_all_homogenizers_of_a_shape_are_one_engine_with_other_weights(backend):
-    one, other = (unpack_engine(backend.compile(homogenizer(seed), EXAMPLE)) for seed in (1, 2))
+def test_all_homogenizers_of_a_shape_are_one_engine_with_other_weights(backend, of_homogenizer):
+    one, other = unpack_engine(of_homogenizer), unpack_engine(backend.compile(homogenizer(2), EXAMPLE))
     assert torch.equal(one.pop(ENGINE_KEY), other.pop(ENGINE_KEY))
     assert set(one) == {"curve", "offset", "kernel", "bias"}
     for name, value in homogenizer(1).named_parameters():
@@ -193,9 +214,9 @@ def test_what_is_no_onnx_model_is_refused(library, model, capfd):
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"junk", lambda data: data[: len(data) // 2]])
-def test_bytes_of_another_making_are_refused(backend, damage):
+def test_bytes_of_another_making_are_refused(of_homogenizer, damage):
     with pytest.raises(ModelError, match="not an engine that recald has built"):
-        unpack_engine(damage(backend.compile(homogenizer(1), EXAMPLE)))
+        unpack_engine(damage(of_homogenizer))
 
 
 def test_the_version_names_the_library(backend, library):
@@ -204,12 +225,12 @@ def test_the_version_names_the_library(backend, library):
 
 @pytest.mark.skipif(HAS_GPU, reason="there is an NVIDIA GPU")
 @pytest.mark.parametrize("name", ["tensorrt-rtx"])
-def test_without_a_gpu_it_says_so_before_anything_is_built(name):
+def test_without_a_gpu_it_says_so_before_anything_is_built(of_homogenizer, name):
     backend = load_backend(name)
     with pytest.raises(BackendUnavailable, match=f"backend '{name}' needs an NVIDIA GPU"):
         backend.check_device()
     with pytest.raises(BackendUnavailable, match=f"backend '{name}' needs an NVIDIA GPU"):
-        backend.load(backend.compile(homogenizer(1), EXAMPLE), threads=1)
+        backend.load(of_homogenizer, threads=1)
 
 
 @pytest.mark.parametrize(("name", "module"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt_rtx")])
