@@ -80,7 +80,8 @@ class _YamlReader:
         except (yaml.YAMLError, RecursionError) as error:
             raise DocumentError([_syntax_problem(self.path, error)]) from error
         if not isinstance(data, dict):
-            raise DocumentError([f"{self.path}: expected `key: value` lines, found {_kind(data)}"])
+            kind = {type(None): "nothing", list: "a list"}.get(type(data), "a single value")
+            raise DocumentError([f"{self.path}: expected `key: value` lines, found {kind}"])
         return data
 
     def add_problem(self, location: Location, message: str, line: int | None = None) -> None:
@@ -147,10 +148,6 @@ def _syntax_problem(path: Path, error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         return f"{path}:{error.problem_mark.line + 1}: not valid YAML: {error.problem or error.context}"
     return f"{path}: not valid YAML: {' '.join(str(error).split())}"
-
-
-def _kind(data: Any) -> str:
-    return {type(None): "nothing", list: "a list"}.get(type(data), "a single value")
 
 
 def _message(detail: ErrorDetails, model: type[BaseModel]) -> str:

@@ -41,10 +41,12 @@ def to_precision(module: nn.Module, name: str) -> nn.Module:
 
     `module` is not changed. Raises KeyError for a name that is not in PRECISIONS.
     """
-    return module if name == FLOAT32 else _LowerPrecision(module, PRECISIONS[name].dtype)
+    return module if name == FLOAT32 else _Lower(module, PRECISIONS[name].dtype)
 
 
-class _LowerPrecision(nn.Module):
+class _Lower(nn.Module):
+    """The network in a lower precision. Compiled bytes record the name of this class, so it stays."""
+
     def __init__(self, module: nn.Module, dtype: torch.dtype):
         super().__init__()
         with without_pytree_warning():
@@ -83,12 +85,15 @@ def _weights_are_stored(convolution: Any, norm: Any) -> bool:
 def _fold(network: GraphModule, convolution: Any, norm: Any) -> None:
     frames, weight, bias = (*convolution.args, None)[:3]
     _, scale, shift, mean, variance, _, _, epsilon, _ = norm.args
-    weight, bias, scale, shift, mean, variance = (
-        _stored_tensor(network, node) for node in (weight, bias, scale, shift, mean, variance)
-    )
+    nodes = (weight, bias, mean, variance, scale, shift)
+    tensors: list[Any] = [None if node is None else getattr(*_owner(network, node.target)) for node in nodes]
+    weight, bias, mean, variance, scale, shift = tensors
     folded = fuse_conv_bn_weights(weight, bias, mean, variance, epsilon, scale, shift)
+    constants: list[Node] = []
     with network.graph.inserting_before(norm):
-        constants = [_add_constant(network, f"_{norm.name}_{i}", value.detach()) for i, value in enumerate(folded)]
+        for i, value in enumerate(folded):
+            network.register_buffer(f"_{norm.name}_{i}", value.detach())
+            constants.append(network.graph.get_attr(f"_{norm.name}_{i}"))
         fused = network.graph.call_function(aten.conv2d.default, (frames, *constants, *convolution.args[3:]))
     norm.replace_all_uses_with(fused)
 
@@ -100,16 +105,7 @@ def _remove_unused_tensors(network: GraphModule) -> None:
         delattr(*_owner(network, name))
 
 
-def _stored_tensor(network: GraphModule, node: Any) -> Any:
-    return None if node is None else getattr(*_owner(network, node.target))
-
-
 def _owner(network: GraphModule, name: str) -> tuple[nn.Module, str]:
     """Find the submodule that holds the attribute `name`, and the attribute's name there."""
     path, _, leaf = name.rpartition(".")
     return network.get_submodule(path), leaf
-
-
-def _add_constant(network: GraphModule, name: str, value: Tensor) -> Node:
-    network.register_buffer(name, value)
-    return network.graph.get_attr(name)

@@ -102,8 +102,11 @@ class DossierArchive:
         found = []
         for number, digest in enumerate(stored.dossier.frames.kept):
             path = frame_path(stored.path, number)
-            if path.exists():
-                found.append(_read_frame(path, digest))
+            if not path.exists():
+                continue
+            found.append(path.read_bytes())
+            if hashlib.sha256(found[-1]).hexdigest() != digest:
+                raise StoreError(f"{path}: damaged: its SHA-256 is not the one that its dossier names")
         return found
 
     def purge(self, sensor: str | None = None) -> int:
@@ -161,10 +164,3 @@ class DossierArchive:
 def frame_path(dossier: Path, number: int) -> Path:
     """Where the frame with this number lies: beside its dossier."""
     return dossier.with_name(f"{dossier.stem}-{number}.png")
-
-
-def _read_frame(path: Path, digest: str) -> bytes:
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise StoreError(f"{path}: damaged: its SHA-256 is not the one that its dossier names")
-    return data
