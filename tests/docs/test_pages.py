@@ -18,7 +18,8 @@ from daemon.config import Config, Section
 from docs.configuration_page import _section_in
 from docs.generate import _tested_transitions
 
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "bench/README.md")]
+BY_HAND = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "bench/README.md", "examples/README.md")
+PAGES = [ROOT / name for name in BY_HAND]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 ABOUT_RECALD = [page for page in PAGES if page.parent.name != "bench"]  # the other names keys of its own files
 WITH_FIVE_LINES = [ROOT / "README.md", ROOT / "docs" / "bring-your-model.md"]
