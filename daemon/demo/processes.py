@@ -22,6 +22,7 @@ DAEMON_START_TIMEOUT_S = 60.0  # a small device takes that long to import torch
 DAEMON_STOP_TIMEOUT_S = 5.0
 SCRAPE_TIMEOUT_S = 2.0
 SCRAPE_RETRY_S = 0.2
+RECALD = [sys.executable, "-m", "daemon"]
 
 
 class Network(NamedTuple):
@@ -34,26 +35,15 @@ class Network(NamedTuple):
     classes: tuple[str, ...]
 
 
-class RunFolder(NamedTuple):
-    """The folder of one run of the demo."""
+class RunFolder:
+    """The files of one run of the demo."""
 
-    path: Path
-
-    @property
-    def model(self) -> Path:
-        return self.path / "model.pt2"
-
-    @property
-    def config(self) -> Path:
-        return self.path / "recald.yaml"
-
-    @property
-    def state(self) -> Path:
-        return self.path / "state"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "recald.log"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model = path / "model.pt2"
+        self.config = path / "recald.yaml"
+        self.state = path / "state"
+        self.log = path / "recald.log"
 
     def endpoint(self, name: str) -> str:
         return f"ipc://{self.path / name}"
@@ -63,14 +53,10 @@ def export(network: Network, output: Path, shape: str = "3x32x32") -> None:
     """Write the frozen model and its card with `recald export`. Raises DemoError when that fails."""
     lists = {"--mean": network.mean, "--std": network.std, "--classes": network.classes}
     options = [part for name, values in lists.items() for part in (name, ",".join(map(str, values)))]
-    command = [*recald("export"), "--builder", network.builder, "--weights", str(network.weights)]
+    command = [*RECALD, "export", "--builder", network.builder, "--weights", str(network.weights)]
     done = subprocess.run([*command, "--input", shape, *options, "-o", str(output)], capture_output=True, text=True)
     if done.returncode != 0:
         raise DemoError(f"recald export failed with {done.returncode}: {last_line(done.stderr)}")
-
-
-def recald(command: str) -> list[str]:
-    return [sys.executable, "-m", "daemon", command]
 
 
 def last_line(text: str) -> str:
@@ -128,7 +114,7 @@ class DaemonProcess:
         """command: what to run instead of `recald run`."""
         self.log, self.url = log, f"http://127.0.0.1:{port}/metrics"
         with log.open("wb") as output:
-            arguments = [*(command or recald("run")), "--config", str(config)]
+            arguments = [*(command or [*RECALD, "run"]), "--config", str(config)]
             self.process = subprocess.Popen(arguments, stdout=output, stderr=output)
 
     def __enter__(self) -> DaemonProcess:

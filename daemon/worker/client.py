@@ -8,11 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import SO_SNDTIMEO, SOL_SOCKET, socketpair
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +23,6 @@ WORKER_START_TIMEOUT_S = 120.0  # importing torch and loading a model takes 3 s 
 JOB_SEND_TIMEOUT_S = 10  # a worker that works reads its next job at once
 EXIT_GRACE_S = 2.0  # for a worker that closed its connection: to write its traceback and exit with its own code
 KILL_TIMEOUT_S = 5.0  # a process inside a broken driver does not even end when killed
-
-T = TypeVar("T")
 
 
 class WorkerError(RuntimeError):
@@ -46,7 +45,8 @@ class WorkerClient:
     def start(self) -> None:
         """Start the worker unless it runs. Raises WorkerError."""
         if self._connection is None:
-            self._attempt(self._start)
+            with self._ending_on_failure():
+                self._start()
 
     def call(
         self,
@@ -60,7 +60,8 @@ class WorkerClient:
         images: (n, h, w, C) uint8. timeout: s. Raises WorkerTimeout or WorkerError.
         """
         self.start()
-        return self._attempt(lambda: self._run(job, images, timeout, on_message))
+        with self._ending_on_failure():
+            return self._run(job, images, timeout, on_message)
 
     def finish(self) -> None:
         """End the worker after its job; the next job starts a new one. Only for the thread that uses `call`."""
@@ -73,10 +74,11 @@ class WorkerClient:
         if process is not None:
             process.kill()
 
-    def _attempt(self, step: Callable[[], T]) -> T:
-        """Run a step. When it fails, end the process and raise a WorkerError."""
+    @contextmanager
+    def _ending_on_failure(self) -> Iterator[None]:
+        """End the process when the body fails, and raise a WorkerError."""
         try:
-            return step()
+            yield
         except WorkerError:
             self._end()
             raise

@@ -37,7 +37,6 @@ PARITY_FRAMES = 8  # held-out frames on which the compiled homogenizer must equa
 MAX_RECALLS = 4  # earlier homogenizers of a sensor that one recalibration tries, newest first
 MAX_STORED_PER_SENSOR = 50  # homogenizers on the disk, each about 1 MB at 224x224
 JOB_ERRORS = (FitError, ParityError, ModelError, StoreError, ValueError, RuntimeError, OSError)  # they fail a job only
-MIB = 1 << 20
 
 log = logging.getLogger(__name__)
 Send = Callable[[dict[str, Any]], None]
@@ -181,7 +180,7 @@ class FitJob:
         keep = self._job["keep"]
         try:
             frames = encode_examples(self._held_out_images, keep["frames"])
-            return self._context.archive.put(self._dossier.build(answer), frames, keep["mib"] * MIB)
+            return self._context.archive.put(self._dossier.build(answer), frames, keep["mib"] * 2**20)
         except (OSError, ValueError) as error:
             log.warning("this recalibration has no dossier: %s", error)
             return None

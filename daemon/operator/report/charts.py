@@ -86,9 +86,9 @@ def chart(
         x_label,
         y_label,
         [_line(name, kind, x, ys, x_scale, y_scale) for name, (kind, ys) in series.items()],
-        [Tick(_place(x_scale(value)), label) for value, label in labels.items()],
-        [Tick(_place(y_scale(value)), f"{value:.6g}") for value in y_values],
-        [Tick(_place(y_scale(value)), label) for value, label in marks.items()],
+        [Tick(x_scale(value), label) for value, label in labels.items()],
+        [Tick(y_scale(value), f"{value:.6g}") for value in y_values],
+        [Tick(y_scale(value), label) for value, label in marks.items()],
         width,
         width - RIGHT_MARGIN,
     )
@@ -107,9 +107,9 @@ def _vertical_axis(low: float, high: float, exact: bool) -> tuple[Scale, list[fl
 
 
 def _linear_scale(low: float, high: float, first: float, last: float) -> Scale:
-    """Return the scale that maps low to first, and high to last."""
+    """Return the scale that maps low to first, and high to last; places are rounded to a tenth."""
     span = (high - low) or 1.0
-    return lambda value: first + (value - low) / span * (last - first)
+    return lambda value: round(first + (value - low) / span * (last - first), 1)
 
 
 def _round_values_between_powers(low: float, high: float) -> list[float]:
@@ -132,9 +132,5 @@ def _round_values(low: float, high: float) -> list[float]:
 
 
 def _line(name: str, kind: str, x: Sequence[float], y: Series, x_scale: Scale, y_scale: Scale) -> Line:
-    dots = [(_place(x_scale(a)), _place(y_scale(b))) for a, b in zip(x, y, strict=True) if b is not None]
+    dots = [(x_scale(a), y_scale(b)) for a, b in zip(x, y, strict=True) if b is not None]
     return Line(name, kind, " ".join(f"{a},{b}" for a, b in dots), dots)
-
-
-def _place(value: float) -> float:
-    return round(value, 1)

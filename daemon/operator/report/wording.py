@@ -45,6 +45,7 @@ CRITERION_TEXTS = {  # by the name of the criterion in the dossier
     "band": "The drift score lies within the clean band",
 }
 UPPER_LIMITS = ("score", "concentration", "band")  # criteria whose limit is a maximum
+CRITERION_UNITS = {"sureness": "standard errors", "gain": "nats"}
 
 
 class Outcome(NamedTuple):
@@ -142,9 +143,18 @@ def criterion_row(criterion: CriterionRecord) -> CriterionRow:
     against = HOMOGENIZER_TEXTS.get(criterion.against, criterion.against)
     text = CRITERION_TEXTS.get(criterion.name, "").format(against=against) or criterion.name
     side = "at most" if criterion.name in UPPER_LIMITS else "at least"
-    formats = {"score": number, "band": number, "sureness": _standard_errors, "gain": _nats}
-    as_text = formats.get(criterion.name, percent)
-    return CriterionRow(text, as_text(criterion.value), f"{side} {as_text(criterion.limit)}", criterion.met)
+    value, limit = (_criterion_number(criterion.name, given) for given in (criterion.value, criterion.limit))
+    return CriterionRow(text, value, f"{side} {limit}", criterion.met)
+
+
+def _criterion_number(criterion: str, value: float | None) -> str:
+    if value is None:
+        return "not finite"
+    if criterion in ("score", "band"):
+        return number(value)
+    if criterion in CRITERION_UNITS:
+        return f"{value:+.2f} {CRITERION_UNITS[criterion]}"
+    return percent(value)
 
 
 def record_text(record: AuditRecord) -> str:
@@ -190,14 +200,6 @@ def number(value: Any) -> str:
 
 def percent(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.1%}"
-
-
-def _standard_errors(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:+.2f} standard errors"
-
-
-def _nats(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:+.2f} nats"
 
 
 def duration(seconds: float) -> str:
