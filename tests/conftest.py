@@ -1,4 +1,4 @@
-"""Fixtures that several test files share, and three rules about all tests: see the plugins below."""
+"""Fixtures that several test files share. tests/support/plugins.py has the rules that all tests obey."""
 
 import fcntl
 import os
@@ -6,17 +6,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 import hypothesis
+import plugins
 import pytest
 import zmq
 from places import DATA, SIMULATED_GPU
-from processes import ProcessGuard, starts_process
-
-DATA_OUTCOMES = pytest.StashKey[dict[str, str]]()  # of the tests that read real data, by test
 
 os.environ["COLUMNS"] = "100"  # argparse and rich fold to it, whatever terminal the tests run in
 
@@ -31,109 +28,13 @@ hypothesis.settings.load_profile("recald")
 
 
 def pytest_configure(config):
-    config.stash[DATA_OUTCOMES] = {}
-    config.pluginmanager.register(DataWatch(config), "data-watch")
-    config.pluginmanager.register(ProcessWatch(), "process-watch")
-    if find_spec("torch") is None:
-        config.pluginmanager.register(WithoutTorch(), "without-torch")
+    plugins.register(config)
 
 
 def pytest_collection_modifyitems(items):
     """Put the files with long tests first: parallel workers then end at about the same time."""
     long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("process")}
     items.sort(key=lambda item: item.path not in long)
-
-
-class ProcessWatch:
-    """Marks the tests that start processes, and fails any other test that starts one."""
-
-    def __init__(self):
-        self._guard = ProcessGuard()
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, items):
-        for item in items:
-            if isinstance(item, pytest.Function) and starts_process(item):
-                item.add_marker(pytest.mark.process)
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_setup(self, item):
-        return (yield from self._watched(item))
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_call(self, item):
-        return (yield from self._watched(item))
-
-    def _watched(self, item):
-        if item.get_closest_marker("process"):
-            return (yield)
-        try:
-            with self._guard.forbidding():
-                result = yield
-        finally:
-            started = self._guard.started()
-        if started:
-            pytest.fail(f"this test starts a process, so it needs the marker `process`: {started}")
-        return result
-
-
-class WithoutTorch:
-    """Leaves out what needs torch where it is not installed, and says how much that was; see .ci/py310."""
-
-    REASON = "needs torch, which is not installed"
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_make_collect_report(self, collector):
-        report = yield
-        if report.failed and "No module named 'torch'" in str(report.longrepr):
-            report.outcome, report.longrepr = "skipped", (str(collector.path), None, self.REASON)
-        return report
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item, call):
-        report = yield
-        if call.excinfo and isinstance(call.excinfo.value, ImportError) and call.excinfo.value.name == "torch":
-            report.outcome, report.longrepr = "skipped", (str(item.path), None, self.REASON)
-        return report
-
-    def pytest_terminal_summary(self, terminalreporter):
-        skipped = [r for r in terminalreporter.stats.get("skipped", []) if self.REASON in str(r.longrepr)]
-        files = {report.fspath for report in skipped if isinstance(report, pytest.CollectReport)}
-        left_out = f"{len(files)} test files and {len(skipped) - len(files)} tests"
-        terminalreporter.write_line(f"left out, since torch is not installed: {left_out}")
-
-
-class DataWatch:
-    """Fails a run in CI that has the real data and did not test with it: a silent skip would prove nothing."""
-
-    def __init__(self, config):
-        self._outcomes = config.stash[DATA_OUTCOMES]
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item):
-        report = yield
-        report.reads_data = item.get_closest_marker("data") is not None  # comes back from parallel workers, too
-        return report
-
-    def pytest_runtest_logreport(self, report):
-        if report.reads_data and (report.when == "call" or report.skipped):
-            self._outcomes[report.nodeid] = report.outcome
-
-    def pytest_sessionfinish(self, session):
-        terminal = session.config.pluginmanager.get_plugin("terminalreporter")  # None in a parallel worker
-        option = session.config.option
-        whole = not (option.markexpr or option.keyword or option.file_or_dir)
-        if "CI" in os.environ and DATA.is_dir() and terminal and whole and (message := unread(self._outcomes)):
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-            terminal.write_line(message, red=True)
-
-
-def unread(outcomes: dict[str, str]) -> str:
-    """Return why the run does not prove that the real data was tested with, "" if it does."""
-    skipped = [test for test, outcome in outcomes.items() if outcome == "skipped"]
-    if not outcomes:
-        return f"{DATA} exists, and no test that reads it ran"
-    return f"{DATA} exists, and these tests did not read it: {', '.join(skipped)}" if skipped else ""
 
 
 @pytest.fixture(scope="session")
