@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from contextlib import redirect_stdout
@@ -15,13 +16,20 @@ from running import Daemon, recald, write_config
 
 from daemon.cli import main
 from daemon.exit_codes import EX_CONFIG
+from daemon.operator import doctor as doctor_module
 from deploy.backends.gpu.device import nvidia_driver_version
 from deploy.backends.protocol import AUTO, BACKENDS, GPU_BACKENDS
 from deploy.files import digest_file
 from deploy.model.card import card_path
 
 pytestmark = pytest.mark.process  # to describe the machine, platform.platform() starts `uname -p`
+check_backend = functools.cache(doctor_module._check_backend)  # builds a network; once for all of these tests
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU")
+
+
+@pytest.fixture(autouse=True)
+def one_check_of_each_backend(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor_module, "_check_backend", check_backend)
 
 
 def doctor(*arguments: str | Path) -> tuple[int, dict[str, dict[str, Any]]]:
