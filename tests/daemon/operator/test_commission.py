@@ -80,7 +80,7 @@ def test_statistics_are_those_of_the_frames_and_not_of_their_augmentation():
     torch.testing.assert_close(clean.source.mean, frames.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
 
 
-def test_what_tells_nothing_is_refused():
+def test_frames_that_cannot_be_measured_are_refused():
     taps, frames = tap(trained_network()), normalised(images(COUNT, seed=3))
     broken = frames.clone()
     broken[3, 0, 5, 5] = torch.nan

@@ -151,7 +151,7 @@ def test_other_bind_errors_stay_os_errors(context, tmp_path):
         ControlServer(context, f"ipc://{tmp_path}/control", answer)
 
 
-def test_nobody_there_is_told_at_once(endpoint):
+def test_a_missing_daemon_is_reported_at_once(endpoint):
     started = time.monotonic()
     with pytest.raises(ControlError, match="is it running"):
         request(endpoint, {"command": "status"}, 60)

@@ -43,7 +43,7 @@ def needed(found: dict[str, dict[str, Any]]) -> set[str]:
     return {what for what, finding in found.items() if finding["needed"]}
 
 
-def test_every_backend_is_looked_at_and_those_of_the_processor_prove_themselves():
+def test_every_backend_is_checked_and_those_of_the_processor_work():
     code, found = doctor()
     assert code == 0
     assert list(found) == [f"backend {name}" for name in (*BACKENDS, AUTO)]
@@ -60,7 +60,7 @@ def test_people_read_a_table():
 
 
 @NO_GPU
-def test_what_is_missing_is_told_with_what_to_do():
+def test_a_missing_backend_is_reported_with_what_to_do():
     _, found = doctor()
     for name in GPU_BACKENDS:
         finding = found[f"backend {name}"]
@@ -101,7 +101,7 @@ def test_a_daemon_that_runs_is_found(folder: Path, tiny_model: Path):
     assert found["envelope"]["works"] and "not signed; the configuration is inside" in found["envelope"]["said"]
 
 
-def test_another_model_than_the_pinned_one_is_told(folder: Path, tiny_model: Path):
+def test_another_model_than_the_pinned_one_is_reported(folder: Path, tiny_model: Path):
     code, found = doctor("--config", write_config(folder, tiny_model, model={"sha256": "0" * 64}))
     assert code == EX_CONFIG
     assert not found["model"]["works"] and "pins 000" in found["model"]["said"]
@@ -114,7 +114,7 @@ def test_a_configuration_that_allows_more_than_its_envelope_is_a_mistake(folder:
     assert "operation.modes has supervised, recalibrate.mode is autonomous" in found["envelope"]["said"]
 
 
-def test_a_damaged_model_and_a_state_in_the_way_are_both_told(folder: Path, tiny_model: Path):
+def test_a_damaged_model_and_an_unusable_state_directory_are_both_reported(folder: Path, tiny_model: Path):
     model = folder / "model.pt2"
     shutil.copy(card_path(tiny_model), card_path(model))
     model.write_bytes(tiny_model.read_bytes()[:-1])

@@ -78,7 +78,7 @@ def test_programs_read_lines_of_json_chosen_alike(place, capsys):
         "UPDATE record SET event = x'ff' WHERE number = 2",
     ],
 )
-def test_a_changed_record_breaks_neither_and_is_told(place, statement, capsys):
+def test_a_changed_record_breaks_neither_command_and_is_reported(place, statement, capsys):
     place.tamper(statement)
     place.history(all=True)
     assert not place.verify()
@@ -95,14 +95,14 @@ def test_looking_changes_nothing_even_where_the_newest_record_is_damaged(place, 
     assert "record 4 is not what was written" in capsys.readouterr().out
 
 
-def test_a_log_that_was_set_aside_is_told(place, capsys):
+def test_a_log_that_was_set_aside_is_reported(place, capsys):
     place.path.write_bytes(b"no database")
     place.append("start", {})
     assert not place.verify()
     assert "audit.sqlite.damaged-1: a damaged log, set aside as it was (SHA-256 " in capsys.readouterr().out
 
 
-def test_a_log_that_is_gone_is_told_where_something_was_served(place, capsys):
+def test_a_missing_log_is_reported_where_something_was_served(place, capsys):
     place.path.unlink()
     assert place.verify()
     (place.path.parent / "sensors").mkdir()
@@ -110,7 +110,7 @@ def test_a_log_that_is_gone_is_told_where_something_was_served(place, capsys):
     assert "missing, though the state directory shows that recald has run" in capsys.readouterr().out
 
 
-def test_a_dossier_that_the_log_names_and_that_is_gone_is_told(place, capsys, monkeypatch):
+def test_a_missing_dossier_that_the_log_names_is_reported(place, capsys, monkeypatch):
     monkeypatch.setattr(deploy.store.dossier_archive, "MAX_DOSSIERS_PER_SENSOR", 2)
     archive = DossierArchive(place.path.parent)
     for number in range(3):  # the oldest is removed as such

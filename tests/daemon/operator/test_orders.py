@@ -120,7 +120,7 @@ def test_the_candidate_that_waits_is_approved_and_named_in_the_log(version):
     assert desk.decision() == Commit()
 
 
-def test_no_fitted_one_at_all_can_be_the_candidate():
+def test_the_factory_homogenizer_can_be_the_candidate():
     desk = Desk(FACTORY)
     desk.order("approve", FACTORY)
     assert desk.decision() == Commit()

@@ -37,7 +37,7 @@ def place(folder: Path, tiny_model: Path) -> Place:
     return Place(folder, tiny_model)
 
 
-def test_frames_go_and_the_log_tells_who_ordered_it(place, monkeypatch, capsys):
+def test_frames_are_deleted_and_the_log_names_the_user(place, monkeypatch, capsys):
     monkeypatch.setattr("daemon.cli._user", lambda: "ada")
     with closing(AuditLog(place.audit)) as audit:
         assert place.purge("--sensor", "rear") == place.purge() == 0
@@ -71,7 +71,7 @@ def test_a_damaged_log_is_left_to_the_daemon_and_the_frames_are_gone(place, caps
     assert "audit.sqlite" in capsys.readouterr().err
 
 
-def test_who_still_keeps_frames_is_told(place, capsys):
+def test_a_setting_that_keeps_frames_is_reported(place, capsys):
     settings = yaml.safe_load(place.config.read_text())
     settings["recalibrate"]["keep_frames"] = 4
     place.config.write_text(yaml.safe_dump(settings))

@@ -1,4 +1,4 @@
-"""The page tells what the dossier and the audit log say, draws nothing from elsewhere, and lets nothing in."""
+"""The page shows what the dossier and the audit log say, loads nothing from elsewhere, and escapes every text."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def place(folder: Path, tiny_model: Path) -> Place:
 # ---- the decision in words
 
 
-def test_what_serves_is_told_with_all_it_goes_by(place):
+def test_a_homogenizer_that_serves_is_shown_with_all_its_evidence(place):
     place.tell("start", {"mode": "supervised"}, "")
     place.tell("drift alarm", {"score": 4.25, "homogenizer": "factory"})
     number = place.fit(dossier())
@@ -187,7 +187,7 @@ OUTCOMES: dict[str, tuple[Dossier, list[tuple[str, dict[str, Any]]], tuple[str, 
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
-def test_every_end_is_told(place, name):
+def test_every_outcome_is_shown(place, name):
     told, followed, said = OUTCOMES[name]
     place.fit(told)
     for event, details in followed:
@@ -197,7 +197,7 @@ def test_every_end_is_told(place, name):
     assert "somebody later" not in text
 
 
-def test_what_the_daemon_did_not_take_is_not_said_to_wait(place):
+def test_a_candidate_that_the_daemon_refused_is_not_shown_as_waiting(place):
     digest = place.archive.put(dossier())
     place.tell("fit", {"result": "refused", "reason": "gain 31 is outside of envelope.yaml", "dossier": digest})
     text = place.page().text
@@ -205,7 +205,7 @@ def test_what_the_daemon_did_not_take_is_not_said_to_wait(place):
     assert "not serving yet" not in text
 
 
-def test_one_that_was_dropped_and_came_back_another_day_was_dropped(place):
+def test_a_candidate_that_was_dropped_and_recalled_later_is_shown_as_dropped(place):
     place.fit(dossier())
     place.tell("candidate dropped", {"candidate": CANDIDATE, "result": "rejected", "reason": "no better in 2 of 2"})
     place.tell("fit", {"result": "recalled", "reason": "", "trigger": "drift", "dossier": None})
@@ -220,7 +220,7 @@ def test_without_the_audit_log_the_page_says_so(place):
     assert "No record of the audit log names this dossier" in place.page().text
 
 
-def test_a_log_that_does_not_hold_is_told(place):
+def test_a_changed_log_is_reported(place):
     place.fit(dossier())
     with closing(sqlite3.connect(audit_path(place.state))) as connection, connection:
         connection.execute("UPDATE record SET at = '2020-01-01' WHERE number = 1")
@@ -327,7 +327,7 @@ def test_frames_without_a_homogenizer_are_shown_as_they_came(place, told, said):
     assert said in page.text and np.array_equal(shown(page.sources[-1]), FRAME)
 
 
-def test_frames_that_are_gone_or_changed_are_told(place):
+def test_missing_and_changed_frames_are_reported(place):
     place.fit(dossier(), [png(FRAME), png(FRAME)])
     first, second = sorted(place.archive.folder.glob("*/*.png"))
     first.unlink()
@@ -381,7 +381,7 @@ def test_what_is_not_on_record_is_one_line(several, arguments, said, capsys):
     assert said in line
 
 
-def test_a_dossier_that_was_removed_is_told(several, capsys):
+def test_a_removed_dossier_is_reported(several, capsys):
     for path in several.archive.paths("front"):
         path.unlink()
     assert several.report("--number", "2") == EX_CONFIG
@@ -436,7 +436,7 @@ def test_all_of_a_chart_lies_inside_it(ys, marks):
     assert len(drawn.y_ticks) <= 12
 
 
-def test_values_far_apart_are_drawn_by_their_logarithm():
+def test_values_far_apart_have_a_logarithmic_axis():
     drawn = chart("t", [0, 1, 2], {"y": ("after", [1.0, 10.0, 100.0])}, x_label="x", y_label="y")
     places = [y for _, y in drawn.lines[0].dots]
     assert places[0] - places[1] == pytest.approx(places[1] - places[2], abs=0.2)

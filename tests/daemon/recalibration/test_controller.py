@@ -158,7 +158,7 @@ def test_a_candidate_that_is_no_better_is_closed_and_not_tried_again(scene):
     assert scene.sensor.last_result.startswith("rejected: not better in 2 of 2")
 
 
-def test_one_of_the_past_that_is_not_right_today_may_be_another_day(scene):
+def test_a_recalled_homogenizer_that_is_dropped_may_be_tried_again(scene):
     scene.begin_fit()
     runner = Runner()
     recalled = JobResult(
@@ -172,7 +172,7 @@ def test_one_of_the_past_that_is_not_right_today_may_be_another_day(scene):
     assert scene.sensor.withdrawn == set() and scene.written == []
 
 
-def test_a_candidate_judged_against_one_that_is_gone_is_dropped(scene):
+def test_a_candidate_judged_against_a_homogenizer_that_no_longer_serves_is_dropped(scene):
     runner = scene.fit("b", champion="a")
     assert runner.closed and scene.sensor.candidate is None
     assert scene.sensor.path.version == FACTORY
@@ -213,7 +213,7 @@ def test_nothing_is_swapped_while_the_audit_log_cannot_be_written(scene):
     assert scene.sensor.path.version == "a"
 
 
-def test_clean_frames_that_are_spoilt_are_served_without_a_homogenizer(scene):
+def test_the_factory_homogenizer_serves_when_the_active_one_harms_clean_frames(scene):
     runner = scene.fit("a")
     for _ in range(3):
         scene.compare_on_new_frames()
@@ -227,7 +227,7 @@ def test_clean_frames_that_are_spoilt_are_served_without_a_homogenizer(scene):
     assert not scene.sensor.raw_clean, "said of the frames as they were served"
 
 
-def test_nothing_of_the_past_being_right_does_not_end_the_collecting(scene):
+def test_a_recall_that_finds_nothing_does_not_end_collecting(scene):
     scene.sensor.state_machine.request()
     scene.step()
     scene.controller.handle(
@@ -249,7 +249,7 @@ def test_a_candidate_that_nobody_waits_for_any_more_is_closed(scene):
     assert scene.metric("fits_total", {"result": "outdated"}) == 1
 
 
-def test_every_state_that_was_passed_is_told_once(scene):
+def test_every_state_is_recorded_once(scene):
     scene.fit("a")
     scene.step()
     states = [details["state"] for event, details in scene.records if event == "state"]
@@ -267,7 +267,7 @@ def test_the_record_of_a_fit_names_its_dossier(scene):
         )
 
 
-def test_a_refused_version_is_counted_told_and_not_tried_again(scene):
+def test_a_refused_version_is_counted_recorded_and_not_tried_again(scene):
     scene.begin_fit()
     scene.controller.handle(JobResult("front", Result.REFUSED, "gain 9", unusable="outside"), scene.sensor, scene.now)
     assert (scene.sensor.state_machine.state, scene.sensor.path.version) == (State.FACTORY, FACTORY)
@@ -305,7 +305,7 @@ def test_an_order_given_before_the_log_was_read_is_the_newer_one(scene):
     assert scene.sensor.operator_hold == "" and scene.records == []
 
 
-def test_what_was_spent_before_a_restart_is_spent():
+def test_the_budget_spent_before_a_restart_counts():
     scene = Scene(swaps_a_day=2)
     scene.now = 100.0
     scene.controller.handle(RestartState("front", "", [], [DAY - 1, 60.0]), scene.sensor, scene.now)
@@ -317,7 +317,7 @@ def test_what_was_spent_before_a_restart_is_spent():
     assert scene.sensor.state_machine.state is State.COLLECTING
 
 
-def test_a_fit_is_told_when_it_begins(scene):
+def test_a_fit_is_recorded_when_it_begins(scene):
     """Also one that ends the daemon has spent its share of the budget."""
     scene.fit("a")
     assert scene.events.index("fit begun") < scene.events.index("fit")
@@ -330,7 +330,7 @@ def serve(scene: Scene, milliseconds: float) -> None:
 
 
 @pytest.mark.parametrize(("cost", "rolled_back"), [(0.0, True), (0.004, False)])
-def test_what_serves_slower_than_it_was_seen_to_when_proven_is_taken_back(cost, rolled_back):
+def test_a_homogenizer_that_serves_slower_than_when_proven_is_rolled_back(cost, rolled_back):
     scene = Scene()
     serve(scene, 3)
     scene.fit("a", cost=cost)
@@ -348,7 +348,7 @@ def test_what_serves_slower_than_it_was_seen_to_when_proven_is_taken_back(cost, 
         assert scene.sensor.withdrawn == {"a"}
 
 
-def test_no_homogenizer_is_never_the_slower_one(scene):
+def test_the_factory_homogenizer_is_never_too_slow(scene):
     serve(scene, 3)
     scene.fit("a")
     for _ in range(3):
@@ -364,7 +364,7 @@ def test_no_homogenizer_is_never_the_slower_one(scene):
     assert scene.sensor.path.version == FACTORY
 
 
-def test_the_next_one_is_compared_with_the_one_before(scene):
+def test_latency_is_compared_with_that_of_the_homogenizer_before(scene):
     for version, took in (("a", 3), ("b", 5)):
         serve(scene, took)
         scene.fit(version, champion=scene.sensor.path.version, cost=0.002)

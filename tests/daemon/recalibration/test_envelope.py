@@ -1,4 +1,4 @@
-"""What is inside of the envelope is admitted, what is outside is refused, and so is every file that cannot be used."""
+"""The envelope admits what is inside, and refuses what is outside and every file that cannot be used."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_the_digest_is_that_of_the_bytes(tmp_path):
         ("version: 1\nevidence: {collect: 2 weeks}", "2: evidence.collect: '2 weeks' is not a duration"),
     ],
 )
-def test_a_mistake_is_told_with_its_line(tmp_path, text, problem):
+def test_a_mistake_is_reported_with_its_line(tmp_path, text, problem):
     path = written(tmp_path, text)
     with pytest.raises(DocumentError, match=f"^{path}:{problem}"):
         load_envelope(path)
@@ -184,7 +184,7 @@ def test_any_bytes_are_an_envelope_or_problems_of_a_line_each(tmp_path, data):
         assert len(str(error).splitlines()) == len(error.problems)
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path):
+def test_a_missing_file_is_reported(tmp_path):
     with pytest.raises(DocumentError, match="envelope.yaml: cannot be read: No such file"):
         load_envelope(tmp_path / "envelope.yaml")
 
@@ -253,7 +253,7 @@ def test_a_clean_band_that_is_wider_is_a_mistake(tmp_path):
         open_envelope(config)
 
 
-def test_all_that_is_wider_is_told_at_once(tmp_path):
+def test_all_violations_are_reported_at_once(tmp_path):
     config = configured(tmp_path, {"evidence": {"frames": 600, "collect": "1h"}, "operation": {"modes": ["locked"]}})
     with pytest.raises(ConfigError) as caught:
         open_envelope(config)

@@ -1,4 +1,4 @@
-"""Whatever fails between a worker's answer and the exchange, the active homogenizer keeps serving."""
+"""The active homogenizer keeps serving, whatever fails between a worker's answer and the exchange."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ FAULTS: dict[str, tuple[Callable[[Scene], Any], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_failure_before_the_exchange_is_told_and_keeps_the_active_one(scene: Scene, fault: str):
+def test_a_failure_before_the_exchange_is_reported_and_keeps_the_active_one(scene: Scene, fault: str):
     spoil, reason = FAULTS[fault]
     spoil(scene)
     finished = scene.recalibrate()
@@ -155,6 +155,6 @@ def test_a_compiled_form_of_other_weights_than_those_measured_does_not_serve(sce
     assert "is not what it was compiled from" in finished.reason
 
 
-def test_a_worker_that_took_too_long_is_told_apart(scene: Scene):
+def test_a_worker_that_took_too_long_has_a_result_of_its_own(scene: Scene):
     scene.worker.call = raising(WorkerTimeout("killed after 1 s"))
     assert scene.recalibrate().result == "timeout"

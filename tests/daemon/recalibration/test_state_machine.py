@@ -1,4 +1,4 @@
-"""When a sensor collects, fits, waits, serves and goes back: decisions from plain values and a clock the test turns."""
+"""When a sensor collects, fits, waits, serves and rolls back: plain values in, decisions out, and a fake clock."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def compare(machine: StateMachine, *results: bool) -> None:
 
 
 def shadowed(machine: StateMachine, now: float) -> None:
-    """A candidate was fitted and has stood the shadow at `now`."""
+    """A candidate was fitted, and its shadow is over at `now`."""
     begin_fit(machine, now - 5)
     machine.candidate_ready(now - 5)
     compare(machine, True, True, True)
@@ -74,7 +74,7 @@ def test_nothing_happens_without_a_reason(machine):
     assert machine.state is State.FACTORY
 
 
-def test_a_fit_waits_for_frames_and_for_the_fitter(machine):
+def test_a_fit_waits_for_frames_and_for_the_worker(machine):
     assert step(machine, 1.0, alarm=True) == Collect(forget=True)
     assert step(machine, 2.0, alarm=True, collected=32) is None
     assert (machine.progress, machine.reason) == (0.5, "32 of 64 frames, 1 of 0 s")
@@ -99,14 +99,14 @@ def test_a_drift_that_is_over_needs_no_fit(machine):
     assert step(machine, 3.0, alarm=True) == Collect(forget=True), "and nothing holds up the next"
 
 
-def test_few_classes_in_view_are_no_drift(machine):
+def test_a_label_shift_is_no_drift(machine):
     assert step(machine, 1.0, alarm=True, label_shift=True) is None
     assert step(machine, 1000.0, alarm=True, label_shift=True) is None, "nor is the clock a reason"
     assert machine.state is State.FACTORY and "few classes" in machine.reason
     assert step(machine, 1001.0, alarm=True) == Collect(forget=True)
 
 
-def test_a_fit_waits_until_more_classes_are_in_view_but_for_an_operators(machine):
+def test_a_label_shift_delays_a_fit_unless_an_operator_ordered_it(machine):
     step(machine, 1.0, alarm=True)
     assert step(machine, 2.0, alarm=True, label_shift=True, collected=64) is None
     assert machine.state is State.COLLECTING and "few classes" in machine.reason
@@ -114,7 +114,7 @@ def test_a_fit_waits_until_more_classes_are_in_view_but_for_an_operators(machine
     assert step(machine, 3.0, alarm=True, label_shift=True, collected=64) == Fit("operator")
 
 
-def test_the_past_is_tried_at_once_and_every_minute_while_frames_are_collected(machine):
+def test_earlier_homogenizers_are_tried_at_once_and_every_minute_while_collecting(machine):
     on_probation(machine, 10.0)
     compare(machine, False, False, False)
     step(machine, 70.0)
@@ -126,12 +126,12 @@ def test_the_past_is_tried_at_once_and_every_minute_while_frames_are_collected(m
     assert step(machine, 163.0, alarm=True, collected=64) == Fit("drift")
 
 
-def test_without_a_past_there_is_none_to_try(machine):
+def test_without_an_earlier_homogenizer_nothing_is_recalled(machine):
     step(machine, 1.0, alarm=True)
     assert step(machine, 2.0, alarm=True) is None
 
 
-def test_an_operators_fit_is_a_fit(machine):
+def test_an_operators_order_is_a_fit_and_no_recall(machine):
     on_probation(machine, 10.0)
     compare(machine, False, False, False)
     step(machine, 70.0)
@@ -149,7 +149,7 @@ def test_frames_of_one_lasting_drift_add_up_over_tries(machine):
     assert step(machine, 101.0, alarm=True) == Collect(forget=True)
 
 
-def test_frames_that_newer_ones_speak_against_are_forgotten(machine):
+def test_frames_are_forgotten_when_newer_ones_contradict_them(machine):
     begin_fit(machine, 0.0)
     machine.candidate_ready(0.0)
     compare(machine, False, False)
@@ -162,7 +162,7 @@ def test_frames_that_newer_ones_speak_against_are_forgotten(machine):
 
 
 @pytest.mark.parametrize("state", ["at rest", "collecting", "on probation"])
-def test_what_spoils_clean_frames_makes_way_for_the_factory_homogenizer(machine, state):
+def test_a_homogenizer_that_harms_clean_frames_gives_way_to_the_factory_one(machine, state):
     on_probation(machine, 10.0)
     if state != "on probation":
         compare(machine, False, False, False)
@@ -175,7 +175,7 @@ def test_what_spoils_clean_frames_makes_way_for_the_factory_homogenizer(machine,
     assert step(machine, 74.0, alarm=True, raw_clean=True) is None, "it serves"
 
 
-def test_the_way_to_none_that_was_taken_back_is_not_taken_again_at_once(machine):
+def test_a_switch_to_factory_that_was_rolled_back_waits_for_the_back_off(machine):
     on_probation(machine, 10.0)
     compare(machine, False, False, False)
     step(machine, 70.0)
@@ -188,7 +188,7 @@ def test_the_way_to_none_that_was_taken_back_is_not_taken_again_at_once(machine)
     assert step(machine, 91.0, alarm=True, raw_clean=True) == ServeFactory()
 
 
-def test_the_way_to_none_is_open_whatever_is_spent_and_spends_nothing():
+def test_a_switch_to_factory_needs_and_costs_no_budget():
     machine = machine_in(swaps_a_day=2, every=DAY)
     on_probation(machine, 10.0)
     compare(machine, False, False, False)
@@ -200,7 +200,7 @@ def test_the_way_to_none_is_open_whatever_is_spent_and_spends_nothing():
     assert step(machine, 150.0, alarm=True) == Collect(forget=True), "one of two swaps is left"
 
 
-def test_a_hold_does_not_let_a_probation_end_that_was_failed(machine):
+def test_a_failed_probation_does_not_end_during_a_hold(machine):
     on_probation(machine, 10.0)
     compare(machine, True, True, True)
     assert step(machine, 500.0, hold_reason="why") is None
@@ -208,7 +208,7 @@ def test_a_hold_does_not_let_a_probation_end_that_was_failed(machine):
     assert step(machine, 501.0) == RollBack("regress")
 
 
-def test_failures_are_of_one_drift(machine):
+def test_failures_are_counted_for_one_drift(machine):
     for _ in range(INVALID_AFTER_FAILURES):
         machine.finished(Result.REJECTED, 0.0)
     assert step(machine, 500.0) is None, "the drift is over"
@@ -218,7 +218,7 @@ def test_failures_are_of_one_drift(machine):
     assert machine.reason == "", "and what passed is not told any more"
 
 
-def test_locked_changes_nothing_even_where_frames_are_clean_without():
+def test_locked_changes_nothing_even_when_raw_frames_are_clean():
     machine = StateMachine(RecalibrateConfig(mode="locked", **TIMES), now=0.0, serving=True)
     assert step(machine, 5000.0, alarm=True, raw_clean=True) is None
 
@@ -248,7 +248,7 @@ def test_how_a_fit_without_a_candidate_ends(machine, result, state):
     assert (machine.state, machine.reason) == (state, "because")
 
 
-def test_back_off_doubles_and_the_operator_passes_it(machine):
+def test_back_off_doubles_and_an_operator_bypasses_it(machine):
     begin_fit(machine, 0.0)
     machine.finished(Result.REJECTED, 0.0)
     assert step(machine, 9.0, alarm=True) is None
@@ -280,7 +280,7 @@ def test_a_drift_that_nothing_helps_against_is_invalid_and_says_what_to_do(machi
     assert step(machine, now, alarm=True) == Collect(forget=False), "it goes on trying"
 
 
-def test_what_was_invalid_is_at_rest_when_the_drift_is_over(machine):
+def test_an_invalid_sensor_is_at_rest_when_the_drift_is_over(machine):
     for _ in range(INVALID_AFTER_FAILURES):
         machine.finished(Result.REJECTED, 0.0)
     step(machine, 1.0, alarm=True)
@@ -290,7 +290,7 @@ def test_what_was_invalid_is_at_rest_when_the_drift_is_over(machine):
 
 
 @pytest.mark.parametrize("budget", ["fits_a_day", "swaps_a_day"])
-def test_a_days_budget_is_not_overdrawn_but_by_the_operator(budget):
+def test_only_an_operator_exceeds_the_budget(budget):
     machine = machine_in(**{budget: 1}, every=DAY)
     on_probation(machine, 10.0)
     compare(machine, False, False, False)
@@ -322,7 +322,7 @@ def test_no_order_waits_for_a_strict_budget_that_is_not_spent():
 
 
 @pytest.mark.parametrize("budget", ["fits_a_day", "swaps_a_day"])
-def test_a_days_budget_goes_on_over_a_restart(budget):
+def test_the_budget_continues_after_a_restart(budget):
     """The monotonic clock may have begun anew: what was spent an hour ago is of a time before 0."""
     machine = machine_in(**{budget: 2}, every=DAY)
     machine.restore_budget(**{budget.removesuffix("_a_day"): [-7200.0, -3600.0]}, **{OTHER[budget]: []})
@@ -335,7 +335,7 @@ def test_a_days_budget_goes_on_over_a_restart(budget):
     assert step(machine, DAY - 3600.0, alarm=True) == Collect(forget=True)
 
 
-def test_a_lasting_alarm_that_needs_no_fit_is_asked_ever_more_seldom(machine):
+def test_a_lasting_alarm_that_needs_no_fit_backs_off(machine):
     """A long scene of one class looks like drift, and is none."""
     fits, now = 0, 0.0
     while now < 3600.0:
@@ -347,14 +347,14 @@ def test_a_lasting_alarm_that_needs_no_fit_is_asked_ever_more_seldom(machine):
     assert 5 <= fits <= 12
 
 
-def test_a_fit_by_the_clock_that_was_not_needed_does_not_hold_up_a_drift(machine):
+def test_an_unneeded_timer_fit_does_not_delay_the_fit_of_a_drift(machine):
     step(machine, 1000.0)
     step(machine, 1000.0, collected=64)
     machine.finished(Result.UNNEEDED, 1000.0)
     assert step(machine, 1001.0, alarm=True) == Collect(forget=True)
 
 
-def test_what_is_swapped_and_taken_back_again_and_again_backs_off_and_is_invalid(machine):
+def test_repeated_rollbacks_back_off_and_lead_to_invalid(machine):
     swaps, now = 0, 0.0
     while now < 3600.0:
         now += 5.0
@@ -372,7 +372,7 @@ def test_what_is_swapped_and_taken_back_again_and_again_backs_off_and_is_invalid
     assert machine.state is State.INVALID
 
 
-def test_a_spent_budget_is_told():
+def test_a_spent_budget_is_explained():
     machine = machine_in(fits_a_day=1)
     begin_fit(machine, 0.0)
     machine.finished(Result.REJECTED, 0.0)
@@ -380,7 +380,7 @@ def test_a_spent_budget_is_told():
     assert "budget" in machine.reason and "`recald recalibrate` exceeds it" in machine.reason
 
 
-def test_an_order_while_frames_are_collected_is_that_fit(machine):
+def test_an_order_while_collecting_makes_that_fit_the_operators(machine):
     step(machine, 1.0, alarm=True)
     machine.request()
     assert step(machine, 2.0, collected=64) == Fit("operator")
@@ -391,7 +391,7 @@ def test_an_order_while_frames_are_collected_is_that_fit(machine):
 # ---- from a candidate to what serves
 
 
-def test_a_candidate_serves_after_it_has_stood_the_shadow(machine):
+def test_a_candidate_serves_after_the_shadow(machine):
     begin_fit(machine, 0.0)
     machine.candidate_ready(1.0)
     assert machine.state is State.SHADOW
@@ -402,7 +402,7 @@ def test_a_candidate_serves_after_it_has_stood_the_shadow(machine):
     assert step(machine, 6.0) == Commit()
 
 
-def test_one_look_against_a_candidate_may_be_chance_and_two_are_not(machine):
+def test_a_candidate_may_lose_one_comparison_but_not_two(machine):
     begin_fit(machine, 0.0)
     machine.candidate_ready(0.0)
     compare(machine, False, True, True)
@@ -463,7 +463,7 @@ def test_locked_fits_nothing():
 
 
 @pytest.mark.parametrize("order", ["approve", "reject"])
-def test_there_must_be_a_candidate_to_answer_for(machine, order):
+def test_an_answer_without_a_candidate_is_refused(machine, order):
     with pytest.raises(OrderRefused, match="no candidate waits for approval: factory"):
         getattr(machine, order)()
 
@@ -471,7 +471,7 @@ def test_there_must_be_a_candidate_to_answer_for(machine, order):
 # ---- on probation
 
 
-def test_what_serves_well_is_active_after_its_probation(machine):
+def test_a_good_homogenizer_is_active_after_its_probation(machine):
     on_probation(machine, 10.0)
     compare(machine, False, True, False)
     assert step(machine, 69.0) is None
@@ -480,7 +480,7 @@ def test_what_serves_well_is_active_after_its_probation(machine):
     assert machine.state is State.ACTIVE
 
 
-def test_what_makes_it_worse_is_taken_back(machine):
+def test_a_worse_homogenizer_is_rolled_back(machine):
     on_probation(machine, 10.0)
     compare(machine, True, False, True)
     assert step(machine, 20.0) is None, "not twice in a row"
@@ -492,21 +492,21 @@ def test_what_makes_it_worse_is_taken_back(machine):
     assert step(machine, 31.0, alarm=True) == Collect(forget=True)
 
 
-def test_a_hold_keeps_even_what_is_worse_from_being_exchanged(machine):
+def test_a_hold_delays_even_a_rollback(machine):
     on_probation(machine, 10.0)
     compare(machine, True, True)
     assert step(machine, 20.0, hold_reason="why") is None
     assert step(machine, 21.0) == RollBack("regress")
 
 
-def test_what_serves_slower_than_expected_is_taken_back(machine):
+def test_a_slow_homogenizer_is_rolled_back(machine):
     on_probation(machine, 10.0)
     compare(machine, False, False, False)
     assert step(machine, 20.0, hold_reason="why", latency_problem="9 ms") is None, "nothing is exchanged during a hold"
     assert step(machine, 21.0, latency_problem="9 ms") == RollBack("latency", "9 ms")
 
 
-def test_after_its_probation_it_may_be_slow(machine):
+def test_latency_counts_only_on_probation(machine):
     on_probation(machine, 10.0)
     compare(machine, False, False, False)
     step(machine, 70.0)
@@ -519,14 +519,14 @@ def test_a_probation_that_a_restart_cut_short_begins_anew():
     assert step(machine, 1.0) == RollBack("regress")
 
 
-def test_where_nothing_changes_by_itself_a_restart_begins_no_probation():
+def test_locked_begins_no_probation_after_a_restart():
     machine = StateMachine(RecalibrateConfig(mode="locked", **TIMES), now=0.0, serving=True, on_probation=True)
     compare(machine, True, True, True)
     assert step(machine, 1.0, latency_problem="9 ms") is None
     assert machine.state is State.ACTIVE
 
 
-def test_probation_does_not_end_unseen(machine):
+def test_probation_does_not_end_without_comparisons(machine):
     on_probation(machine, 10.0)
     assert step(machine, 500.0) is None
     assert machine.state is State.PROBATION

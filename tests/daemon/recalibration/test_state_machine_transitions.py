@@ -1,4 +1,4 @@
-"""Every way from one state to another, found by trying all that can happen: no state is a trap."""
+"""Every transition between states, found by trying all events: every state leads back to rest."""
 
 from __future__ import annotations
 

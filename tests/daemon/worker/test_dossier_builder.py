@@ -1,4 +1,4 @@
-"""Whatever comes of a recalibration, its dossier tells on what evidence; frames are kept only where asked for."""
+"""Every recalibration has a dossier with its evidence; frames are kept only when configured."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FITS: list[Any] = []  # one is enough for all tests: it takes seconds
 
 
 class Scene:
-    """A worker, and what it has written down."""
+    """A worker, and the dossiers that it has stored."""
 
     def __init__(self, folder: Path, model: Path) -> None:
         self.store, self.archive = ArtefactStore(folder), DossierArchive(folder)
@@ -61,7 +61,7 @@ def scene(tmp_path: Path, tiny_model: Path, monkeypatch) -> Scene:
     return Scene(tmp_path, tiny_model)
 
 
-def test_an_accepted_one_is_told_in_full(scene):
+def test_an_accepted_recalibration_is_recorded_in_full(scene):
     answer = scene.recalibrate()
     told = scene.dossier(answer)
     assert (told.result, told.candidate, told.active, told.seed) == ("accepted", answer["version"], FACTORY, 3)
@@ -77,20 +77,20 @@ def test_an_accepted_one_is_told_in_full(scene):
     assert np.allclose(told.extents.colour, weights.kernel.sum((2, 3)), rtol=1e-3, atol=1e-6)
 
 
-def test_one_that_is_not_needed_is_told_too(scene):
+def test_an_unneeded_recalibration_is_recorded_too(scene):
     told = scene.dossier(scene.recalibrate(images(64, seed=5)))
     assert (told.result, told.candidate, told.fit, told.verdict) == ("unneeded", None, None, None)
     assert set(told.evidence) == {"factory"} and told.evidence["factory"].score < 1.6
 
 
-def test_one_that_is_refused_is_told_with_what_speaks_against_it(scene):
+def test_a_rejected_recalibration_is_recorded_with_its_criteria(scene):
     told = scene.dossier(scene.recalibrate(band=0.01))
     assert (told.result, told.candidate, told.verdict.accepted) == ("rejected", None, False)
     assert [c.name for c in told.verdict.criteria if not c.met] == ["band"]
     assert told.reason == told.verdict.reason and told.extents is not None
 
 
-def test_one_of_the_past_is_told_as_such(scene):
+def test_a_recall_is_recorded_as_such(scene):
     version = scene.recalibrate()["version"]
     told = scene.dossier(scene.recalibrate())
     assert (told.result, told.candidate, told.fit) == ("recalled", version, None)
@@ -98,7 +98,7 @@ def test_one_of_the_past_is_told_as_such(scene):
     assert told.verdict.accepted and told.frames.fitted == 0
 
 
-def test_one_that_fails_is_told_with_why(scene, monkeypatch):
+def test_a_failed_recalibration_is_recorded_with_the_reason(scene, monkeypatch):
     def fail(*_: Any, **__: Any) -> Any:
         raise FitError("the loss is not finite")
 
@@ -135,7 +135,7 @@ def test_the_identity_changes_no_grey_level():
     json.dumps(told, allow_nan=False)
 
 
-def test_a_fixed_pattern_is_told_in_grey_levels():
+def test_a_fixed_pattern_is_recorded_in_grey_levels():
     homogenizer = Homogenizer(1, 6, 6)
     with torch.no_grad():
         homogenizer.offset[0, 0, 2, 3] = -0.2

@@ -85,7 +85,7 @@ def test_a_message_that_was_cut_is_refused(cut):
                 theirs.recv_bytes()
 
 
-def test_a_sender_that_is_gone_is_told():
+def test_a_closed_sender_ends_the_messages():
     with pipe() as (ours, theirs):
         send_message(ours, {"job": "observe"}, np.zeros((1, 2, 2, 3), np.uint8))
         ours.close()

@@ -1,4 +1,4 @@
-"""What the worker says of frames, of the past of a sensor and of a challenger, in this process."""
+"""The worker's jobs, in this process: drift checks, recalls and comparisons with a challenger."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def worker(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Worker
 
 @pytest.fixture(scope="module")
 def right(worker: WorkerContext) -> str:
-    """The version of a homogenizer for drifted frames."""
+    """The version of a homogenizer that suits drifted frames."""
     model = worker.frozen.module
     return keep(worker, fit(model, normalised(drifted(images(256, seed=1))), limits=worker.limits).homogenizer)
 
 
 @pytest.fixture(scope="module")
 def wrong(worker: WorkerContext) -> str:
-    """That of one which darkens."""
+    """The version of a homogenizer that darkens."""
     homogenizer = Homogenizer(*SHAPE)
     with torch.no_grad():
         homogenizer.bias -= 1.0
@@ -70,29 +70,29 @@ def recalled(worker: WorkerContext, taken: np.ndarray, **job) -> dict:
 
 
 @pytest.mark.parametrize("view", [lambda: images(64, seed=5), lambda: of_one_class(64)], ids=["all", "one class"])
-def test_clean_frames_are_spoilt_by_what_was_right_for_drifted_ones(worker, right, view):
+def test_a_homogenizer_for_drifted_frames_harms_clean_ones(worker, right, view):
     assert observe(worker, view(), active=right)["raw_clean"]
     assert not observe(worker, drifted(view()), active=right)["raw_clean"]
 
 
-def test_what_helped_before_is_recalled(worker, right, wrong):
+def test_an_earlier_homogenizer_that_suits_is_recalled(worker, right, wrong):
     answer = recalled(worker, drifted(images(128, seed=6)))
     assert (answer["result"], answer["version"]) == ("recalled", right)
 
 
-def test_what_was_taken_back_is_not(worker, right, wrong):
+def test_a_withdrawn_homogenizer_is_not_recalled(worker, right, wrong):
     answer = recalled(worker, drifted(images(128, seed=6)), withdrawn=[right])
     assert answer["result"] == "unknown"
 
 
-def test_clean_frames_need_nothing_and_no_homogenizer_where_one_serves(worker, right):
+def test_clean_frames_need_no_fit_and_no_homogenizer(worker, right):
     assert recalled(worker, images(128, seed=6))["result"] == "unknown"
     assert recalled(worker, images(128, seed=6), recall=False)["result"] == "unneeded"
     assert recalled(worker, images(128, seed=6), active=right)["result"] == "factory"
 
 
 @pytest.mark.parametrize("view", [lambda: images(64, seed=5), lambda: of_one_class(64)], ids=["all", "one class"])
-def test_a_candidate_is_compared_on_any_view(worker, right, wrong, view):
+def test_a_candidate_is_compared_on_any_classes(worker, right, wrong, view):
     for version, better in ((right, True), (wrong, False)):
         seen = observe(worker, drifted(view()), challenger=version, role="candidate")["challenger"]
         assert (not seen["objections"]) is better
