@@ -18,6 +18,7 @@ import daemon.operator.commission
 import deploy.model.commissioned
 from calibrate import FitError, fit, measure_clean, tap
 from calibrate.source.commissioned import MIN_CLEAN_FRAMES, CleanData
+from daemon.cli import main
 from daemon.exit_codes import EX_CONFIG
 from daemon.worker.context import WorkerContext
 from daemon.worker.fit_job import FitJob
@@ -261,11 +262,11 @@ def test_a_folder_of_larger_pictures_is_taken_as_the_camera_would_be(model, tmp_
 
 
 @pytest.mark.parametrize("count", ["255", "0", "-1"])
-def test_too_few_pictures_are_refused_in_one_line(model, photos, count):
+def test_too_few_pictures_are_refused_in_one_line(model, photos, count, capfd):
     card = card_path(model).read_bytes()
-    done = recald("commission", "--model", model, "--frames", photos, "--count", count)
-    assert done.returncode == EX_CONFIG
-    (line,) = done.stderr.splitlines()
+    code = main(["commission", "--model", str(model), "--frames", str(photos), "--count", count])
+    (line,) = capfd.readouterr().err.splitlines()
+    assert code == EX_CONFIG
     assert f"--count {count}: too few" in line
     assert card_path(model).read_bytes() == card
 
