@@ -35,6 +35,8 @@ class ObservedSwap(NamedTuple):
 
 @dataclass
 class AnswerCount:
+    """How many answers there were, and how many of them were right."""
+
     answers: int = 0
     right: int = 0
 
@@ -116,6 +118,7 @@ class Bookkeeping:
         self._lock = threading.Lock()
 
     def add_shown(self, sensor: str, seq: int, label: int, drifted: bool, now: float) -> None:
+        """Add a frame that is being sent."""
         with self._lock:
             book = self._books[sensor]
             book.waiting[seq] = ShownFrame(label, drifted, now)
@@ -134,6 +137,7 @@ class Bookkeeping:
             self._books[sensor].add_answer(header["seq"], header, now)
 
     def stats(self, sensor: str, now: float) -> SensorStats:
+        """Return a copy of what is known about a sensor now."""
         with self._lock:
             book = self._books[sensor]
             return SensorStats(

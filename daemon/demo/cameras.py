@@ -57,6 +57,7 @@ class Cameras:
         self._running: Future[None] | None = None
 
     def start(self) -> None:
+        """Start the thread of the cameras."""
         self._running = self._executor.submit(self._run)
 
     def check(self) -> None:
@@ -75,6 +76,7 @@ class Cameras:
             self._running.result()
 
     def close(self) -> None:
+        """Stop the thread and close the sockets."""
         self._stop.set()
         self._executor.shutdown()
         self._frames.close()
@@ -98,7 +100,7 @@ class Cameras:
             self.books.remove_shown(sensor, seq)
 
     def _receive_for(self, seconds: float) -> bool:
-        """Read results until the next frame is due; whether to stop. `paced` calls it to wait."""
+        """Read results until the next frame is due; return whether to stop. `paced` calls it to wait."""
         self._receive_until(time.monotonic() + seconds)
         return self._stop.is_set()
 

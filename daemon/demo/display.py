@@ -66,6 +66,7 @@ class Display:
             self._print_line(text)
 
     def update(self, views: Sequence[SensorView]) -> None:
+        """Show these views from now on; without a terminal as a line every LINE_INTERVAL_S."""
         self._views = views
         if not self._console.is_terminal and self._elapsed() >= self._next_line:
             self._next_line = self._elapsed() + LINE_INTERVAL_S

@@ -158,7 +158,7 @@ class Observer:
         self._next_point = monotonic()
 
     def follow(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
-        """Update the display for so long, or until the condition is true; whether it became true."""
+        """Update the display for so long, or until the condition is true; return whether it became true."""
         deadline = self.monotonic() + seconds
         while not until():
             if self.monotonic() > deadline:

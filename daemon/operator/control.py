@@ -43,9 +43,11 @@ class ControlServer:
         self.endpoint = _bind_private(self._socket, endpoint)
 
     def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
+        """Stop the thread and close the socket."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()

@@ -51,7 +51,7 @@ class Finding(NamedTuple):
 
 
 def examine(args: argparse.Namespace) -> bool:
-    """Print all findings; whether everything needed works. Raises ConfigError, DocumentError or OSError."""
+    """Print all findings; return whether everything needed works. Raises ConfigError, DocumentError or OSError."""
     config = load_config(args.config) if args.config else None
     machine = describe_machine()
     findings = [*_check_backends(config), *(_check_deployment(config) if config else ())]

@@ -88,6 +88,7 @@ class Orders:
         }
 
     def names(self) -> tuple[str, ...]:
+        """Return the names of all orders."""
         return tuple(self._handlers)
 
     def carry_out(self, order: Order, sensor: Sensor) -> dict[str, Any]:

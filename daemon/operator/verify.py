@@ -14,7 +14,7 @@ from deploy.audit.log import AuditError, AuditLog, audit_path
 
 
 def verify(args: argparse.Namespace) -> bool:
-    """Print every problem; whether there is none."""
+    """Print every problem; return whether there is none."""
     from deploy.store.artefacts import ArtefactStore
     from deploy.store.verify import store_problems
 

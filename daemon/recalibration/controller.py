@@ -99,10 +99,12 @@ class Controller:
         sensor.state_machine.rolled_back(version != FACTORY, self._clock(), f"rolled back: {message}")
 
     def export_homogenizer(self, sensor: Sensor, source: str) -> None:
+        """Export which homogenizer serves. source: where it came from, a label of the metric."""
         version = sensor.path.version
         self._metrics.set_homogenizer(sensor.name, version, FACTORY if version == FACTORY else source)
 
     def export_state(self, sensor: Sensor) -> None:
+        """Export the state and its progress."""
         self._metrics.calibration_state.labels(sensor.name).state(sensor.state_machine.state.value)
         self._metrics.calibration_progress_ratio.labels(sensor.name).set(sensor.state_machine.progress)
 

@@ -53,6 +53,7 @@ class DriftMonitor:
         self._thread = threading.Thread(target=self._run, name="drift-monitor", daemon=True)
 
     def start(self) -> None:
+        """Start the thread; the first check comes after one interval."""
         self._thread.start()
 
     def close(self) -> None:

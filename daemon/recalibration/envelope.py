@@ -30,6 +30,7 @@ class RangeLimit(Section):
     most: float | None = Field(default=None, ge=1, allow_inf_nan=False)
 
     def violations(self, measured: Range) -> Iterator[str]:
+        """Yield each limit that the measured range exceeds. NaN exceeds both."""
         if self.least is not None and not measured.least >= self.least:
             yield f"least {measured.least:.6g}, at least {self.least:.6g} is allowed"
         if self.most is not None and not measured.most <= self.most:
@@ -102,7 +103,7 @@ class Envelope:
 
     @property
     def limits_budget(self) -> bool:
-        """Whether an operator's order may not exceed the configuration's budget of fits and swaps."""
+        """Return whether an operator's order may not exceed the configuration's budget of fits and swaps."""
         operation = self.document.operation
         return operation.fits_a_day is not None or operation.swaps_a_day is not None
 

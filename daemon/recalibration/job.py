@@ -83,7 +83,7 @@ class JobRunner:
 
     @property
     def free(self) -> bool:
-        """Whether a recalibration may start."""
+        """Return whether a recalibration may start."""
         return not self._busy
 
     def start(self, sensor: Sensor, trigger: str, frames: int, recall: bool = False) -> None:

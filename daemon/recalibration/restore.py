@@ -118,7 +118,7 @@ def serving_since(sensor: str, version: str, store: ArtefactStore) -> float | No
 
 
 def on_probation(since: float | None, now: float, probation: float) -> bool:
-    """Whether a homogenizer that serves `since` (s since the epoch) has not finished its probation of so many s.
+    """Return whether a homogenizer that serves `since` (s since the epoch) has not finished its probation of so many s.
 
     A start time from a clock that was not set says nothing, so the probation starts anew.
     """

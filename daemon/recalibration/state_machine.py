@@ -228,7 +228,7 @@ class StateMachine:
         return None
 
     def _must_serve_factory(self, now: float, facts: Facts) -> bool:
-        """Whether the active homogenizer causes the alarm: without it the frames are clean. That needs no proof."""
+        """Return whether the active homogenizer causes the alarm: without it the frames are clean."""
         if self.state in IN_WORK or facts.hold_reason or self._config.mode == "locked":
             return False
         return self._serving and facts.alarm and facts.raw_clean and now >= self._factory_allowed_from
@@ -256,7 +256,7 @@ class StateMachine:
         return "timer" if now >= self._timer_due else None
 
     def _budget_spent(self, now: float) -> bool:
-        """Whether the last 24 h have used up the fits or the swaps of a day."""
+        """Return whether the last 24 h have used up the fits or the swaps of a day."""
         for times in (self._fit_times, self._swap_times):
             while times and times[0] <= now - DAY:
                 times.popleft()

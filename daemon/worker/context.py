@@ -83,7 +83,7 @@ def clean_band(evidence: Evidence, band: float) -> float:
 
 
 def raw_frames_clean(raw: Evidence, served: Evidence, band: float) -> bool:
-    """Whether frames are clean without a homogenizer.
+    """Return whether frames are clean without a homogenizer.
 
     They are when their score is within the band; under a label shift, when they score better than as served.
     """

@@ -52,6 +52,7 @@ class DossierBuilder:
         self._frames |= {"held_out": count, "shape": shape}
 
     def add_champions(self, evidence: Mapping[str, Evidence]) -> None:
+        """Note the evidence of what a candidate has to beat, by "factory" and "active"."""
         self._content["evidence"] = {name: measured.as_dict() for name, measured in evidence.items()}
         self.end_stage("incumbents")
 
@@ -61,6 +62,7 @@ class DossierBuilder:
         self._content["earlier"].append(tried)
 
     def add_fit(self, result: FitResult, frames: int) -> None:
+        """Note how the fit went, and to how many frames it fitted."""
         fit = {"start": result.start, "start_losses": result.start_losses, "history": result.history}
         self._content |= {"fit": json_values(fit)}
         self._content["seconds"] += [(f"fit: {stage}", seconds) for stage, seconds in result.stage_seconds.items()]
@@ -68,6 +70,7 @@ class DossierBuilder:
         self._stage_start = self._monotonic()
 
     def add_verdict(self, candidate: Homogenizer, verdict: Verdict) -> None:
+        """Note the judge's verdict, and what the candidate does to a frame."""
         effect = describe_effect(candidate, self._content["normalisation"])
         self._content |= {"verdict": verdict.as_dict(), "extents": effect}
         self.end_stage("judging")

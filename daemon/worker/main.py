@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Load the model, say that the worker is ready, and serve jobs until the daemon ends."""
     args = _parser().parse_args(argv)
     logging.basicConfig(format="%(levelname)s worker: %(message)s")
     lower_priority()
