@@ -51,7 +51,7 @@ def test_a_write_that_fails_leaves_the_old_content_and_nothing_else(tmp_path, mo
 
 
 def test_content_and_folders_are_synced_before_and_after_the_rename(tmp_path, monkeypatch):
-    """A power cut cannot be provoked here; the order of the calls that guard against it can be seen."""
+    """A test cannot cut the power. It can check the order of the calls that guard against a power cut."""
     events: list[str] = []
     fsync, replace = os.fsync, os.replace
 

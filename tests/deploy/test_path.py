@@ -26,7 +26,7 @@ FRAME = np.zeros((1, *SHAPE), np.float32)
 
 
 class Instrumented:
-    """A runner that knows whether it was used closed, closed while in use, or closed twice."""
+    """A runner that notes whether it was used after closing, closed while in use, or closed twice."""
 
     def __init__(self, function: Callable[[np.ndarray], np.ndarray], delay: Callable[[], float] = float) -> None:
         self.function, self.delay = function, delay
@@ -86,7 +86,7 @@ def test_a_committed_homogenizer_serves_and_is_named():
     assert served.output == pytest.approx(0.5)
 
 
-def test_what_a_homogenizer_costs_is_the_least_it_took_in_its_proof():
+def test_the_cost_of_a_homogenizer_is_its_shortest_run_in_the_proof():
     now = iter([0.0, 5.0, 10.0, 13.0])  # two golden frames: 5 s and 3 s
     path = InferencePath(mean(), clock=lambda: next(now, 20.0))
     assert path.cost_s == path.prepare(FACTORY, None, GOLDEN).cost_s == 0.0
@@ -132,7 +132,7 @@ def test_the_factory_homogenizer_can_be_committed_and_rolled_back():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_homogenizer_that_leads_to_what_is_not_finite_fails_and_the_model_alone_does_not(value):
+def test_an_output_that_is_not_finite_is_an_error_only_behind_a_homogenizer(value):
     path = InferencePath(Instrumented(lambda batch: batch))
     swap(path, "a", adding(1.0))
     path.infer(FRAME)
@@ -154,7 +154,7 @@ def test_the_pause_is_measured_and_includes_closing_the_oldest():
     assert pauses == [0.0, 0.0, 0.25]
 
 
-def test_a_closer_may_put_off_the_closing():
+def test_a_closer_may_defer_the_closing():
     later: list[Runner] = []
     path = InferencePath(mean(), closer=later.append)
     runners = [adding(value) for value in (0.1, 0.2, 0.3)]
@@ -196,7 +196,7 @@ def test_a_homogenizer_bad_on_one_golden_frame_only_is_rejected():
         path.prepare("bad", Instrumented(lambda batch: batch + 99 * np.array_equal(batch, last)), GOLDEN)
 
 
-def test_a_homogenizer_that_upsets_the_frozen_model_is_rejected():
+def test_a_homogenizer_that_makes_the_models_output_not_finite_is_rejected():
     path = InferencePath(Instrumented(lambda batch: np.float32(1) / (batch.max(axis=(1, 2, 3)) < 10)))
     runner = adding(20)
     with (
@@ -207,7 +207,7 @@ def test_a_homogenizer_that_upsets_the_frozen_model_is_rejected():
     assert runner.closed == 1
 
 
-def test_a_homogenizer_that_does_not_compute_what_it_shall_equal_is_rejected_and_closed():
+def test_a_homogenizer_that_differs_from_its_eager_module_is_rejected_and_closed():
     path, runner = InferencePath(mean()), adding(0.5)
     shift = Homogenizer(*SHAPE, kernel_size=1).requires_grad_(False)
     shift.bias += 0.5
@@ -218,7 +218,7 @@ def test_a_homogenizer_that_does_not_compute_what_it_shall_equal_is_rejected_and
     assert runner.closed == 1 and path.version == FACTORY
 
 
-def test_an_unforeseen_error_in_the_proof_closes_the_runner_too():
+def test_an_unexpected_error_in_the_proof_closes_the_runner_too():
     def interrupted(_: np.ndarray) -> np.ndarray:
         raise KeyboardInterrupt
 
@@ -386,7 +386,7 @@ def frame(number: int) -> np.ndarray:
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), closes_later=st.booleans())
-def test_under_exchange_every_output_is_of_the_named_homogenizer_and_no_runner_is_lost(seed, closes_later):
+def test_during_exchanges_every_output_is_of_the_named_homogenizer_and_no_runner_is_lost(seed, closes_later):
     exchange = Exchange(seed, closes_later)
     exchange.run()
     versions = {version for _, version in exchange.served}

@@ -1,4 +1,4 @@
-"""The audit log keeps what it returned for, and shows every change that was made to it behind its back."""
+"""The audit log keeps every record whose append returned, and shows every change that somebody makes to it."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_a_name_that_is_no_text_is_refused_and_the_log_goes_on(log):
 
 
 @pytest.mark.parametrize("event", [LOG_BEGUN, LOG_PRUNED])
-def test_nobody_else_can_say_what_the_log_says_of_itself(log, event):
+def test_only_the_log_itself_writes_its_own_events(log, event):
     with pytest.raises(ValueError, match="only the log itself writes the event"):
         log.append("", event, {"number": 1})
 
@@ -180,7 +180,7 @@ def test_a_record_is_a_line_of_json(log):
     assert "\n" not in record.json_line()
 
 
-def test_a_damaged_record_is_told_as_it_stands(log, path):
+def test_a_damaged_record_is_shown_as_it_is(log, path):
     fill(log, 3)
     tamper(path, "UPDATE record SET details = '{' WHERE number = 2", "UPDATE record SET at = x'ff' WHERE number = 3")
     lines = [json.loads(record.json_line()) for record in log.records()]
@@ -366,7 +366,7 @@ def test_where_nothing_is_old_nothing_is_written(log, clock):
 
 
 def test_an_old_record_behind_a_new_one_is_kept(log, clock):
-    """A clock that once ran ahead: what came after it may be younger than it looks, as nothing is out of order."""
+    """The clock once ran ahead. The records that follow stay, because pruning stops at the first new record."""
     days(log, clock, 1, 50, 2)
     assert log.prune(NOW + 10 * DAY).content()["number"] == 2
     assert numbers(log) == [1, 3, 4, 5]
@@ -434,7 +434,7 @@ def appending(path: Path, count: int, sensor: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_killed_process_loses_nothing_it_was_told_was_kept(path):
+def test_a_killed_process_loses_no_record_whose_append_returned(path):
     pause = random.Random(7)
     kept: dict[int, str] = {}
     for _ in range(6):
@@ -453,7 +453,7 @@ def test_a_killed_process_loses_nothing_it_was_told_was_kept(path):
 
 
 def test_a_commit_is_on_the_disk_when_it_returns(log):
-    """A power cut cannot be provoked here; that SQLite was asked to guard against it can be seen."""
+    """A test cannot cut the power. It can check that SQLite was told to guard against a power cut."""
     assert log._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert log._connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
 
@@ -486,7 +486,7 @@ def test_threads_append_to_one_chain(log, monkeypatch):
     ],
     ids=["full", "read-only"],
 )
-def test_what_cannot_be_written_is_told_in_one_line_and_later_goes_on(log, pragma, reason, advice):
+def test_a_failed_write_is_an_error_of_one_line_and_later_writes_succeed(log, pragma, reason, advice):
     log._connection.execute(f"PRAGMA {pragma}")
     with pytest.raises(AuditError) as caught:
         log.append("left", "fit", {"filler": "x" * 10_000})
@@ -523,7 +523,7 @@ except AuditError as error:
 """
 
 
-def test_a_disk_that_is_full_is_told_and_harms_nothing(tmp_path):
+def test_a_full_disk_is_reported_and_does_no_harm(tmp_path):
     unshare = ["unshare", "--user", "--map-root-user", "--mount"]
     if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True).returncode:
         pytest.skip("this user may not mount a small disk of its own")
@@ -535,7 +535,7 @@ def test_a_disk_that_is_full_is_told_and_harms_nothing(tmp_path):
     assert second == f"{tmp_path}/sub/audit.sqlite: No space left on device: free some space on its disk"
 
 
-def test_a_log_that_another_holds_is_waited_for_and_then_told_of(path, monkeypatch):
+def test_a_log_that_another_process_holds_is_waited_for_and_then_reported(path, monkeypatch):
     monkeypatch.setattr("deploy.audit.sqlite.BUSY_TIMEOUT_S", 0.05)
     with closing(AuditLog(path)) as log, closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -545,7 +545,7 @@ def test_a_log_that_another_holds_is_waited_for_and_then_told_of(path, monkeypat
         assert fill(log, 1)[0].number == 2
 
 
-def test_a_place_where_no_log_can_be_is_told_of(path):
+def test_a_path_where_no_log_can_be_is_reported(path):
     path.mkdir(parents=True)
     with pytest.raises(AuditError, match=f"{path}: "):
         AuditLog(path)
@@ -575,13 +575,13 @@ def junk(data: bytes) -> bytes:
 
 
 def last_digit(data: bytes) -> bytes:
-    """Of the newest record, which SQLite keeps nearest to the start of its page."""
+    """Change the newest record, which SQLite keeps nearest to the start of its page."""
     position = data.index(b'{"step":3}') + len(b'{"step":3}')
     return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 
 
 def write_version(data: bytes) -> bytes:
-    """Of the file format; one that SQLite does not know lets it read, and refuses every write."""
+    """Write a version of the file format that SQLite does not know: it can read the file, and refuses every write."""
     return data[:18] + b"\3" + data[19:]
 
 
@@ -590,12 +590,12 @@ def schema_format(data: bytes) -> bytes:
 
 
 def free_list(data: bytes) -> bytes:
-    """Its length, which SQLite only looks at when it is asked to check the file."""
+    """Change the length of the free list, which SQLite reads only when it checks the file."""
     return data[:39] + b"\7" + data[40:]
 
 
 def no_text(data: bytes) -> bytes:
-    """In the definition of the table, which SQLite then quotes in its message."""
+    """Damage the definition of the table, which SQLite then quotes in its message."""
     return data.replace(b"NOT NULL", b"NOT \xffULL")
 
 
@@ -606,8 +606,8 @@ def other_table(data: bytes) -> bytes:
 DAMAGES = [empty, cut, junk, last_digit, write_version, schema_format, free_list, no_text, other_table]
 
 
-def test_a_disk_that_lets_it_only_be_read_for_once_is_no_damage(five, tmp_path, clock, monkeypatch):
-    """As when no file can be opened any more: SQLite then opens for reading what it was to write to."""
+def test_a_disk_that_is_read_only_for_a_moment_is_no_damage(five, tmp_path, clock, monkeypatch):
+    """For example when the process has too many open files: SQLite then opens the file for reading only."""
     path, connect = tmp_path / "audit.sqlite", audit_file._connect
     path.write_bytes(five.read_bytes())
     monkeypatch.setattr(audit_file, "_connect", lambda path, mode: connect(path, "ro"))
@@ -618,7 +618,7 @@ def test_a_disk_that_lets_it_only_be_read_for_once_is_no_damage(five, tmp_path, 
         assert len(log.records()) == 5 and log.damaged_before() == {}
 
 
-def test_a_log_on_a_read_only_disk_can_be_looked_into(five, tmp_path):
+def test_a_log_on_a_read_only_disk_can_be_read(five, tmp_path):
     look = (
         "from deploy.audit.log import *; log = AuditLog(Path(sys.argv[1]), read_only=True); print(len(log.records()))"
     )
@@ -679,16 +679,16 @@ def test_those_who_open_a_damaged_file_at_once_set_it_aside_once(path):
 
 @settings(max_examples=150)
 @given(data=st.data())
-def test_damage_anywhere_is_told_or_harmless(five, tmp_path_factory, data):
+def test_damage_anywhere_is_found_or_harmless(five, tmp_path_factory, data):
     content = bytearray(five.read_bytes())
     position = data.draw(st.integers(0, 120) | st.integers(0, len(content) - 1))
     content[position] ^= data.draw(st.integers(1, 255))
     if data.draw(st.booleans()):
         del content[position:]
-    told_or_harmless(bytes(content), five.read_bytes(), tmp_path_factory.mktemp("damaged") / "audit.sqlite")
+    found_or_harmless(bytes(content), five.read_bytes(), tmp_path_factory.mktemp("damaged") / "audit.sqlite")
 
 
-def told_or_harmless(content: bytes, whole: bytes, path: Path) -> None:
+def found_or_harmless(content: bytes, whole: bytes, path: Path) -> None:
     path.write_bytes(content)
     with closing(AuditLog(path, Clock())) as log:
         aside = path.with_name("audit.sqlite.damaged-1")

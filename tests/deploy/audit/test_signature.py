@@ -80,12 +80,12 @@ def test_the_signature_of_another_key_does_not_hold(signed):
     assert "no signature of these bytes" in signed.refused()
 
 
-def test_a_missing_signature_is_told_with_how_to_make_one(signed):
+def test_a_missing_signature_is_an_error_that_says_how_to_make_one(signed):
     signed.signature.unlink()
     assert "envelope.yaml.sig: cannot be read: No such file or directory: sign it: openssl pkeyutl" in signed.refused()
 
 
-def test_a_missing_key_is_told_with_how_to_make_one(signed):
+def test_a_missing_key_is_an_error_that_says_how_to_make_one(signed):
     signed.key.unlink()
     assert "openssl pkey -in key.pem -pubout -out key.pub" in signed.refused()
 
@@ -116,6 +116,6 @@ def test_any_bytes_as_a_key_are_refused_in_one_line(signed, data):
     assert "not a public key in PEM form" in signed.refused()
 
 
-def test_without_cryptography_it_is_told_what_to_install(signed, monkeypatch):
+def test_without_cryptography_the_error_says_what_to_install(signed, monkeypatch):
     monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
     assert "pip install cryptography" in signed.refused()

@@ -98,7 +98,7 @@ class Choosing(Counting):
         return compiled + b" reweighed"
 
 
-def test_a_homogenizer_has_the_kernels_of_those_before(tmp_path):
+def test_a_homogenizer_has_the_kernels_of_the_earlier_ones(tmp_path):
     homogenizer, example, backend = nn.Identity(), torch.zeros(8, 3, 8, 8), Choosing()
     made = [compile_homogenizer(backend, homogenizer, example[:n], tmp_path) for n in (1, 8, 1)]
     assert made == [b"product 1", *2 * [b"product 1 reweighed"]]
@@ -109,7 +109,7 @@ def test_a_homogenizer_has_the_kernels_of_those_before(tmp_path):
     assert compile_homogenizer(backend, homogenizer, example, tmp_path) == b"product 3"
 
 
-def test_a_homogenizer_of_a_backend_that_chooses_none_is_compiled_each_time(tmp_path):
+def test_without_shared_kernels_a_homogenizer_is_compiled_each_time(tmp_path):
     backend = Counting()
     made = [compile_homogenizer(backend, nn.Identity(), torch.zeros(1, 3, 8, 8), tmp_path) for _ in range(2)]
     assert made == [b"product 1", b"product 2"] and not list(tmp_path.iterdir())

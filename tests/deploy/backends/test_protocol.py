@@ -66,15 +66,15 @@ def compiled(request: pytest.FixtureRequest) -> Compiled:
 
 @pytest.fixture
 def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What any logger has to say; PyTorch's do not pass it on to the root logger."""
-    said: list[str] = []
+    """Messages of all loggers, warnings and worse. PyTorch's loggers do not pass theirs to the root logger."""
+    messages: list[str] = []
 
     def handle(self: logging.Logger, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:
-            said.append(record.getMessage())
+            messages.append(record.getMessage())
 
     monkeypatch.setattr(logging.Logger, "handle", handle)
-    return said
+    return messages
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
@@ -133,13 +133,13 @@ def test_a_frame_of_another_shape_is_a_runtime_error(compiled, frame):
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"junk", lambda data: data[: len(data) // 2]])
-def test_bytes_of_another_making_are_refused(compiled, damage):
+def test_foreign_or_damaged_bytes_are_refused(compiled, damage):
     with pytest.raises(ModelError) as caught:
         compiled.backend.load(damage(compiled.bytes), threads=1)
     assert "\n" not in str(caught.value)
 
 
-def test_compiling_is_quiet_repeats_and_tells_nothing_of_this_machine(compiled, capfd, logged):
+def test_compiling_is_quiet_repeats_and_names_no_path_of_this_machine(compiled, capfd, logged):
     again = compiled.backend.compile(compiled.module, EXAMPLE)
     assert again == compiled.bytes
     assert str(Path(torch.__file__).parent).encode() not in again
@@ -172,7 +172,7 @@ def test_a_network_for_one_batch_size_cannot_be_compiled(name):
         load_backend(name).compile(FixedBatch(), EXAMPLE)
 
 
-def test_an_operator_that_onnx_lacks_is_told_in_one_line(capfd):
+def test_an_operator_that_onnx_lacks_is_an_error_of_one_line(capfd):
     with pytest.raises(ModelError, match="cannot be expressed in ONNX: .*node %") as caught:
         load_backend("onnx").compile(NotInOnnx(), EXAMPLE)
     assert "\n" not in str(caught.value)
@@ -217,7 +217,7 @@ def test_an_absent_library_is_answered_with_what_to_install(tmp_path, monkeypatc
 
 
 class OnGpu:
-    """A backend of a GPU that is or is not fit for it."""
+    """A GPU backend that this machine can run, or a reason why it cannot."""
 
     def __init__(self, name: str, refusal: str | None) -> None:
         self.name, self._refusal = name, refusal
@@ -229,7 +229,7 @@ class OnGpu:
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch):
-    """Pretend that there is a GPU, for which each backend named has a refusal or none."""
+    """Pretend that there is a GPU, with these backends, each with a reason why it cannot run or None."""
 
     def pretend(**refusals: str | None) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -259,7 +259,7 @@ def test_auto_needs_no_gpu(monkeypatch):
     assert open_backend(AUTO).name == "onnx"
 
 
-def test_what_was_asked_for_is_not_replaced_by_something_else(gpu):
+def test_a_backend_that_was_asked_for_is_never_replaced(gpu):
     gpu(first="no library")
     with pytest.raises(BackendUnavailable, match="no library"):
         open_backend("first")

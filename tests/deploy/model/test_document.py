@@ -58,7 +58,7 @@ def test_a_correct_document_is_read(write):
 
 
 @pytest.mark.parametrize("text", ['version: 1\n"a\\nb\\e[31m": 1', "version: !<%0Ax> 1"])
-def test_what_a_terminal_would_obey_is_not_repeated(write, text):
+def test_control_characters_are_not_repeated(write, text):
     (problem,) = problems(write(text))
     assert problem.isprintable() and "?" in problem
 
@@ -68,7 +68,7 @@ def test_keys_are_text_as_written(write):
     assert list(document.sensors) == ["on", "1", "01", "~"]
 
 
-def test_all_mistakes_are_told_at_once_in_order_of_line(write):
+def test_all_mistakes_are_reported_at_once_in_order_of_line(write):
     path = write(
         "ratio: much\n"  # 1
         "input:\n"  # 2

@@ -138,7 +138,7 @@ def test_a_damaged_model_is_refused_before_torch_sees_it(model, unread, damage):
 
 
 def test_a_model_beside_the_card_of_another_is_refused(model, unread):
-    """What a crash of the exporter between the two files leaves."""
+    """The state after a crash of the exporter between the two files."""
     edit_card(model, load_document(card_path(model), ModelCard).sha256, "f" * 64)
     with pytest.raises(ModelError, match="card says ffffffffffff"):
         load_frozen(model)

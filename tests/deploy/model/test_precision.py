@@ -1,4 +1,4 @@
-"""Φ in float16 and bfloat16: near enough to float32, and with BatchNorm where its statistics have too few bits."""
+"""Φ in float16 and bfloat16: close to float32, and BatchNorm is folded before its statistics lose their bits."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_every_weight_has_the_precision(name):
 
 
 @pytest.mark.parametrize("name", LOWER)
-def test_what_was_folded_is_not_kept_as_well(name):
+def test_weights_that_were_folded_are_removed(name):
     whole = traced(trained(ResNet(2)))
     statistics = sum(tensor.numel() for key, tensor in whole.state_dict().items() if "running" in key)
     lower = to_precision(whole, name)
@@ -85,8 +85,8 @@ def test_float32_is_the_network_itself():
 
 
 @pytest.mark.parametrize("name", LOWER)
-def test_a_variance_too_small_for_the_precision_is_folded_while_it_has_its_bits(name):
-    """In float16 the least number is 6e-8; a channel that hardly varied in training has less."""
+def test_a_variance_too_small_for_the_precision_is_folded_in_float32(name):
+    """The smallest float16 number is 6e-8. A channel that hardly varied in training has a smaller variance."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4, eps=1e-12))
     with torch.no_grad():
         network[0].weight *= 1e-5
@@ -96,7 +96,7 @@ def test_a_variance_too_small_for_the_precision_is_folded_while_it_has_its_bits(
 
 
 @pytest.mark.parametrize("backend", ["eager", "onnx"])
-def test_backends_compile_it_and_the_golden_frames_tell_it_from_another(backend):
+def test_backends_compile_it_and_parity_finds_another_network(backend):
     whole = traced(trained(ResNet(2)))
     opened = load_backend(backend)
     runner = opened.load(opened.compile(to_precision(whole, "float16"), frames(1)), threads=1)
@@ -114,7 +114,7 @@ def redrawn(module: nn.Module) -> None:
         nn.init.normal_(module.weight)
 
 
-def test_a_backend_that_has_no_such_arithmetic_says_so():
+def test_a_backend_without_this_precision_says_so():
     opened = load_backend("onnx")
     compiled = opened.compile(to_precision(traced(ResNet(1)), "bfloat16"), frames(1))
     with pytest.raises(ModelError, match="ONNX Runtime cannot load"):

@@ -37,15 +37,15 @@ def stored() -> bytes:
 
 @pytest.fixture
 def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What any logger has to say; PyTorch's do not pass it on to the root logger."""
-    said: list[str] = []
+    """Messages of all loggers, warnings and worse. PyTorch's loggers do not pass theirs to the root logger."""
+    messages: list[str] = []
 
     def handle(self: logging.Logger, record: logging.LogRecord) -> None:
         if record.levelno >= logging.WARNING:
-            said.append(record.getMessage())
+            messages.append(record.getMessage())
 
     monkeypatch.setattr(logging.Logger, "handle", handle)
-    return said
+    return messages
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
@@ -75,7 +75,7 @@ def test_a_loaded_program_can_be_exported_again(stored):
     assert torch.equal(again(images), network()(images))
 
 
-def test_its_bytes_repeat_and_tell_nothing_of_this_machine(stored):
+def test_its_bytes_repeat_and_name_no_path_of_this_machine(stored):
     assert save_program(export_program(network(), EXAMPLE)) == stored
     with zipfile.ZipFile(io.BytesIO(stored)) as archive:
         assert not any(str(Path(torch.__file__).parent).encode() in archive.read(name) for name in archive.namelist())
@@ -218,7 +218,7 @@ class Returns(nn.Module):
         (Returns(torch.full((1, 5), torch.inf)), "values that are not finite"),
     ],
 )
-def test_a_forward_pass_that_is_of_no_use_says_why(module, reason):
+def test_a_forward_pass_without_a_usable_output_says_why(module, reason):
     with pytest.raises(ModelError, match=reason):
         run_once(module, EXAMPLE)
 

@@ -275,7 +275,7 @@ def is_whole(artefact: Artefact, seed: int) -> bool:
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_damage_anywhere_is_told_or_harmless(two_versions, data):
+def test_damage_anywhere_is_found_or_harmless(two_versions, data):
     store, first, second = two_versions
     path = data.draw(st.sampled_from(files(store)))
     content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Dossiers and kept frames: whole or told, bounded, and gone when they shall be."""
+"""Dossiers and kept frames are intact or reported, bounded in number and size, and deleted on request."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_bit_that_flips_in_a_dossier_or_a_frame_is_found(archive):
     assert wrong(archive) == []
 
 
-def test_frames_that_are_gone_are_no_damage_and_files_of_nobody_are_told(archive):
+def test_missing_frames_are_no_damage_and_unknown_files_are_reported(archive):
     put(archive, 0, b"a frame")
     (frame,) = archive.folder.glob("*/*.png")
     frame.rename(stray := frame.with_name("stray.png"))
@@ -166,7 +166,7 @@ def test_a_purge_deletes_frames_alone_and_what_killed_writers_left_of_any(archiv
 @example(named=[True, True, True, False, False], lost=1)
 @settings(max_examples=15)
 def test_only_what_was_not_removed_as_one_of_the_oldest_is_missing(named: list[bool], lost: int):
-    """named: whether the daemon lived long enough to name it; lost: which of those somebody deletes."""
+    """named: for each dossier whether the log names it, or the daemon was killed before. lost: which is deleted."""
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(deploy.store.dossier_archive, "MAX_DOSSIERS_PER_SENSOR", 4)
         archive = DossierArchive(Path(folder))

@@ -40,7 +40,7 @@ def test_the_newest_are_kept_and_another_sensors_are_left_alone(store):
     assert len(list(store.root.rglob("*.compiled"))) == len(list(store.root.rglob("*.safetensors"))) == 4
 
 
-def test_what_serves_what_it_falls_back_to_and_what_is_spared_stay(store):
+def test_the_active_the_previous_and_the_protected_versions_stay(store):
     versions = [put(store, number) for number in range(6)]
     store.point("front", versions[0], MODEL, 1.0)
     store.point("front", versions[1], MODEL, 2.0)
@@ -63,7 +63,7 @@ def test_what_is_removed_can_no_longer_be_loaded(store):
         store.get(old, MODEL)
 
 
-def test_the_past_is_of_one_sensor_and_model_and_the_newest_first(store):
+def test_the_newest_versions_are_of_one_sensor_and_model(store):
     versions = [put(store, number) for number in range(4)]
     put(store, 9, "rear")
     assert newest_versions(store, "front", MODEL, 3) == versions[:0:-1]

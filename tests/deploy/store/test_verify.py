@@ -58,7 +58,7 @@ def test_a_file_that_is_cut_short_is_found(store):
         path.write_bytes(whole)
 
 
-def test_what_was_taken_back_is_looked_at_whatever_the_pointer_is(store):
+def test_withdrawn_versions_are_checked_whatever_the_pointer_is(store):
     (store.root / "sensors" / "front" / "current.json").write_bytes(b"")
     for sensor in ("front", "rear"):  # the second has never had a pointer
         store.withdraw(sensor, ["x"])
@@ -89,7 +89,7 @@ def test_a_changed_byte_of_the_compiled_model_is_found(store):
     assert list(store_problems(store)) == [f"{cached}: damaged; the frozen model is compiled again at the next start"]
 
 
-def test_a_foreign_file_is_told(store):
+def test_an_unknown_file_is_reported(store):
     (stranger,) = [(store.root / "objects" / "sha256" / "ab" / "x.exe")]
     stranger.parent.mkdir(exist_ok=True)
     stranger.touch()

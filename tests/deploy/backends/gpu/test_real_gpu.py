@@ -1,4 +1,4 @@
-"""What runs on a GPU, on a simulated one, and on a real one where there is one."""
+"""The GPU backends on a simulated GPU, and on a real one if there is one."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_closed_runner_refuses_and_may_be_closed_again(backend):
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"junk", lambda data: data[: len(data) // 2]])
-def test_bytes_of_another_making_are_refused(backend, damage):
+def test_foreign_or_damaged_bytes_are_refused(backend, damage):
     with pytest.raises(ModelError):
         backend.load(damage(compiled(backend, homogenizer(1))), threads=1)
 
@@ -168,7 +168,7 @@ def test_in_lower_precision_frames_and_outputs_stay_float32(gpu, precision):
     assert 1e-6 < check_parity(runner, model, torch.randn(2, *SHAPE), PRECISIONS[precision].tolerance)
 
 
-def test_what_the_simulated_tensorrt_offers_nvidias_offers_too(gpu):
+def test_nvidias_tensorrt_has_every_method_of_the_simulated_one(gpu):
     import tensorrt
 
     real = load_tensorrt_rtx().api
@@ -182,7 +182,7 @@ def test_what_the_simulated_tensorrt_offers_nvidias_offers_too(gpu):
 
 
 def test_a_graph_whose_runner_was_closed_serves_the_next(gpu, monkeypatch):
-    """What PyTorch keeps for each graph that is gone would eat up the GPU swap by swap."""
+    """PyTorch keeps the memory of each deleted graph, so each swap would take more of the GPU's memory."""
     captured = []
     begin = gpu.Graph.capture_begin
     monkeypatch.setattr(gpu.Graph, "capture_begin", lambda self, **mode: (captured.append(self), begin(self, **mode)))
@@ -207,7 +207,7 @@ def test_a_chain_that_breaks_off_leaves_nothing_under_way(gpu):
     assert not any(stream._work for stream in list(gpu._streams.values()))
 
 
-def test_an_engine_without_a_context_is_told(gpu, monkeypatch):
+def test_an_engine_without_a_context_is_an_error(gpu, monkeypatch):
     backend = load_backend("tensorrt")
     given = compiled(backend, homogenizer(1))
     monkeypatch.setattr("tensorrt.Engine.create_execution_context", lambda _: None)
@@ -233,7 +233,7 @@ def test_a_gpu_without_memory_is_no_fault_of_the_engine(gpu, monkeypatch, step):
         backend.load(given, threads=1)
 
 
-def test_an_engine_that_is_none_is_told(gpu):
+def test_bytes_that_are_no_engine_are_an_error(gpu):
     import safetensors.torch
 
     packed = safetensors.torch.save({"engine": torch.zeros(8, dtype=torch.uint8)})
@@ -268,7 +268,7 @@ def test_auto_takes_tensorrt_and_without_it_pytorchs_own_kernels(gpu, monkeypatc
     assert open_backend("auto").name == "cuda"
 
 
-def test_kernels_that_cannot_be_captured_are_told_in_one_line(gpu, monkeypatch):
+def test_kernels_that_cannot_be_captured_are_an_error_of_one_line(gpu, monkeypatch):
     backend = load_backend("cuda")
     given = compiled(backend, homogenizer(1))
 
@@ -289,7 +289,7 @@ def test_kernels_that_cannot_be_captured_are_told_in_one_line(gpu, monkeypatch):
     ],
 )
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_fault_of_the_gpu_while_a_network_is_loaded_is_none_of_the_network(gpu, monkeypatch, name, fault, raised):
+def test_a_fault_of_the_gpu_during_loading_does_not_blame_the_network(gpu, monkeypatch, name, fault, raised):
     backend = load_backend(name)
     given = compiled(backend, homogenizer(1))
 

@@ -157,7 +157,7 @@ def test_in_lower_precision_every_convolution_has_it(build, library, name, preci
 
 
 @pytest.mark.parametrize(("name", "said"), [("mobile", "read it: operator HardSwish"), ("u-net", "build it: .*deconv")])
-def test_what_it_has_not_in_a_precision_is_told_in_one_line(backend, name, said, capfd):
+def test_an_operator_without_this_precision_is_an_error_of_one_line(backend, name, said, capfd):
     with pytest.raises(ModelError, match=f"TensorRT-RTX cannot {said}") as caught:
         backend.compile(to_precision(frozen(name), "bfloat16"), EXAMPLE)
     assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "")
@@ -171,7 +171,7 @@ def test_all_homogenizers_of_a_shape_are_one_engine_with_other_weights(backend, 
         assert torch.equal(one[name], value.detach()) and not torch.equal(one[name], other[name])
 
 
-def test_what_the_homogenizers_engine_is_built_of_computes_what_it_does(backend, monkeypatch):
+def test_the_homogenizers_engine_is_built_from_what_computes_the_same(backend, monkeypatch):
     """The engine cannot run here; the ONNX model that it is built of can."""
     import onnxruntime
 
@@ -214,7 +214,7 @@ def test_what_is_no_onnx_model_is_refused(library, model, capfd):
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: b"junk", lambda data: data[: len(data) // 2]])
-def test_bytes_of_another_making_are_refused(of_homogenizer, damage):
+def test_foreign_or_damaged_bytes_are_refused(of_homogenizer, damage):
     with pytest.raises(ModelError, match="not an engine that recald has built"):
         unpack_engine(damage(of_homogenizer))
 
@@ -234,7 +234,7 @@ def test_without_a_gpu_it_says_so_before_anything_is_built(of_homogenizer, name)
 
 
 @pytest.mark.parametrize(("name", "module"), [("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt_rtx")])
-def test_a_library_that_breaks_when_it_is_imported_is_told_in_one_line(tmp_path, monkeypatch, name, module):
+def test_a_library_whose_import_fails_is_an_error_of_one_line(tmp_path, monkeypatch, name, module):
     """What NVIDIA's packages raise without a driver is no ImportError."""
     (tmp_path / f"{module}.py").write_text("raise Exception('Could not find libnvinfer.so')\n")
     monkeypatch.syspath_prepend(tmp_path)

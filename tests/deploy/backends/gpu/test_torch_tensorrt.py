@@ -1,4 +1,4 @@
-"""torch-tensorrt as builder: a stand-in with the signatures of its generations, since importing it needs a GPU."""
+"""torch-tensorrt as builder. A stand-in has the signatures of its versions, since its import needs a GPU."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ NO_CACHE = dict.fromkeys(CACHING, False)
 
 
 class Convert:
-    """Its engines are the names that the real one would give the inputs; whatever it is given besides is swallowed."""
+    """Returns as engine the names that the real function would give the inputs. Ignores every unknown keyword."""
 
     def __init__(self, keywords: set[str]):
         parameters = [inspect.Parameter("exported_program", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
@@ -100,7 +100,7 @@ def program(module: nn.Module | None = None) -> torch.export.ExportedProgram:
 
 
 def reasons(library: Any, inputs: tuple[str, ...] = ("frames",)) -> str:
-    """What the refusal of a network says after the builder's name, in one line."""
+    """Build a network that is refused; returns the reason after the builder's name, which is one line."""
     with pytest.raises(ModelError, match=f"^torch-tensorrt {library.__version__} cannot build it: ") as caught:
         build_with_torch_tensorrt(library, program(), inputs)
     assert "\n" not in str(caught.value)
@@ -156,7 +156,7 @@ def install(tmp_path, monkeypatch):
         ("2.14.0", ALWAYS | NO_CACHE | {NAMES: ("frames",)}),
     ],
 )
-def test_each_generation_is_told_what_it_understands(version, expected):
+def test_each_generation_gets_the_keywords_it_knows(version, expected):
     library = stand_in(version)
     assert build_with_torch_tensorrt(library, program(), ["frames"]) == b"frames"
     (given,) = convert_of(library).calls
@@ -166,8 +166,8 @@ def test_each_generation_is_told_what_it_understands(version, expected):
 
 @pytest.mark.parametrize("keyword", [*ALWAYS, "timing_cache_path", "use_explicit_typing"])
 @pytest.mark.parametrize("where", ["keywords", "settings"])
-def test_a_version_that_would_ignore_what_matters_is_not_asked(keyword, where):
-    """Some keywords are swallowed; others are parameters still, which nothing reads any more."""
+def test_a_version_that_would_ignore_a_required_keyword_is_not_used(keyword, where):
+    """Some keywords are ignored silently. Others are still parameters, but nothing reads them."""
     library = stand_in("2.9.0", **{where: GENERATIONS["2.9.0"] - {keyword}})
     assert reasons(library) == f"this version would ignore {keyword}"
     assert convert_of(library).calls == []
@@ -193,7 +193,7 @@ def test_an_input_has_the_name_that_was_asked_for_or_there_is_no_engine(version)
         assert convert_of(library).calls == []
 
 
-def test_kernels_are_timed_into_a_file_of_its_own_that_does_not_stay():
+def test_kernel_timings_go_to_a_private_file_that_is_deleted():
     library, seen = stand_in(), []
 
     def look(_: Any) -> None:
@@ -208,7 +208,7 @@ def test_kernels_are_timed_into_a_file_of_its_own_that_does_not_stay():
 
 
 def as_up_to_2_12(_: Any) -> None:
-    """What goes wrong is logged, and then missed where it was to be returned."""
+    """The cause is logged. Then the missing result raises another error."""
     try:
         raise RuntimeError("Conversion of function aten::bernoulli not supported!\n\nWhile executing %bernoulli")
     except RuntimeError:
@@ -255,7 +255,7 @@ def test_a_refusal_names_its_cause_in_one_line(failure, reason, capfd, caplog):
     assert capfd.readouterr() == ("", "") and warned(caplog) == []
 
 
-def test_what_it_prints_warns_of_and_logs_goes_nowhere_and_only_meanwhile(capfd, caplog):
+def test_what_it_prints_warns_and_logs_is_suppressed_during_the_build_only(capfd, caplog):
     logger = logging.getLogger("torch_tensorrt.dynamo")
 
     def speak(_: Any) -> None:
@@ -274,7 +274,7 @@ def test_what_it_prints_warns_of_and_logs_goes_nowhere_and_only_meanwhile(capfd,
 
 
 def test_a_network_that_it_refuses_is_built_by_the_parser_with_a_warning(backend_with, caplog):
-    """From the network as it was: torch-tensorrt lowers what it is given in place."""
+    """The parser gets the unchanged network, although torch-tensorrt lowers its own copy in place."""
     library = stand_in()
 
     def spoil(given: torch.export.ExportedProgram) -> None:
@@ -321,12 +321,12 @@ def test_tensorrt_for_rtx_is_never_built_by_torch_tensorrt(install, backend_with
     assert backend.version().startswith("TensorRT-RTX 1.7, built by its ONNX parser, ")
 
 
-def test_where_it_is_not_installed_nothing_is_said_of_it(monkeypatch, caplog):
+def test_where_it_is_not_installed_nothing_is_logged(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
     assert load_torch_tensorrt() is None and warned(caplog) == []
 
 
-def test_an_installed_one_is_loaded_without_a_word(install, capfd, caplog):
+def test_an_installed_one_is_loaded_without_output(install, capfd, caplog):
     install(
         "import logging, warnings\n"
         "__version__ = '2.13.0'\n"
@@ -363,7 +363,7 @@ def test_the_one_for_rtx_is_not_even_imported(install):
     assert load_torch_tensorrt() is None
 
 
-def test_nothing_is_asked_of_the_network(install, backend_with, monkeypatch):
+def test_no_socket_is_opened(install, backend_with, monkeypatch):
     def refuse(*_: Any, **__: Any) -> None:
         raise SystemExit("a socket was opened")
 
