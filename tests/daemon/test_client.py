@@ -84,8 +84,17 @@ def test_what_is_stated_of_a_frame_is_sent(open_peer, folder):
     with Camera(endpoint, "front", pattern="push", reader_wait_s=5) as camera:
         now = time.time_ns()
         assert camera.publish(IMAGE[..., 0], seq=7, timestamp=now, encoding="mono8", hold=True)
-    frame = received(reader)  # the frame was on its way when the camera was closed
+    frame = received(reader)
     assert (frame.seq, frame.timestamp, frame.encoding, frame.hold) == (7, now, "mono8", True)
+
+
+def test_the_last_frames_still_go_out_when_the_camera_is_closed(open_peer, folder):
+    endpoint = f"ipc://{folder}/frames"
+    reader = open_peer(zmq.PULL, bind=endpoint)
+    big = np.zeros((2000, 2000, 3), np.uint8)  # sending it takes longer than closing
+    with Camera(endpoint, "front", pattern="push", reader_wait_s=5) as camera:
+        assert all(camera.publish(big) for _ in range(3))
+    assert [received(reader).seq for _ in range(3)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("pattern", ["pub", "push"])
@@ -103,6 +112,9 @@ def test_a_reader_of_another_sensor_takes_no_frame_and_the_numbers_go_on(open_pe
     endpoint = f"ipc://{folder}/frames"
     other = open_peer(zmq.SUB, connect=endpoint, subscribe=b"rear/")
     with Camera(endpoint, "front", bind=True, reader_wait_s=0) as camera:
+        for _ in range(10):
+            let_subscribe(other)
+            assert not camera.wait_for_reader(0.05)
         assert not camera.publish(IMAGE)
         other.subscribe(b"fr")
         eventually(lambda: let_subscribe(other) or camera.has_reader(), "the camera has a reader")
@@ -295,6 +307,13 @@ def test_what_may_be_missing_is_none_and_all_else_is_refused(key):
     else:
         with pytest.raises(ResultError, match=f"{key} must be"):
             read_result(parts)
+
+
+@pytest.mark.parametrize("key", ["confidence", "drift_score", "latency_ms"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**400, True, "1.0"])
+def test_what_is_no_finite_number_is_refused(key, number):
+    with pytest.raises(ResultError, match=f"{key} must be a finite number"):
+        read_result(message(HEADER | {key: number}))
 
 
 @given(part=st.integers(0, 2), length=st.integers(0, 400))
