@@ -58,8 +58,8 @@ def open_read_only(path: Path) -> sqlite3.Connection:
         return connection
     except sqlite3.OperationalError:
         connection.close()
-        # SQLite wants to write a -shm file beside the database. Where it cannot, it reads only a file of which it is
-        # told that nobody writes it.
+        # SQLite writes a -shm file beside the database. If it cannot, it reads the database only with immutable=1, the
+        # promise that nobody writes to it.
         if _with_suffix(path, "-wal").exists() or os.access(path.parent, os.W_OK) or not os.access(path, os.R_OK):
             raise
     return _connect(path, "ro&immutable=1")

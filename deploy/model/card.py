@@ -54,7 +54,10 @@ class CommissionCard(_CardPart):
 
 
 class ModelCard(_CardPart):
-    """sha256: digest of the model file. exported: builder (key "factory"), weights and torch version of the export."""
+    """The card of Φ.
+
+    sha256: digest of the model file. exported: builder (under the key "factory"), weights and torch version.
+    """
 
     v: Literal[1]
     name: Label

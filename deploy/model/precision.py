@@ -21,7 +21,10 @@ aten = torch.ops.aten
 
 
 class Precision(NamedTuple):
-    """tolerance: largest relative error of the compiled output against eager float32 (see `check_parity`)."""
+    """A precision that Φ may compute in.
+
+    tolerance: largest relative error of the compiled output against eager float32 (see `check_parity`).
+    """
 
     dtype: torch.dtype
     tolerance: float

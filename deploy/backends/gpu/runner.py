@@ -59,7 +59,7 @@ class GpuRunner:
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
     def _run_frame(self, chain: list[GpuRunner], frame: np.ndarray) -> np.ndarray:
-        """frame: (C, H, W); returns (1, ...)."""
+        """Run the networks one after the other on a frame (C, H, W); returns (1, ...)."""
         source = chain[0]._staged_frame
         np.copyto(source.numpy()[0], frame)
         try:

@@ -41,7 +41,7 @@ class TensorRtEngine:
             context.set_tensor_address(name, tensor.data_ptr())
 
         def enqueue(stream: int, keep_alive: Any = (self, tensors)) -> bool:
-            """`keep_alive`: the engine and the tensors, which the context uses by address."""
+            """Start the network. `keep_alive` holds the engine and the tensors, which the context uses by address."""
             return bool(context.execute_async_v3(stream))
 
         return GpuRunner(frame, output, enqueue)

@@ -17,7 +17,7 @@ RTX_LIBRARY_FILES = ("libtensorrt_rtx.so*", "libtensorrt_onnxparser_rtx.so*")  #
 
 
 class TensorRtLibrary(NamedTuple):
-    """api: NVIDIA's Python module, which both libraries share."""
+    """One of the two libraries. Both have the same Python API, the module `api`."""
 
     name: str
     api: Any
