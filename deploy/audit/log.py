@@ -149,6 +149,7 @@ class AuditLog:
         return damaged if isinstance(damaged, dict) else {}
 
     def close(self) -> None:
+        """Close the file. Later calls raise AuditError."""
         with self._lock:
             self._connection.close()
 

@@ -79,6 +79,7 @@ class ModelCard(_CardPart):
         return self
 
     def to_yaml(self) -> str:
+        """Convert to the text of the card's file."""
         return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
 
 

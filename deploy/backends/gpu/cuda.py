@@ -28,6 +28,8 @@ CAPTURE_WARM_UP_RUNS = 3
 
 
 class CudaBackend(GpuBackend):
+    """Stores a network as a torch.export program, and captures it in a CUDA graph when it is loaded."""
+
     name = "cuda"
 
     def version(self) -> str:
@@ -55,6 +57,7 @@ class CudaEngine:
         self._idle: deque[_Graph] = deque()
 
     def runner(self, weights: Mapping[str, Tensor]) -> GpuRunner:
+        """Make a runner with these weights, by their names. Raises ModelError if the capture fails."""
         try:
             graph = self._idle.pop()
         except IndexError:

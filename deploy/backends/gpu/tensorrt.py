@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 
 class TensorRtBackend(GpuBackend):
+    """Builds engines with TensorRT, which takes minutes. Construction raises BackendUnavailable."""
+
     name = "tensorrt"
     stand_in: str | None = "cuda"
     _load_library: Callable[[], TensorRtLibrary] = staticmethod(load_tensorrt)
@@ -60,6 +62,8 @@ class TensorRtBackend(GpuBackend):
 
 
 class TensorRtRtxBackend(TensorRtBackend):
+    """Builds engines with TensorRT for RTX. Construction raises BackendUnavailable."""
+
     name = "tensorrt-rtx"
     stand_in = None  # building takes seconds
     _load_library = staticmethod(load_tensorrt_rtx)

@@ -31,6 +31,7 @@ class TensorRtEngine:
         (self._output,) = (name for name in names if not is_input[name])
 
     def runner(self, weights: Mapping[str, Tensor]) -> GpuRunner:
+        """Make a runner with these weights, by their names."""
         frame = torch.empty(self.shapes[FRAMES_INPUT], device="cuda")
         output = torch.empty(self._shape(self._output), device="cuda")
         tensors = {name: tensor.cuda() for name, tensor in weights.items()}
