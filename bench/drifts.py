@@ -71,11 +71,13 @@ class Subject(NamedTuple):
 
 
 def cifar10(data: Path) -> Subject:
+    """Load CIFAR-10 and the published ResNet-20."""
     unlabelled, test = lossless(data / "cifar10_train_0.npz"), lossless(data / "cifar10_test.npz")
     return Subject(network(data, "resnet20"), LIMITS, normalise, unlabelled.pictures, *test)
 
 
 def gtsrb(data: Path) -> Subject:
+    """Load traffic signs and a ResNet-20, which is trained at the first call."""
     net, mean, std = training.trained("gtsrb", data)
     unlabelled, test = read_npz(data / "gtsrb_train.npz"), read_npz(data / "gtsrb_test.npz")
     labels = torch.from_numpy(test["labels"].astype(np.int64))

@@ -1,4 +1,4 @@
-"""bfloat16 convolutions make a fit faster at the same accuracy, a channels-last model does not: CIFAR-10, by stage."""
+"""bfloat16 convolutions make a fit faster at the same accuracy; a channels-last model is compared with them."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ TABLES: dict[str, tuple[str, dict[str, str]]] = {
         },
     ),
     "swap": (
-        "swaps beside frames, ms",
+        "swaps during frames, ms",
         {
             "engine": "engine",
             "swaps": "swaps",

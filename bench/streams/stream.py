@@ -50,10 +50,12 @@ class Tick(NamedTuple):
 
 
 def independent(classes: int, rng: np.random.Generator) -> Mixture:
+    """Show every class equally often."""
     return lambda time: np.full(classes, 1 / classes)
 
 
 def scenes(classes: int, rng: np.random.Generator) -> Mixture:
+    """Show another mixture of classes every SCENE_S."""
     mixtures: list[np.ndarray] = []
 
     def mixture(time: float) -> np.ndarray:
@@ -65,30 +67,36 @@ def scenes(classes: int, rng: np.random.Generator) -> Mixture:
 
 
 def single_class(classes: int, rng: np.random.Generator) -> Mixture:
+    """Show one class at a time, SINGLE_S each."""
     order = rng.permutation(classes)
     return lambda time: np.eye(classes)[order[int(time // SINGLE_S) % classes]]
 
 
 def label_shift(classes: int, rng: np.random.Generator) -> Mixture:
+    """Show some classes far more often than others, always with the same probabilities."""
     weights = IMBALANCE ** -(rng.permutation(classes) / (classes - 1))
     return lambda time: weights / weights.sum()
 
 
 def none(time: float, frame: int) -> dict[str, float]:
+    """Never drift."""
     return {}
 
 
 def abrupt(time: float, frame: int) -> dict[str, float]:
+    """Drift from ABRUPT_AT_S on."""
     return CAMERA if time >= ABRUPT_AT_S else {}
 
 
 def gradual(time: float, frame: int) -> dict[str, float]:
+    """Drift more with every step, from the first to the second time in GRADUAL_S."""
     begin, end = GRADUAL_S
     share = (min(time, end) - begin) // GRADUAL_STEP_S * GRADUAL_STEP_S / (end - begin)
     return {name: share * strength for name, strength in CAMERA.items()} if share > 0 else {}
 
 
 def recurring(time: float, frame: int) -> dict[str, float]:
+    """Drift in every second period of RECURRING_S."""
     return CAMERA if time // RECURRING_S % 2 else {}
 
 

@@ -4,7 +4,7 @@ A fit takes half a minute, so a thousand swaps with fits would take a working da
 daemon's own: loading from disk, the proof, the exchange between two frames, closing, the pointer on disk, the audit
 log. There are no looks in the shadow or on probation, which would take seconds each.
 
-The daemon's log tells the times of each swap: see EXCHANGE_LINE and WAIT_LINE.
+The daemon's log has the times of each swap in lines like EXCHANGE_LINE and WAIT_LINE.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def _swap(run: DaemonRun, count: int, pause: float) -> tuple[list[Answer], list[
 
 
 def _logged(log: str, line: str) -> dict[str, Any]:
-    """Return the percentiles of the microseconds that the daemon's log tells in lines of this form."""
+    """Return the percentiles of the microseconds in lines of this form in the daemon's log."""
     before, after = line.split("{:.1f}")
     found = re.findall(rf"{re.escape(before)}([\d.]+){re.escape(after)}", log)
     return percentiles([1e-6 * float(microseconds) for microseconds in found])
