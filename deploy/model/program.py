@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import struct
 import warnings
@@ -18,6 +17,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from calibrate.errors import RecaldError
+from deploy.model.archive_check import checked_archive
 
 # What a network from elsewhere raises if it does not suit its input or the tracer.
 NETWORK_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError)
@@ -78,8 +78,7 @@ def load_program(data: bytes) -> nn.Module:
 def read_program(data: bytes) -> ExportedProgram:
     """Read the program in .pt2 bytes. Raises ModelError, also for bytes that could run code."""
     with _read_errors():
-        _refuse_pickles(data)
-        return torch.export.load(io.BytesIO(data))
+        return torch.export.load(io.BytesIO(checked_archive(data)))
 
 
 def evaluation_module(program: ExportedProgram) -> nn.Module:
@@ -155,34 +154,3 @@ def _read_errors() -> Iterator[None]:
             yield
     except READ_ERRORS as error:
         raise ModelError(f"not a torch.export program that can be read: {first_line(error)}") from error
-
-
-def _refuse_pickles(data: bytes) -> None:
-    """Raise ValueError unless everything in the archive is JSON or plain tensors.
-
-    torch.export.load unpickles without restriction where the archive asks for it. The JSON is not checked, although
-    PyTorch compiles expressions from it: the digest of the file vouches for it.
-    """
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        names = archive.namelist()
-        if len(set(names)) < len(names) or not any(name.endswith("/archive_format") for name in names):
-            raise ValueError("not written by torch.export.save of torch 2.8 or later")
-        for name in names:
-            if name.endswith(".pt"):
-                _refuse_pickle(name, archive.read(name))
-            elif name.endswith("_config.json"):
-                _refuse_objects(name, json.loads(archive.read(name)))
-
-
-def _refuse_pickle(name: str, record: bytes) -> None:
-    try:
-        if record:
-            torch.load(io.BytesIO(record), weights_only=True)
-    except UnpicklingError as error:
-        raise ValueError(f"{name} holds more than tensors, which could run code") from error
-
-
-def _refuse_objects(name: str, config: dict[str, dict[str, dict[str, object]]]) -> None:
-    for key, payload in config["config"].items():
-        if payload["use_pickle"]:
-            raise ValueError(f"{name}: {key} is stored as a pickle, which could run code")
