@@ -207,7 +207,7 @@ def _show_tables(rows: Sequence[Row], summary: dict[str, dict[str, Any]]) -> Non
             f"{name}: accuracy in %; mean drifted {part['drifted_mean']:.1f}, served {part['served_mean']:.1f}; "
             f"at worst {part['worst_gain']:+.2f} ({part['worst_gain_at']})"
         )
-        show_rows(title, ("title", *keys), [{"title": _title(r)} | r for r in rows if r["data"] == name])
+        show_rows(title, ("drift", *keys), [r | {"drift": _title(r)} for r in rows if r["data"] == name])
 
 
 def _key(row: Row) -> tuple[Any, ...]:
