@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compiled import compile_once
 from envelopes import envelope_of
 
 from calibrate.homogenizer import Homogenizer
@@ -43,11 +44,11 @@ class Scene:
         self.envelope: Envelope | None = None
 
     def put(self, bias: float) -> str:
-        compiled = self.backend.compile(homogenizer(bias), torch.zeros(1, *SHAPE))
+        compiled = compile_once(self.backend, homogenizer(bias), torch.zeros(1, *SHAPE))
         return self.store.put(homogenizer(bias), {"model": MODEL}, compiled, self.backend.name)
 
     def load(self, module: torch.nn.Module) -> Any:
-        return self.backend.load(self.backend.compile(module, torch.zeros(1, *SHAPE)), threads=1)
+        return self.backend.load(compile_once(self.backend, module, torch.zeros(1, *SHAPE)), threads=1)
 
     def answer(self, *_: Any) -> dict[str, Any]:
         return {"result": "accepted", "reason": "better", "version": self.version, "dossier": DOSSIER}
@@ -147,7 +148,7 @@ def test_what_is_outside_of_the_envelope_is_refused_whatever_the_worker_says(sce
 
 def test_a_compiled_form_of_other_weights_than_those_measured_does_not_serve(scene: Scene):
     """Else a worker that has gone wrong could have an innocent homogenizer measured, and another one serve."""
-    compiled = scene.backend.compile(homogenizer(0.75), torch.zeros(1, *SHAPE))
+    compiled = compile_once(scene.backend, homogenizer(0.75), torch.zeros(1, *SHAPE))
     scene.version = scene.store.put(homogenizer(0.125), {"model": MODEL}, compiled, scene.backend.name)
     scene.envelope = envelope_of(bias=0.5)
     finished = scene.recalibrate()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiled import compile_once
 from envelopes import envelope_of
 
 from calibrate.homogenizer import Homogenizer
@@ -37,13 +38,13 @@ class Restart:
         with torch.no_grad():
             homogenizer.bias += bias
         manifest = {"model": MODEL, "versions": {"backend": BACKEND.version()}}
-        return self.store.put(homogenizer, manifest, BACKEND.compile(homogenizer, EXAMPLE), "eager")
+        return self.store.put(homogenizer, manifest, compile_once(BACKEND, homogenizer, EXAMPLE), "eager")
 
     def stored(self, version: str, suffix: str) -> Path:
         return self.store.root / "objects" / "sha256" / version[:2] / (version[2:] + suffix)
 
     def restore(self, envelope: Envelope | None = None) -> InferencePath:
-        path = InferencePath(BACKEND.load(BACKEND.compile(torch.nn.Identity(), EXAMPLE), threads=1))
+        path = InferencePath(BACKEND.load(compile_once(BACKEND, torch.nn.Identity(), EXAMPLE), threads=1))
         restore("front", path, self.store, self.model, envelope)
         return path
 
@@ -78,7 +79,7 @@ def test_what_is_outside_of_the_envelope_does_not_serve_again(restart, caplog, l
 
 def test_one_that_was_compiled_of_other_weights_does_not_serve_again_within_an_envelope(restart):
     homogenizer = Homogenizer(*SHAPE).requires_grad_(False).eval()
-    compiled = BACKEND.compile(homogenizer, EXAMPLE)
+    compiled = compile_once(BACKEND, homogenizer, EXAMPLE)
     homogenizer.bias += 0.75
     manifest = {"model": MODEL, "versions": {"backend": BACKEND.version()}}
     restart.store.point("front", restart.store.put(homogenizer, manifest, compiled, "eager"), MODEL, 2.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from pathlib import Path
@@ -31,6 +32,7 @@ SHAPE = (3, 8, 10)
 EXAMPLE = torch.zeros(1, *SHAPE)
 
 
+@functools.cache
 def frozen() -> nn.Module:
     """Φ as it is loaded: the graph of an exported program."""
     torch.manual_seed(0)
