@@ -163,7 +163,7 @@ class Daemon:
     def _start_workers(self) -> None:
         """Start drift checks and prepare recalibrations, each with a worker process: a fit must not delay a check."""
         config = self.config
-        worker = (config.model.path, self._model.backend.name, config.state.directory)
+        worker = (config.model.path, self._model.digest, self._model.backend.name, config.state.directory)
         self._job_runner = JobRunner(
             WorkerClient(*worker, threads=config.model.thread_count),
             self._store,

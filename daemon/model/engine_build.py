@@ -41,7 +41,7 @@ class EngineBuild:
     """One build, from now on; `close` may be called by any thread."""
 
     def __init__(self, config: Config, model: ServedModel):
-        arguments = ["--model", config.model.path, "--backend", model.backend.name]
+        arguments = ["--model", config.model.path, "--sha256", model.digest, "--backend", model.backend.name]
         arguments += ["--precision", config.model.precision, "--state", config.state.directory, "--daemon", os.getpid()]
         self._config, self._model, self._began = config, model, time.monotonic()
         self._process = subprocess.Popen(
@@ -107,6 +107,7 @@ def main(argv: list[str] | None = None) -> int:
     """Build the engine and write it to standard output; return EX_CONFIG where the model cannot be built."""
     parser = argparse.ArgumentParser(description="started by recald run")
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--sha256", required=True, help="of the model that the daemon serves")
     parser.add_argument("--backend", required=True)
     parser.add_argument("--precision", required=True)
     parser.add_argument("--state", type=Path, required=True)
@@ -117,7 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     threading.Thread(target=_end_with, args=(args.daemon,), daemon=True).start()
     with _exclusive_output() as output:
         try:
-            cache = ModelCache(load_backend(args.backend), load_frozen(args.model), args.precision, args.state)
+            backend, frozen = load_backend(args.backend), load_frozen(args.model, args.sha256)
+            cache = ModelCache(backend, frozen, args.precision, args.state)
             output.write(cache.get())
         except ValueError as error:
             print(" ".join(str(error).split()), file=sys.stderr)

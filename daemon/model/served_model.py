@@ -64,12 +64,7 @@ def open_model(config: Config, notifier: Notifier) -> ServedModel:
     """
     backend = open_backend(config.model.backend)
     notifier.status("loading the frozen model")
-    frozen, pinned = load_frozen(config.model.path), config.model.sha256
-    if pinned is not None and frozen.digest != pinned:
-        raise ModelError(
-            f"{frozen.path}: its SHA-256 is {frozen.digest}, model.sha256 in the configuration pins {pinned}: "
-            "deploy the certified model, or change the pin on purpose"
-        )
+    frozen = load_frozen(config.model.path, config.model.sha256)
     load_clean_data(frozen, tap(frozen.module))  # so that its errors show at the start, not at the first drift
     served = _open_stand_in(config, backend, frozen, notifier)
     return served or _open_with(config, backend, backend, frozen, notifier)

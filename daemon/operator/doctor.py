@@ -31,7 +31,6 @@ from deploy.backends.protocol import (
     load_backend,
 )
 from deploy.model.frozen import load_frozen
-from deploy.model.program import ModelError
 
 PROBE_SHAPE = (3, 16, 16)  # channels, height, width of the homogenizer that every backend builds
 STATUS_TIMEOUT_S = 2.0
@@ -102,9 +101,7 @@ def _check_backend(name: str) -> str:
 
 
 def _check_model(config: Config) -> str:
-    frozen = load_frozen(config.model.path)
-    if config.model.sha256 not in (None, frozen.digest):
-        raise ModelError(f"{frozen.path} has SHA-256 {frozen.digest}, the configuration pins {config.model.sha256}")
+    frozen = load_frozen(config.model.path, config.model.sha256)
     return f"{frozen.path}, SHA-256 {frozen.digest[:12]}…, as its card says"
 
 

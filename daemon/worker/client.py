@@ -34,10 +34,14 @@ class WorkerTimeout(WorkerError):
 
 
 class WorkerClient:
-    """One worker process, which the first job starts. One job at a time; `close` may come from any thread."""
+    """One worker process, which the first job starts. One job at a time; `close` may come from any thread.
 
-    def __init__(self, model: Path, backend: str, state: Path, threads: int):
-        self._arguments = ["--model", model, "--backend", backend, "--state", state, "--threads", threads]
+    digest: SHA-256 of the model that the daemon serves; the worker refuses a file that was exchanged since.
+    """
+
+    def __init__(self, model: Path, digest: str, backend: str, state: Path, threads: int):
+        self._arguments = ["--model", model, "--sha256", digest, "--backend", backend, "--state", state]
+        self._arguments += ["--threads", threads]
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._closing = threading.Event()

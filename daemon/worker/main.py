@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     lower_priority()
     torch.set_num_threads(args.threads)
     with Connection(args.connection) as connection:
-        context = WorkerContext(load_frozen(args.model), args.backend, ArtefactStore(args.state))
+        context = WorkerContext(load_frozen(args.model, args.sha256), args.backend, ArtefactStore(args.state))
         try:
             send_message(connection, {"ready": True})
             serve(context, connection)
@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="started by recald run")
     parser.add_argument("--connection", type=int, required=True)
     parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--sha256", required=True, help="of the model that the daemon serves")
     parser.add_argument("--backend", required=True)
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--threads", type=int, required=True)

@@ -24,15 +24,20 @@ class FrozenModel:
     path: Path
 
 
-def load_frozen(path: Path) -> FrozenModel:
+def load_frozen(path: Path, pinned: str | None = None) -> FrozenModel:
     """Load the model file `path` and the card beside it.
 
-    Nothing in the file is interpreted before its digest is known to be that of the card. Raises ModelError, and
-    DocumentError for a card with mistakes.
+    Nothing in the file is interpreted before its digest is known to be `pinned`, if that is given, and that of the
+    card. Raises ModelError, and DocumentError for a card with mistakes.
     """
     data = _read(path)
-    card = _load_card(path)
     digest = hashlib.sha256(data).hexdigest()
+    if pinned is not None and digest != pinned:
+        raise ModelError(
+            f"{path}: its SHA-256 is {digest}, model.sha256 in the configuration pins {pinned}: deploy the certified "
+            "model, or change the pin on purpose"
+        )
+    card = _load_card(path)
     if digest != card.sha256:
         raise ModelError(
             f"{path}: its SHA-256 is {digest[:12]}…, its card says {card.sha256[:12]}…: "

@@ -22,6 +22,7 @@ from synthetic import drifted, images, normalised, trained_network
 from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
 from daemon.operator.control import request
 from deploy.backends.protocol import load_backend
+from deploy.files import digest_file
 from deploy.store.artefacts import FACTORY
 
 CLEAN = images(64, 7)
@@ -152,7 +153,8 @@ def test_a_disk_that_cannot_store_the_engine_does_not_keep_it_from_the_daemon(je
     """In float16, which is another build than float32."""
     jetson.compiled.parent.mkdir()
     jetson.compiled.write_text("a file where the folder should be")
-    arguments = ["--model", tiny_model, "--backend", "tensorrt", "--precision", "float16", "--state", "state"]
+    arguments = ["--model", tiny_model, "--sha256", digest_file(tiny_model), "--backend", "tensorrt"]
+    arguments += ["--precision", "float16", "--state", "state"]
     arguments += ["--daemon", os.getpid()]
     built = subprocess.run(
         [sys.executable, "-m", "daemon.model.engine_build", *map(str, arguments)],

@@ -137,6 +137,13 @@ def test_a_damaged_model_is_refused_before_torch_sees_it(model, unread, damage):
     assert not unread
 
 
+def test_another_model_than_the_pinned_one_is_refused_before_torch_sees_it(model, unread):
+    """So a file that was crafted together with its card can do nothing."""
+    with pytest.raises(ModelError, match=r"model\.sha256 in the configuration pins 0000"):
+        load_frozen(model, pinned="0" * 64)
+    assert not unread
+
+
 def test_a_model_beside_the_card_of_another_is_refused(model, unread):
     """The state after a crash of the exporter between the two files."""
     edit_card(model, load_document(card_path(model), ModelCard).sha256, "f" * 64)
