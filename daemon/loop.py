@@ -48,6 +48,7 @@ from deploy.path import InferencePath
 from deploy.store.artefacts import FACTORY, ArtefactStore
 
 TICK_S = 0.05  # how often due work is done, and the longest that a signal waits
+EXIT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SIGHUP: the terminal that it ran in was closed
 STATUS_INTERVAL_S = 1.0  # between two status lines for systemd, and between two retries of failed writes
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class Daemon:
         self._next_work = self._next_status = -math.inf
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT.
+        """Serve until SIGTERM, SIGINT or SIGHUP.
 
         Raises ValueError for what a restart cannot cure: a mistake in configuration or model. Any other exception may
         be gone after a restart.
@@ -319,8 +320,8 @@ class Daemon:
 
     @contextmanager
     def _captured_signals(self) -> Iterator[None]:
-        """Let SIGTERM and SIGINT end the loop after the current tick, not the process at once."""
-        before = {number: signal.signal(number, self._handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        """Let the signals that ask for an end stop the loop after the current tick, not the process at once."""
+        before = {number: signal.signal(number, self._handle_exit) for number in EXIT_SIGNALS}
         try:
             yield
         finally:

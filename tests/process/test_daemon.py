@@ -303,6 +303,14 @@ def _all_queued(receiver: socket.socket) -> list[str]:
             return messages
 
 
+def test_a_closed_terminal_ends_it_as_cleanly_as_an_order_to_stop(tiny_model: Path, folder: Path):
+    with serving(write_config(folder, tiny_model)) as (daemon, camera):
+        camera.ask(images(1, 1)[0])
+        _stop(daemon, signal.SIGHUP)
+        done = recald("history", "--json", "--config", daemon.config)
+    assert json.loads(done.stdout.splitlines()[-1])["event"] == "stop"
+
+
 def test_a_stop_in_the_middle_of_startup_is_obeyed(tiny_model: Path, folder: Path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(folder / "notify"))
