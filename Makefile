@@ -4,8 +4,9 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
 READY  := .venv/.ready
-# Three processes on two cores, since many tests wait for a daemon; a file's tests share what they set up.
-PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
+# The tests of a file stay in one process, since they share what they set up. Bytecode is kept: these processes, and the
+# hundred that they start, would each compile the same sources.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --durations=10
 
 .PHONY: demo test test-fast test-py310 test-gpu bench-gpu check format bench docs system-packages clean
 
@@ -13,11 +14,10 @@ demo: $(READY)
 	$(BIN)/recald demo
 
 test: $(READY)
-	$(BIN)/python -m compileall -q calibrate deploy daemon
-	$(PYTEST)
+	$(PYTEST) -n 3
 
 test-fast: $(READY)
-	$(PYTEST) -m "not process and not slow"
+	$(PYTEST) -n 2 -m "not process and not slow"
 
 test-py310: $(READY)
 	TORCH="$(TORCH)" .ci/py310

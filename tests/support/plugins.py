@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -124,8 +125,7 @@ class ProcessWatch:
 def starts_process(item: pytest.Function) -> bool:
     """Return whether the test, a fixture of it or a helper in tests/ that they name starts a process."""
     fixtures = (d.func for found in item._fixtureinfo.name2fixturedefs.values() for d in found)
-    seen: set[int] = set()
-    return any(names_starter(function, seen) for function in (item.function, *fixtures))
+    return any(_names_starter_once(function) for function in (item.function, *fixtures))
 
 
 def names_starter(target: Any, seen: set[int] | None = None) -> bool:
@@ -143,6 +143,9 @@ def names_starter(target: Any, seen: set[int] | None = None) -> bool:
     if names & STARTERS:
         return True
     return any(names_starter(found, seen) for found in _helpers(function, names))
+
+
+_names_starter_once = cache(names_starter)
 
 
 def _unwrapped(target: Any) -> FunctionType | None:

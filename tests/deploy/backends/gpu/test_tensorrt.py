@@ -71,7 +71,7 @@ class UNet(nn.Module):
         return self.out(torch.cat([wide, raised], 1))
 
 
-NETWORKS = {"resnet": lambda: ResNet(3), "mobile": mobile, "u-net": UNet}
+NETWORKS = {"resnet": lambda: ResNet(1), "mobile": mobile, "u-net": UNet}
 OUTPUTS = {"resnet": (1, 10), "mobile": (1, 10), "u-net": (1, 5, 32, 32), "homogenizer": SHAPE}
 
 
