@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -61,7 +62,8 @@ def run_daemon(args: argparse.Namespace) -> int:
     from daemon.loop import Daemon
     from daemon.systemd_notify import Notifier
 
-    Daemon(config, REGISTRY, Notifier()).run()
+    with closing(Notifier()) as notifier:
+        Daemon(config, REGISTRY, notifier).run()
     return 0
 
 

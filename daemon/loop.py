@@ -21,7 +21,8 @@ from prometheus_client import CollectorRegistry
 from daemon import __version__
 from daemon.config import Config
 from daemon.frames.latency_monitor import LatencyMonitor
-from daemon.metrics import Metrics, serve_metrics
+from daemon.metrics import Metrics
+from daemon.metrics_server import MetricsServer
 from daemon.model.engine_build import EngineBuild, EngineBuildError
 from daemon.model.served_model import open_model
 from daemon.operator.control import ControlServer
@@ -218,9 +219,8 @@ class Daemon:
         self._closing.callback(self._intake.close)
         control = ControlServer(context, config.control.endpoint, self._answer)
         self._closing.callback(control.close)
-        scrape = serve_metrics(config.metrics.host, config.metrics.port, self._registry)
-        self._closing.callback(scrape.close)
-        log.info("metrics on http://%s:%d/metrics", config.metrics.host, scrape.port)
+        self._metrics_server = MetricsServer(config.metrics.host, config.metrics.port, self._registry)
+        self._closing.callback(self._metrics_server.close)
         self._intake.start()
         control.start()
 
@@ -285,6 +285,7 @@ class Daemon:
             self._notifier.status(self._status_line())
             self._audit_writer.retry()
             self._state_writer.retry()
+            self._metrics_server.retry()
 
     def _serve_with(self, runner: Runner) -> None:
         """Exchange the stand-in: from the next frame on, the requested backend serves the model."""

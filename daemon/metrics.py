@@ -1,16 +1,10 @@
-"""Every metric of the daemon: its name, its labels, its help text; and the server that Prometheus scrapes."""
+"""Every metric of the daemon: its name, its labels, its help text."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, start_http_server
-from prometheus_client import Metric as Family
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram
 
 from daemon.states import State
 
@@ -202,46 +196,3 @@ class Metrics:
         if before is not None:
             self.homogenizer_info.remove(*before)
         self.homogenizer_info.labels(sensor, version, source).set(1)
-
-
-@dataclass(frozen=True)
-class MetricsServer:
-    """A running scrape endpoint."""
-
-    port: int
-    _server: WSGIServer
-    _thread: threading.Thread
-
-    def close(self) -> None:
-        """Stop serving and free the port."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-class _WithoutCreated:
-    """A registry without its `_created` series, one for each counter, which nothing here reads.
-
-    Not disable_created_metrics(): it acts on every registry of the process.
-    """
-
-    def __init__(self, registry: Collector):
-        self._registry = registry
-
-    def collect(self) -> Iterable[Family]:
-        for family in self._registry.collect():
-            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
-            yield family
-
-    def restricted_registry(self, names: Iterable[str]) -> _WithoutCreated:
-        assert isinstance(self._registry, CollectorRegistry)  # a scrape restricts once
-        return _WithoutCreated(self._registry.restricted_registry(names))
-
-
-def serve_metrics(host: str, port: int, registry: CollectorRegistry) -> MetricsServer:
-    """Serve the registry to Prometheus; port 0 takes any free one. Raises OSError where the port is taken."""
-    try:
-        server, thread = start_http_server(port, addr=host, registry=_WithoutCreated(registry))
-    except OSError as error:
-        raise OSError(error.errno, f"cannot serve metrics on {host}:{port}: {error.strerror}") from error
-    return MetricsServer(server.server_port, server, thread)

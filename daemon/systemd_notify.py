@@ -26,6 +26,10 @@ class Notifier:
     ):
         self._monotonic = monotonic
         self._address = _address(environ.get("NOTIFY_SOCKET", ""))
+        # One socket from the start: a process that has run out of descriptors must still be able to say that it lives.
+        self._socket = (
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) if self._address else None
+        )
         self._watchdog_period = _watchdog_period(environ, pid())
         self._next_watchdog = float("-inf")
 
@@ -52,13 +56,17 @@ class Notifier:
         """Report that the daemon stops."""
         self._send("STOPPING=1")
 
+    def close(self) -> None:
+        """Close the socket; nothing can be sent after that."""
+        if self._socket is not None:
+            self._socket.close()
+
     def _send(self, message: str) -> bool:
         """Return whether the message was sent; False, too, where there is no NOTIFY_SOCKET."""
-        if not self._address:
+        if self._socket is None:
             return False
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-                sender.sendto(message.encode(), self._address)
+            self._socket.sendto(message.encode(), self._address)
         except OSError as error:  # a full queue, too: waiting for systemd would delay frames
             log.warning("the message %s was not sent to systemd: %s", message, error)
             return False

@@ -1,12 +1,12 @@
 import re
-import socket
 import urllib.request
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from daemon.metrics import Metrics, serve_metrics
+from daemon.metrics import Metrics
+from daemon.metrics_server import MetricsServer
 from daemon.states import State
 
 LABELS = {  # every metric of the daemon, which later code must feed and dashboards may ask for
@@ -54,7 +54,7 @@ def metrics(registry):
 
 @pytest.fixture
 def server(registry, metrics):
-    server = serve_metrics("127.0.0.1", 0, registry)
+    server = MetricsServer("127.0.0.1", 0, registry)
     yield server
     server.close()
 
@@ -121,21 +121,3 @@ def test_one_metric_can_be_scraped_alone(metrics, server):
     touch(metrics)
     text = scrape(server.port, "?name[]=recald_fits_total")
     assert re.findall(r"^recald_\w+", text, re.MULTILINE) == ["recald_fits_total"]
-
-
-def test_it_listens_on_the_given_host_only(server):
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.2", server.port), timeout=5)
-
-
-def test_a_taken_port_is_an_os_error(server, registry):
-    with pytest.raises(OSError, match="in use"):
-        serve_metrics("127.0.0.1", server.port, registry)
-
-
-def test_closing_frees_the_port(registry):
-    first = serve_metrics("127.0.0.1", 0, registry)
-    first.close()
-    second = serve_metrics("127.0.0.1", first.port, registry)
-    second.close()
-    assert second.port == first.port

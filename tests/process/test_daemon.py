@@ -254,12 +254,17 @@ def test_five_mistakes_are_five_lines(tiny_model: Path, folder: Path):
         assert line.startswith(f"{config}:") and place in line
 
 
-def test_a_metrics_port_in_use_is_tried_again(tiny_model: Path, folder: Path):
+def test_frames_are_served_while_the_metrics_port_is_taken_and_metrics_once_it_is_free(tiny_model: Path, folder: Path):
+    """Whoever takes the port first must not be able to keep the daemon from serving."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        code, message = _refusal(write_config(folder, tiny_model, metrics={"port": port}))
-    assert code == EX_TEMPFAIL
-    assert f"cannot serve metrics on 127.0.0.1:{port}" in message and "is another recald running?" in message
+        daemon = Daemon(write_config(folder, tiny_model, metrics={"port": port}))
+        with daemon, Camera(daemon.wait_until_serving()) as camera:
+            camera.ask(images(1, 1)[0])
+            assert f"127.0.0.1:{port} cannot be bound" in daemon.log and " metrics on " not in daemon.log
+            taken.close()
+            eventually(lambda: " metrics on " in daemon.log, "the port is bound")
+            assert daemon.metric("recald_frames_processed_total", sensor="front") >= 1
 
 
 # ---- the end
