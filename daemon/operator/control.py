@@ -131,7 +131,7 @@ def _connect(socket: zmq.Socket, endpoint: str) -> None:
 def _read_answer(data: bytes, endpoint: str) -> dict[str, Any]:
     try:
         answer = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict) or not isinstance(answer.get("ok"), bool):
         raise ControlError(f"the program that answers on {endpoint} is not recald")

@@ -49,7 +49,7 @@ class OrderQueue:
         command, name = request["command"], request.get("sensor")
         if command not in self._orders.names():
             raise ValueError(f"unknown command {command!r}: status, {', '.join(self._orders.names())}")
-        if name not in self._sensors:
+        if not isinstance(name, str) or name not in self._sensors:
             raise ValueError(f"unknown sensor {name!r}: configured are {', '.join(self._sensors)}")
         answer: Future[dict[str, Any]] = Future()
         order = Order(command, name, str(request.get("by", "unknown")), request.get("version"))

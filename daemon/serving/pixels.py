@@ -11,6 +11,11 @@ from calibrate.errors import RecaldError
 # Of a compressed image. 64 Mi pixels are 192 MiB as RGB: above every common machine-vision sensor, below what would
 # push a 4 GB device into its swap. A PNG of a few kilobytes can claim far more.
 MAX_PIXELS = 1 << 26
+# A JPEG of several scans is decoded once for each, and an empty scan has some ten bytes: 4,000 of them took 21 s.
+# 2 ** 28 allows the usual 10 scans of 26 megapixels, and 129 of 1080p.
+MAX_SCANNED_PIXELS = 1 << 28
+MIN_JPEG_SCANS = 4  # allowed at any size: a preview inside the file counts as one
+MAX_JPEG_SEGMENTS = 4096  # in front of the size; cameras write some ten, a large colour profile some hundred
 MAX_PADDING_BYTES = 4096  # after a compressed image: cameras fill a JPEG up to their transfer size with 0 or 0xFF
 
 
@@ -50,6 +55,7 @@ _PNG_END = b"IEND\xae\x42\x60\x82"
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_END = b"\xff\xd9"
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn; the three others are DHT, JPG and DAC
+_JPEG_SCAN = b"\xff\xda"  # SOS; coded pixels never hold these bytes
 _JPEG_NO_LENGTH = frozenset(range(0xD0, 0xD8)) | {0x01}  # RSTn and TEM
 
 
@@ -91,6 +97,8 @@ def unpack_compressed(payload: memoryview, width: int, height: int) -> np.ndarra
         raise PixelError("size", f"{width} x {height} was announced, the image is {stated[0]} x {stated[1]}")
     if width * height > MAX_PIXELS:  # checked before decoding, which allocates what the image states
         raise PixelError("size", f"{width} x {height} pixels are over the limit of {MAX_PIXELS}")
+    if payload[:3] == _JPEG_START:
+        _check_scans(payload, width * height)
     end = bytes(payload[-MAX_PADDING_BYTES:]).rstrip(b"\x00\xff")
     if not end.endswith(_PNG_END if payload[:16] == _PNG_START else _JPEG_END):
         raise PixelError("decode", "the image is cut short")  # OpenCV 4 would return it with a grey rest
@@ -116,7 +124,9 @@ def image_size(data: memoryview) -> tuple[int, int]:
 def _jpeg_size(data: memoryview) -> tuple[int, int]:
     """Follow the segments of a JPEG up to the one that states the size."""
     at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
+    for _ in range(MAX_JPEG_SEGMENTS):  # a fill byte counts as one, too: a message of them would take seconds
+        if at + 9 > len(data) or data[at] != 0xFF:
+            break
         marker = data[at + 1]
         if marker in _JPEG_SIZES:
             return int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
@@ -127,6 +137,13 @@ def _jpeg_size(data: memoryview) -> tuple[int, int]:
         else:
             at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     raise PixelError("decode", "the JPEG does not state its size")
+
+
+def _check_scans(data: memoryview, pixels: int) -> None:
+    """Refuse a JPEG that would take seconds to decode. Raises PixelError."""
+    scans, most = bytes(data).count(_JPEG_SCAN), max(MIN_JPEG_SCANS, MAX_SCANNED_PIXELS // max(1, pixels))
+    if scans > most:
+        raise PixelError("size", f"the JPEG has {scans} scans of {pixels} pixels, at most {most} are decoded")
 
 
 def _decode(data: memoryview) -> np.ndarray:

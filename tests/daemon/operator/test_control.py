@@ -173,7 +173,7 @@ def test_a_socket_that_is_not_zeromq_is_given_up(tmp_path):
             request(f"ipc://{tmp_path}/control", {"command": "status"}, 0.1)
 
 
-@pytest.mark.parametrize("reply", [b"hello", b"[]", b"{}"])
+@pytest.mark.parametrize("reply", [b"hello", b"[]", b"{}", b"[" * 60_000])
 def test_a_stranger_on_the_endpoint_is_recognised(open_peer, tmp_path, reply):
     endpoint = f"ipc://{tmp_path}/control"
     stranger = open_peer(zmq.REP, bind=endpoint)

@@ -73,6 +73,8 @@ def test_an_order_that_waited_too_long_is_dropped_for_good(frames, monkeypatch):
     [
         ({"command": "explode", "sensor": "front"}, "unknown command 'explode': status, rollback"),
         ({"command": "rollback", "sensor": "side"}, "unknown sensor 'side': configured are front"),
+        ({"command": "rollback", "sensor": ["front"]}, "unknown sensor .*: configured are front"),
+        ({"command": "rollback", "sensor": {}}, "unknown sensor .*: configured are front"),
     ],
 )
 def test_what_makes_no_sense_is_answered_at_once(frames, request_, said):

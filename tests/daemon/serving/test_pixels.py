@@ -1,4 +1,5 @@
 import struct
+import time
 import zlib
 
 import cv2
@@ -29,6 +30,31 @@ def test_jpeg_comes_back_close_and_in_order():
 @pytest.mark.parametrize("data", [JPEG, PNG])
 def test_size_is_read_without_decoding(data):
     assert image_size(memoryview(data[:1000])) == (96, 64)
+
+
+def progressive(image: np.ndarray) -> bytes:
+    done, data = cv2.imencode(".jpg", image[:, :, ::-1], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])
+    assert done
+    return data.tobytes()
+
+
+def test_a_progressive_jpeg_as_encoders_write_it_is_decoded():
+    decoded = unpack_compressed(memoryview(progressive(SMOOTH)), 96, 64)
+    assert np.abs(decoded.astype(int) - SMOOTH).mean() < 4
+
+
+@pytest.mark.parametrize("start", [progressive(SMOOTH), JPEG], ids=["progressive", "baseline"])
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded(start, monkeypatch):
+    monkeypatch.setattr("cv2.imdecode", None)
+    scan = start[start.rindex(b"\xff\xda") : -2]
+    assert refusal(start[:-2] + scan * 50_000 + start[-2:]) == "size"
+
+
+def test_a_jpeg_that_never_states_its_size_is_refused_at_once():
+    for filler in (b"\xff", b"\xff\x01", b"\xff\xe0\x00\x02"):
+        began = time.process_time()
+        assert refusal(b"\xff\xd8\xff" + filler * (16 << 20) + b"\xff\xd9") == "decode"
+        assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "png"])
