@@ -79,7 +79,10 @@ REASON_WIDTH = 40  # characters
 def show_tables(results: dict[str, Any]) -> None:
     """Print a table for each section of the results."""
     for section, (title, columns) in TABLES.items():
-        rows = [[*(_cell(row, path) for path in columns.values()), _reason(row)] for row in results[section]]
+        rows = []
+        for row in results[section]:
+            reason = str(row.get(NOT_RUN, ""))[:REASON_WIDTH]
+            rows.append([*(_cell(row, path) for path in columns.values()), reason])
         show(title, [*columns, "not run"], rows)
 
 
@@ -87,7 +90,3 @@ def _cell(row: Any, path: str) -> object:
     for name in path.split("."):
         row = row.get(name, "-") if isinstance(row, dict) else "-"
     return f"{row:.3g}" if isinstance(row, float) else row
-
-
-def _reason(row: dict[str, Any]) -> str:
-    return str(row.get(NOT_RUN, ""))[:REASON_WIDTH]

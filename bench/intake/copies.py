@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -95,7 +95,7 @@ def measure_cost(seconds: float) -> list[dict[str, Any]]:
     """Time decode and preprocess of one frame of each encoding, in turns, for `seconds` each."""
     rows = []
     for width, height in SIZES:
-        frames = {encoding: _parsed(_message(encoding, width, height)) for encoding in TIMED_ENCODINGS}
+        frames = {encoding: _frame(encoding, width, height) for encoding in TIMED_ENCODINGS}
         times = _times(frames, _preprocessor(), seconds * len(frames))
         for encoding, (decoding, preparing) in times.items():
             stages = {"decode": percentiles(decoding), "preprocess": percentiles(preparing)}
@@ -137,8 +137,9 @@ def _preprocessor() -> Preprocessor:
     )
 
 
-def _parsed(parts: Sequence[bytes]) -> Frame:
-    return parse_frame(parts, sensors={SENSOR}, now_ns=time.time_ns(), received=time.monotonic(), max_age=1.0)
+def _frame(encoding: str, width: int, height: int) -> Frame:
+    parts, now_ns = _message(encoding, width, height), time.time_ns()
+    return parse_frame(parts, sensors={SENSOR}, now_ns=now_ns, received=time.monotonic(), max_age=1.0)
 
 
 def _message(encoding: str, width: int, height: int) -> list[bytes]:

@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-from bench.intake.readers import READERS, Reader, Stamp, Take
+from bench.intake.readers import READERS, Reader, Take
 from bench.intake.sender import READER_TIMEOUT_S, sending
 
 SETTLE_S = 0.5  # until queues and heap have reached their steady size
@@ -50,7 +50,7 @@ def _measure(reader: Reader, endpoint: str, rate: float, seconds: float) -> Read
     stamps = [reader.stamp(frame) for _, frame in taken]
     return Reading(
         frames=len(taken),
-        skipped=_skipped(stamps),
+        skipped=stamps[-1].seq - stamps[0].seq + 1 - len(stamps),
         seconds=took,
         cpu_seconds=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         page_faults=after.ru_minflt - before.ru_minflt,
@@ -66,10 +66,6 @@ def _take_for(take: Take, seconds: float) -> list[tuple[int, Any]]:
         frame = take()
         taken.append((time.time_ns(), frame))
     return taken
-
-
-def _skipped(stamps: list[Stamp]) -> int:
-    return stamps[-1].seq - stamps[0].seq + 1 - len(stamps)
 
 
 if __name__ == "__main__":

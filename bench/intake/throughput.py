@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from itertools import count, product
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -31,13 +30,10 @@ def measure_throughput(seconds: float) -> list[dict[str, Any]]:
         for _, case in product(range(ROUNDS), cases):
             load, transport, reader = case
             if is_installed(reader):
-                endpoint = _endpoint(transport, Path(folder), next(numbers))
+                number = next(numbers)  # of a new address for each
+                endpoint = f"ipc://{folder}/{number}" if transport == "ipc" else f"tcp://127.0.0.1:{free_port()}"
                 readings[case].append(measure_in_process(reader, endpoint, RATES[load], seconds / ROUNDS))
     return [_row(case, readings) for case in cases]
-
-
-def _endpoint(transport: str, folder: Path, number: int) -> str:
-    return f"ipc://{folder}/{number}" if transport == "ipc" else f"tcp://127.0.0.1:{free_port()}"
 
 
 def _row(case: tuple[str, str, str], readings: dict[tuple[str, str, str], list[Reading]]) -> dict[str, Any]:

@@ -46,7 +46,8 @@ class State:
     def __init__(self, path: Path):
         self._path = path
         self._folder = path.with_name(f"{path.stem}-images")
-        self._records = [record for record in read_lines(path) if _is_record(record)]
+        lines = (line for line in read_lines(path) if isinstance(line, dict))
+        self._records = [line for line in lines if {"piece", "settings"} <= line.keys()]
 
     def find(self, experiment: Experiment, settings: dict[str, Any]) -> dict[str, Any] | None:
         """Return the latest record of this experiment with the same settings."""
@@ -66,7 +67,3 @@ class State:
     def images(self, experiment: Experiment) -> Path:
         """Return where the restored images of this experiment are kept."""
         return self._folder / (experiment.key.replace("/", "-").replace(" ", "_") + ".npz")
-
-
-def _is_record(value: Any) -> bool:
-    return isinstance(value, dict) and {"piece", "settings"} <= value.keys()

@@ -120,7 +120,8 @@ class SimulatedDaemon:
     def tick(self, now: float, images: np.ndarray) -> np.ndarray:
         """Serve images (N, h, w, C) uint8 that arrived up to `now` (s); return the labels (N,)."""
         interval = (now - self.now) / len(images)
-        labels = self._serve(images)
+        batch = self._model.preprocessor.normalise(images)
+        labels: np.ndarray = self.sensor.path.infer(batch).output.argmax(1)
         for image, label in zip(images, labels, strict=True):
             self.now += interval
             self.sensor.reservoir.add(image, self.now, int(label))
@@ -147,10 +148,6 @@ class SimulatedDaemon:
             DriftDetector(self._drift.threshold, self._drift.hold),
             StateMachine(config, self.now),
         )
-
-    def _serve(self, images: np.ndarray) -> np.ndarray:
-        batch = self._model.preprocessor.normalise(images)
-        return self.sensor.path.infer(batch).output.argmax(1)
 
     def _check_drift(self) -> None:
         """Do what the daemon's drift monitor does."""

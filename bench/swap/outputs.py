@@ -27,7 +27,7 @@ def attribution(answers: Sequence[Answer], run: DaemonRun, versions: Sequence[st
     """
     frozen = load_frozen(run.folder.model)
     preprocessor = Preprocessor(frozen.card)
-    chosen = [answers[i] for i in sorted(_next_to_swaps(answers) | _spread(len(answers)))]
+    chosen = _sample(answers)
     own, other = [], []
     with ExitStack() as opened, bare_runner(run.folder.model) as model:
         homogenizers = {version: _open(opened, run, version, frozen.digest) for version in versions}
@@ -45,14 +45,13 @@ def attribution(answers: Sequence[Answer], run: DaemonRun, versions: Sequence[st
     }
 
 
-def _next_to_swaps(answers: Sequence[Answer]) -> set[int]:
-    """Return the indices of the last answer before and the first after each swap."""
-    changes = [i for i, (a, b) in enumerate(pairwise(answers)) if a.homogenizer != b.homogenizer]
-    return {*changes, *(i + 1 for i in changes)}
-
-
-def _spread(count: int) -> set[int]:
-    return set(range(0, count, max(1, count // SAMPLED_OUTPUTS)))
+def _sample(answers: Sequence[Answer]) -> list[Answer]:
+    """Return the last answer before and the first after each swap, and about SAMPLED_OUTPUTS others, in order."""
+    chosen = set(range(0, len(answers), max(1, len(answers) // SAMPLED_OUTPUTS)))
+    for number, (before, after) in enumerate(pairwise(answers)):
+        if before.homogenizer != after.homogenizer:
+            chosen |= {number, number + 1}
+    return [answers[number] for number in sorted(chosen)]
 
 
 def _open(opened: ExitStack, run: DaemonRun, version: str, model: str) -> Runner:
