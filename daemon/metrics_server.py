@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client import Metric as Family
 from prometheus_client.registry import Collector
 
-SCRAPE_TIMEOUT_S = 5.0  # from the connection to the end of the answer; Prometheus waits for 10 s by default
+SCRAPE_DEADLINE_S = 5.0  # from the connection to the end of the answer; Prometheus waits for 10 s by default
 MAX_SCRAPES = 8  # connections at a time; what comes beyond is closed at once
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class _ScrapeServer(ThreadingMixIn, WSGIServer):
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        deadline = threading.Timer(SCRAPE_TIMEOUT_S, _cut, (request,))
+        deadline = threading.Timer(SCRAPE_DEADLINE_S, _cut, (request,))
         deadline.start()
         try:
             super().process_request_thread(request, client_address)

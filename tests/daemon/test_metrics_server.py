@@ -79,7 +79,7 @@ def test_a_taken_port_is_one_warning_and_served_once_it_is_free(registry, caplog
 
 
 def test_half_open_requests_are_bounded_and_end_by_themselves(server, monkeypatch):
-    monkeypatch.setattr(metrics_server, "SCRAPE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(metrics_server, "SCRAPE_DEADLINE_S", 0.5)
     before = threading.active_count()
     connections = [half_open(server.port) for _ in range(4 * MAX_SCRAPES)]
     try:
@@ -93,7 +93,7 @@ def test_half_open_requests_are_bounded_and_end_by_themselves(server, monkeypatc
 
 
 def test_a_request_that_trickles_in_is_ended_too(server, monkeypatch):
-    monkeypatch.setattr(metrics_server, "SCRAPE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(metrics_server, "SCRAPE_DEADLINE_S", 0.5)
     with half_open(server.port) as connection:
         deadline = time.monotonic() + 5
         with pytest.raises(ConnectionError):
