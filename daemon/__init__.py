@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+CONTROL_ENDPOINT = "ipc:///run/recald/control"  # by default; `recald status` finds it without a configuration
 UNKNOWN_SENSOR = "unknown"  # in metrics, for messages that name no configured sensor
 
 try:

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from daemon import __version__
+from daemon import CONTROL_ENDPOINT, __version__
 from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
 
 
@@ -193,11 +193,17 @@ def _user() -> str:
 
 
 def _ask(args: argparse.Namespace, message: dict[str, Any]) -> dict[str, Any]:
-    from daemon.config import ControlConfig, load_config
     from daemon.operator.control import ask
 
-    control = load_config(args.config).control if args.config else ControlConfig()
-    return ask(control.endpoint, message, timeout=args.timeout)
+    return ask(_control_endpoint(args.config), message, timeout=args.timeout)
+
+
+def _control_endpoint(config: Path | None) -> str:
+    if config is None:
+        return CONTROL_ENDPOINT
+    from daemon.config import load_config
+
+    return load_config(config).control.endpoint
 
 
 def _shape(text: str) -> tuple[int, int, int]:

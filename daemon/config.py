@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from daemon import UNKNOWN_SENSOR
+from daemon import CONTROL_ENDPOINT, UNKNOWN_SENSOR
 from deploy.model.document import DocumentError, load_document
 
 MAX_IPC_PATH_BYTES = 107  # sun_path of a UNIX socket holds 108 with the terminating zero
@@ -212,7 +212,7 @@ class MetricsConfig(Section):
 class ControlConfig(Section):
     """Where `recald status`, `recalibrate` and the other orders reach the daemon."""
 
-    endpoint: IpcEndpoint = "ipc:///run/recald/control"
+    endpoint: IpcEndpoint = CONTROL_ENDPOINT
     """A UNIX socket, `ipc://PATH`. The mode of the file (0600) is the only lock: the daemon's user and root may
     give orders.
     """
