@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import getpass
 import json
 import logging
@@ -64,6 +65,7 @@ def run_daemon(args: argparse.Namespace) -> int:
 
     with closing(Notifier()) as notifier:
         Daemon(config, REGISTRY, notifier).run()
+    gc.freeze()  # all is closed; to search PyTorch's objects for garbage at the exit would take seconds
     return 0
 
 
