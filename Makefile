@@ -1,5 +1,5 @@
-# `make demo` shows the main job live; `make test` runs every test, `make test-fast` those that start no process and take
-# no ten seconds, `make test-py310` these with Python 3.10. All set the machine up first, in .venv.
+# `make demo` shows the main job live; `make test` runs every test, `make test-fast` those that start no process and fit
+# or build nothing large, `make test-py310` these with Python 3.10. All set the machine up first, in .venv.
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 BIN    := .venv/bin
@@ -48,6 +48,7 @@ bench: $(READY)
 	$(BIN)/python -m bench intake --imagezmq .bench/imagezmq --json bench/results/intake.json
 	$(BIN)/python -m bench overhead --json bench/results/overhead.json
 	$(BIN)/python -m bench precision --json bench/results/precision.json
+	$(BIN)/python -m bench demo --json bench/results/demo.json --png bench/results/demo.png
 	$(BIN)/python -m bench fit --json bench/results/fit.json
 	$(BIN)/python -m bench curve --json bench/results/curve.json
 	$(BIN)/python -m bench speed --json bench/results/speed.json
@@ -55,7 +56,7 @@ bench: $(READY)
 	$(BIN)/python -m bench drifts --state .bench/drifts.jsonl --json bench/results/drifts.json
 	$(BIN)/python -m bench streams --state .bench/streams.jsonl --json bench/results/streams.json
 	$(BIN)/python -m bench judge --state .bench/judge --json bench/results/judge.json
-	$(BIN)/python -m bench paper --state .bench/paper.jsonl --markdown bench/results/paper.md --png bench/results/paper.png --json bench/results/paper.json
+	$(BIN)/python -m bench paper --state .bench/paper.jsonl --png bench/results/paper.png --json bench/results/paper.json
 
 # Without an NVIDIA GPU the CPU build of torch is enough: a local `+cpu` build where pip is configured
 # to find one, otherwise uv, which knows where the PyTorch project keeps its CPU builds.

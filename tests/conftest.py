@@ -22,6 +22,18 @@ os.environ["COLUMNS"] = "100"  # argparse and rich fold to it, whatever terminal
 for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(pool, "1")
 
+# In these, test after test fits a homogenizer or builds an engine: 130 s of computing, as long as all other tests that
+# start no process. `make test-fast` leaves them out, like all tests marked `data`.
+SLOW = (
+    "bench/test_gpu.py",
+    "calibrate/test_fitting.py",
+    "daemon/recalibration/test_state_machine_transitions.py",
+    "deploy/backends/gpu/",
+    "deploy/backends/test_protocol.py",
+    "deploy/model/test_precision.py",
+)
+TESTS = Path(__file__).parent
+
 # How long an example takes says something about the machine, and nothing about the code.
 hypothesis.settings.register_profile("recald", deadline=None)
 hypothesis.settings.load_profile("recald")
@@ -32,7 +44,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Put the files with long tests first: parallel workers then end at about the same time."""
+    """Mark what is slow, and put files with long tests first: parallel workers then end at about the same time."""
+    for item in items:
+        if item.path.relative_to(TESTS).as_posix().startswith(SLOW) or item.get_closest_marker("data"):
+            item.add_marker(pytest.mark.slow)
     long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("process")}
     items.sort(key=lambda item: item.path not in long)
 
