@@ -1,4 +1,4 @@
-"""The command line as a person uses it: real processes, exit codes, one clear line."""
+"""The command line as a person uses it: exit codes, one clear line; for each command a process of its own, too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import yaml
 from envelopes import sign
 from places import SUPPORT
-from running import recald, write_config
+from running import recald, recald_here, write_config
 
 from daemon import __version__
 from daemon.cli import build_parser, main
@@ -68,7 +68,7 @@ def test_check_config_names_the_envelope(tmp_path: Path, tiny_model: Path):
     envelope = tmp_path / "envelope.yaml"
     envelope.write_text("version: 1\n")
     given = {"envelope": "envelope.yaml", "envelope_key": str(sign(envelope))}
-    done = recald("check-config", "--config", write_config(tmp_path, tiny_model, recalibrate=given))
+    done = recald_here("check-config", "--config", write_config(tmp_path, tiny_model, recalibrate=given))
     assert done.returncode == 0
     assert f"envelope: {envelope}, SHA-256 {digest_file(envelope)}, its signature is valid\n" in done.stdout
 
@@ -79,7 +79,7 @@ def test_an_envelope_that_somebody_changed_is_a_mistake(tmp_path: Path, tiny_mod
     envelope.write_text("version: 1\n")
     given = {"envelope": "envelope.yaml", "envelope_key": str(sign(envelope))}
     envelope.write_text("version: 1\n\n")
-    done = recald(command, "--config", write_config(tmp_path, tiny_model, recalibrate=given))
+    done = recald_here(command, "--config", write_config(tmp_path, tiny_model, recalibrate=given))
     line = done.stderr.splitlines()[-1]
     assert (done.returncode, done.stdout) == (EX_CONFIG, "")
     assert "envelope.yaml.sig is no signature of these bytes" in line and "sign it again: openssl pkeyutl" in line
@@ -100,7 +100,7 @@ def test_check_config_names_the_missing_model_or_card(tmp_path: Path, tiny_model
     shutil.copy(tiny_model, model)
     shutil.copy(card_path(tiny_model), card_path(model))
     (tmp_path / lost).unlink()
-    line = refused(recald("check-config", "--config", write_config(tmp_path, model)))
+    line = refused(recald_here("check-config", "--config", write_config(tmp_path, model)))
     assert f"{tmp_path / lost}: no such file; `recald export` writes the model and its card" in line
 
 
@@ -111,7 +111,7 @@ def test_a_missing_configuration_is_one_line(tmp_path: Path, command: str):
 
 def test_a_state_directory_of_another_user_may_pass(tmp_path: Path, tiny_model: Path):
     (tmp_path / "state").write_text("in the way")
-    done = recald("run", "--config", write_config(tmp_path, tiny_model))
+    done = recald_here("run", "--config", write_config(tmp_path, tiny_model))
     assert done.returncode == EX_TEMPFAIL
     assert f"recald run: [Errno 17] File exists: '{tmp_path}/state'" in done.stderr
 

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
-from running import Camera, Daemon, eventually, recald, serving, write_config
+from running import Camera, Daemon, eventually, recald, recald_here, serving, write_config
 from synthetic import images, normalised, trained_network
 
 from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
@@ -167,7 +168,7 @@ def test_a_second_daemon_may_not_share_the_control_socket(served: Daemon, camera
 
 def test_a_second_daemon_may_not_share_the_state_directory(served: Daemon, camera: Camera, tiny_model: Path, folder):
     config = write_config(folder, tiny_model, state={"directory": str(served.state)})
-    done = recald("run", "--config", config)
+    done = recald_here("run", "--config", config)
     assert done.returncode == EX_TEMPFAIL
     assert f"another recald uses {served.state}" in done.stderr
     assert camera.ask(CLEAN)
@@ -190,9 +191,9 @@ def test_there_is_nothing_behind_the_factory_homogenizer(served: Daemon):
 # ---- exit codes
 
 
-def _refusal(config: Path) -> tuple[int, str]:
+def _refusal(config: Path, run: Callable[..., Any] = recald_here) -> tuple[int, str]:
     """Exit code and message of a `recald run` that does not start."""
-    done = recald("run", "--config", config)
+    done = run("run", "--config", config)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stderr
 
@@ -201,7 +202,7 @@ def test_an_exchanged_model_is_not_served(tiny_model: Path, folder: Path):
     model = folder / "model.pt2"
     model.write_bytes(tiny_model.read_bytes() + b"\0")
     shutil.copy(card_path(tiny_model), card_path(model))
-    code, message = _refusal(write_config(folder, model))
+    code, message = _refusal(write_config(folder, model), recald)
     assert code == EX_CONFIG
     assert "SHA-256" in message and str(model) in message
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import Camera, Daemon, eventually, recald, serving, write_config
+from running import Camera, Daemon, eventually, recald, recald_here, serving, write_config
 from synthetic import drifted, images
 
 CLEAN = images(256, 1)
@@ -47,7 +47,7 @@ def served(camera: Camera) -> list[str]:
 
 
 def audit(config: Path) -> list[dict]:
-    history = recald("history", "--config", config, "--json")
+    history = recald_here("history", "--config", config, "--json")
     assert history.returncode == 0, history.stderr
     return [json.loads(line) for line in history.stdout.splitlines()]
 
@@ -110,7 +110,7 @@ def test_a_candidate_serves_once_it_is_approved_and_not_if_it_is_refused(in_mode
     assert names[:11] == ["drift alarm", *fitted, "drift alarm", "swap", "drift alarm", *recalled]
     swaps = [(details["from"], details["to"]) for name, details in events if name == "swap"]
     assert swaps == [("factory", status["candidate"]), (status["candidate"], "factory")]
-    assert recald("verify", "--config", config).returncode == 0
+    assert recald_here("verify", "--config", config).returncode == 0
 
 
 def test_nothing_is_swapped_during_a_hold_of_the_operator_nor_after_a_restart(in_mode):

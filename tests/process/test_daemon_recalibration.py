@@ -21,7 +21,7 @@ import psutil
 import pytest
 import torch
 from envelopes import sign
-from running import PATIENCE, Camera, Daemon, eventually, read_only, recald, serving, write_config
+from running import PATIENCE, Camera, Daemon, eventually, read_only, recald, recald_here, serving, write_config
 from synthetic import SHAPE, drifted, images
 
 from calibrate.homogenizer import Homogenizer
@@ -206,8 +206,8 @@ def test_a_camera_that_is_clean_again_needs_no_homogenizer_and_a_drift_that_retu
 
 def test_verify_finds_a_changed_byte_and_a_changed_record(restart: Path):
     stored = restart.parent / "state"
-    assert recald("verify", "--config", restart).stdout == f"{stored}: every byte is as it was written\n"
-    newest = json.loads(recald("history", "--config", restart, "--json", "--limit", "1").stdout)
+    assert recald_here("verify", "--config", restart).stdout == f"{stored}: every byte is as it was written\n"
+    newest = json.loads(recald_here("history", "--config", restart, "--json", "--limit", "1").stdout)
     (weights,) = stored.glob("objects/sha256/*/*.safetensors")
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1

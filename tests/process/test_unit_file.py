@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from places import SYSTEMD
-from running import recald
+from running import recald, recald_here
 
 from daemon.config import Config, ControlConfig, InputConfig, StateConfig, load_config
 from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
@@ -100,7 +100,7 @@ def deployed(tmp_path: Path, tiny_model: Path) -> Path:
 
 
 def test_the_example_configuration_passes_the_check(deployed: Path):
-    done = recald("check-config", "--config", deployed)
+    done = recald_here("check-config", "--config", deployed)
     assert (done.returncode, done.stderr) == (0, "")
     assert "ok, 2 sensor(s)" in done.stdout
 

@@ -11,18 +11,22 @@ import time
 import urllib.request
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import psutil
 import pytest
 import yaml
 import zmq
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from synthetic import images
 
+from daemon.cli import main
 from daemon.operator.control import request
 from daemon.serving.message import build_frame
 from daemon.serving.results import parse_result
@@ -47,6 +51,25 @@ def recald(
     """Run a command to its end, behind the command `within`."""
     command = [*within, *RECALD, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
+
+
+class Done(NamedTuple):
+    """What came of a command."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def recald_here(*arguments: str | Path) -> Done:
+    """Run a command to its end in this process, which has torch already: two seconds less than `recald`.
+
+    What `recald` also shows, and this does not: the log on standard error.
+    """
+    output, errors = StringIO(), StringIO()
+    with redirect_stdout(output), redirect_stderr(errors), patch("prometheus_client.REGISTRY", CollectorRegistry()):
+        code = main([*map(str, arguments)])
+    return Done(code, output.getvalue(), errors.getvalue())
 
 
 def read_only(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from running import recald, write_config
+from running import recald, recald_here, write_config
 from synthetic import drifted, images, normalised, trained_network
 
 import daemon.operator.commission
@@ -246,7 +246,7 @@ def test_the_command_measures_and_undoes(model, photos):
     clean = kept(load_frozen(model))
     spread = np.arange(300) * 400 // 300
     assert equal(clean, measured(load_frozen(model), images(400, seed=3)[spread]))
-    done = recald("commission", "--model", model, "--remove")
+    done = recald_here("commission", "--model", model, "--remove")
     assert (done.returncode, model.read_bytes(), card_path(model).read_bytes()) == (0, before, card)
 
 
@@ -275,6 +275,6 @@ def test_the_daemon_does_not_start_on_a_damaged_file(model, tmp_path):
     commission_model(model, images(COUNT, seed=3))
     path = stored(model)
     damage(path, "truncated")
-    done = recald("run", "--config", write_config(tmp_path, model))
+    done = recald_here("run", "--config", write_config(tmp_path, model))
     assert done.returncode == EX_CONFIG
     assert f"{path}: is not the file that the model card names" in done.stderr.splitlines()[-1]
