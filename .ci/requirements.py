@@ -1,15 +1,14 @@
 """Print what recald and its tests need on Python 3.10, but for torch and what builds engines for a GPU."""
 
-from importlib.metadata import requires
-
+from pip._vendor import tomli  # Python 3.10 has no tomllib
 from pip._vendor.packaging.requirements import Requirement
 
-EXTRAS = ("", "demo", "signature", "dev")
+EXTRAS = ("demo", "signature", "dev")
 LEFT_OUT = {"recald", "torch", "mypy", "ruff"}
 
-for line in requires("recald") or []:
+with open("pyproject.toml", "rb") as file:
+    project = tomli.load(file)["project"]
+for line in [*project["dependencies"], *(line for extra in EXTRAS for line in project["optional-dependencies"][extra])]:
     requirement = Requirement(line)
-    places = ({"extra": extra, "python_version": "3.10", "python_full_version": "3.10.0"} for extra in EXTRAS)
-    needed = requirement.marker is None or any(requirement.marker.evaluate(place) for place in places)
-    if needed and requirement.name not in LEFT_OUT:
+    if requirement.name not in LEFT_OUT and (requirement.marker is None or requirement.marker.evaluate()):
         print(f"{requirement.name}{requirement.specifier}")
