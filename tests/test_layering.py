@@ -80,7 +80,6 @@ TAKEN_BY_DEPLOY = {
 # Names that may be defined in several files, and why.
 SHARED = {
     "log": "each module's logger",
-    "T": "the type variable of a file",
     "_MODULE_BY_NAME": "the table behind a package's public names",
     "_NAMES_BY_MODULE": "the table behind a package's public names",
 }
@@ -211,7 +210,6 @@ def test_nothing_unpickles_without_restriction():
 # ---- names
 
 
-@pytest.mark.xfail(strict=False, reason="some are still to be renamed: python -m tests.house lists them")
 def test_a_class_or_constant_is_defined_in_one_file_alone():
     found = shared_names()
     assert {name: files for name, files in found.items() if name not in SHARED} == {}
