@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items):
         if item.path.relative_to(TESTS).as_posix().startswith(SLOW) or item.get_closest_marker("data"):
             item.add_marker(pytest.mark.slow)
     long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("process")}
-    items.sort(key=lambda item: item.path not in long)
+    items.sort(key=lambda item: (item.path.parent.name != "process", item.path not in long))
 
 
 @pytest.fixture(scope="session")

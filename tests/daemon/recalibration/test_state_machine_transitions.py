@@ -30,6 +30,7 @@ WORLDS = (
     Facts(alarm=True, collected=256),
     Facts(alarm=True, raw_clean=True),
 )
+CONTAINERS = {deque, list, dict, set}  # what a copy of a machine must have of its own
 REST = {State.FACTORY, State.ACTIVE}
 RESULT = {*REST, State.FAILED, State.SHADOW}  # a recalibration's
 TABLE = {
@@ -58,8 +59,8 @@ class World:
         other = copy.copy(self)
         other.machine = copy.copy(self.machine)
         for name, value in vars(self.machine).items():  # a tenth of the time that deepcopy takes, 400,000 times
-            if isinstance(value, deque | list | dict | set):
-                setattr(other.machine, name, copy.copy(value))
+            if type(value) in CONTAINERS:
+                setattr(other.machine, name, value.copy())
         try:
             do(other)
         except OrderRefused:
