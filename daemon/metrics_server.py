@@ -71,6 +71,7 @@ class _ScrapeServer(ThreadingMixIn, WSGIServer):
     """A thread for each connection, at most MAX_SCRAPES of them."""
 
     daemon_threads = True
+    request_queue_size = 128  # with socketserver's 5, a burst of connections delays a scrape by seconds
     block_on_close = False  # a client that hangs must not keep the daemon from ending
 
     def __init__(self, *arguments: Any) -> None:
