@@ -25,7 +25,7 @@ for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 # In these, test after test fits a homogenizer or builds an engine: 130 s of computing, as long as all other tests that
 # start no process. `make test-fast` leaves them out, like all tests marked `data`.
 SLOW = (
-    "bench/test_gpu.py",
+    "bench/",
     "calibrate/test_fitting.py",
     "daemon/recalibration/test_state_machine_transitions.py",
     "deploy/backends/gpu/",

@@ -1,5 +1,7 @@
 """Taps read the same from a module by hooks as from the graph of its exported program."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -74,7 +76,7 @@ def exported(network: nn.Module) -> nn.Module:
 
 @pytest.fixture(scope="module", params=["module", "program"])
 def form(request):
-    return exported if request.param == "program" else lambda network: network
+    return functools.cache(exported) if request.param == "program" else lambda network: network
 
 
 def assert_same(found, expected):
