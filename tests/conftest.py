@@ -22,15 +22,17 @@ os.environ["COLUMNS"] = "100"  # argparse and rich fold to it, whatever terminal
 for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(pool, "1")
 
-# In these, test after test fits a homogenizer or builds an engine: 130 s of computing, as long as all other tests that
-# start no process. `make test-fast` leaves them out, like all tests marked `data`.
+# In these, test after test fits homogenizers, trains networks, builds engines or runs whole daemons: together longer than
+# all other tests that start no process. `make test-fast` leaves them out, like all tests marked `data`.
 SLOW = (
     "bench/",
     "calibrate/test_fitting.py",
+    "daemon/demo/",
     "daemon/recalibration/test_state_machine_transitions.py",
     "deploy/backends/gpu/",
     "deploy/backends/test_protocol.py",
     "deploy/model/test_precision.py",
+    "process/",
 )
 TESTS = Path(__file__).parent
 
