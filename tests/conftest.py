@@ -22,7 +22,7 @@ os.environ["COLUMNS"] = "100"  # argparse and rich fold to it, whatever terminal
 for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(pool, "1")
 
-# In these, test after test fits homogenizers, trains networks, builds engines or runs whole daemons: together longer than
+# In these, test after test fits homogenizers, trains networks, builds engines or runs daemons: longer together than
 # all other tests that start no process. `make test-fast` leaves them out, like all tests marked `data`.
 SLOW = (
     "bench/",
