@@ -17,7 +17,7 @@ test: $(READY)
 	$(PYTEST) -n 3
 
 test-fast: $(READY)
-	$(PYTEST) -n 2 -m "not process and not slow"
+	$(PYTEST) -n 2 -m "not process and not slow" --hypothesis-profile fast
 
 test-py310: $(READY)
 	TORCH="$(TORCH)" .ci/py310
