@@ -28,6 +28,7 @@ SLOW = (
     "bench/",
     "calibrate/test_fitting.py",
     "daemon/demo/",
+    "daemon/operator/test_commission.py",
     "daemon/recalibration/test_state_machine_transitions.py",
     "deploy/backends/gpu/",
     "deploy/backends/test_protocol.py",
@@ -44,6 +45,12 @@ hypothesis.settings.load_profile("recald")
 
 def pytest_configure(config):
     plugins.register(config)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Import no slow file where slow tests are left out."""
+    left_out = "not slow" in config.option.markexpr and collection_path.is_relative_to(TESTS)
+    return (left_out and collection_path.relative_to(TESTS).as_posix().startswith(SLOW)) or None
 
 
 def pytest_collection_modifyitems(items):

@@ -95,6 +95,7 @@ def test_the_kernel_mixes_colours_and_the_offset_is_one_value_for_each_pixel():
     assert torch.equal(homogenizer(torch.zeros(1, 2, 5, 5)), expected)
 
 
+@pytest.mark.slow
 def test_its_onnx_form_gives_the_same_output():
     homogenizer = random_homogenizer(3, 16, 12)
     backend = load_backend("onnx")

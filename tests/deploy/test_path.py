@@ -397,7 +397,7 @@ def test_during_exchanges_every_output_is_of_the_named_homogenizer_and_no_runner
     assert [runner.closed for runner in exchange.runners] == [1] * 12
 
 
-@pytest.mark.parametrize("name", ["eager", "onnx"])
+@pytest.mark.parametrize("name", ["eager", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_real_runners_are_exchanged(name):
     backend = load_backend(name)
     example = torch.zeros(1, *SHAPE)
