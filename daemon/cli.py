@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon import CONTROL_ENDPOINT, __version__
-from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
+from daemon.exit_codes import EX_CONFIG, EX_SOFTWARE, EX_TEMPFAIL
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,10 +61,15 @@ def run_daemon(args: argparse.Namespace) -> int:
     from prometheus_client import REGISTRY
 
     from daemon.loop import Daemon
+    from daemon.supervision import ThreadDied
     from daemon.systemd_notify import Notifier
 
     with closing(Notifier()) as notifier:
-        Daemon(config, REGISTRY, notifier).run()
+        try:
+            Daemon(config, REGISTRY, notifier).run()
+        except ThreadDied as error:  # its traceback is in the log
+            print(f"recald run: {error}", file=sys.stderr)
+            return EX_SOFTWARE
     gc.freeze()  # all is closed; to search PyTorch's objects for garbage at the exit would take seconds
     return 0
 

@@ -9,7 +9,6 @@ import queue
 import signal
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
@@ -41,6 +40,7 @@ from daemon.state.audit_writer import AuditWriter
 from daemon.state.lock import lock_state
 from daemon.state.restart import restart_state
 from daemon.state.state_writer import StateWriter
+from daemon.supervision import SupervisedExecutor, Supervision, ThreadDied
 from daemon.systemd_notify import Notifier, extending_timeout
 from daemon.worker.client import WorkerClient
 from deploy.audit.log import AuditLog, audit_path
@@ -69,6 +69,7 @@ class Daemon:
         self.config = config
         self.metrics = Metrics(registry)
         self.should_exit = False
+        self._supervision = Supervision(self.metrics)
         self.sensors: dict[str, Sensor] = {}
         self._registry = registry
         self._notifier = notifier
@@ -82,9 +83,9 @@ class Daemon:
         """Serve until SIGTERM, SIGINT or SIGHUP.
 
         Raises ValueError for what a restart cannot cure: a mistake in configuration or model. Any other exception may
-        be gone after a restart.
+        be gone after a restart. ThreadDied: one of the daemon's threads has ended.
         """
-        with self._captured_signals():
+        with self._captured_signals(), self._supervision:
             try:
                 self.startup()
                 self._serve_until_exit()
@@ -125,7 +126,7 @@ class Daemon:
         """Open the stored homogenizers, and the two writers that keep the disk away from the frame thread."""
         self._store = ArtefactStore(self.config.state.directory)
         self._store.sweep()
-        self._background = ThreadPoolExecutor(1, thread_name_prefix="background")
+        self._background = SupervisedExecutor(self._supervision, thread_name_prefix="background")
         self._state_writer = StateWriter(self._store, self._model.digest, self._background)
         self._audit_writer = AuditWriter(self._open_audit, self._background, self.metrics)
         self._closing.callback(self._audit_writer.close)
@@ -269,6 +270,9 @@ class Daemon:
 
     def _do_due_work(self, now: float) -> None:
         """Do what waits for a moment between two frames: orders, events of other threads, decisions, reports."""
+        self._supervision.check()
+        if self._job_runner.hangs:
+            raise ThreadDied("a recalibration goes on although its worker was killed: its thread hangs")
         self._orders.carry_out_all()
         build = self._engine_build
         if build is not None and build.done and self._job_runner.free:  # a proof must not run across the exchange

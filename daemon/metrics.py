@@ -40,6 +40,12 @@ class Metrics:
             ("digest", "backend"),
             **common,
         )
+        self.thread_faults = Counter(
+            "thread_faults_total",
+            "Unexpected exceptions in a thread, by thread. One that ends a thread ends the daemon with exit code 70.",
+            ("thread",),
+            **common,
+        )
         self.homogenizer_info = Gauge(
             "homogenizer_info",
             "Always 1. The labels name the homogenizer that serves a sensor, and how it came to serve.",
@@ -122,7 +128,12 @@ class Metrics:
             ("sensor", "layer"),
             **common,
         )
-        self.drift_alarm = Gauge("drift_alarm", "1 while the drift alarm is raised, else 0.", ("sensor",), **common)
+        self.drift_alarm = Gauge(
+            "drift_alarm",
+            "1 while the drift alarm is raised, else 0; NaN while drift checks fail.",
+            ("sensor",),
+            **common,
+        )
         self.narrow_view = Gauge(
             "narrow_view",
             "1 during a label shift: few classes are in view, the model is sure of them, and nothing is fitted.",
@@ -132,6 +143,18 @@ class Metrics:
         self.drift_evidence = Gauge(
             "drift_evidence",
             "Seconds that the drift score was above drift.threshold, less those below it. At drift.hold: alarm.",
+            ("sensor",),
+            **common,
+        )
+        self.drift_checks = Counter(
+            "drift_checks_total",
+            "Drift checks that ended, by result. While none ends well there is no score and no alarm: see the log.",
+            ("sensor", "result"),
+            **common,
+        )
+        self.last_drift_check_timestamp_seconds = Gauge(
+            "last_drift_check_timestamp_seconds",
+            "Time of the last drift check that ended well, seconds since 1970 (UTC). Old while frames come: they fail.",
             ("sensor",),
             **common,
         )

@@ -42,7 +42,7 @@ class Result(str, Enum):
     REFUSED = "refused"  # by the operator, or by the envelope
     OUTDATED = "outdated"  # another homogenizer came to serve in the meantime
     FAILED = "failed"  # an error ended it
-    TIMEOUT = "timeout"  # it took longer than recalibrate.timeout
+    TIMEOUT = "timeout"  # it passed a deadline
 
     __str__ = str.__str__
 

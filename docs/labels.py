@@ -46,6 +46,7 @@ SAMPLE_REASONS = {
 ROLLBACK_REASONS = {
     "regress": "On probation the homogenizer before was better, twice in a row.",
     "latency": "On probation a frame took more than twice as long as expected, and 2 ms more.",
+    "unproven": "On probation no comparison came for ten minutes, although frames for three did.",
     "error": "The homogenizer failed on a frame, or made the output not finite.",
     "operator": "`recald rollback`.",
 }
@@ -60,10 +61,10 @@ RESULTS = {
     Result.REFUSED: "The operator rejected it, or it lies outside of the envelope.",
     Result.OUTDATED: "Another homogenizer came to serve in the meantime, or the drift was over.",
     Result.FAILED: "Something broke; the log says what.",
-    Result.TIMEOUT: "It took longer than `recalibrate.timeout` and was stopped.",
+    Result.TIMEOUT: "It passed a deadline and was stopped ([deadlines](how-it-decides.md#deadlines)).",
 }
 FIT_RESULTS = [result for result in RESULTS if result is not Result.SHADOWED]
-SWAP_RESULTS = [Result.SHADOWED, Result.REJECTED, Result.REFUSED, Result.OUTDATED]
+SWAP_RESULTS = [Result.SHADOWED, Result.REJECTED, Result.REFUSED, Result.OUTDATED, Result.TIMEOUT]
 
 STATES = {
     State.FACTORY: "At rest; no homogenizer serves (the identity).",
@@ -78,6 +79,13 @@ STATES = {
     State.ROLLED_BACK: "At rest after a rollback, until the back-off is over.",
     State.FAILED: "At rest after a fit that broke, until the back-off is over.",
     State.INVALID: "At rest after three tries that led to nothing while the alarm lasts: do not rely on the results.",
+}
+
+CHECK_RESULTS = {
+    "done": "The frames were scored.",
+    "outdated": "The frames were scored, and another homogenizer serves by now, or the camera has stopped.",
+    "failed": "No score: the worker ended, or a file of the homogenizer that serves is damaged; the log says what.",
+    "timeout": "No score within 60 s; the worker was killed.",
 }
 
 LABEL_VALUES: dict[tuple[str, str], dict[str, str]] = {
@@ -98,6 +106,7 @@ LABEL_VALUES: dict[tuple[str, str], dict[str, str]] = {
         "certainty": "1 - mean entropy / log(number of classes).",
     },
     ("recald_calibration_state", "recald_calibration_state"): {s.value: text for s, text in STATES.items()},
+    ("recald_drift_checks_total", "result"): CHECK_RESULTS,
     ("recald_fits_total", "result"): {result.value: RESULTS[result] for result in FIT_RESULTS},
     ("recald_swaps_total", "result"): {"committed": "It serves."} | {r.value: RESULTS[r] for r in SWAP_RESULTS},
     ("recald_rollbacks_total", "reason"): ROLLBACK_REASONS,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from bench.judge.cameras import SHADOW_FRAMES
 from calibrate.judge import Evidence, judge_evidence, needs_no_fit, needs_no_homogenizer, objections_to
 from daemon.config import DriftConfig, RecalibrateConfig
-from daemon.recalibration.state_machine import Commit, Discard, Facts, StateMachine
+from daemon.recalibration.decisions import Commit, Discard, Facts
+from daemon.recalibration.state_machine import StateMachine
 
 BAND = DriftConfig().threshold  # drift score up to which frames count as clean
 FRAME_RATE = 30  # frames a second in the shadow

@@ -94,6 +94,7 @@ class Reservoir:
     """
 
     def __init__(self, capacity: int, every: int = 1, *, window: int = 0, quality_filter: FrameFilter | None = None):
+        self.window = window
         self._newest: deque[np.ndarray] = deque(maxlen=window)
         self._fit_capacity = capacity - window
         self._memory = FitMemory(self._fit_capacity)
@@ -130,6 +131,11 @@ class Reservoir:
         with self._lock:
             before, self._memory = self._memory, FitMemory(self._fit_capacity)
         return before.frames
+
+    @property
+    def window_full(self) -> bool:
+        """Return whether there are enough frames for a drift check."""
+        return 0 < self.window <= self.added
 
     @property
     def collected(self) -> int:

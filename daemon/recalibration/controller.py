@@ -9,10 +9,8 @@ from concurrent.futures import Executor
 from typing import Any
 
 from daemon.metrics import Metrics
-from daemon.recalibration.drift_monitor import DriftCheck
-from daemon.recalibration.job import JobProgress, JobResult, JobRunner
-from daemon.recalibration.sensor import Sensor
-from daemon.recalibration.state_machine import (
+from daemon.recalibration.decisions import (
+    Abort,
     Collect,
     Commit,
     Decision,
@@ -23,19 +21,22 @@ from daemon.recalibration.state_machine import (
     RollBack,
     ServeFactory,
 )
+from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck
+from daemon.recalibration.job import JobProgress, JobResult, JobRunner
+from daemon.recalibration.sensor import Sensor
+from daemon.recalibration.state_machine import RESULT_EXPECTED
 from daemon.state.audit_writer import AuditWriter
 from daemon.state.restart import RestartState
 from daemon.state.state_writer import StateWriter
-from daemon.states import IN_WORK, Result, State
+from daemon.states import Result, State
 from deploy.path import PreparedHomogenizer
 from deploy.store.artefacts import FACTORY
 
-RESULT_EXPECTED = (State.COLLECTING, *IN_WORK)  # in every other state the result of a recalibration comes too late
 MAX_EXPORTED_LAYERS = 64  # layer drift scores of a sensor, so that a deep network cannot flood the scrape
 ANOTHER_SERVES = "another homogenizer serves by now"
 
 log = logging.getLogger(__name__)
-Event = DriftCheck | JobProgress | JobResult | RestartState
+Event = DriftCheck | CheckFailure | JobProgress | JobResult | RestartState
 
 
 class Controller:
@@ -63,10 +64,11 @@ class Controller:
     def handle(self, event: Event, sensor: Sensor, now: float) -> None:
         """Take in what another thread has found out about a sensor."""
         if isinstance(event, DriftCheck):
-            # A check from before a swap or a stop of the camera says nothing about the frames of now.
-            if event.homogenizer == sensor.path.version and not sensor.silent_s:
-                self._update_drift(sensor, event.scores, now)
-                self._count_comparison(sensor, event)
+            self._take_check(sensor, event, now)
+        elif isinstance(event, CheckFailure):
+            self._metrics.drift_checks.labels(sensor.name, event.result).inc()
+            if sensor.check_watch.failed(event.reason):
+                log.warning("%s: a drift check failed: %s", sensor.name, event.reason)
         elif isinstance(event, RestartState):
             self._restore(sensor, event, now)
         elif isinstance(event, JobProgress):
@@ -78,6 +80,7 @@ class Controller:
     def step(self, sensor: Sensor, now: float) -> None:
         """Carry out what has become due for a sensor."""
         self._check_silence(sensor, now)
+        self._check_watch(sensor, now)
         sensor.latency_monitor.counting = self._jobs.free
         decision = sensor.state_machine.step(now, self._facts(sensor))
         if decision is not None:
@@ -109,6 +112,29 @@ class Controller:
         self._metrics.calibration_progress_ratio.labels(sensor.name).set(sensor.state_machine.progress)
 
     # ---- drift checks
+
+    def _take_check(self, sensor: Sensor, check: DriftCheck, now: float) -> None:
+        """Take in the scores, unless they are from before a swap or a stop of the camera."""
+        sensor.checked_up_to = max(sensor.checked_up_to, check.added)
+        sensor.check_watch.succeeded(check.period)
+        outdated = check.homogenizer != sensor.path.version or sensor.silent_s > 0
+        self._metrics.drift_checks.labels(sensor.name, "outdated" if outdated else "done").inc()
+        self._metrics.last_drift_check_timestamp_seconds.labels(sensor.name).set_to_current_time()
+        if not outdated:
+            self._update_drift(sensor, check.scores, now)
+            self._count_comparison(sensor, check)
+
+    def _check_watch(self, sensor: Sensor, now: float) -> None:
+        """Show no score while drift checks fail: the last one says nothing about the frames of now."""
+        before, sensor.unwatched = sensor.unwatched, sensor.check_watch.overdue(sensor.check_due, now)
+        if sensor.unwatched and not before:
+            log.error("%s: %s", sensor.name, sensor.unwatched)
+            sensor.drift_score, sensor.label_shift, sensor.raw_clean = math.nan, False, False
+            self._export_drift(sensor)
+            self._export_scores(sensor, _as_nan(sensor.scores))
+        elif before and not sensor.unwatched:
+            log.info("%s: drift checks run again", sensor.name)
+            self._export_drift(sensor)
 
     def _update_drift(self, sensor: Sensor, scores: dict[str, Any], now: float) -> None:
         sensor.scores, sensor.drift_score = scores, scores["homogenized"]
@@ -154,8 +180,9 @@ class Controller:
     def _export_drift(self, sensor: Sensor) -> None:
         metrics, name = self._metrics, sensor.name
         metrics.drift_score.labels(name, "homogenized").set(sensor.drift_score)
-        metrics.drift_evidence.labels(name).set(sensor.drift_detector.evidence)
-        metrics.drift_alarm.labels(name).set(sensor.drift_detector.alarm)
+        detector, unknown = sensor.drift_detector, bool(sensor.unwatched)
+        metrics.drift_evidence.labels(name).set(math.nan if unknown else detector.evidence)
+        metrics.drift_alarm.labels(name).set(math.nan if unknown else detector.alarm)
         metrics.narrow_view.labels(name).set(sensor.label_shift)
 
     def _export_scores(self, sensor: Sensor, scores: dict[str, Any]) -> None:
@@ -214,7 +241,7 @@ class Controller:
             histograms[stage].labels(sensor.name).observe(seconds)
 
     def _restore(self, sensor: Sensor, restart: RestartState, now: float) -> None:
-        sensor.state_machine.restore_budget([now - age for age in restart.fits], [now - age for age in restart.swaps])
+        sensor.state_machine.budget.restore([now - age for age in restart.fits], [now - age for age in restart.swaps])
         if sensor.operator_hold is not None:  # a newer order came first
             return
         sensor.operator_hold = restart.hold
@@ -236,6 +263,9 @@ class Controller:
             worker_free=self._jobs.free,
             hold_reason=self._hold_reason(sensor),
             latency_problem=sensor.latency_monitor.slower if timed else "",
+            unwatched=sensor.unwatched,
+            silent=sensor.silent_s > 0,
+            missed_comparisons=sensor.missed_comparisons,
         )
 
     def _hold_reason(self, sensor: Sensor) -> str:
@@ -257,6 +287,8 @@ class Controller:
             self._jobs.start(sensor, decision.trigger, self._frames)
         elif isinstance(decision, Recall):
             self._jobs.start(sensor, sensor.state_machine.trigger, self._frames, recall=True)
+        elif isinstance(decision, Abort):
+            self._abort(sensor, decision.reason, now)
         elif isinstance(decision, Commit):
             assert sensor.candidate is not None
             candidate, sensor.candidate = sensor.candidate, None
@@ -270,6 +302,16 @@ class Controller:
             self._swap(sensor, PreparedHomogenizer(FACTORY, None), "the frames are clean without a homogenizer")
         elif isinstance(decision, RollBack):
             self.roll_back(sensor, decision.reason, decision.detail)
+
+    def _abort(self, sensor: Sensor, reason: str, now: float) -> None:
+        """End a recalibration that has passed its deadline; a result that still comes is too late."""
+        log.error("%s: recalibration %s: %s", sensor.name, Result.TIMEOUT, reason)
+        self._jobs.abort(sensor.name)
+        self._metrics.fits.labels(sensor.name, Result.TIMEOUT).inc()
+        details = {"result": Result.TIMEOUT, "reason": reason, "trigger": sensor.state_machine.trigger, "dossier": None}
+        self._audit_writer.record(sensor.name, "fit", details)
+        sensor.last_result = f"{Result.TIMEOUT}: {reason}"
+        sensor.state_machine.finished(Result.TIMEOUT, now, reason)
 
     def _collect(self, sensor: Sensor, decision: Collect) -> None:
         log.info("%s: collecting frames, trigger: %s", sensor.name, sensor.state_machine.trigger)

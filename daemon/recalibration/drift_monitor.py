@@ -11,7 +11,7 @@ from typing import Any
 
 from daemon.config import DriftConfig
 from daemon.recalibration.sensor import Sensor
-from daemon.worker.client import WorkerClient, WorkerError
+from daemon.worker.client import WorkerClient, WorkerError, WorkerTimeout
 
 CHECK_TIMEOUT_S = 60.0  # a check is one forward pass of a window
 CHECK_RETRY_S = 10.0  # from a failed check to the next, so that a worker that dies at once costs little
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 class DriftCheck:
     """Scores of one sensor's newest frames, and the homogenizer that served them.
 
-    frames: how many were scored. added: `reservoir.added` when they were taken.
+    frames: how many were scored. added: `reservoir.added` when they were taken. period: s to the next check, about.
     """
 
     sensor: str
@@ -32,23 +32,34 @@ class DriftCheck:
     scores: dict[str, Any]
     frames: int = 0
     added: int = 0
+    period: float = 0.0
+
+
+@dataclass(frozen=True)
+class CheckFailure:
+    """A drift check that gave no scores. result: "failed" or "timeout", values of recald_drift_checks_total."""
+
+    sensor: str
+    result: str
+    reason: str
 
 
 class DriftMonitor:
-    """Posts a `DriftCheck` of each sensor every `interval` that has new frames."""
+    """Posts a `DriftCheck` or a `CheckFailure` of each sensor every `interval` that has new frames."""
 
     def __init__(
         self,
         config: DriftConfig,
         sensors: Mapping[str, Sensor],
         worker: WorkerClient,
-        post: Callable[[DriftCheck], None],
+        post: Callable[[DriftCheck | CheckFailure], None],
     ):
         self._config = config
         self._sensors = sensors
         self._worker = worker
         self._post = post
         self._checked_up_to = dict.fromkeys(sensors, 0)  # `reservoir.added` at the last check
+        self._period = config.interval  # from one round to the next
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drift-monitor", daemon=True)
 
@@ -67,16 +78,35 @@ class DriftMonitor:
     def _run(self) -> None:
         pause = self._config.interval
         while not self._stopping.wait(pause):
-            try:
-                self._worker.start()  # before the clock starts: starting a worker says nothing about the cost of checks
-                started = time.monotonic()
-                for sensor in self._sensors.values():
-                    self._check(sensor)
-                pause = max(self._config.interval, PAUSE_TO_CHECK_RATIO * (time.monotonic() - started))
-            except WorkerError as error:
-                if not self._stopping.is_set():
-                    log.warning("drift check: %s", error)
-                self._stopping.wait(CHECK_RETRY_S)
+            pause = self._check_all()
+
+    def _check_all(self) -> float:
+        """Check every sensor with new frames; return the pause until the next round."""
+        try:
+            self._worker.start()  # before the clock starts: starting a worker says nothing about the cost of checks
+        except WorkerError as error:
+            for sensor in self._sensors.values():
+                self._fail(sensor, error)
+            return CHECK_RETRY_S
+        started, worker_lived = time.monotonic(), True
+        for sensor in self._sensors.values():
+            worker_lived &= self._try_check(sensor)
+        elapsed = time.monotonic() - started
+        pause = max(self._config.interval, PAUSE_TO_CHECK_RATIO * elapsed)
+        self._period = elapsed + pause
+        return pause if worker_lived else max(pause, CHECK_RETRY_S)
+
+    def _try_check(self, sensor: Sensor) -> bool:
+        """Check one sensor, whatever happened to the others; return whether the worker has lived through it."""
+        try:
+            self._check(sensor)
+        except WorkerError as error:
+            self._fail(sensor, error)
+            return False
+        except Exception as error:  # a fault in here: without a thread, the last score would stand for ever
+            log.exception("the drift check of %s broke", sensor.name)
+            self._fail(sensor, error)
+        return True
 
     def _check(self, sensor: Sensor) -> None:
         added = sensor.reservoir.added
@@ -90,6 +120,11 @@ class DriftMonitor:
             job |= {"challenger": challenger.version, "role": challenger.role}
         scores = self._worker.call(job, images, CHECK_TIMEOUT_S)
         if "raw" in scores:
-            self._post(DriftCheck(sensor.name, active, scores, len(images), added))
+            self._post(DriftCheck(sensor.name, active, scores, len(images), added, self._period))
         else:
-            log.warning("drift check of %s failed: %s", sensor.name, scores.get("reason"))
+            self._post(CheckFailure(sensor.name, "failed", str(scores.get("reason"))))
+
+    def _fail(self, sensor: Sensor, error: Exception) -> None:
+        if not self._stopping.is_set():
+            result = "timeout" if isinstance(error, WorkerTimeout) else "failed"
+            self._post(CheckFailure(sensor.name, result, f"{error}" or type(error).__name__))

@@ -21,6 +21,7 @@ from deploy.model.frozen import ModelError
 from deploy.path import InferencePath, PreparedHomogenizer, SwapRejected
 from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
 
+ABORT_GRACE_S = 60.0  # for the thread of a job whose worker was killed; after it the thread itself hangs
 PROOF_FRAMES = 4  # of the collected frames, on which a homogenizer is proven with the runner that will serve
 
 log = logging.getLogger(__name__)
@@ -80,15 +81,29 @@ class JobRunner:
         self._envelope = envelope
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="recalibration")
         self._busy = False
+        self._sensor = ""  # of the job that runs
+        self._aborted_at: float | None = None  # of the job that runs, monotonic
 
     @property
     def free(self) -> bool:
         """Return whether a recalibration may start."""
         return not self._busy
 
+    @property
+    def hangs(self) -> bool:
+        """Return whether a job goes on although its worker was killed: its thread waits for something in here."""
+        aborted_at = self._aborted_at
+        return aborted_at is not None and time.monotonic() - aborted_at > ABORT_GRACE_S
+
+    def abort(self, sensor: str) -> None:
+        """Kill the worker if it is busy with this sensor; its job then fails."""
+        if self._busy and self._sensor == sensor:
+            self._aborted_at = time.monotonic()
+            self._worker.kill()
+
     def start(self, sensor: Sensor, trigger: str, frames: int, recall: bool = False) -> None:
         """Start a recalibration, only when `free`. recall: only test earlier homogenizers, on the newest frames."""
-        self._busy = True
+        self._busy, self._sensor = True, sensor.name
         job = {
             "job": "recalibrate",
             "sensor": sensor.name,
@@ -117,7 +132,7 @@ class JobRunner:
             log.exception("recalibration of %s broke", sensor.name)
             self._post(JobResult(sensor.name, Result.FAILED, str(error)))
         finally:
-            self._busy = False
+            self._busy, self._aborted_at = False, None
 
     def _recalibrate(self, sensor: Sensor, job: dict[str, Any], images: np.ndarray) -> JobResult:
         version = dossier = None

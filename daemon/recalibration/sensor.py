@@ -10,6 +10,7 @@ from calibrate.scoring.drift import DriftDetector
 from daemon.frames.latency_monitor import LatencyMonitor
 from daemon.frames.reservoir import Reservoir
 from daemon.frames.stall_detector import StallDetector
+from daemon.recalibration.check_watch import CheckWatch
 from daemon.recalibration.state_machine import StateMachine
 from daemon.states import WITH_CANDIDATE, State
 from deploy.path import InferencePath, PreparedHomogenizer
@@ -45,6 +46,9 @@ class Sensor:
     state_machine: StateMachine
     latency_monitor: LatencyMonitor = field(default_factory=LatencyMonitor)
     stall_detector: StallDetector = field(default_factory=StallDetector)
+    check_watch: CheckWatch = field(default_factory=CheckWatch)
+    checked_up_to: int = 0  # `reservoir.added` at the last drift check that ended well
+    unwatched: str = ""  # why there is no drift score although frames come
     silent_s: float = 0.0  # time without a frame; 0 while the camera is not considered stopped
     drift_score: float = math.nan  # of the frames as served; NaN when unknown
     label_shift: bool = False  # few classes are in view, and the model is sure of them
@@ -67,16 +71,27 @@ class Sensor:
             return Challenger("candidate", candidate.prepared.version)
         return Challenger("previous", self.path.fallback) if state is State.PROBATION else None
 
+    @property
+    def check_due(self) -> bool:
+        """Return whether there are frames that no drift check has scored."""
+        return self.reservoir.window_full and self.reservoir.added > self.checked_up_to
+
+    @property
+    def missed_comparisons(self) -> int:
+        """Return for how many comparisons there are new frames."""
+        return (self.reservoir.added - self.compared_up_to) // max(1, self.reservoir.window)
+
     def status(self) -> dict[str, Any]:
         """Return what `recald status` shows, JSON-able."""
         silence = f"no frames for {self.silent_s:.0f} s" if self.silent_s else ""
         return {
             "state": self.state_machine.state.value,
             "progress": round(self.state_machine.progress, 3),
-            "reason": "; ".join(filter(None, (silence, self.state_machine.reason))),
+            "reason": "; ".join(filter(None, (silence, self.unwatched, self.state_machine.reason))),
             "homogenizer": self.path.version,
             "drift_score": None if math.isnan(self.drift_score) else round(self.drift_score, 3),
-            "drift_alarm": self.drift_detector.alarm,
+            "drift_alarm": None if self.unwatched else self.drift_detector.alarm,
+            "drift_checks": "failing" if self.unwatched else "stopped" if self.silent_s else "running",
             "frames": self.frames,
             "collected": self.reservoir.collected,
             "hold": self.hold or self.operator_hold != "",

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from calibrate.errors import RecaldError
-from daemon.config import DAY, RecalibrateConfig
+from daemon.config import DAY, HOUR, MINUTE, RecalibrateConfig
+from daemon.recalibration.budget import Budget
+from daemon.recalibration.decisions import (
+    Abort,
+    Collect,
+    Commit,
+    Decision,
+    Discard,
+    Facts,
+    Fit,
+    Recall,
+    RollBack,
+    ServeFactory,
+)
 from daemon.states import AT_REST, IN_WORK, WITH_CANDIDATE, Result, State
 
+RESULT_EXPECTED = (State.COLLECTING, *IN_WORK)  # in every other state the result of a recalibration comes too late
 MAX_BACKOFF_DOUBLINGS = 6
 RECALL_INTERVAL_S = 60.0  # between two attempts to recall an earlier homogenizer; a fit takes longer
 MIN_COMPARISONS = 3  # before a candidate leaves the shadow, and before a probation ends
@@ -18,73 +30,13 @@ MAX_COMPARISONS = 30  # the newest that count: a candidate may wait for approval
 MAX_LOST_RATIO = 1 / 3  # of its comparisons a candidate may lose this share: windows are small, chance loses some
 ROLLBACK_COMPARISONS = 2  # in a row that find the previous homogenizer better: a single one may be chance
 INVALID_AFTER_FAILURES = 3  # in a row, while the drift lasts
+# Deadlines, s. The time of a stopped camera does not count, and a timer or back-off ends every other state.
+MIN_COLLECT_DEADLINE_S = HOUR  # frames that come more slowly add up over several tries
+COLLECT_DEADLINE_RATIO = 4.0  # to `recalibrate.collect`
+WORK_GRACE_S = 10 * MINUTE  # after `recalibrate.timeout`: to start a worker, and to load what it built
+COMPARISON_DEADLINE_S = 10 * MINUTE  # since the last comparison, if frames for MIN_COMPARISONS came
+APPROVAL_DEADLINE_S = 7 * DAY
 LABEL_SHIFT_REASON = "few classes are in view, and the model is sure of them: this is no drift"
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a decision depends on.
-
-    alarm: of the drift detector. label_shift: few classes are in view, and the model is sure of them. raw_clean: the
-    frames are clean without a homogenizer. collected: frames since collecting began. worker_free: a fit may start.
-    hold_reason: why nothing may be swapped, or "". latency_problem: how much slower than expected a frame is, or "".
-    """
-
-    alarm: bool = False
-    label_shift: bool = False
-    raw_clean: bool = False
-    collected: int = 0
-    worker_free: bool = True
-    hold_reason: str = ""
-    latency_problem: str = ""
-
-
-@dataclass(frozen=True)
-class Collect:
-    """Start to collect frames. forget: drop the frames held so far first, they show an earlier camera state."""
-
-    forget: bool
-
-
-@dataclass(frozen=True)
-class Recall:
-    """Test whether an earlier homogenizer, or none, suits the newest frames."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Start the fit: enough frames are collected."""
-
-    trigger: str  # "drift", "timer" or "operator"
-
-
-@dataclass(frozen=True)
-class Commit:
-    """Let the candidate serve from the next frame on."""
-
-
-@dataclass(frozen=True)
-class Discard:
-    """Drop the candidate."""
-
-    result: Result  # SHADOWED, REJECTED or REFUSED
-    reason: str
-
-
-@dataclass(frozen=True)
-class ServeFactory:
-    """Let the factory homogenizer serve: the raw frames are clean again, and the active homogenizer harms them."""
-
-
-@dataclass(frozen=True)
-class RollBack:
-    """Let the homogenizer before the active one serve again."""
-
-    reason: str  # "regress" or "latency"
-    detail: str = ""
-
-
-Decision = Collect | Recall | Fit | Commit | Discard | ServeFactory | RollBack
 
 
 class OrderRefused(RecaldError):
@@ -110,6 +62,7 @@ class StateMachine:
 
         serving: a fitted homogenizer serves. strict: an operator's order may not exceed the budget of fits and swaps.
         """
+        self.budget = Budget(config)
         self._config = config
         self._strict = strict
         on_probation &= config.mode != "locked"  # a locked sensor never changes by itself: what serves stays
@@ -132,13 +85,8 @@ class StateMachine:
         self._frames_outdated = False  # newer frames have contradicted a fit to the collected ones
         self._approval: bool | None = None
         self._comparisons: deque[bool] = deque(maxlen=MAX_COMPARISONS)  # whether each found the challenger better
-        self._fit_times: deque[float] = deque()
-        self._swap_times: deque[float] = deque()
-
-    def restore_budget(self, fits: Sequence[float], swaps: Sequence[float]) -> None:
-        """Count the fits and swaps from before a restart. Times, oldest first; they may lie before time 0."""
-        self._fit_times.extendleft(reversed(fits))
-        self._swap_times.extendleft(reversed(swaps))
+        self._last_step = now
+        self._seconds_in_state = self._uncompared_s = 0.0  # without the time of a stopped camera
 
     # ---- orders of an operator
 
@@ -192,6 +140,7 @@ class StateMachine:
         """Note one comparison on new frames: of the candidate in the shadow, or of the previous one on probation."""
         if self.state in (*WITH_CANDIDATE, State.PROBATION):
             self._comparisons.append(challenger_better)
+            self._uncompared_s = 0.0
 
     def committed(self, serving: bool, now: float) -> None:
         """Note a swap. serving: to a fitted homogenizer, not to the factory one."""
@@ -199,7 +148,7 @@ class StateMachine:
         self._has_earlier |= serving
         self._timer_due = now + self._config.every
         if serving:  # a switch to factory costs no budget: it is always possible
-            self._swap_times.append(now)
+            self.budget.count_swap(now)
         self._enter(State.PROBATION, now, "the new homogenizer serves on probation")
 
     def rolled_back(self, serving: bool, now: float, reason: str) -> None:
@@ -215,8 +164,11 @@ class StateMachine:
 
     def step(self, now: float, facts: Facts) -> Decision | None:
         """Return what to do now, or None."""
+        self._count_time(now, facts.silent)
         if self._must_serve_factory(now, facts):
             return ServeFactory()
+        if (overdue := self._pass_deadline(now, facts)) is not None:
+            return overdue
         if self.state in AT_REST:
             return self._step_at_rest(now, facts)
         if self.state is State.COLLECTING:
@@ -231,12 +183,46 @@ class StateMachine:
         """Return whether the active homogenizer causes the alarm: without it the frames are clean."""
         if self.state in IN_WORK or facts.hold_reason or self._config.mode == "locked":
             return False
-        return self._serving and facts.alarm and facts.raw_clean and now >= self._factory_allowed_from
+        return self._serving and _alarmed(facts) and facts.raw_clean and now >= self._factory_allowed_from
+
+    def _count_time(self, now: float, silent: bool) -> None:
+        elapsed, self._last_step = now - self._last_step, now
+        if not silent:
+            self._seconds_in_state += elapsed
+            self._uncompared_s += elapsed
+
+    def _pass_deadline(self, now: float, facts: Facts) -> Decision | None:
+        """Return what ends a state that has lasted too long, or None."""
+        waited, settings = self._seconds_in_state, self._config
+        if self.state is State.COLLECTING:
+            deadline = max(MIN_COLLECT_DEADLINE_S, COLLECT_DEADLINE_RATIO * settings.collect)
+            return self._give_up_collecting(now, facts) if waited > deadline else None
+        if self.state in IN_WORK:
+            late = now - self._state_since > settings.timeout + WORK_GRACE_S
+            return Abort(f"no result {WORK_GRACE_S / MINUTE:.0f} min after recalibrate.timeout") if late else None
+        if self.state is State.AWAITING_APPROVAL and waited > APPROVAL_DEADLINE_S:
+            return Discard(Result.TIMEOUT, f"nobody approved it for {APPROVAL_DEADLINE_S / DAY:.0f} days")
+        if facts.missed_comparisons < MIN_COMPARISONS or self._uncompared_s <= COMPARISON_DEADLINE_S:
+            return None
+        why = f"no comparison on new frames for {self._uncompared_s / MINUTE:.0f} min"
+        if self.state in WITH_CANDIDATE:
+            return Discard(Result.TIMEOUT, why)
+        # With nothing to go back to, the factory homogenizer is on probation: it needs no proof.
+        return RollBack("unproven", why) if self.state is State.PROBATION and self._serving else None
+
+    def _give_up_collecting(self, now: float, facts: Facts) -> Decision | None:
+        """End collecting: as a failure, unless it is the view that waits for more classes."""
+        if facts.label_shift:
+            self._enter(self._resting_state(), now, LABEL_SHIFT_REASON)
+            return None
+        cause = f"{facts.collected} of {self._config.frames} frames came" if facts.worker_free else "no worker was free"
+        return Abort(f"{cause} in {self._seconds_in_state / MINUTE:.0f} min")
 
     def _step_at_rest(self, now: float, facts: Facts) -> Decision | None:
         trigger = self._find_trigger(now, facts)
         if trigger is None:
-            self._update_resting_state(now, facts.alarm)
+            if not facts.unwatched:
+                self._update_resting_state(now, facts.alarm)
             self._explain_waiting(now, facts)
             return None
         # Frames of one lasting drift add up over several tries, unless newer frames showed that the drift has changed.
@@ -247,21 +233,15 @@ class StateMachine:
         return Collect(forget)
 
     def _find_trigger(self, now: float, facts: Facts) -> str | None:
-        if self._requested and not (self._strict and self._budget_spent(now)):
+        if self._requested and not (self._strict and self.budget.is_spent(now)):
             return "operator"
-        if self._config.mode == "locked" or facts.label_shift or now < self._backoff_until or self._budget_spent(now):
+        if self._config.mode == "locked" or facts.label_shift or facts.unwatched:  # no candidate could be compared
+            return None
+        if now < self._backoff_until or self.budget.is_spent(now):
             return None
         if facts.alarm:
             return "drift"
         return "timer" if now >= self._timer_due else None
-
-    def _budget_spent(self, now: float) -> bool:
-        """Return whether the last 24 h have used up the fits or the swaps of a day."""
-        for times in (self._fit_times, self._swap_times):
-            while times and times[0] <= now - DAY:
-                times.popleft()
-        config = self._config
-        return len(self._fit_times) >= config.fits_a_day or len(self._swap_times) >= config.swaps_a_day
 
     def _update_resting_state(self, now: float, alarm: bool) -> None:
         """Enter INVALID when repeated tries did not help; leave FAILED, ROLLED_BACK and INVALID when they are over."""
@@ -279,7 +259,7 @@ class StateMachine:
     def _explain_waiting(self, now: float, facts: Facts) -> None:
         """Set the reason why an alarm or an order starts nothing, and clear it when the cause is gone."""
         reason = ""
-        if (facts.alarm or self._requested) and self._budget_spent(now):
+        if (facts.alarm or self._requested) and self.budget.is_spent(now):
             advice = "`recald recalibrate` exceeds it"
             if self._strict:
                 advice = f"the envelope lets no order exceed it{'; the order waits' if self._requested else ''}"
@@ -290,7 +270,7 @@ class StateMachine:
             self.reason, self._explained = reason, bool(reason)
 
     def _step_collecting(self, now: float, facts: Facts) -> Decision | None:
-        if self.trigger == "drift" and not facts.alarm:
+        if self.trigger == "drift" and not facts.alarm and not facts.unwatched:
             self._enter(self._resting_state(), now, "the drift was over before enough frames were collected")
             return None
         elapsed = now - self._state_since  # frames of one moment may all show one scene: that is no fair sample
@@ -305,7 +285,7 @@ class StateMachine:
             return None
         if self.progress < 1.0 or not facts.worker_free:
             return None
-        self._fit_times.append(now)
+        self.budget.count_fit(now)
         self._enter(State.FITTING, now)
         return Fit(self.trigger)
 
@@ -332,7 +312,7 @@ class StateMachine:
             return Discard(Result.SHADOWED, "better than the active homogenizer, but recalibrate.mode is shadow")
         if self._config.mode == "supervised" and self._approval is None:
             if self.state is not State.AWAITING_APPROVAL:
-                self.state, self.progress = State.AWAITING_APPROVAL, 0.0
+                self.state, self.progress, self._seconds_in_state = State.AWAITING_APPROVAL, 0.0, 0.0
                 self.reason = "`recald approve` lets the candidate serve, `recald reject` drops it"
             return None
         if hold_reason:
@@ -376,8 +356,13 @@ class StateMachine:
 
     def _enter(self, state: State, now: float, reason: str = "") -> None:
         self.state, self.progress, self.reason, self._state_since = state, 0.0, reason, now
+        self._seconds_in_state = self._uncompared_s = 0.0
         self._explained = False
         self._comparisons, self._approval = deque(maxlen=MAX_COMPARISONS), None
+
+
+def _alarmed(facts: Facts) -> bool:
+    return facts.alarm and not facts.unwatched
 
 
 def _done_ratio(elapsed: float, duration: float) -> float:

@@ -74,6 +74,10 @@ class WorkerClient:
     def close(self) -> None:
         """Kill the worker at once, and start no other."""
         self._closing.set()
+        self.kill()
+
+    def kill(self) -> None:
+        """Kill the worker at once; the job that it runs fails, and the next one starts another. From any thread."""
         process = self._process  # the thread of `call` may set it to None at the same time
         if process is not None:
             process.kill()

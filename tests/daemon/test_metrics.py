@@ -12,6 +12,7 @@ from daemon.states import State
 LABELS = {  # every metric of the daemon, which later code must feed and dashboards may ask for
     "build_info": ("version", "torch", "backend"),
     "model_info": ("digest", "backend"),
+    "thread_faults_total": ("thread",),
     "homogenizer_info": ("sensor", "version", "source"),
     "frames_received_total": ("sensor",),
     "frames_processed_total": ("sensor",),
@@ -28,6 +29,8 @@ LABELS = {  # every metric of the daemon, which later code must feed and dashboa
     "drift_alarm": ("sensor",),
     "drift_evidence": ("sensor",),
     "narrow_view": ("sensor",),
+    "drift_checks_total": ("sensor", "result"),
+    "last_drift_check_timestamp_seconds": ("sensor",),
     "accuracy_proxy_ratio": ("sensor", "proxy"),
     "calibration_state": ("sensor",),
     "calibration_progress_ratio": ("sensor",),

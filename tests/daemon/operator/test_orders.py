@@ -10,8 +10,9 @@ import pytest
 
 from daemon.config import RecalibrateConfig
 from daemon.operator.orders import Order, OrderQueue, Orders
+from daemon.recalibration.decisions import Commit, Facts
 from daemon.recalibration.sensor import Candidate, Sensor
-from daemon.recalibration.state_machine import Commit, Facts, OrderRefused, StateMachine
+from daemon.recalibration.state_machine import OrderRefused, StateMachine
 from daemon.states import State
 from deploy.path import InferencePath, PreparedHomogenizer
 from deploy.store.artefacts import FACTORY

@@ -16,7 +16,7 @@ from daemon.frames.latency_monitor import MIN_LATENCY_FRAMES
 from daemon.frames.reservoir import Reservoir
 from daemon.metrics import Metrics
 from daemon.recalibration.controller import Controller
-from daemon.recalibration.drift_monitor import DriftCheck
+from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck
 from daemon.recalibration.job import JobResult
 from daemon.recalibration.sensor import Candidate, Sensor
 from daemon.recalibration.state_machine import StateMachine
@@ -66,7 +66,8 @@ class Scene:
             save_active=lambda _, version: self.written.append(("serves", version)),
             save_withdrawn=lambda _, versions: self.written.append(("withdrawn", sorted(versions))),
         )
-        self.recalibration: Any = SimpleNamespace(free=True, start=lambda *given: None)
+        self.aborted: list[str] = []
+        self.recalibration: Any = SimpleNamespace(free=True, start=lambda *given: None, abort=self.aborted.append)
         background: Any = SimpleNamespace(submit=lambda do, *given: do(*given))
         self.registry = CollectorRegistry()
         metrics = Metrics(self.registry)
@@ -412,6 +413,70 @@ def test_a_camera_that_stops_has_no_score_and_no_alarm_until_frames_come_again(s
     scene.controller.handle(seen, scene.sensor, scene.now)
     assert scene.sensor.drift_score == 9.0 and "no frames" not in scene.sensor.status()["reason"]
     assert scene.sensor.drift_detector.evidence == 0, "the silence is no time of drift"
+
+
+def checked(scene: Scene, version: str = FACTORY) -> DriftCheck:
+    scores = {"raw": 9.0, "homogenized": 9.0, "layers": {"bn1": 7.0}, "proxy": {"confidence": 0.4}}
+    scores |= {"label_shift": False, "raw_clean": False}
+    return DriftCheck("front", version, scores, WINDOW, scene.sensor.reservoir.added, 1.0)
+
+
+def test_drift_checks_that_fail_leave_no_score_and_no_alarm_until_they_run_again(scene, caplog):
+    shown = [("drift_score", {"stage": "raw"}), ("drift_score", {"stage": "homogenized"}), ("drift_alarm", {})]
+    shown += [("layer_drift_score", {"layer": "bn1"}), ("accuracy_proxy_ratio", {"proxy": "confidence"})]
+    for scene.now in range(30):
+        scene.sensor.stall_detector.arrived(scene.now)
+        scene.frames(WINDOW)
+        scene.controller.handle(checked(scene), scene.sensor, scene.now)
+    assert [scene.metric(*metric) for metric in shown] == [9.0, 9.0, 1.0, 7.0, 0.4]
+    seen = scene.metric("last_drift_check_timestamp_seconds", {})
+    scene.step()
+    for _ in range(40):
+        scene.now += 1
+        scene.sensor.stall_detector.arrived(scene.now)
+        scene.frames(WINDOW)
+        scene.controller.handle(CheckFailure("front", "failed", "StoreError: damaged"), scene.sensor, scene.now)
+        scene.step()
+    status = scene.sensor.status()
+    assert (status["drift_score"], status["drift_alarm"], status["drift_checks"]) == (None, None, "failing")
+    assert status["reason"].startswith("no drift check for 41 s: StoreError: damaged")
+    assert all(math.isnan(scene.metric(*metric)) for metric in shown)
+    assert scene.metric("drift_checks_total", {"result": "failed"}) == 40
+    assert scene.metric("last_drift_check_timestamp_seconds", {}) == seen
+    assert caplog.text.count("a drift check failed") == 1, "not once a second"
+    scene.controller.handle(checked(scene), scene.sensor, scene.now)
+    scene.step()
+    assert scene.sensor.status()["drift_checks"] == "running" and scene.sensor.drift_score == 9.0
+    assert scene.metric("drift_alarm", {}) == 1, "the drift has not ended meanwhile"
+
+
+def test_a_check_of_the_homogenizer_before_is_a_check_that_ran(scene):
+    scene.controller.handle(checked(scene, "before"), scene.sensor, scene.now)
+    assert scene.metric("drift_checks_total", {"result": "outdated"}) == 1
+    assert math.isnan(scene.sensor.drift_score)
+
+
+def test_a_probation_that_nothing_compares_goes_one_step_back(scene):
+    scene.fit("a")
+    for _ in range(3):
+        scene.compare_on_new_frames()
+    scene.step()
+    scene.frames(3 * WINDOW)
+    scene.now += 601
+    scene.sensor.stall_detector.arrived(scene.now)
+    scene.step()
+    assert scene.sensor.path.version == FACTORY and scene.metric("rollbacks_total", {"reason": "unproven"}) == 1
+
+
+def test_a_recalibration_that_passes_its_deadline_is_stopped_counted_and_recorded(scene):
+    scene.begin_fit()
+    scene.now += 900 + 601
+    scene.sensor.stall_detector.arrived(scene.now)
+    scene.step()
+    assert scene.aborted == ["front"] and scene.sensor.state_machine.state is State.FAILED
+    assert scene.metric("fits_total", {"result": "timeout"}) == 1
+    told = [details for event, details in scene.records if event == "fit"][-1]
+    assert told["result"] == "timeout" and scene.sensor.last_result.startswith("timeout: no result")
 
 
 def test_a_stored_version_that_cannot_serve_is_not_tried_again(scene):

@@ -8,18 +8,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from daemon.config import DAY, RecalibrateConfig
-from daemon.recalibration.state_machine import (
-    INVALID_AFTER_FAILURES,
-    MIN_COMPARISONS,
+from daemon.recalibration.decisions import (
+    Abort,
     Collect,
     Commit,
     Discard,
     Facts,
     Fit,
-    OrderRefused,
     Recall,
     RollBack,
     ServeFactory,
+)
+from daemon.recalibration.state_machine import (
+    INVALID_AFTER_FAILURES,
+    MIN_COMPARISONS,
+    OrderRefused,
     StateMachine,
 )
 from daemon.states import AT_REST, IN_WORK, WITH_CANDIDATE, Result, State
@@ -325,7 +328,7 @@ def test_no_order_waits_for_a_strict_budget_that_is_not_spent():
 def test_the_budget_continues_after_a_restart(budget):
     """The monotonic clock may have begun anew: what was spent an hour ago is of a time before 0."""
     machine = machine_in(**{budget: 2}, every=DAY)
-    machine.restore_budget(**{budget.removesuffix("_a_day"): [-7200.0, -3600.0]}, **{OTHER[budget]: []})
+    machine.budget.restore(**{budget.removesuffix("_a_day"): [-7200.0, -3600.0]}, **{OTHER[budget]: []})
     assert step(machine, 1.0, alarm=True) is None and "budget" in machine.reason
     assert step(machine, DAY - 7201.0, alarm=True) is None
     on_probation(machine, DAY - 7200.0 + 5)
@@ -546,6 +549,101 @@ def test_a_rollback_does_not_stop_a_fit(machine):
     assert machine.state is State.FITTING
 
 
+# ---- deadlines, and drift checks that fail
+
+BLIND = {"unwatched": "no drift check for 40 s", "missed_comparisons": MIN_COMPARISONS}
+
+
+def test_collecting_ends_as_a_failure_when_too_few_frames_come(machine):
+    step(machine, 1.0, alarm=True)
+    assert step(machine, 3601.0, alarm=True, collected=3) is None
+    assert step(machine, 3602.0, alarm=True, collected=3) == Abort("3 of 64 frames came in 60 min")
+    machine.finished(Result.TIMEOUT, 3602.0, "3 of 64 frames came in 60 min")
+    assert machine.state is State.FAILED
+    assert step(machine, 3612.0, alarm=True) == Collect(forget=False), "the frames add up"
+
+
+def test_collecting_ends_without_a_failure_when_few_classes_stay_in_view(machine):
+    step(machine, 1.0, alarm=True)
+    assert step(machine, 3602.0, alarm=True, collected=64, label_shift=True) is None
+    assert machine.state is State.FACTORY and "few classes" in machine.reason
+    assert step(machine, 3603.0, alarm=True) == Collect(forget=True), "no back-off"
+
+
+def test_collecting_that_never_gets_a_worker_says_so(machine):
+    step(machine, 1.0, alarm=True)
+    step(machine, 2.0, alarm=True, collected=64, worker_free=False)
+    overdue = step(machine, 3602.0, alarm=True, collected=64, worker_free=False)
+    assert overdue == Abort("no worker was free in 60 min")
+
+
+@pytest.mark.parametrize("stage", IN_WORK)
+def test_a_job_whose_thread_hangs_is_given_up(stage):
+    machine = machine_in(timeout=100.0)
+    begin_fit(machine, 0.0)
+    machine.progressed(stage, 0.5)
+    assert step(machine, 700.0) is None
+    assert isinstance(step(machine, 701.0), Abort)
+
+
+def test_a_candidate_that_nothing_compares_is_dropped(machine):
+    begin_fit(machine, 0.0)
+    machine.candidate_ready(0.0)
+    compare(machine, True)
+    assert step(machine, 600.0, **BLIND) is None
+    dropped = step(machine, 601.0, **BLIND)
+    assert dropped == Discard(Result.TIMEOUT, "no comparison on new frames for 10 min")
+
+
+def test_a_candidate_waits_for_frames_of_a_slow_camera(machine):
+    begin_fit(machine, 0.0)
+    machine.candidate_ready(0.0)
+    assert step(machine, 5000.0, missed_comparisons=MIN_COMPARISONS - 1) is None
+
+
+def test_nobody_needs_to_answer_for_ever():
+    machine = machine_in("supervised")
+    shadowed(machine, 10.0)
+    step(machine, 10.0)
+    assert step(machine, 7 * DAY) is None
+    assert step(machine, 7 * DAY + 11) == Discard(Result.TIMEOUT, "nobody approved it for 7 days")
+
+
+def test_a_probation_without_comparisons_goes_one_step_back(machine):
+    on_probation(machine, 10.0)
+    compare(machine, False)
+    assert step(machine, 609.0, **BLIND) is None
+    assert step(machine, 611.0, **BLIND) == RollBack("unproven", "no comparison on new frames for 10 min")
+
+
+def test_the_factory_homogenizer_needs_no_proof(machine):
+    on_probation(machine, 10.0)
+    machine.committed(False, 20.0)
+    assert step(machine, 5000.0, **BLIND) is None
+
+
+def test_the_time_of_a_stopped_camera_does_not_count(machine):
+    on_probation(machine, 10.0)
+    assert step(machine, 9000.0, silent=True, **BLIND) is None
+    assert step(machine, 9500.0, **BLIND) is None
+    assert isinstance(step(machine, 9700.0, **BLIND), RollBack)
+
+
+def test_nothing_starts_by_itself_while_drift_checks_fail(machine):
+    assert step(machine, 5000.0, alarm=True, raw_clean=True, unwatched="why") is None, "neither drift nor timer"
+    machine.request()
+    assert step(machine, 5001.0, unwatched="why") == Collect(forget=False)
+
+
+def test_an_unknown_alarm_ends_no_collecting_and_no_invalid_state(machine):
+    step(machine, 1.0, alarm=True)
+    assert step(machine, 2.0, unwatched="why") is None and machine.state is State.COLLECTING
+    for _ in range(INVALID_AFTER_FAILURES):
+        machine.finished(Result.REJECTED, 3.0)
+    step(machine, 4.0, alarm=True)
+    assert step(machine, 900.0, unwatched="why") is None and machine.state is State.INVALID
+
+
 # ---- whatever happens
 
 
@@ -562,7 +660,7 @@ class Life(RuleBasedStateMachine):
         self.mode, self.now = mode, 0.0
         config = RecalibrateConfig(mode=mode, fits_a_day=budget[0], swaps_a_day=budget[1], **TIMES)
         self.machine = StateMachine(config, 0.0, serving=served, on_probation=served)
-        self.machine.restore_budget(*spent)
+        self.machine.budget.restore(*spent)
         self.budget, self.spent = budget, tuple(map(list, spent))
         self.approved, self.serving = False, served
 
@@ -583,21 +681,35 @@ class Life(RuleBasedStateMachine):
         free=st.booleans(),
         held=st.sampled_from(["", "why"]),
         slower=st.sampled_from(["", "", "9 ms"]),
+        unwatched=st.sampled_from(["", "", "no check"]),
+        silent=st.booleans(),
+        missed=st.integers(0, 5),
     )
-    def step(self, alarm, label_shift, clean, collected, free, held, slower):
+    def step(self, alarm, label_shift, clean, collected, free, held, slower, unwatched, silent, missed):
         self.now += 3.0
         before = self.machine.state
-        facts = Facts(alarm, label_shift, clean, collected, free, held, slower)
+        facts = Facts(alarm, label_shift, clean, collected, free, held, slower, unwatched, silent, missed)
         decision = self.machine.step(self.now, facts)
         if isinstance(decision, Collect):
             assert self.mode != "locked" and (self.machine.trigger == "operator" or not self.overdrawn())
         elif isinstance(decision, Fit):
             assert free and collected >= 64 and before is State.COLLECTING and self.mode != "locked"
             self.spent[0].append(self.now)
+        elif isinstance(decision, Abort):
+            assert before is State.COLLECTING or before in IN_WORK
+            self.machine.finished(Result.TIMEOUT, self.now, decision.reason)
         elif isinstance(decision, Recall):
             assert free and before is self.machine.state is State.COLLECTING
         elif isinstance(decision, ServeFactory):
-            assert alarm and clean and not held and before not in IN_WORK and self.serving and self.mode != "locked"
+            assert (
+                alarm
+                and clean
+                and not held
+                and not unwatched
+                and before not in IN_WORK
+                and self.serving
+                and self.mode != "locked"
+            )
             self.serving = False
             self.machine.committed(False, self.now)
         elif isinstance(decision, Commit):
@@ -610,9 +722,9 @@ class Life(RuleBasedStateMachine):
             assert before in WITH_CANDIDATE
             self.machine.finished(decision.result, self.now, decision.reason)
         elif isinstance(decision, RollBack):
-            assert before is State.PROBATION and not held
+            assert before is State.PROBATION and (decision.reason == "unproven" or not held)
             self.serving = False
-            assert (decision.reason == "latency") == bool(decision.detail) and decision.detail in ("", slower)
+            assert (decision.reason == "latency") == (bool(slower) and decision.detail == slower)
             self.machine.rolled_back(False, self.now, "regress")
         if self.machine.state not in WITH_CANDIDATE:
             self.approved = False
@@ -659,7 +771,8 @@ class Life(RuleBasedStateMachine):
             return
         if self.machine.state is State.COLLECTING:
             self.machine.request()
-            step(self.machine, self.now, collected=64)
+            if isinstance(step(self.machine, self.now, collected=64), Abort):  # it has collected for too long
+                self.machine.finished(Result.TIMEOUT, self.now)
         if self.machine.state in IN_WORK:
             self.machine.finished(Result.REJECTED, self.now)
         if self.machine.state in WITH_CANDIDATE:

@@ -1,0 +1,104 @@
+"""The thread of drift checks outlives whatever happens to a check, and one sensor's failure costs no other sensor."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from daemon.config import DriftConfig
+from daemon.frames.reservoir import Reservoir
+from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck, DriftMonitor
+from daemon.worker.client import WorkerError, WorkerTimeout
+
+WINDOW = 8
+SCORES = {"raw": 1.0, "homogenized": 1.0}
+
+
+class Watched:
+    """Two sensors whose checks a fake worker answers, by a real thread."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Callable[[], dict[str, Any]]] = {}  # by active version; else scores
+        self.posted: queue.Queue[DriftCheck | CheckFailure] = queue.Queue()
+        self.starts = self.start_fails = 0
+        self.sensors: dict[str, Any] = {name: self.sensor(name) for name in ("front", "rear")}
+        worker: Any = SimpleNamespace(start=self.start, call=self.call, close=lambda: None, finish=lambda: None)
+        self.monitor = DriftMonitor(DriftConfig(window=WINDOW, interval=0.05), self.sensors, worker, self.posted.put)
+
+    def sensor(self, name: str) -> Any:
+        path = SimpleNamespace(version=f"of {name}")
+        return SimpleNamespace(name=name, path=path, reservoir=Reservoir(WINDOW, window=WINDOW), challenger=None)
+
+    def start(self) -> None:
+        if self.start_fails:
+            self.start_fails -= 1
+            raise WorkerError("the worker process ended with 1: no answer")
+
+    def call(self, job: dict[str, Any], images: np.ndarray, timeout: float) -> dict[str, Any]:
+        return self.answers.get(job["active"], lambda: SCORES)()
+
+    def frames(self) -> None:
+        for sensor in self.sensors.values():
+            for number in range(WINDOW):
+                sensor.reservoir.add(np.full((2, 2, 3), number, np.uint8), 0.0)
+
+    def results(self, count: int) -> dict[str, str]:
+        """What was posted next, by sensor."""
+        events = [self.posted.get(timeout=10) for _ in range(count)]
+        return {e.sensor: e.result if isinstance(e, CheckFailure) else "done" for e in events}
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    monkeypatch.setattr("daemon.recalibration.drift_monitor.CHECK_RETRY_S", 0.05)
+    watched = Watched()
+    watched.frames()
+    yield watched
+    watched.monitor.close()
+
+
+def raising(error: Exception) -> Callable[[], dict[str, Any]]:
+    def answer() -> dict[str, Any]:
+        raise error
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "result"),
+    [
+        (raising(WorkerError("it died")), "failed"),
+        (raising(WorkerTimeout("it hangs")), "timeout"),
+        (raising(KeyError("a fault in recald")), "failed"),
+        (lambda: {"result": "failed", "reason": "StoreError: damaged"}, "failed"),
+    ],
+    ids=["died", "hangs", "fault", "damaged"],
+)
+def test_a_failed_check_is_posted_costs_no_other_sensor_and_is_tried_again(watched: Watched, answer: Any, result: str):
+    watched.answers["of front"] = answer
+    watched.monitor.start()
+    assert watched.results(2) == {"front": result, "rear": "done"}
+    watched.frames()
+    assert watched.results(2) == {"front": result, "rear": "done"}
+    watched.answers.clear()
+    watched.frames()
+    assert watched.results(2) == {"front": "done", "rear": "done"}
+
+
+def test_a_worker_that_does_not_start_is_a_failure_of_every_sensor(watched: Watched):
+    watched.start_fails = 1
+    watched.monitor.start()
+    assert watched.results(2) == {"front": "failed", "rear": "failed"}
+    assert watched.results(2) == {"front": "done", "rear": "done"}
+
+
+def test_nothing_is_checked_without_new_frames(watched: Watched):
+    watched.monitor.start()
+    watched.results(2)
+    with pytest.raises(queue.Empty):
+        watched.posted.get(timeout=0.3)
