@@ -170,6 +170,8 @@ def status(args: argparse.Namespace) -> int:
         state = f"{sensor['state']} {sensor['progress']:.0%}" if sensor["progress"] else sensor["state"]
         table.add_row(name, state, *(_cell(column, sensor[column]) for column in columns))
     Console().print(table)
+    if answer["problem"]:
+        print(answer["problem"])
     return 0
 
 

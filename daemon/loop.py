@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import queue
 import signal
 import time
@@ -37,7 +36,7 @@ from daemon.serving.message import Frame, FrameError
 from daemon.serving.results import Publisher
 from daemon.serving.serve import FrameServer
 from daemon.state.audit_writer import AuditWriter
-from daemon.state.lock import lock_state
+from daemon.state.lock import StateClaim
 from daemon.state.restart import restart_state
 from daemon.state.state_writer import StateWriter
 from daemon.supervision import SupervisedExecutor, Supervision, ThreadDied
@@ -107,7 +106,8 @@ class Daemon:
 
     def startup(self) -> None:
         """Prove everything before the first socket opens; report READY to systemd once frames are served."""
-        self._closing.callback(os.close, lock_state(self.config.state.directory))
+        self._claim = StateClaim(self.config.state.directory)
+        self._closing.callback(self._claim.close)
         self._envelope = open_envelope(self.config)
         if self._envelope is not None:
             log.info("envelope: %s", self._envelope)
@@ -128,7 +128,7 @@ class Daemon:
         self._store.sweep()
         self._background = SupervisedExecutor(self._supervision, thread_name_prefix="background")
         self._state_writer = StateWriter(self._store, self._model.digest, self._background)
-        self._audit_writer = AuditWriter(self._open_audit, self._background, self.metrics)
+        self._audit_writer = AuditWriter(self._open_audit, self._background, self.metrics, self._claim.check)
         self._closing.callback(self._audit_writer.close)
         self._closing.callback(self._background.shutdown, wait=True)
 
@@ -234,6 +234,7 @@ class Daemon:
             "model": self._model.digest,
             "backend": self._model.served_by,
             "compiling": self._model.backend.name if self._model.has_stand_in else None,
+            "problem": self._problem(),
             "sensors": {name: sensor.status() for name, sensor in self.sensors.items()},
         }
 
@@ -273,6 +274,7 @@ class Daemon:
         self._supervision.check()
         if self._job_runner.hangs:
             raise ThreadDied("a recalibration goes on although its worker was killed: its thread hangs")
+        self._audit_writer.check(now)
         self._orders.carry_out_all()
         build = self._engine_build
         if build is not None and build.done and self._job_runner.free:  # a proof must not run across the exchange
@@ -287,7 +289,6 @@ class Daemon:
         if now >= self._next_status:
             self._next_status = now + STATUS_INTERVAL_S
             self._notifier.status(self._status_line())
-            self._audit_writer.retry()
             self._state_writer.retry()
             self._metrics_server.retry()
 
@@ -304,9 +305,15 @@ class Daemon:
         self._audit_writer.record("", "compiled", details)
         log.info("%s serves the model from now on", self._model.served_by)
 
+    def _problem(self) -> str:
+        """Return what an operator must know of the state directory, or ""."""
+        problem = self._audit_writer.problem
+        return problem and f"nothing is swapped: {problem}"
+
     def _status_line(self) -> str:
         """Return one line for `systemctl status`."""
-        progress = [] if self._engine_build is None else [self._engine_build.progress]
+        progress = [self._problem()] if self._problem() else []
+        progress += [] if self._engine_build is None else [self._engine_build.progress]
         sensors = [
             f"{s.name}: {s.state_machine.state.value}, drift {s.drift_score:.2f}, ρ {s.path.version[:12]}"
             for s in self.sensors.values()

@@ -13,6 +13,7 @@ from typing import Any
 
 SEAL_KEY = "seal"  # the key of a sealed document that holds the SHA-256 of all other keys
 READ_CHUNK_BYTES = 1 << 20
+FileIdentity = tuple[int, int]  # device and inode: the same as long as it is the same file, whatever its path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -69,6 +70,15 @@ def digest_file(path: Path) -> str:
         while chunk := file.read(READ_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def identity(path: Path) -> FileIdentity | None:
+    """Tell which file or folder a path leads to now; None if to none. Raises OSError."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _checksum(document: dict[str, Any]) -> str:

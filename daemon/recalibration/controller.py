@@ -260,7 +260,7 @@ class Controller:
             label_shift=sensor.label_shift,
             raw_clean=sensor.raw_clean,
             collected=sensor.reservoir.collected,
-            worker_free=self._jobs.free,
+            worker_free=self._jobs.free and not self._audit_writer.state_moved,  # else nobody could store the result
             hold_reason=self._hold_reason(sensor),
             latency_problem=sensor.latency_monitor.slower if timed else "",
             unwatched=sensor.unwatched,
@@ -270,8 +270,8 @@ class Controller:
 
     def _hold_reason(self, sensor: Sensor) -> str:
         """Return why nothing may be swapped now, or ""."""
-        if self._audit_writer.failing:
-            return "the audit log cannot be written, see the daemon's log"
+        if problem := self._audit_writer.problem:
+            return f"the audit log cannot be written: {problem}"
         if sensor.operator_hold is None:
             return "the audit log is not yet read"
         if sensor.operator_hold:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -11,9 +12,13 @@ from typing import Any, NamedTuple
 
 from daemon.config import DAY
 from daemon.metrics import Metrics
+from daemon.state.lock import StateMoved
 from deploy.audit.log import AuditLog
 
 MAX_PENDING_RECORDS = 10_000  # that wait for a full disk; later ones are dropped and counted
+CHECK_INTERVAL_S = 0.2  # between two checks that the log is still in its place
+RETRY_INTERVAL_S = 1.0  # between two tries while it cannot be written
+MAX_ANSWER_S = 2.0  # for a check; a disk that takes longer hangs
 MIN_KEPT_S = 730 * DAY  # younger records are kept; laws ask for six months and more
 MIN_KEPT_RECORDS = 50_000  # kept at any age, some 25 MB: a wrong clock must not remove what laws ask for
 # Events whose anchor is logged to the journal, too. Checked against one of these anchors, `recald verify --anchor`
@@ -35,28 +40,54 @@ class PendingRecord(NamedTuple):
 class AuditWriter:
     """Takes records on the frame thread; `background`, an executor with one thread, writes them in order."""
 
-    def __init__(self, open_audit: Callable[[], AuditLog], background: Executor, metrics: Metrics):
-        """open_audit: called in the background for the first record; where it fails, again at each retry."""
+    def __init__(
+        self,
+        open_audit: Callable[[], AuditLog],
+        background: Executor,
+        metrics: Metrics,
+        check_place: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """open_audit: called in the background for the first record; where it fails, again at each check.
+
+        check_place: raises StateMoved where the state directory is no longer the claimed one. clock: monotonic, s.
+        """
         self._open = open_audit
         self._background = background
         self._metrics = metrics
+        self._check_place = check_place
+        self._clock = clock
         self._audit: AuditLog | None = None
         self._pending: deque[PendingRecord] = deque()
-        self._lost = 0
+        self._dropped = 0  # counted by the frame thread alone
+        self._reported = 0  # how many of the dropped ones the log knows of; counted in the background alone
         self._queued = False  # a run of _write is queued; one run writes all pending records
-        self.failing = False  # the last run could not write
+        self._asked_at: float | None = None  # when the oldest run was queued that has not ended
+        self._next_check = -math.inf
+        self._problem = ""  # of the last run
+        self.state_moved = False  # the state directory is gone: what a fit makes could not be stored
+
+    @property
+    def problem(self) -> str:
+        """Why nothing may be swapped: the log cannot be written, or does not answer; "" where all is well."""
+        asked_at = self._asked_at  # read once: the background changes it
+        waited = 0.0 if asked_at is None else self._clock() - asked_at
+        if not self._problem and waited > MAX_ANSWER_S:
+            return f"the disk has not answered for {waited:.0f} s"
+        return self._problem
 
     def record(self, sensor: str, event: str, details: dict[str, Any]) -> None:
         """Add a record of now; `details` are plain values."""
         if len(self._pending) < MAX_PENDING_RECORDS:
             self._pending.append(PendingRecord(sensor, event, details, time.time()))
         else:
-            self._lost += 1
+            self._dropped += 1
         self._queue()
 
-    def retry(self) -> None:
-        """Try again to write what could not be written."""
-        if self.failing:
+    def check(self, now: float) -> None:
+        """Check in the background that the log is in its place, and write what waits. now: of `clock`."""
+        if now >= self._next_check:
+            self._next_check = now + (RETRY_INTERVAL_S if self._problem else CHECK_INTERVAL_S)
             self._queue()
 
     def close(self) -> None:
@@ -65,33 +96,46 @@ class AuditWriter:
             self._audit.close()
 
     def _queue(self) -> None:
+        self._asked_at = self._clock() if self._asked_at is None else self._asked_at
         if not self._queued:
             self._queued = True
             self._background.submit(self._write)
 
     def _write(self) -> None:
-        """Write all pending records; a failure sets `failing` and is not raised."""
+        """Write all pending records; a failure becomes the `problem` and is not raised."""
         self._queued = False  # before the work: a record that is added from now on needs another run
         try:
+            self._check_place()
             self._write_pending()
         except Exception as error:  # of any kind: without a written log, nothing may be swapped
-            self._metrics.audit_failures.inc()
-            if not self.failing:
-                log.warning("nothing is swapped until the audit log can be written: %s", error)
-            self.failing = True
+            self._fail(error)
         else:
-            self.failing = False
+            self._succeed()
+        self._asked_at = self._clock() if self._queued else None
+
+    def _fail(self, error: Exception) -> None:
+        self._metrics.audit_failures.inc()
+        if str(error) != self._problem:
+            log.warning("nothing is swapped until the audit log can be written: %s", error)
+        self._problem, self.state_moved = str(error), isinstance(error, StateMoved)
+
+    def _succeed(self) -> None:
+        if self._problem:
+            log.info("the audit log can be written again")
+        self._problem, self.state_moved = "", False
 
     def _write_pending(self) -> None:
         if self._audit is None:
             self._audit = self._open()
             self._audit.prune(time.time() - MIN_KEPT_S, MIN_KEPT_RECORDS)
+        else:
+            self._audit.check_place()
         while self._pending:
             self._append(self._audit, self._pending[0])
             self._pending.popleft()  # after it was written: what fails stays pending
-        if self._lost:
-            self._append(self._audit, PendingRecord("", "records lost", {"count": self._lost}, time.time()))
-            self._lost = 0
+        if lost := self._dropped - self._reported:
+            self._append(self._audit, PendingRecord("", "records lost", {"count": lost}, time.time()))
+            self._reported += lost
 
     def _append(self, audit: AuditLog, pending: PendingRecord) -> None:
         try:

@@ -21,7 +21,8 @@ from deploy.audit.chain import (
     chain_problems,
     next_record,
 )
-from deploy.audit.sqlite import BUSY_TIMEOUT_S, insert, open_database, open_read_only, open_shared
+from deploy.audit.sqlite import BUSY_TIMEOUT_S, database_files, insert, open_database, open_read_only, open_shared
+from deploy.files import identity
 
 EARLIEST_CREDIBLE_TIME = "2020"  # a record with an earlier time was written before the device had set its clock
 MAX_PROBLEMS_IN_RECORD = 10  # in the record of a pruning; the first few show what happened
@@ -77,6 +78,7 @@ class AuditLog:
                 self._connection = open_read_only(path)
             else:
                 self._connection = open_database(path, _utc(clock()))
+            self._opened = {file: identity(file) for file in database_files(path)}
 
     def append(self, sensor: str, event: str, details: dict[str, Any], at: float | None = None) -> AuditRecord:
         """Add a record with the time `at` (s since the epoch), or with the present time.
@@ -89,6 +91,16 @@ class AuditLog:
         text = canonical_json(details)
         with self._transaction() as connection:
             return self._append_next(connection, sensor, event, text, at)
+
+    def check_place(self) -> None:
+        """Check that the open files still lie at their paths. Raises AuditError.
+
+        SQLite goes on writing to a file that was removed, and reports success.
+        """
+        with _audit_errors(self.path):
+            moved = [file for file, opened in self._opened.items() if identity(file) != opened]
+        if moved:
+            raise AuditError(f"{moved[0]}: removed or replaced while recald writes it: put it back, or restart recald")
 
     def records(
         self, sensor: str | None = None, limit: int | None = None, exclude: Sequence[str] = ()
@@ -151,6 +163,7 @@ class AuditLog:
     def close(self) -> None:
         """Close the file. Later calls raise AuditError."""
         with self._lock:
+            self._opened = {}  # SQLite removes the write-ahead log
             self._connection.close()
 
     def _newest(self, query: str, arguments: tuple[str | None, ...], limit: int | None) -> list[AuditRecord]:
@@ -177,6 +190,7 @@ class AuditLog:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self.check_place()
         with self._reading() as connection:
             connection.execute("BEGIN IMMEDIATE")  # before the newest record is read, so that no other can follow it
             try:

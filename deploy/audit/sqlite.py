@@ -75,6 +75,11 @@ def insert(connection: sqlite3.Connection, record: AuditRecord) -> None:
     connection.execute("INSERT INTO record VALUES (?, ?, ?, ?, ?, ?, ?)", astuple(record))
 
 
+def database_files(path: Path) -> list[Path]:
+    """List the files that hold records while the log is open: the database and its write-ahead log."""
+    return [path, _with_suffix(path, "-wal")]
+
+
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
     address = f"{path.absolute().as_uri()}?mode={mode}"
     connection = sqlite3.connect(address, BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False, uri=True)

@@ -58,6 +58,7 @@ class ArtefactStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._existed = root.is_dir()
 
     def put(self, homogenizer: Homogenizer, manifest: dict[str, Any], compiled: bytes, backend: str) -> str:
         """Store ρ and its compiled form; returns its version. `manifest` must name Φ's digest as "model".
@@ -65,6 +66,7 @@ class ArtefactStore:
         The version is the SHA-256 of the weights alone: storing the same weights again replaces the manifest. Raises
         StoreError for weights that are not finite and for an unusable manifest, OSError if the disk refuses.
         """
+        self._check_root()
         _field(Path("manifest"), manifest, "model", str)
         parameters = homogenizer.state_dict().items()
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in parameters}
@@ -111,6 +113,7 @@ class ArtefactStore:
 
         Raises StoreError if there is no such artefact, OSError if the disk refuses.
         """
+        self._check_root()
         if version != FACTORY and not (manifest := self._object(version, ".json")).exists():
             raise StoreError(f"{manifest}: there is no such artefact to point to")
         pointer = Pointer(version, self._previous_version(sensor, version, model), model, now)
@@ -158,6 +161,7 @@ class ArtefactStore:
 
     def withdraw(self, sensor: str, versions: list[str]) -> None:
         """Write down the versions that must not be tried again for `sensor`. Raises StoreError, OSError."""
+        self._check_root()
         write_atomically(self._withdrawn_path(sensor), _seal({"versions": versions}))
 
     def withdrawn(self, sensor: str) -> set[str]:
@@ -169,6 +173,11 @@ class ArtefactStore:
     def sweep(self) -> int:
         """Remove the half-written files that killed writers left; returns their number."""
         return sweep(self.root)
+
+    def _check_root(self) -> None:
+        """Refuse to write where the directory was removed: to make it anew would hide the loss."""
+        if self._existed and not self.root.is_dir():
+            raise StoreError(f"{self.root}: removed while recald uses it: put it back, or restart recald")
 
     def _previous_version(self, sensor: str, version: str, model: str) -> str | None:
         """Choose what a new pointer to `version` names as `previous`."""

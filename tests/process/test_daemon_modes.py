@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from running import Camera, Daemon, eventually, recald, recald_here, serving, write_config
 from synthetic import drifted, images
+
+from daemon.exit_codes import EX_TEMPFAIL
+from daemon.operator.control import request
 
 CLEAN = images(256, 1)
 DARK = drifted(CLEAN)
@@ -152,5 +156,28 @@ def test_nothing_is_swapped_while_the_audit_log_cannot_be_written(in_mode, folde
         assert daemon.metric("recald_audit_failures_total") > 0
         (folder / "state" / "audit.sqlite").rmdir()
         camera.stream(DRIFT, lambda: state(daemon) == "active", "it serves")
-    events = [record["event"] for record in audit(config)]
-    assert events[:2] == ["log begun", "start"] and "swap" in events, "what had to wait is written"
+        events = [record["event"] for record in audit(config)]
+        assert events[:2] == ["log begun", "start"] and "swap" in events, "what had to wait is written"
+        _remove_state(daemon, camera)
+
+
+def _with_other_sockets(config: Path) -> Path:
+    """Write the configuration of a second daemon on the same state directory."""
+    other = config.with_name("other.yaml")
+    other.write_text(config.read_text().replace(f"ipc://{config.parent}/", f"ipc://{config.parent}/other-"))
+    return other
+
+
+def _remove_state(daemon: Daemon, camera: Camera) -> None:
+    """Remove the state directory under the daemon: it serves and says what is wrong, and no other daemon starts."""
+    records, version = daemon.metric("recald_audit_records_total"), daemon.status()["homogenizer"]
+    shutil.rmtree(daemon.state)
+    said = eventually(lambda: request(daemon.control, {"command": "status"}, 10)["problem"], "the loss is noticed")
+    assert "removed or replaced" in said
+    assert recald_here("status", "--config", daemon.config).stdout.endswith(f"{said}\n")
+    recald_here("hold", "--sensor", "front", "--config", daemon.config)
+    assert camera.ask(DARK[0])[0]["homogenizer"] == version
+    assert daemon.metric("recald_audit_records_total") == records
+    done = recald_here("run", "--config", _with_other_sockets(daemon.config))
+    assert done.returncode == EX_TEMPFAIL and f"another recald uses {daemon.state}" in done.stderr
+    assert daemon.log.count("removed or replaced") == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+import time
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack, closing
 from functools import partial
@@ -20,7 +20,7 @@ from calibrate.homogenizer import Homogenizer
 from daemon.metrics import Metrics
 from daemon.recalibration.restore import restore
 from daemon.state.audit_writer import AuditWriter
-from daemon.state.lock import lock_state
+from daemon.state.lock import StateClaim
 from daemon.state.state_writer import StateWriter
 from deploy.audit.log import AuditLog, audit_path
 from deploy.backends.engine_cache import ModelCache
@@ -82,14 +82,15 @@ class Writer:
 
     def __enter__(self) -> Writer:
         self._closing = ExitStack()
-        self._closing.callback(os.close, lock_state(self.state))
+        claim = StateClaim(self.state)
+        self._closing.callback(claim.close)
         self.store.sweep()
         card = SimpleNamespace(input=SimpleNamespace(shape=SHAPE))
         frozen: Any = SimpleNamespace(digest=MODEL, module=homogenizer(0), card=card)
         ModelCache(BACKEND, frozen, "float32", self.state).get()
         self.state_writer = StateWriter(self.store, MODEL, ImmediateExecutor())
         audit = partial(AuditLog, audit_path(self.state))
-        self.audit_writer = AuditWriter(audit, ImmediateExecutor(), Metrics(CollectorRegistry()))
+        self.audit_writer = AuditWriter(audit, ImmediateExecutor(), Metrics(CollectorRegistry()), claim.check)
         self._closing.callback(self.audit_writer.close)
         self.audit_writer.record("", "start", {})
         return self
@@ -109,7 +110,7 @@ class Writer:
             self.audit_writer.record(sensor, "fit", {"result": "failed", "reason": str(error)})
             return
         self.audit_writer.record(sensor, "fit", {"result": "accepted", "candidate": version})
-        if not self.audit_writer.failing:
+        if not self.audit_writer.problem:
             self.audit_writer.record(sensor, "swap", {"from": active, "to": version, "number": number})
             self.state_writer.save_active(sensor, version)
 
@@ -122,7 +123,7 @@ class Writer:
         self.state_writer.save_active(sensor, pointer.previous)
 
     def retry(self) -> None:
-        self.audit_writer.retry()
+        self.audit_writer.check(time.monotonic())
         self.state_writer.retry()
 
     def serving(self, sensor: str) -> str:
@@ -175,12 +176,12 @@ def served_after_a_start(state: Path) -> tuple[dict[str, float], list[str]]:
     """Start once; returns by sensor the number of the homogenizer that runs, and the logged errors."""
     errors, store = LoggedErrors(), ArtefactStore(state)
     logging.getLogger().addHandler(errors)
-    descriptor = lock_state(state)
+    claim = StateClaim(state)
     try:
         store.sweep()
         answers = {sensor: _answering(sensor, store) for sensor in SENSORS}
     finally:
-        os.close(descriptor)
+        claim.close()
         logging.getLogger().removeHandler(errors)
     return answers, errors.messages
 

@@ -42,7 +42,7 @@ class Recorded:
     """Stands in for the audit writer."""
 
     def __init__(self, records: list[tuple[str, dict[str, Any]]]) -> None:
-        self.records, self.failing = records, False
+        self.records, self.problem, self.state_moved = records, "", False
 
     def record(self, sensor: str, event: str, details: dict[str, Any]) -> None:
         self.records.append((event, details))
@@ -206,10 +206,10 @@ def test_nothing_is_swapped_while_the_audit_log_cannot_be_written(scene):
     scene.fit("a")
     for _ in range(3):
         scene.compare_on_new_frames()
-    scene.record.failing = True
+    scene.record.problem = "full"
     scene.step()
     assert scene.sensor.path.version == FACTORY and "audit log" in scene.sensor.state_machine.reason
-    scene.record.failing = False
+    scene.record.problem = ""
     scene.step()
     assert scene.sensor.path.version == "a"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from daemon.metrics import Metrics
-from daemon.state.audit_writer import AuditWriter
+from daemon.state.audit_writer import MAX_ANSWER_S, AuditWriter
+from daemon.state.lock import StateMoved
 from deploy.audit.log import AuditError, AuditLog
 
 
@@ -61,7 +63,7 @@ def test_records_are_written_in_order(writer, disk, registry, background):
     background.shutdown()
     assert events(disk) == ["start", "fit", "swap"]
     assert registry.get_sample_value("recald_audit_records_total") == 3
-    assert not writer.failing
+    assert not writer.problem
 
 
 def test_records_that_a_full_disk_refuses_wait_and_are_written_first(writer, disk, registry, background, caplog):
@@ -69,12 +71,12 @@ def test_records_that_a_full_disk_refuses_wait_and_are_written_first(writer, dis
     for event in ("start", "fit"):
         writer.record("front", event, {})
     background.submit(lambda: None).result()
-    assert writer.failing and registry.get_sample_value("recald_audit_failures_total") == 2
+    assert "full" in writer.problem and registry.get_sample_value("recald_audit_failures_total") == 2
     assert len([m for m in caplog.messages if "nothing is swapped until" in m]) == 1
     disk.full = False
-    writer.retry()
+    writer.check(0.0)
     background.submit(lambda: None).result()
-    assert not writer.failing
+    assert not writer.problem
     assert events(disk) == ["start", "fit"]
 
 
@@ -82,7 +84,7 @@ def test_a_record_that_json_cannot_hold_blocks_no_other(writer, disk, background
     writer.record("front", "drift alarm", {"score": float("nan")})
     writer.record("front", "swap", {})
     background.shutdown()
-    assert events(disk) == ["drift alarm", "swap"] and not writer.failing
+    assert events(disk) == ["drift alarm", "swap"] and not writer.problem
     assert "a record of drift alarm cannot be written as it is" in caplog.text
 
 
@@ -104,4 +106,68 @@ def test_the_journal_gets_the_anchors_that_a_later_check_needs(writer, disk, bac
     number, digest = audit.records()[1].anchor
     assert caplog.messages == [f"audit record {number}:{digest}, front swap"]
     assert audit.verify((number, digest)) == []
+    audit.close()
+
+
+def test_a_log_that_was_removed_is_found_before_anything_is_recorded(writer, disk, registry, background, caplog):
+    writer.record("front", "start", {})
+    background.submit(lambda: None).result()
+    moved = disk.path.rename(disk.path.with_name("moved"))
+    writer.check(0.0)
+    background.submit(lambda: None).result()
+    assert "removed or replaced" in writer.problem
+    writer.record("front", "swap", {})
+    background.submit(lambda: None).result()
+    assert registry.get_sample_value("recald_audit_records_total") == 1
+    assert len([m for m in caplog.messages if "nothing is swapped until" in m]) == 1
+    moved.rename(disk.path)  # put back: what waited is written
+    writer.check(10.0)
+    background.shutdown()
+    assert events(disk) == ["start", "swap"] and not writer.problem
+
+
+def test_a_directory_that_is_not_the_claimed_one_gets_no_log(disk, registry, background):
+    def gone() -> None:
+        raise StateMoved("gone")
+
+    writer = AuditWriter(disk.open, background, Metrics(registry), gone)
+    writer.record("front", "start", {})
+    background.shutdown()
+    assert writer.problem == "gone" and writer.state_moved and not disk.path.exists()
+
+
+def test_a_disk_that_hangs_is_a_problem_until_it_answers(disk, registry, background):
+    answer, now = threading.Event(), [0.0]
+    writer = AuditWriter(disk.open, background, Metrics(registry), answer.wait, lambda: now[0])
+    writer.check(now[0])
+    now[0] = MAX_ANSWER_S + 1
+    assert writer.problem == "the disk has not answered for 3 s"
+    answer.set()
+    background.submit(lambda: None).result()
+    assert not writer.problem
+    writer.close()
+
+
+def test_each_dropped_record_is_reported_once(writer, disk, registry, background, monkeypatch):
+    """More are dropped while the report about the first ones is written."""
+    monkeypatch.setattr("daemon.state.audit_writer.MAX_PENDING_RECORDS", 1)
+    disk.full = True
+    for _ in range(4):
+        writer.record("front", "state", {})
+    background.submit(lambda: None).result()
+    append, late = AuditLog.append, []
+
+    def append_slowly(audit: AuditLog, sensor: str, event: str, *rest: object):
+        if event == "records lost" and not late:
+            late.append(True)
+            writer._dropped += 2  # as `record` does on the frame thread
+        return append(audit, sensor, event, *rest)
+
+    monkeypatch.setattr(AuditLog, "append", append_slowly)
+    disk.full = False
+    for now in (0.0, 10.0):
+        writer.check(now)
+        background.submit(lambda: None).result()
+    audit = AuditLog(disk.path)
+    assert [r.content()["count"] for r in audit.records() if r.event == "records lost"] == [3, 2]
     audit.close()
