@@ -157,21 +157,19 @@ def status(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(answer))
         return 0
-    from rich import box
-    from rich.console import Console
+    from rich import box, get_console
     from rich.table import Table
 
     backend = answer["backend"] + (f" until {answer['compiling']} has compiled it" if answer["compiling"] else "")
-    table = Table(title=f"recald {answer['version']}, model {answer['model'][:12]}, {backend}", box=box.SIMPLE)
+    title = f"recald {answer['version']}, model {answer['model'][:12]}, {backend}"
+    table = Table(title=title, caption=answer["problem"], box=box.SIMPLE)
     columns = ("homogenizer", "candidate", "drift_score", "drift_alarm", "frames", "reason", "last_fit")
     for column in ("sensor", "state", *columns):
         table.add_column(column.removeprefix("drift_").replace("_", " "))
     for name, sensor in answer["sensors"].items():
         state = f"{sensor['state']} {sensor['progress']:.0%}" if sensor["progress"] else sensor["state"]
         table.add_row(name, state, *(_cell(column, sensor[column]) for column in columns))
-    Console().print(table)
-    if answer["problem"]:
-        print(answer["problem"])
+    get_console().print(table)
     return 0
 
 
