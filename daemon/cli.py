@@ -162,7 +162,7 @@ def status(args: argparse.Namespace) -> int:
 
     backend = answer["backend"] + (f" until {answer['compiling']} has compiled it" if answer["compiling"] else "")
     title = f"recald {answer['version']}, model {answer['model'][:12]}, {backend}"
-    table = Table(title=title, caption=answer["problem"], box=box.SIMPLE)
+    table = Table(title=title, caption=answer.get("problem"), box=box.SIMPLE)
     columns = ("homogenizer", "candidate", "drift_score", "drift_alarm", "frames", "reason", "last_fit")
     for column in ("sensor", "state", *columns):
         table.add_column(column.removeprefix("drift_").replace("_", " "))
