@@ -79,7 +79,7 @@ def check_config(args: argparse.Namespace) -> int:
     from daemon.recalibration.envelope import open_envelope
     from deploy.backends.protocol import open_backend
     from deploy.model.card import card_path
-    from deploy.model.frozen import ModelError
+    from deploy.model.program import ModelError
 
     config = load_config(args.config)
     for path in (config.model.path, card_path(config.model.path)):

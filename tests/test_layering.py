@@ -68,10 +68,11 @@ FILES_AND_PROCESSES = {
     "tempfile",
 }
 
-# All that deploy takes from the method: ρ itself, what a model's BatchNorm layers are, what was measured of clean
+# All that deploy takes from the method: ρ itself, how a model's BatchNorm layers are read, what was measured of clean
 # frames, and the errors' base.
 TAKEN_BY_DEPLOY = {
     "calibrate.errors.RecaldError",
+    "calibrate.features.overwrites.overwrites_values",
     "calibrate.features.taps.Taps",
     "calibrate.homogenizer.Homogenizer",
     "calibrate.source.commissioned.CleanData",

@@ -16,6 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from calibrate.errors import RecaldError
+from calibrate.features.overwrites import overwrites_values
 from calibrate.features.statistics import FeatureStatistics
 
 EXPORT_HINT = "export the float model before BatchNorm is folded into the convolutions"
@@ -24,6 +25,7 @@ TRAINING_ARGUMENT_BY_OP = {  # position of the `training` argument of each Batch
     torch.ops.aten.batch_norm.default: 5,
     torch.ops.aten._native_batch_norm_legit_no_training.default: None,
     torch.ops.aten._native_batch_norm_legit.default: 5,
+    torch.ops.aten._native_batch_norm_legit_functional.default: 5,
     torch.ops.aten.native_batch_norm.default: 5,
     torch.ops.aten.cudnn_batch_norm.default: 5,
 }
@@ -110,17 +112,19 @@ class _HookTaps(Taps):
         wanted: dict[nn.Module, str] = dict(zip(self._layers[:depth], self.names[:depth], strict=True))
         features: dict[nn.Module, Tensor] = {}
 
-        def keep_input(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def keep_input(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             if layer in features:
                 raise _runs_twice(wanted[layer])
-            features[layer] = inputs[0]
+            given = inputs[0] if inputs else named["input"]
+            features[layer] = given.clone()  # an in-place operator behind the layer may overwrite its input
             if depth is not None and len(features) == depth:
                 raise _DepthReached
+            return (features[layer],), {}
 
         output = None
-        handles = [layer.register_forward_pre_hook(keep_input) for layer in wanted]
+        handles = [layer.register_forward_pre_hook(keep_input, with_kwargs=True) for layer in wanted]
         try:
-            output = self._model(frames)
+            output = self._model(frames.clone())  # the network may write into its input
         except _DepthReached:
             pass
         finally:
@@ -166,12 +170,14 @@ class _GraphTaps(Taps):
         self.reference = FeatureStatistics(
             self.names, tuple(m for _, m, _ in statistics), tuple(v for _, _, v in statistics), shipped=True
         )
+        self._overwrites = overwrites_values(model.graph)  # then layers get copies of their inputs
         self._graphs: dict[int | None, GraphModule] = {}  # by depth
 
     def _run(self, frames: Tensor, depth: int | None) -> ForwardPass:
         if depth not in self._graphs:
-            self._graphs[depth] = _graph_with_taps(self._model, self._nodes[:depth], whole=depth is None)
-        features, output = self._graphs[depth](frames)
+            nodes = self._nodes[:depth]
+            self._graphs[depth] = _graph_with_taps(self._model, nodes, depth is None, self._overwrites)
+        features, output = self._graphs[depth](frames.clone() if self._overwrites else frames)
         return ForwardPass(list(features), output)
 
 
@@ -201,8 +207,11 @@ def _attribute(model: GraphModule, node: Node) -> Any:
     return value
 
 
-def _graph_with_taps(model: GraphModule, nodes: Sequence[Node], whole: bool) -> GraphModule:
-    """Return a graph over the same weights that returns (inputs of `nodes`, output). Not `whole`: output is None."""
+def _graph_with_taps(model: GraphModule, nodes: Sequence[Node], whole: bool, copy_inputs: bool) -> GraphModule:
+    """Return a graph over the same weights that returns (inputs of `nodes`, output). Not `whole`: output is None.
+
+    copy_inputs: the graph overwrites some of them.
+    """
     graph = Graph()
     copies: dict[Node, Node] = {}
     for node in model.graph.nodes:
@@ -212,12 +221,19 @@ def _graph_with_taps(model: GraphModule, nodes: Sequence[Node], whole: bool) -> 
             output = node.args[0]
             break
         copies[node] = graph.node_copy(node, lambda n: copies[n])
+        if copy_inputs and node in nodes:
+            _copy_input(copies[node])
     output = output[0] if isinstance(output, (tuple, list)) else output
-    inputs = [n.args[0] for n in nodes]
-    assert all(isinstance(node, Node) for node in inputs)
-    graph.output(([copies[n] for n in inputs if isinstance(n, Node)], copies[output] if whole else None))
+    graph.output(([copies[n].args[0] for n in nodes], copies[output] if whole else None))
     graph.eliminate_dead_code()
     return GraphModule(model, graph)
+
+
+def _copy_input(batchnorm: Node) -> None:
+    """Hand the layer a copy of its input, which no in-place operator behind it overwrites."""
+    frames = batchnorm.args[0]
+    with batchnorm.graph.inserting_before(batchnorm):
+        batchnorm.update_arg(0, batchnorm.graph.call_function(torch.ops.aten.clone.default, (frames,)))
 
 
 def _no_running_statistics(layer: str) -> UnsupportedModel:

@@ -15,8 +15,9 @@ from daemon.systemd_notify import Notifier, extending_timeout
 from deploy.backends.engine_cache import ModelCache
 from deploy.backends.protocol import Backend, ParityError, Runner, check_parity, open_backend
 from deploy.model.commissioned import load_clean_data
-from deploy.model.frozen import FrozenModel, ModelError, load_frozen
+from deploy.model.frozen import FrozenModel, load_frozen
 from deploy.model.precision import PRECISIONS
+from deploy.model.program import ModelError
 
 GOLDEN_NOISE_FRAMES = 2  # at a start there are no camera frames yet to prove a network on
 

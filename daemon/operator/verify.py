@@ -39,7 +39,8 @@ def parse_anchor(text: str) -> tuple[int, str]:
 def _model_problems(config: Config) -> Iterator[str]:
     from calibrate.features.taps import tap
     from deploy.model.commissioned import load_clean_data
-    from deploy.model.frozen import ModelError, load_frozen
+    from deploy.model.frozen import load_frozen
+    from deploy.model.program import ModelError
 
     try:
         frozen = load_frozen(config.model.path, config.model.sha256)

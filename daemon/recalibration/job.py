@@ -17,7 +17,7 @@ from daemon.recalibration.envelope import Envelope, OutsideEnvelope
 from daemon.recalibration.sensor import Candidate, Sensor
 from daemon.states import WITH_VERSION, Result
 from daemon.worker.client import WorkerClient, WorkerError, WorkerTimeout
-from deploy.model.frozen import ModelError
+from deploy.model.program import ModelError
 from deploy.path import InferencePath, PreparedHomogenizer, SwapRejected
 from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
 

@@ -15,9 +15,12 @@ from pickle import UnpicklingError
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from calibrate.errors import RecaldError
+from calibrate.features.overwrites import overwrites_values
 from deploy.model.archive_check import checked_archive
+from deploy.model.functional import functional_module
 
 # What a network from elsewhere raises if it does not suit its input or the tracer.
 NETWORK_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError)
@@ -45,9 +48,7 @@ def export_program(module: nn.Module, example: torch.Tensor) -> ExportedProgram:
             program = torch.export.export(module, (batch,), dynamic_shapes=({0: Dim("batch")},))
     except NETWORK_ERRORS as error:
         raise ModelError(f"torch.export cannot trace it for any batch size: {first_line(error)}") from error
-    for node in program.graph.nodes:  # a stack trace names paths of this machine, and so changes the digest
-        node.meta.pop("stack_trace", None)
-    return program
+    return _without_history(program)
 
 
 def export_static(module: nn.Module, example: torch.Tensor, *weights: torch.Tensor) -> ExportedProgram:
@@ -57,9 +58,19 @@ def export_static(module: nn.Module, example: torch.Tensor, *weights: torch.Tens
     """
     try:
         with torch.no_grad():
-            return torch.export.export(module.eval(), (example, *weights))
+            program = torch.export.export(module.eval(), (example, *weights))
     except NETWORK_ERRORS as error:
         raise ModelError(f"torch.export cannot trace it: {first_line(error)}") from error
+    return _without_history(program)
+
+
+def _without_history(program: ExportedProgram) -> ExportedProgram:
+    """Remove what names paths and memory addresses of this process; with it equal networks would differ in bytes."""
+    for graph in (part.graph for part in program.graph_module.modules() if isinstance(part, GraphModule)):
+        for node in graph.nodes:
+            for name in ("stack_trace", "from_node", "custom"):
+                node.meta.pop(name, None)
+    return program
 
 
 def save_program(program: ExportedProgram) -> bytes:
@@ -82,9 +93,12 @@ def read_program(data: bytes) -> ExportedProgram:
 
 
 def evaluation_module(program: ExportedProgram) -> nn.Module:
-    """Make the program's network, in evaluation mode and without gradients. Raises ModelError."""
-    with _read_errors():
-        module = program.module()
+    """Make the program's network, in evaluation mode and without gradients. Raises ModelError.
+
+    It overwrites no value that somebody may still read, whatever the program does.
+    """
+    with _read_errors(), without_pytree_warning():
+        module = functional_module(program) if overwrites_values(program.graph) else program.module()
     for name in ("train", "eval"):  # torch.export makes both raise, even if a module around this one calls them
         vars(module).pop(name, None)
     return module.eval().requires_grad_(False)

@@ -27,7 +27,8 @@ from daemon.worker.observe_job import observe
 from deploy.files import digest_file
 from deploy.model.card import card_path
 from deploy.model.commissioned import clean_data_path, load_clean_data, remove_clean_data, save_clean_data
-from deploy.model.frozen import FrozenModel, ModelError, load_frozen
+from deploy.model.frozen import FrozenModel, load_frozen
+from deploy.model.program import ModelError
 from deploy.store.artefacts import FACTORY, ArtefactStore
 
 COUNT = MIN_CLEAN_FRAMES

@@ -15,7 +15,8 @@ from deploy.files import digest_file
 from deploy.model.card import ModelCard, card_path
 from deploy.model.document import DocumentError, load_document
 from deploy.model.export import build_module, export_model
-from deploy.model.frozen import FrozenModel, ModelError, load_frozen
+from deploy.model.frozen import FrozenModel, load_frozen
+from deploy.model.program import ModelError
 
 BUILDERS = """
 import torch

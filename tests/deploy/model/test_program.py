@@ -17,7 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from deploy.model.program import ModelError, export_program, load_program, relative_error, run_once, save_program
+from deploy.model.program import (
+    ModelError,
+    export_program,
+    export_static,
+    load_program,
+    relative_error,
+    run_once,
+    save_program,
+)
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 OLDER_TORCH_WARNS = pytest.mark.filterwarnings("ignore:This version of file is deprecated")  # before 2.9
@@ -79,6 +87,13 @@ def test_its_bytes_repeat_and_name_no_path_of_this_machine(stored):
     assert save_program(export_program(network(), EXAMPLE)) == stored
     with zipfile.ZipFile(io.BytesIO(stored)) as archive:
         assert not any(str(Path(torch.__file__).parent).encode() in archive.read(name) for name in archive.namelist())
+
+
+@pytest.mark.parametrize("export", [export_program, export_static])
+def test_a_loaded_program_is_exported_to_the_same_bytes_each_time(stored, export):
+    first, second = (save_program(export(load_program(stored), EXAMPLE)) for _ in range(2))
+    assert first == second
+    assert str(Path(torch.__file__).parent).encode() not in save_program(export(network(), EXAMPLE))
 
 
 class FixedBatch(nn.Module):
