@@ -294,7 +294,7 @@ def _add_commission(commands: Any) -> None:
     command.add_argument("--model", type=Path, required=True, help="the model file, *.pt2, with its card beside it")
     action = command.add_mutually_exclusive_group(required=True)
     action.add_argument(
-        "--frames", type=Path, help="clean pictures: a folder of png or jpg files, or an .npz file with key images"
+        "--frames", type=Path, help="clean pictures: a folder of png, jpg or tif files, or an .npz file with key images"
     )
     action.add_argument("--remove", action="store_true", help="undo: use the statistics shipped in the model again")
     command.add_argument("--count", type=int, default=2048, help="pictures at most, evenly from all (%(default)s)")

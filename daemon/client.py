@@ -180,17 +180,20 @@ class Camera(_Connection):
         timestamp: int | None = None,
         encoding: str = "rgb8",
         hold: bool = False,
+        bits: int | None = None,
     ) -> bool:
         """Send one frame without waiting; return False, and count it in `dropped`, where nobody took it.
 
-        image: (H, W, 3) RGB uint8, or (H, W) uint8 for mono8, uint16 for mono16; ValueError where `encoding` differs.
+        image: (H, W, 3) RGB uint8, or (H, W) uint8 for mono8, uint16 for mono16, and so on for the other encodings;
+        ValueError where `encoding` differs.
         seq: by default 0, 1, 2, ... for each frame of this camera, sent or not.
         timestamp: when the picture was taken, ns since the epoch; by default now.
         hold: ask recald not to exchange the homogenizer now.
+        bits: how many bits of 16 are significant, such as 12; by default as recald's configuration says.
         """
         seq = self.sent + self.dropped if seq is None else seq
         timestamp = time.time_ns() if timestamp is None else timestamp
-        parts = build_frame(self.sensor, image, seq=seq, timestamp=timestamp, encoding=encoding, hold=hold)
+        parts = build_frame(self.sensor, image, seq=seq, timestamp=timestamp, encoding=encoding, hold=hold, bits=bits)
         taken = self.has_reader() and send(self._socket, parts)
         self.sent, self.dropped = self.sent + taken, self.dropped + (not taken)
         return taken

@@ -160,6 +160,14 @@ class SensorConfig(Section):
     """1 frame in so many is kept for drift checks and fits; every frame is answered. The default keeps all. Take
     more for a fast camera whose frames hardly differ.
     """
+    bits: int | None = Field(default=None, ge=8, le=16)
+    """Significant bits of a 16-bit word, such as 12: the highest value, 2^bits - 1, is white. Frames that state their
+    own `bits` come first. By default as the model card says, which is 16 unless it names another number.
+    """
+    inverted: bool | None = None
+    """`true` where 0 is white, as in DICOM's MONOCHROME1: such frames are turned round before all else. By default as
+    the model card says, which is `false` unless it names it.
+    """
 
 
 # `front:` with nothing after it means the defaults.

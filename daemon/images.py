@@ -11,8 +11,10 @@ import cv2
 import numpy as np
 
 from calibrate.errors import RecaldError
+from daemon.compressed import decode_file
+from daemon.levels import PixelError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 Convert = Callable[[np.ndarray], np.ndarray]
 
 
@@ -23,10 +25,11 @@ class ImageError(RecaldError):
 def load_images(
     path: Path, at_most: int | None = None, convert: Convert = lambda image: image
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return pictures (N, H, W, 3) uint8 RGB from a folder or an .npz file, and labels (N,) where the .npz has them.
+    """Return pictures (N, H, W, 3) RGB, uint8 or uint16, from a folder or an .npz file, and the labels (N,) of an .npz.
 
-    at_most: take so many pictures, evenly spaced over all of them. convert: with at_most, is applied to each picture as
-    it is read, so that large pictures need not be in memory together. Raises ImageError.
+    They are decoded as frames are: an orientation in the file is not applied. Hidden files are no pictures.
+    at_most: take so many pictures, evenly spaced over all of them. convert: is applied to each picture as it is read,
+    so that large pictures need not be in memory together. Raises ImageError, also for a PixelError of `convert`.
     """
     if path.is_dir():
         return _load_folder(path, at_most, convert), None
@@ -36,16 +39,15 @@ def load_images(
     images, labels = _colour(path, arrays["images"]), arrays.get("labels")
     if labels is not None and labels.shape != (len(images),):
         raise ImageError(f"{path}: {len(images)} images, but labels of shape {labels.shape}")
-    if at_most is None:
-        return images, labels
-    kept = evenly_spaced(len(images), at_most)
-    return np.stack([convert(images[i]) for i in kept]), None if labels is None else labels[kept]
+    kept = evenly_spaced(len(images), len(images) if at_most is None else at_most)
+    converted = np.stack([_converted(path, images[i], convert) for i in kept])
+    return converted, None if labels is None else labels[kept]
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """Return every array of an .npz file, by name. Raises ImageError, also for an array that is a pickle."""
     if path.suffix != ".npz" or not zipfile.is_zipfile(path):
-        raise ImageError(f"{path}: is neither a folder of png or jpg files nor an .npz file that is whole")
+        raise ImageError(f"{path}: is neither a folder of png, jpg or tif files nor an .npz file that is whole")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             arrays = {key: data[key] for key in data}
@@ -61,36 +63,63 @@ def evenly_spaced(count: int, at_most: int) -> np.ndarray:
 
 
 def _load_folder(path: Path, at_most: int | None, convert: Convert) -> np.ndarray:
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted(file for file in path.iterdir() if _is_picture(file))
     if not files:
-        raise ImageError(f"{path}: holds no png or jpg file")
+        raise ImageError(f"{path}: holds no png, jpg or tif file")
     if at_most is not None:
         files = [files[i] for i in evenly_spaced(len(files), at_most)]
-    images, (height, width) = [], _load_file(files[0]).shape[:2]
+    images, first = [], _load_file(files[0])
     for file in files:
         image = _load_file(file)
-        if image.shape[:2] != (height, width):
-            raise ImageError(
-                f"{file}: is {image.shape[1]}x{image.shape[0]}, but {files[0].name} is {width}x{height}: "
-                "a camera has one size, scale them to it"
-            )
-        images.append(convert(image))
+        _check_alike(file, image, files[0], first)
+        images.append(_converted(file, image, convert))
     return np.stack(images)
 
 
+def _is_picture(file: Path) -> bool:
+    """Return whether the name is a picture's. macOS writes a ._IMG.jpg that is none beside each IMG.jpg."""
+    return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
+
+
 def _load_file(file: Path) -> np.ndarray:
-    image = cv2.imread(str(file), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ImageError(f"{file}: cannot be decoded; replace or remove it")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    """Return the picture (H, W, 3) RGB, uint8 or uint16."""
+    try:
+        image = decode_file(file.read_bytes())
+    except OSError as error:
+        raise ImageError(f"{file}: cannot be read: {error.strerror}") from error
+    except PixelError as error:
+        raise ImageError(f"{file}: cannot be decoded: {error}; replace or remove it") from error
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"{file}: holds {image.dtype} values; save it with 8 or 16 bits")
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else np.ascontiguousarray(image)
+
+
+def _check_alike(file: Path, image: np.ndarray, first_file: Path, first: np.ndarray) -> None:
+    """Raise ImageError where a picture is not of the size and the depth of the first."""
+    (height, width), (first_height, first_width) = image.shape[:2], first.shape[:2]
+    if (height, width) != (first_height, first_width):
+        raise ImageError(
+            f"{file}: is {width}x{height}, but {first_file.name} is {first_width}x{first_height}: "
+            "a camera has one size, scale them to it"
+        )
+    if image.dtype != first.dtype:
+        raise ImageError(f"{file}: is {image.dtype}, but {first_file.name} is {first.dtype}: a camera has one depth")
+
+
+def _converted(file: Path, image: np.ndarray, convert: Convert) -> np.ndarray:
+    try:
+        return convert(image)
+    except PixelError as error:
+        raise ImageError(f"{file}: {error}") from error
 
 
 def _colour(path: Path, images: np.ndarray) -> np.ndarray:
     if images.ndim == 3:  # grey, without a channel axis
         images = np.repeat(images[..., None], 3, axis=3)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+    is_image = images.ndim == 4 and images.shape[3] == 3 and 0 not in images.shape
+    if not is_image or images.dtype not in (np.uint8, np.uint16):
         raise ImageError(
-            f"{path}: images must be uint8 of shape (N, H, W, 3) or (N, H, W), "
+            f"{path}: images must be uint8 or uint16 of shape (N, H, W, 3) or (N, H, W), "
             f"these are {images.dtype} of shape {images.shape}"
         )
     return images

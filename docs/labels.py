@@ -13,11 +13,13 @@ DROP_REASONS = {
     "is missing, of a wrong type or out of bounds.",
     "version": "`v` is not 1.",
     "encoding": "`encoding` is not known.",
-    "size": "`step` is less than a row, the payload is not `step` * `height` bytes, or a compressed image has another "
-    "size than the header says, or more than 67,108,864 pixels.",
+    "size": "`step` is less than a row, the payload is not `step` * `height` bytes (NV12: * 3/2), the encoding cannot "
+    "have this width or height, or a compressed image has another size than the header says, or more than 67,108,864 "
+    "pixels.",
     "stale": "The frame is older than `input.max_age`.",
     "future": "The frame was acquired more than 1 s after now.",
-    "decode": "The payload is no whole JPEG or PNG.",
+    "decode": "The payload begins with no whole JPEG or PNG.",
+    "bits": "A value of a 16-bit word is higher than its significant bits allow.",
     "nonfinite": "A float image holds NaN or infinity.",
 }
 
@@ -33,12 +35,13 @@ FRAME_REFUSALS = {
     "stale": "Synchronise the clocks of camera and device; look for a queue between them.",
     "future": "Synchronise the clocks.",
     "decode": "Send the file whole, from its first to its last byte.",
+    "bits": "Correct `bits` in the header, in the sensor's configuration or in the model card.",
     "nonfinite": "Repair the camera's conversion; values are 0..1.",
 }
 
 SAMPLE_REASONS = {
     "blank": "No structure at all: a covered lens or a black frame. Drift checks still see it.",
-    "saturated": "More than 99 % of the values are 0 or 255. Drift checks still see it.",
+    "saturated": "More than 99 % of the values are black or white. Drift checks still see it.",
     "frozen": "Equal to one of the last four frames, bit by bit: the driver or the camera is stuck.",
     "duplicate": "The same scene as the last kept frame, less than 1 s after it.",
 }

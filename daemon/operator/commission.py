@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -12,6 +13,7 @@ from calibrate.scoring.scorer import Scorer
 from calibrate.source.commissioned import MIN_CLEAN_FRAMES
 from daemon.config import DriftConfig
 from daemon.images import load_images
+from daemon.levels import PixelValues
 from daemon.model.preprocess import Preprocessor
 from deploy.model.commissioned import remove_clean_data, save_clean_data
 from deploy.model.frozen import load_frozen
@@ -28,8 +30,13 @@ def commission(model: Path, pictures: Path, count: int) -> None:
         raise FitError(f"--count {count}: too few, at least {MIN_CLEAN_FRAMES} clean frames are needed")
     frozen = load_frozen(model)
     preprocessor, normalisation = Preprocessor(frozen.card), frozen.card.normalisation
+    values = PixelValues(frozen.card.input.bits, frozen.card.input.inverted)
+
+    def convert(image: np.ndarray) -> np.ndarray:
+        return preprocessor.to_input_image(values.to_full_range(image))
+
     with Console(stderr=True).status("measuring clean frames"):
-        images, _ = load_images(pictures, at_most=count, convert=preprocessor.to_input_image)
+        images, _ = load_images(pictures, at_most=count, convert=convert)
         frames, taps = torch.from_numpy(preprocessor.normalise(images)), tap(frozen.module)
         clean = measure_clean(taps, frames)
         # Their score against the shipped statistics: a high one means that they are no clean frames of this model.

@@ -11,10 +11,11 @@ import torch
 
 from calibrate.scoring.drift import DriftDetector
 from daemon import __version__
-from daemon.config import Config
+from daemon.config import Config, SensorConfig
 from daemon.frames.quality_filter import QualityFilter
 from daemon.frames.reservoir import Reservoir
 from daemon.frames.stall_detector import StallDetector
+from daemon.levels import PixelValues
 from daemon.model.served_model import ServedModel, golden_noise
 from daemon.recalibration.envelope import Envelope, OutsideEnvelope
 from daemon.recalibration.sensor import Sensor
@@ -22,6 +23,7 @@ from daemon.recalibration.state_machine import StateMachine
 from daemon.state.restart import MIN_VALID_TIME_S
 from deploy.backends.engine_cache import compile_homogenizer
 from deploy.backends.protocol import same_backend_version
+from deploy.model.card import InputCard
 from deploy.model.program import ModelError
 from deploy.path import InferencePath, SwapRejected
 from deploy.store.artefacts import FACTORY, Artefact, ArtefactStore, StoreError
@@ -63,10 +65,17 @@ def restore_sensor(
             on_probation=fitted and on_probation(since, time.time(), config.recalibrate.probation),
             strict=envelope is not None and envelope.limits_budget,
         ),
+        pixel_values=pixel_values(config.sensors[name], model.frozen.card.input),
         stall_detector=StallDetector(now),
         operator_hold=None,  # until the audit log is read
         withdrawn=load_withdrawn(name, store),
     )
+
+
+def pixel_values(config: SensorConfig, card: InputCard) -> PixelValues:
+    """Return what the values of a sensor's frames mean: as its configuration says, else as the model card does."""
+    bits = card.bits if config.bits is None else config.bits
+    return PixelValues(bits, card.inverted if config.inverted is None else config.inverted)
 
 
 def restore(

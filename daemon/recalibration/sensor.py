@@ -10,6 +10,7 @@ from calibrate.scoring.drift import DriftDetector
 from daemon.frames.latency_monitor import LatencyMonitor
 from daemon.frames.reservoir import Reservoir
 from daemon.frames.stall_detector import StallDetector
+from daemon.levels import WHOLE_WORDS, PixelValues
 from daemon.recalibration.check_watch import CheckWatch
 from daemon.recalibration.state_machine import StateMachine
 from daemon.states import WITH_CANDIDATE, State
@@ -44,6 +45,7 @@ class Sensor:
     reservoir: Reservoir
     drift_detector: DriftDetector
     state_machine: StateMachine
+    pixel_values: PixelValues = WHOLE_WORDS
     latency_monitor: LatencyMonitor = field(default_factory=LatencyMonitor)
     stall_detector: StallDetector = field(default_factory=StallDetector)
     check_watch: CheckWatch = field(default_factory=CheckWatch)

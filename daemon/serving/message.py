@@ -12,13 +12,15 @@ import numpy as np
 
 from calibrate.errors import RecaldError
 from daemon import UNKNOWN_SENSOR
+from daemon.compressed import image_size, unpack_compressed
+from daemon.levels import WHOLE_WORDS, WORD_BITS, PixelError, PixelValues
 from daemon.serving.pixels import (
     COMPRESSED_ENCODINGS,
     RAW_LAYOUTS,
-    PixelError,
-    image_size,
+    U16,
+    check_raw_size,
     pack,
-    unpack_compressed,
+    pixel_rows,
     unpack_raw,
 )
 
@@ -26,12 +28,15 @@ FRAME_VERSION = 1  # of the header: its key "v"
 MAX_TOPIC_BYTES = 256  # that are looked at; a sensor id has at most 64
 MAX_HEADER_BYTES = 64 * 1024
 MAX_FRAME_SIDE = 16384  # pixels
+MIN_BITS = 8  # of a 16-bit word that are significant
 MAX_HEADER_INTEGER = 2**63 - 1  # of seq, timestamp and step: they fit a signed 64-bit integer
 MAX_FUTURE_NS = 1_000_000_000  # more than the clocks of two synchronised machines differ
 
 IMAGEZMQ_ENCODINGS = {  # by dtype and number of channels
     ("uint8", 3): "bgr8",
+    ("uint8", 4): "bgra8",
     ("uint8", 1): "mono8",
+    ("uint16", 3): "bgr16",
     ("uint16", 1): "mono16",
     ("float32", 1): "32FC1",
     ("float32", 3): "32FC3-bgr",
@@ -68,6 +73,8 @@ class Frame:
     hold: bool  # the sender asks for no swap now
     payload: Buffer
     received: float  # monotonic clock, s
+    big_endian: bool = False  # of words and floats in a raw payload
+    bits: int | None = None  # significant bits of a 16-bit word; None where the sensor's settings say it
 
 
 # ---- parse
@@ -175,6 +182,8 @@ def _read_frame(sensor: str, header: dict[str, Any], payload: memoryview, receiv
         hold=_hold(header),
         payload=payload,
         received=received,
+        big_endian=_big_endian(header),
+        bits=_bits(header, encoding),
     )
 
 
@@ -189,8 +198,8 @@ def _encoding(header: dict[str, Any]) -> str:
     value = header.get("encoding")
     if isinstance(value, str) and (value in RAW_LAYOUTS or value in COMPRESSED_ENCODINGS):
         return value
-    known = ", ".join([*RAW_LAYOUTS, *sorted(COMPRESSED_ENCODINGS)])
-    raise FrameError("encoding", f"encoding must be one of {known}, got {reprlib.repr(value)}")
+    known = ", ".join([*(name for name in RAW_LAYOUTS if not name.startswith("bayer")), "bayer_*", "jpeg", "png"])
+    raise FrameError("encoding", f"encoding {reprlib.repr(value)} is not known; known are {known}")
 
 
 def _hold(header: dict[str, Any]) -> bool:
@@ -200,15 +209,27 @@ def _hold(header: dict[str, Any]) -> bool:
     return value
 
 
+def _big_endian(header: dict[str, Any]) -> bool:
+    value = header.get("is_bigendian", False)
+    if type(value) not in (bool, int) or value not in (0, 1):  # ROS has 0 and 1
+        raise FrameError("header", f"is_bigendian must be 0, 1, true or false, got {reprlib.repr(value)}")
+    return bool(value)
+
+
+def _bits(header: dict[str, Any], encoding: str) -> int | None:
+    """Return `bits`, where the encoding can have words of 16 bits and the header says how many of them count."""
+    has_words = encoding == "png" or (encoding in RAW_LAYOUTS and RAW_LAYOUTS[encoding].dtype == U16)
+    return _integer(header, "bits", MIN_BITS, WORD_BITS) if has_words and "bits" in header else None
+
+
 def _check_size(frame: Frame) -> None:
     """Raise FrameError where the payload of a raw frame has another size than its header states."""
     if frame.encoding in COMPRESSED_ENCODINGS:
         return
-    row = frame.width * RAW_LAYOUTS[frame.encoding].pixel_bytes
-    if frame.step < row:
-        raise _refusal(frame, "size", f"step {frame.step} is less than the {row} bytes of a row")
-    if len(frame.payload) != (expected := frame.step * frame.height):
-        raise _refusal(frame, "size", f"{len(frame.payload)} bytes of payload, step * height is {expected}")
+    try:
+        check_raw_size(frame.encoding, frame.width, frame.height, frame.step, len(frame.payload))
+    except PixelError as error:
+        raise _refusal(frame, error.reason, str(error)) from error
 
 
 def _check_age(frame: Frame, now_ns: int, max_age: float) -> None:
@@ -226,34 +247,47 @@ def _refusal(frame: Frame, reason: str, message: str) -> FrameError:
 # ---- decode
 
 
-def decode(frame: Frame) -> np.ndarray:
-    """Return the image, (H, W, 3) RGB or (H, W) grey: uint8, uint16, or float32 in 0..255.
+def decode(frame: Frame, values: PixelValues = WHOLE_WORDS) -> np.ndarray:
+    """Return the image, (H, W, 3) RGB or (H, W) grey, in its own depth: uint8, uint16, or float32 in 0..255.
 
+    values: what the sensor's pixel values mean; `bits` of the frame comes first. The image fills the range of its type.
     It may be a read-only view of the payload. Where the payload stores blue first, the channels of the view run
-    backwards in memory. Raises FrameError with reason decode, size or nonfinite.
+    backwards in memory. Raises FrameError with reason decode, size, bits or nonfinite.
     """
-    payload = memoryview(frame.payload)
     try:
-        if frame.encoding in COMPRESSED_ENCODINGS:
-            return unpack_compressed(payload, frame.width, frame.height)
-        return unpack_raw(payload, frame.encoding, frame.width, frame.height, frame.step)
+        return values._replace(bits=frame.bits or values.bits).to_full_range(_unpack(frame))
     except PixelError as error:
         raise _refusal(frame, error.reason, str(error)) from error
+
+
+def _unpack(frame: Frame) -> np.ndarray:
+    payload = memoryview(frame.payload)
+    if frame.encoding in COMPRESSED_ENCODINGS:
+        return unpack_compressed(payload, frame.width, frame.height)
+    return unpack_raw(payload, frame.encoding, frame.width, frame.height, frame.step, frame.big_endian)
 
 
 # ---- build
 
 
 def build_frame(
-    sensor: str, image: np.ndarray, *, seq: int, timestamp: int, encoding: str = "rgb8", hold: bool = False
+    sensor: str,
+    image: np.ndarray,
+    *,
+    seq: int,
+    timestamp: int,
+    encoding: str = "rgb8",
+    hold: bool = False,
+    bits: int | None = None,
 ) -> list[bytes]:
-    """Return the three parts of the message for an image, (H, W, 3) RGB uint8 or (H, W) uint8 or uint16.
+    """Return the three parts of the message for an image, (H, W, 3) RGB or (H, W), of the type that `encoding` has.
 
-    timestamp: when the image was taken, ns since the epoch. hold: ask the daemon for no swap now.
-    Raises ValueError where the encoding cannot hold the image.
+    timestamp: when the image was taken, ns since the epoch. hold: ask the daemon for no swap now. bits: significant
+    bits of 16-bit words, 8 to 16. Raises ValueError where the encoding cannot hold the image.
     """
     payload, step = pack(image, encoding)
-    height, width = image.shape[:2]
+    height, width = pixel_rows(image, encoding), image.shape[1]
     header = {"v": FRAME_VERSION, "seq": seq, "timestamp": timestamp, "width": width, "height": height}
-    header |= {"encoding": encoding, "hold": hold} | ({"step": step} if step else {})
+    header |= {"encoding": encoding, "hold": hold}
+    header |= ({"step": step} if step else {}) | ({} if bits is None else {"bits": bits})
     return [f"{sensor}/".encode(), json.dumps(header).encode(), payload]

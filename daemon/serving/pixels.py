@@ -1,4 +1,7 @@
-"""Pixels as bytes: unpack a payload into an image, pack an image into a payload."""
+"""Pixels as bytes: unpack a payload into an image, pack an image into a payload.
+
+Raw encodings have the names of ROS (sensor_msgs/image_encodings), old and new.
+"""
 
 from __future__ import annotations
 
@@ -6,75 +9,111 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calibrate.errors import RecaldError
+from daemon.levels import MAX_LEVEL, PixelError
 
-# Of a compressed image. 64 Mi pixels are 192 MiB as RGB: above every common machine-vision sensor, below what would
-# push a 4 GB device into its swap. A PNG of a few kilobytes can claim far more.
-MAX_PIXELS = 1 << 26
-# A JPEG of several scans is decoded once for each, and an empty scan has some ten bytes: 4,000 of them took 21 s.
-# 2 ** 28 allows the usual 10 scans of 26 megapixels, and 129 of 1080p.
-MAX_SCANNED_PIXELS = 1 << 28
-MIN_JPEG_SCANS = 4  # allowed at any size: a preview inside the file counts as one
-MAX_JPEG_SEGMENTS = 4096  # in front of the size; cameras write some ten, a large colour profile some hundred
-MAX_PADDING_BYTES = 4096  # after a compressed image: cameras fill a JPEG up to their transfer size with 0 or 0xFF
-
-
-class PixelError(RecaldError):
-    """A payload that is not the image it should be; `reason` is decode, size or nonfinite."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
+U8, U16, F32 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<f4")
 
 
 class PixelLayout(NamedTuple):
-    """How the pixels of a raw payload follow each other."""
+    """How the pixels of a raw payload follow each other.
+
+    conversion: OpenCV's conversion to RGB, where the payload is not the image itself. colour_rows: half as many rows
+    with colours follow the rows with light. even_width, min_side: what this conversion asks for, in pixels.
+    """
 
     dtype: np.dtype
     channels: int
     blue_first: bool = False
+    conversion: str = ""
+    colour_rows: bool = False
+    even_width: bool = False
+    min_side: int = 1
 
     @property
     def pixel_bytes(self) -> int:
         return self.dtype.itemsize * self.channels
 
+    def rows(self, height: int) -> int:
+        """Return how many rows of bytes an image of so many rows of pixels has."""
+        return height + height // 2 if self.colour_rows else height
+
+
+YUV_422 = PixelLayout(U8, 2, even_width=True)
+YUV_420 = PixelLayout(U8, 1, colour_rows=True, even_width=True)
+MOSAIC = PixelLayout(U8, 1, min_side=3)  # OpenCV makes smaller ones black
 
 RAW_LAYOUTS = {  # by encoding
-    "rgb8": PixelLayout(np.dtype("u1"), 3),
-    "bgr8": PixelLayout(np.dtype("u1"), 3, blue_first=True),
-    "mono8": PixelLayout(np.dtype("u1"), 1),
-    "mono16": PixelLayout(np.dtype("<u2"), 1),
-    "32FC1": PixelLayout(np.dtype("<f4"), 1),  # floats are 0..1
-    "32FC3": PixelLayout(np.dtype("<f4"), 3),
-    "32FC3-bgr": PixelLayout(np.dtype("<f4"), 3, blue_first=True),  # OpenCV's float images, from imagezmq
+    "rgb8": PixelLayout(U8, 3),
+    "bgr8": PixelLayout(U8, 3, blue_first=True),
+    "rgba8": PixelLayout(U8, 4, conversion="RGBA2RGB"),
+    "bgra8": PixelLayout(U8, 4, conversion="BGRA2RGB"),
+    "rgb16": PixelLayout(U16, 3),
+    "bgr16": PixelLayout(U16, 3, blue_first=True),
+    "rgba16": PixelLayout(U16, 4, conversion="RGBA2RGB"),
+    "bgra16": PixelLayout(U16, 4, conversion="BGRA2RGB"),
+    "mono8": PixelLayout(U8, 1),
+    "8UC1": PixelLayout(U8, 1),
+    "mono16": PixelLayout(U16, 1),
+    "16UC1": PixelLayout(U16, 1),
+    "32FC1": PixelLayout(F32, 1),  # floats are 0..1
+    "32FC3": PixelLayout(F32, 3),
+    "32FC3-bgr": PixelLayout(F32, 3, blue_first=True),  # OpenCV's float images, from imagezmq
+    "yuv422": YUV_422._replace(conversion="YUV2RGB_UYVY"),
+    "uyvy": YUV_422._replace(conversion="YUV2RGB_UYVY"),
+    "yuv422_yuy2": YUV_422._replace(conversion="YUV2RGB_YUYV"),
+    "yuyv": YUV_422._replace(conversion="YUV2RGB_YUYV"),
+    "nv12": YUV_420._replace(conversion="YUV2RGB_NV12"),
+    "nv21": YUV_420._replace(conversion="YUV2RGB_NV21"),
 }
-COMPRESSED_ENCODINGS = frozenset({"jpeg", "png"})
+for _first_pixels in ("rggb", "bggr", "gbrg", "grbg"):
+    # OpenCV has two names for each mosaic. These name the first two rows, as ROS does; its short ones, such as
+    # BayerRG, name the second and third pixel of the second row.
+    _mosaic = MOSAIC._replace(conversion=f"Bayer{_first_pixels.upper()}2RGB")
+    RAW_LAYOUTS[f"bayer_{_first_pixels}8"] = _mosaic
+    RAW_LAYOUTS[f"bayer_{_first_pixels}16"] = _mosaic._replace(dtype=U16)
 
-_PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"
-_PNG_END = b"IEND\xae\x42\x60\x82"
-_JPEG_START = b"\xff\xd8\xff"
-_JPEG_END = b"\xff\xd9"
-_JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOFn; the three others are DHT, JPG and DAC
-_JPEG_SCAN = b"\xff\xda"  # SOS; coded pixels never hold these bytes
-_JPEG_NO_LENGTH = frozenset(range(0xD0, 0xD8)) | {0x01}  # RSTn and TEM
+COMPRESSED_ENCODINGS = frozenset({"jpeg", "png"})
 
 
 # ---- unpack
 
 
-def unpack_raw(payload: memoryview, encoding: str, width: int, height: int, step: int) -> np.ndarray:
-    """Return (H, W, 3) RGB or (H, W) grey: a view of the payload, or a copy of float pixels, clipped to 0..255.
+def check_raw_size(encoding: str, width: int, height: int, step: int, payload_bytes: int) -> None:
+    """Raise PixelError where a raw payload has another size than stated, or the encoding cannot have this size."""
+    layout = RAW_LAYOUTS[encoding]
+    row = width * layout.pixel_bytes
+    if layout.even_width and width % 2:
+        raise PixelError("size", f"{encoding} has an even width, not {width}: two pixels share their colour")
+    if layout.colour_rows and height % 2:
+        raise PixelError("size", f"{encoding} has an even height, not {height}: two rows share their colour")
+    if min(width, height) < layout.min_side:
+        raise PixelError("size", f"{encoding} has {layout.min_side} x {layout.min_side} pixels at least")
+    if step < row:
+        raise PixelError("size", f"step {step} is less than the {row} bytes of a row")
+    if payload_bytes != (expected := step * layout.rows(height)):
+        rows = "height * 3/2" if layout.colour_rows else "height"
+        raise PixelError("size", f"{payload_bytes} bytes of payload, step * {rows} is {expected}")
 
-    The payload has step * height bytes. Raises PixelError for float pixels that are not finite.
+
+def unpack_raw(
+    payload: memoryview, encoding: str, width: int, height: int, step: int, big_endian: bool = False
+) -> np.ndarray:
+    """Return (H, W, 3) RGB or (H, W) grey of a payload whose size was checked.
+
+    It is a view of the payload where that holds the image itself, in this machine's byte order. Float pixels 0..1 are
+    clipped and become 0..255. Raises PixelError for float pixels that are not finite.
     """
     layout = RAW_LAYOUTS[encoding]
-    strides = (step, layout.pixel_bytes, layout.dtype.itemsize)
-    image = np.ndarray((height, width, layout.channels), layout.dtype, buffer=payload, strides=strides)
+    dtype = layout.dtype.newbyteorder(">") if big_endian else layout.dtype
+    strides = (step, layout.pixel_bytes, dtype.itemsize)
+    image = np.ndarray((layout.rows(height), width, layout.channels), dtype, buffer=payload, strides=strides)
     image = image[:, :, 0] if layout.channels == 1 else image
-    if layout.dtype.kind == "f":
+    if not dtype.isnative or step % dtype.itemsize:
+        image = image.astype(dtype.newbyteorder("="))  # OpenCV takes no row that begins in the middle of a number
+    if dtype.kind == "f":
         image = _scale_floats(image)
-    elif step % layout.dtype.itemsize:
-        image = image.copy()  # OpenCV takes no row that begins in the middle of a number
+    if layout.conversion:
+        return _convert(image, layout.conversion)
     return image[:, :, ::-1] if layout.blue_first else image
 
 
@@ -83,81 +122,15 @@ def _scale_floats(image: np.ndarray) -> np.ndarray:
     if not np.isfinite([image.min(), image.max()]).all():
         raise PixelError("nonfinite", "the image holds NaN or infinity")
     scaled = np.clip(image, 0, 1)
-    scaled *= np.float32(255)
+    scaled *= np.float32(MAX_LEVEL)
     return scaled
 
 
-def unpack_compressed(payload: memoryview, width: int, height: int) -> np.ndarray:
-    """Decode a JPEG or PNG into (H, W, 3) RGB or (H, W) grey, uint8 or (16-bit PNG) uint16.
-
-    Raises PixelError where it cannot be decoded, is cut short, too large, or not of the announced size.
-    """
-    stated = image_size(payload)
-    if stated != (width, height):
-        raise PixelError("size", f"{width} x {height} was announced, the image is {stated[0]} x {stated[1]}")
-    if width * height > MAX_PIXELS:  # checked before decoding, which allocates what the image states
-        raise PixelError("size", f"{width} x {height} pixels are over the limit of {MAX_PIXELS}")
-    if payload[:3] == _JPEG_START:
-        _check_scans(payload, width * height)
-    end = bytes(payload[-MAX_PADDING_BYTES:]).rstrip(b"\x00\xff")
-    if not end.endswith(_PNG_END if payload[:16] == _PNG_START else _JPEG_END):
-        raise PixelError("decode", "the image is cut short")  # OpenCV 4 would return it with a grey rest
-    image = _decode(payload)
-    if image.shape[:2] != (height, width):
-        raise PixelError("size", f"{width} x {height} was announced, the image has shape {image.shape}")
-    return image if image.ndim == 2 else image[:, :, ::-1]
-
-
-def image_size(data: memoryview) -> tuple[int, int]:
-    """Return (width, height) as a JPEG or PNG states them, without decoding it. Raises PixelError where it does not.
-
-    Not the library imagesize: it copies the message, reads one that is no image byte by byte (16 MiB: 1.8 s, here
-    0.02 ms), and accepts formats, SVG among them, that no frame may have.
-    """
-    if data[:16] == _PNG_START and len(data) >= 24:
-        return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-    if data[:3] == _JPEG_START:
-        return _jpeg_size(data)
-    raise PixelError("decode", "the payload is neither JPEG nor PNG")
-
-
-def _jpeg_size(data: memoryview) -> tuple[int, int]:
-    """Follow the segments of a JPEG up to the one that states the size."""
-    at = 2
-    for _ in range(MAX_JPEG_SEGMENTS):  # a fill byte counts as one, too: a message of them would take seconds
-        if at + 9 > len(data) or data[at] != 0xFF:
-            break
-        marker = data[at + 1]
-        if marker in _JPEG_SIZES:
-            return int.from_bytes(data[at + 7 : at + 9], "big"), int.from_bytes(data[at + 5 : at + 7], "big")
-        if marker == 0xFF:  # a fill byte
-            at += 1
-        elif marker in _JPEG_NO_LENGTH:
-            at += 2
-        else:
-            at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    raise PixelError("decode", "the JPEG does not state its size")
-
-
-def _check_scans(data: memoryview, pixels: int) -> None:
-    """Refuse a JPEG that would take seconds to decode. Raises PixelError."""
-    scans, most = bytes(data).count(_JPEG_SCAN), max(MIN_JPEG_SCANS, MAX_SCANNED_PIXELS // max(1, pixels))
-    if scans > most:
-        raise PixelError("size", f"the JPEG has {scans} scans of {pixels} pixels, at most {most} are decoded")
-
-
-def _decode(data: memoryview) -> np.ndarray:
-    """Return the image in its stored depth, number of channels (colour: blue first) and orientation."""
+def _convert(image: np.ndarray, conversion: str) -> np.ndarray:
     import cv2  # late: cameras that send raw pixels through daemon.client need no OpenCV
 
-    as_stored = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), as_stored)
-    except cv2.error as error:
-        raise PixelError("decode", f"OpenCV cannot decode the image: {error.err}") from error
-    if image is None:
-        raise PixelError("decode", "OpenCV cannot decode the image")
-    return image
+    converted: np.ndarray = cv2.cvtColor(image, getattr(cv2, f"COLOR_{conversion}"))
+    return converted
 
 
 # ---- pack
@@ -166,23 +139,45 @@ def _decode(data: memoryview) -> np.ndarray:
 def pack(image: np.ndarray, encoding: str) -> tuple[bytes, int]:
     """Return the payload and its step (bytes a row, 0 when compressed) of an image, (H, W, 3) RGB or (H, W) grey.
 
-    Raises ValueError where the encoding cannot hold the image.
+    Encodings that recald converts take the array that they hold: (H, W) for a mosaic, (H, W, 2) for YUV 4:2:2,
+    (H * 3/2, W) for NV12. Raises ValueError where the encoding cannot hold the image.
     """
+    if image.size == 0 or image.ndim not in (2, 3):
+        raise _unfit(image, encoding)
     if encoding in COMPRESSED_ENCODINGS:
         return _compress(image, encoding), 0
     layout = RAW_LAYOUTS.get(encoding)
     channels = 1 if image.ndim == 2 else image.shape[2]
     if layout is None or layout.dtype != image.dtype or layout.channels != channels:
-        raise ValueError(f"{encoding} cannot hold an image of shape {image.shape} and type {image.dtype}")
-    ordered = image[:, :, ::-1] if layout.blue_first else image
-    return ordered.tobytes(), image.shape[1] * layout.pixel_bytes
+        raise _unfit(image, encoding)
+    payload, step = (image[:, :, ::-1] if layout.blue_first else image).tobytes(), image.shape[1] * layout.pixel_bytes
+    try:
+        check_raw_size(encoding, image.shape[1], pixel_rows(image, encoding), step, len(payload))
+    except PixelError as error:
+        raise ValueError(str(error)) from error
+    return payload, step
+
+
+def pixel_rows(image: np.ndarray, encoding: str) -> int:
+    """Return the height of the picture that an array for `pack` holds, in pixels."""
+    layout = RAW_LAYOUTS.get(encoding)
+    return len(image) * 2 // 3 if layout is not None and layout.colour_rows else len(image)
 
 
 def _compress(image: np.ndarray, encoding: str) -> bytes:
     import cv2
 
-    ordered = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    done, packed = cv2.imencode(f".{encoding}", ordered)
+    if (image.ndim == 3 and image.shape[2] != 3) or image.dtype not in ((U8,) if encoding == "jpeg" else (U8, U16)):
+        raise _unfit(image, encoding)
+    ordered = image if image.ndim == 2 else cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2BGR)
+    try:
+        done, packed = cv2.imencode(f".{encoding}", ordered)
+    except cv2.error as error:  # such as a side that the format cannot have
+        raise ValueError(f"{encoding} cannot hold an image of shape {image.shape}: {error.err}") from error
     if not done:
-        raise ValueError(f"{encoding} cannot hold an image of shape {image.shape} and type {image.dtype}")
+        raise _unfit(image, encoding)
     return packed.tobytes()
+
+
+def _unfit(image: np.ndarray, encoding: str) -> ValueError:
+    return ValueError(f"{encoding} cannot hold an image of shape {image.shape} and type {image.dtype}")

@@ -34,9 +34,9 @@ class FrameServer:
         metrics, name = self._metrics, sensor.name
         metrics.frame_age_seconds.labels(name).observe(_age(frame))
         with self._stage(name, "decode"):
-            image = decode(frame)
+            image = decode(frame, sensor.pixel_values)
         with self._stage(name, "preprocess"):
-            image = self._preprocessor.to_input_image(image)  # (h, w, C) uint8
+            image = self._preprocessor.to_input_image(image)  # (h, w, C), in its own depth
             batch = self._preprocessor.normalise(image[np.newaxis])  # (1, C, h, w) float32
         with self._stage(name, "infer"):
             began = time.perf_counter()

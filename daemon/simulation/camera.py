@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from daemon.client import READER_WAIT_S, build_frame, open_camera, send
 from daemon.images import load_images
+from daemon.levels import to_depth
 from daemon.simulation.drifts import DRIFT_KINDS, Drift, parse_drift
 
 SIMULATED_ENCODINGS = ("rgb8", "bgr8", "mono8", "mono16", "jpeg", "png")
@@ -51,11 +52,11 @@ def paced(
 
 
 def picture(image: np.ndarray, encoding: str) -> np.ndarray:
-    """Convert an RGB picture (H, W, 3) uint8 for an encoding: unchanged, or (H, W) grey in 8 or 16 bits."""
-    if not encoding.startswith("mono"):
+    """Convert an RGB picture (H, W, 3), uint8 or uint16, to the channels and the depth that an encoding holds."""
+    if encoding == "png":  # holds both depths
         return image
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    return grey.astype(np.uint16) * 257 if encoding == "mono16" else grey  # 257 * 255 is 65535
+    deep = to_depth(image, np.dtype(np.uint16 if encoding == "mono16" else np.uint8))
+    return cv2.cvtColor(deep, cv2.COLOR_RGB2GRAY) if encoding.startswith("mono") else deep
 
 
 def publish(
@@ -73,8 +74,9 @@ def publish(
     monotonic: Callable[[], float] = time.monotonic,
     wall_ns: Callable[[], int] = time.time_ns,
 ) -> int:
-    """Send the images (N, H, W, 3) uint8 RGB in a loop, drifted from `after` s on; return how many had a reader.
+    """Send the images in a loop, drifted from `after` s on; return how many had a reader.
 
+    images: (N, H, W, 3) RGB, uint8 or uint16.
     frames: how many to send; None for no end. on_frame: called after each frame with whether it had a reader.
     """
     start, sent = monotonic(), 0
@@ -105,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `recald simulate`."""
     drifts = "; ".join(f"{name} in {kind.unit}" for name, kind in DRIFT_KINDS.items())
     add = parser.add_argument
-    add("--images", type=Path, required=True, help="folder of png or jpg files, or .npz with key images")
+    add("--images", type=Path, required=True, help="folder of png, jpg or tif files, or .npz with key images")
     add("--endpoint", default="tcp://127.0.0.1:5550", help="endpoint that the frames are sent to (%(default)s)")
     add("--pattern", choices=("pub", "push"), default="pub", help="kind of socket (%(default)s)")
     add("--bind", action="store_true", help="bind the endpoint instead of connecting to it")

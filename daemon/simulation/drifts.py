@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from calibrate.errors import RecaldError
+from daemon.levels import MAX_LEVEL, to_depth, to_levels
 
 # Images are float32 (H, W, 3) RGB. Grey levels 0..255 are proportional to light, as in a camera with gamma 1. No
 # function clips: the analogue-to-digital converter at the end of the chain does that, `quantise`.
@@ -177,12 +178,12 @@ class Drift:
     seed: int = 0
 
     def __call__(self, image: np.ndarray, frame: int = 0) -> np.ndarray:
-        """Return the picture (H, W, 3) uint8 RGB as the drifted camera would take it."""
-        light = image.astype(np.float32)
+        """Return the picture (H, W, 3) RGB, uint8 or uint16, as the drifted camera would take it, in its depth."""
+        light = to_levels(image)
         for name, kind in DRIFT_KINDS.items():
             if name in self.strengths:
                 light = kind.apply(light, self.strengths[name], self.seed, frame)
-        return quantise(light)
+        return to_depth(light.clip(0, MAX_LEVEL), image.dtype)
 
     def __str__(self) -> str:
         return ",".join(f"{name}={':'.join(map(_plain, values))}" for name, values in self.strengths.items())

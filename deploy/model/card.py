@@ -17,6 +17,7 @@ def _check_printable(text: str) -> str:
 
 MAX_INPUT_SIDE_PX = 8192  # a larger number is more likely a typing error than a network
 Side = Annotated[int, Field(ge=1, le=MAX_INPUT_SIDE_PX)]
+Bits = Annotated[int, Field(ge=8, le=16)]
 Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Label = Annotated[str, AfterValidator(_check_printable)]  # shown on terminals and in metrics
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # SHA-256
@@ -27,11 +28,17 @@ class _CardPart(BaseModel):
 
 
 class InputCard(_CardPart):
-    """The size of one frame as Φ takes it. Three channels are in the order RGB."""
+    """The size of one frame as Φ takes it, and what the values of its pictures mean. Three channels are RGB.
+
+    bits: significant bits of a 16-bit word. inverted: 0 is white, as in DICOM's MONOCHROME1. Both hold where neither
+    the frame nor the sensor's configuration says otherwise.
+    """
 
     channels: Literal[1, 3]
     height: Side
     width: Side
+    bits: Bits = 16
+    inverted: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -40,7 +47,10 @@ class InputCard(_CardPart):
 
 
 class Normalisation(_CardPart):
-    """How grey levels 0..255 become Φ's input: (level / 255 - mean) / std, with one mean and one std a channel."""
+    """How values become Φ's input: (value / white - mean) / std, with one mean and one std a channel.
+
+    white: the highest value, such as 255 with 8 bits.
+    """
 
     mean: list[FiniteFloat]
     std: list[Deviation]

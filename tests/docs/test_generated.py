@@ -61,7 +61,8 @@ def called_with(file: str, *functions: str) -> set[str]:
 
 def test_every_reason_for_a_dropped_frame_is_described():
     refused = called_with("daemon/serving/message.py", "FrameError", "_refusal")
-    refused |= called_with("daemon/serving/pixels.py", "PixelError")
+    for file in ("daemon/serving/pixels.py", "daemon/compressed.py", "daemon/levels.py"):
+        refused |= called_with(file, "PixelError")
     served = [call for file in ("daemon/serving/intake.py", "daemon/loop.py") for call in label_values(file)]
     counted = {values[1] for name, values in served if name == "frames_dropped" and len(values) == 2}
     assert {"superseded", "inference"} <= counted

@@ -106,12 +106,20 @@ def _cut_short() -> list[bytes]:
     return [topic, header, payload[: len(payload) // 2]]
 
 
+def _too_bright() -> list[bytes]:
+    image = np.full((16, 16), 4096, np.uint16)
+    return build_frame("front", image, seq=0, timestamp=time.time_ns(), encoding="mono16", bits=12)
+
+
 BAD_INPUT: dict[str, tuple[Callable[[], list[bytes]], str, str]] = {
     "one part": (lambda: [b"front/"], "parts", "unknown"),
     "four parts": (lambda: [*_frame(), b""], "parts", "unknown"),
     "a header that is not JSON": (lambda: _frame_with(1, b"{'v': 1}"), "header", "front"),
     "a header of a later version": (lambda: _frame_saying(v=2), "version", "front"),
     "an unknown encoding": (lambda: _frame_saying(encoding="yuv9"), "encoding", "front"),
+    "an order of bytes that is none": (lambda: _frame_saying(is_bigendian="yes"), "header", "front"),
+    "more bits than stated": (_too_bright, "bits", "front"),
+    "an odd row of shared colours": (lambda: _frame_saying(encoding="uyvy", width=15), "size", "front"),
     "a payload one byte short": (lambda: _frame_with(2, CLEAN.tobytes()[1:]), "size", "front"),
     "a JPEG cut short": (_cut_short, "decode", "front"),
     "NaN in a float frame": (_poisoned, "nonfinite", "front"),

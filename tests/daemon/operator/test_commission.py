@@ -268,6 +268,17 @@ def test_a_folder_of_larger_pictures_is_taken_as_the_camera_would_be(model, tmp_
     assert equal(kept(load_frozen(model)), measured(load_frozen(model), images(COUNT + 44, seed=3)[spread]))
 
 
+def test_values_mean_what_the_card_says(model, tmp_path):
+    """Pictures of an inverted detector of 12 bits, of which frames will come that mean the same."""
+    pictures = images(COUNT, seed=3)
+    inverted = 4095 - np.rint(pictures * (4095 / 255)).astype(np.uint16)
+    np.savez(tmp_path / "detector.npz", images=inverted)
+    card = card_path(model).read_text().replace("bits: 16", "bits: 12").replace("inverted: false", "inverted: true")
+    card_path(model).write_text(card)
+    daemon.operator.commission.commission(model, tmp_path / "detector.npz", COUNT)
+    assert equal(kept(load_frozen(model)), measured(load_frozen(model), pictures))
+
+
 @pytest.mark.parametrize("count", ["255", "0", "-1"])
 def test_too_few_pictures_are_refused_in_one_line(model, photos, count, capfd):
     card = card_path(model).read_bytes()

@@ -12,9 +12,12 @@ from compiled import compile_once
 from envelopes import envelope_of
 
 from calibrate.homogenizer import Homogenizer
+from daemon.config import SensorConfig
+from daemon.levels import PixelValues
 from daemon.recalibration.envelope import Envelope
-from daemon.recalibration.restore import load_withdrawn, on_probation, restore, serving_since
+from daemon.recalibration.restore import load_withdrawn, on_probation, pixel_values, restore, serving_since
 from deploy.backends.eager import EagerBackend
+from deploy.model.card import InputCard
 from deploy.path import InferencePath
 from deploy.store.artefacts import FACTORY, ArtefactStore
 
@@ -47,6 +50,15 @@ class Restart:
         path = InferencePath(BACKEND.load(compile_once(BACKEND, torch.nn.Identity(), EXAMPLE), threads=1))
         restore("front", path, self.store, self.model, envelope)
         return path
+
+
+@pytest.mark.parametrize(
+    ("sensor", "bits", "inverted"),
+    [({}, 12, True), ({"bits": 14}, 14, True), ({"inverted": False}, 12, False), ({"bits": 16}, 16, True)],
+)
+def test_what_values_mean_is_said_by_the_sensor_or_else_by_the_card(sensor, bits, inverted):
+    card = InputCard(channels=1, height=8, width=8, bits=12, inverted=True)
+    assert pixel_values(SensorConfig(**sensor), card) == PixelValues(bits, inverted)
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from daemon.levels import PixelValues
 from daemon.serving.message import MAX_HEADER_BYTES, Frame, FrameError, build_frame, decode, parse_frame
+from daemon.serving.pixels import RAW_LAYOUTS
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 
@@ -81,6 +83,115 @@ def test_raw_integers_are_decoded_without_a_copy(encoding):
     image = decode(parse(parts))
     assert image.base is not None and not image.flags.writeable
     assert np.shares_memory(image, np.frombuffer(parts[2], np.uint8))
+
+
+@pytest.mark.parametrize("big", [True, 1])
+@pytest.mark.parametrize("encoding", ["mono16", "16UC1", "rgb16", "32FC1", "32FC3"])
+def test_big_endian_words_and_floats_are_read_as_such(encoding, big):
+    channels = 3 if encoding in ("rgb16", "32FC3") else 1
+    kind, size = ("f4", 4) if "F" in encoding else ("u2", 2)
+    pixels = np.random.default_rng(3).random((6, 8, channels))
+    little = (pixels if kind == "f4" else pixels * 65535).astype(f"<{kind}")
+    given = {"encoding": encoding, "step": 8 * channels * size}
+    expected = decode(parse(message(little.tobytes(), **given, is_bigendian=0)))
+    decoded = decode(parse(message(little.astype(f">{kind}").tobytes(), **given, is_bigendian=big)))
+    np.testing.assert_array_equal(decoded, expected)
+    assert decoded.dtype.isnative
+
+
+@pytest.mark.parametrize("value", ["big", 2, -1, 1.0, None, [1]])
+def test_an_order_of_bytes_that_is_none_is_refused(value):
+    sent = message()
+    header = json.loads(sent[1]) | {"is_bigendian": value}
+    error = refuse([sent[0], json.dumps(header).encode(), sent[2]])
+    assert error.reason == "header" and "is_bigendian" in str(error)
+
+
+def test_the_order_of_bytes_does_not_matter_for_single_bytes():
+    sent = {"payload": RGB.tobytes()}
+    np.testing.assert_array_equal(decode(parse(message(**sent, is_bigendian=1))), RGB)
+
+
+TWELVE_BITS = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+
+
+def deep(encoding="mono16", image=TWELVE_BITS, **header):
+    parts = build_frame("front", image, seq=7, timestamp=NOW, encoding=encoding)
+    return parse([parts[0], json.dumps(json.loads(parts[1]) | header).encode(), parts[2]])
+
+
+@pytest.mark.parametrize("encoding", ["mono16", "16UC1", "png"])
+def test_significant_bits_of_a_word_fill_its_range(encoding):
+    """Said by the frame, or by the settings of its sensor; the frame knows better."""
+    exact = np.rint(np.arange(4096) * (65535 / 4095)).reshape(64, 64)
+    for frame, values in [
+        (deep(encoding, bits=12), PixelValues()),
+        (deep(encoding), PixelValues(bits=12)),
+        (deep(encoding, bits=12), PixelValues(bits=16)),
+    ]:
+        decoded = decode(frame, values)
+        assert decoded.dtype == np.uint16 and len(np.unique(decoded)) == 4096
+        assert np.abs(decoded - exact).max() <= 1 and decoded[-1, -1] == 65535
+    np.testing.assert_array_equal(decode(deep(encoding)), TWELVE_BITS)
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_a_value_beyond_its_bits_is_refused(bits):
+    image = np.full((4, 4), 2**bits, np.uint16)
+    assert decode(deep(image=image - 1, bits=bits)).min() == 65535
+    with pytest.raises(FrameError, match=f"the value {2**bits} has more than {bits} bits") as caught:
+        decode(deep(image=image, bits=bits))
+    assert caught.value.reason == "bits"
+
+
+@pytest.mark.parametrize("bits", [0, 7, 17, "12", 12.0, True, None])
+def test_a_number_of_bits_that_no_word_has_is_refused(bits):
+    header = {"v": 1, "seq": 7, "timestamp": NOW, "width": 8, "height": 6, "encoding": "mono16", "step": 16}
+    error = refuse([b"front/", json.dumps(header | {"bits": bits}).encode(), b"\0" * 96])
+    assert error.reason == "header" and "bits" in str(error)
+
+
+def test_bits_of_another_encoding_are_another_programs_business():
+    assert parse(message(bits=24)).bits is None
+
+
+def test_an_inverted_picture_is_turned_round_in_every_depth():
+    inverted = PixelValues(inverted=True)
+    np.testing.assert_array_equal(decode(deep("mono8", RGB[:, :, 0]), inverted), 255 - RGB[:, :, 0])
+    np.testing.assert_array_equal(decode(deep("mono16", GREY16), inverted), 65535 - GREY16)
+    assert decode(deep(bits=12), inverted)[[0, -1], [0, -1]].tolist() == [65535, 0]
+    floats = decode(parse(message(np.float32([[0, 0.5]]).tobytes(), encoding="32FC1", width=2, height=1, step=8)))
+    assert floats.tolist() == [[0, 127.5]]
+    sent = message(np.float32([[0, 0.5]]).tobytes(), encoding="32FC1", width=2, height=1, step=8)
+    assert decode(parse(sent), inverted).tolist() == [[255, 127.5]]
+
+
+@unhurried
+@given(
+    encoding=st.sampled_from([*RAW_LAYOUTS, "jpeg", "png"]),
+    width=st.integers(1, 12),
+    height=st.integers(1, 12),
+    extra=st.integers(-3, 5),
+    big_endian=st.booleans(),
+    bits=st.integers(8, 16),
+    inverted=st.booleans(),
+    data=st.data(),
+)
+def test_any_payload_of_any_encoding_is_an_image_or_refused(
+    encoding, width, height, extra, big_endian, bits, inverted, data
+):
+    layout = RAW_LAYOUTS.get(encoding)
+    step = max(1, width * layout.pixel_bytes + extra) if layout else None
+    size = step * layout.rows(height) if layout else 100
+    payload = data.draw(st.binary(min_size=size, max_size=size)) if data.draw(st.booleans()) else bytes(size)
+    header = {"encoding": encoding, "width": width, "height": height, "step": step, "bits": bits}
+    try:
+        image = decode(parse(message(payload, **header, is_bigendian=big_endian)), PixelValues(inverted=inverted))
+    except FrameError as error:
+        assert error.reason in ("size", "decode", "bits", "nonfinite")
+        return
+    assert image.shape in ((height, width), (height, width, 3))
+    assert image.dtype in (np.uint8, np.uint16, np.float32) and image.dtype.isnative
 
 
 def test_float_images_are_scaled_and_clipped():
@@ -284,7 +395,7 @@ def test_imagezmq_jpeg_is_accepted():
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
-        ({"dtype": "uint8", "shape": [6, 8, 4]}, "encoding"),
+        ({"dtype": "uint8", "shape": [6, 8, 2]}, "encoding"),
         ({"dtype": "object", "shape": [6, 8, 3]}, "encoding"),
         ({"dtype": ["uint8"], "shape": [6, 8, 3]}, "encoding"),
         ({"dtype": "uint8", "shape": [6, 8.0, 3]}, "header"),

@@ -14,6 +14,7 @@ from daemon.frames.latency_monitor import MIN_LATENCY_FRAMES, LatencyMonitor
 from daemon.frames.quality_filter import QualityFilter
 from daemon.frames.reservoir import Reservoir
 from daemon.frames.stall_detector import MIN_STALL_S, StallDetector
+from daemon.levels import PixelValues
 from daemon.metrics import Metrics
 from daemon.serving.message import build_frame, parse_frame
 from daemon.serving.serve import FrameServer
@@ -34,6 +35,7 @@ class Scene:
             latency_monitor=LatencyMonitor(),
             stall_detector=StallDetector(),
             drift_score=1.0,
+            pixel_values=PixelValues(),
             frames=0,
         )
         preprocessor = SimpleNamespace(to_input_image=lambda image: image, normalise=lambda images: images)

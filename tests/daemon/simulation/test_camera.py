@@ -4,7 +4,6 @@ import subprocess
 import sys
 import time
 
-import cv2
 import numpy as np
 import pytest
 import zmq
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from daemon.client import EndpointError
-from daemon.images import ImageError, load_images
 from daemon.serving.message import decode, parse_frame
 from daemon.simulation.camera import SIMULATED_ENCODINGS, open_camera, paced, publish, wait_for_reader
 from daemon.simulation.drifts import DRIFT_KINDS, SimulationError, parse_drift
@@ -136,59 +134,6 @@ def test_gain_black_level_and_gamma_act_on_each_channel():
     assert (parse_drift("black-level=7")(grey(100)) == 107).all()
     assert (parse_drift("gamma=2")(grey(51)) == 10).all()  # 255 * 0.2 ** 2
     assert (parse_drift("gamma=2")(grey(255)) == 255).all()
-
-
-# ---- images
-
-
-def test_a_folder_is_read_in_the_order_of_names_as_rgb(tmp_path):
-    for name, colour in (("b.png", (0, 0, 255)), ("a.PNG", (255, 0, 0)), ("notes.txt", None)):
-        image = np.full((4, 5, 3), colour or 0, np.uint8)
-        (tmp_path / name).write_bytes(cv2.imencode(".png", image)[1].tobytes())
-    images, labels = load_images(tmp_path)
-    assert images.shape == (2, 4, 5, 3) and labels is None
-    assert (images[0] == [0, 0, 255]).all() and (images[1] == [255, 0, 0]).all()  # OpenCV wrote BGR
-
-
-def test_an_npz_gives_images_and_labels_and_grey_becomes_colour(tmp_path):
-    images = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
-    np.savez(tmp_path / "set.npz", images=images, labels=np.array([7, 8]))
-    loaded, labels = load_images(tmp_path / "set.npz")
-    assert loaded.shape == (2, 3, 4, 3) and (loaded == images[..., None]).all()
-    assert labels.tolist() == [7, 8]
-
-
-def test_images_that_cannot_be_shown_are_refused_by_name(tmp_path):
-    def refused(path, message):
-        with pytest.raises(ImageError) as caught:
-            load_images(path)
-        assert str(path) in str(caught.value) and message in str(caught.value)
-
-    def npz(name, **given):
-        np.savez(tmp_path / name, **given)
-        return tmp_path / name
-
-    good = np.zeros((2, 4, 4, 3), np.uint8)
-    refused(tmp_path / "absent", "neither a folder")
-    refused(npz("nokey.npz", pixels=good), "no key 'images', only pixels")
-    refused(npz("float.npz", images=good.astype(float)), "float64")
-    refused(npz("empty.npz", images=good[:0]), "shape (0, 4, 4, 3)")
-    refused(npz("labels.npz", images=good, labels=np.zeros(3)), "labels of shape (3,)")
-    refused(npz("pickle.npz", images=np.array([{}], object)), "cannot be read")
-    whole = npz("whole.npz", images=np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3)).read_bytes()
-    (tmp_path / "cut.npz").write_bytes(whole[:100])
-    refused(tmp_path / "cut.npz", "nor an .npz file that is whole")
-    (tmp_path / "bits.npz").write_bytes(whole.replace(b"\x10\x11\x12", b"\x10\xff\x12"))
-    refused(tmp_path / "bits.npz", "cannot be read as .npz: Bad CRC-32")
-    (folder := tmp_path / "folder").mkdir()
-    refused(folder, "no png or jpg")
-    cv2.imwrite(str(folder / "a.png"), good[0])
-    cv2.imwrite(str(folder / "b.png"), good[0, :2])
-    with pytest.raises(ImageError, match=r"b.png: is 4x2, but a.png is 4x4"):
-        load_images(folder)
-    (folder / "b.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"b.png: cannot be decoded"):
-        load_images(folder)
 
 
 # ---- latency_monitor

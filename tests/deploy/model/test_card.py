@@ -76,6 +76,20 @@ def test_a_value_for_each_channel_is_needed():
         ModelCard.model_validate({**GREY, "normalisation": {"mean": [0.0], "std": [1.0, 1.0, 1.0]}})
 
 
+@pytest.mark.parametrize(
+    ("given", "bits", "inverted"), [({}, 16, False), ({"bits": 12}, 12, False), ({"inverted": True}, 16, True)]
+)
+def test_what_values_mean_may_be_left_out_as_in_cards_of_before(given, bits, inverted):
+    card = ModelCard.model_validate({**GREY, "input": {**GREY["input"], **given}})
+    assert (card.input.bits, card.input.inverted) == (bits, inverted)
+
+
+@pytest.mark.parametrize("bits", [7, 17, 12.5, None])
+def test_a_word_has_8_to_16_significant_bits(bits):
+    with pytest.raises(ValidationError, match=r"input\.bits"):
+        ModelCard.model_validate({**GREY, "input": {**GREY["input"], "bits": bits}})
+
+
 def test_a_card_cannot_be_changed():
     card = ModelCard.model_validate(GREY)
     with pytest.raises(ValidationError):
