@@ -79,6 +79,7 @@ class FitResult:
     homogenizer: ρ, in evaluation mode and without gradients.
     start: name of the closed form that the descent began from. start_losses: objective of each start, in nats.
     history: objective at each evaluation, in nats.
+    frames: how many the last stage of the descent was fitted to; more than its stages take only choose the start.
     stage_seconds: time for the source, for the starts and for each stage of the descent; empty without a clock.
     """
 
@@ -86,6 +87,7 @@ class FitResult:
     start: str
     start_losses: dict[str, float]
     history: list[float] = field(repr=False)
+    frames: int
     stage_seconds: dict[str, float]
 
     @property
@@ -183,7 +185,8 @@ def fit(
         goal = STOP_LOSS_PER_FLOOR * objective.clean_floor(coordinates, frames[:count])
         descend(objective, coordinates, frames[:count], _first(labels, count), evaluations, goal, history.add)
         timer.end(f"{count} frames")
-    return FitResult(coordinates.homogenizer(), start, start_losses, history.losses, timer.seconds)
+    fitted = min(len(frames), max((count for count, _ in config.stages), default=0))
+    return FitResult(coordinates.homogenizer(), start, start_losses, history.losses, fitted, timer.seconds)
 
 
 def _first(labels: Tensor | None, count: int) -> Tensor | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import gc
 import getpass
 import json
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon import CONTROL_ENDPOINT, __version__
-from daemon.exit_codes import EX_CONFIG, EX_SOFTWARE, EX_TEMPFAIL
+from daemon.exit_codes import EX_CONFIG, EX_INTERRUPTED, EX_SOFTWARE, EX_TEMPFAIL, error_text, exit_code
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,12 +26,16 @@ def main(argv: list[str] | None = None) -> int:
     _log_to_stderr()
     try:
         code: int = args.run(args)
-    except ValueError as error:  # what came from outside: configuration, model, weights, arguments
-        print(f"recald {args.command}: {error}", file=sys.stderr)
-        return EX_CONFIG
-    except OSError as error:
-        print(f"recald {args.command}: {error}{_advice(error)}", file=sys.stderr)
-        return EX_TEMPFAIL
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(f"recald {args.command}: interrupted", file=sys.stderr)
+        return EX_INTERRUPTED
+    except (ValueError, OSError) as error:  # what came from outside: configuration, model, arguments, the machine
+        if isinstance(error, BrokenPipeError) and args.command != "run":  # a reader such as `head` has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would complain at its end
+            return EX_TEMPFAIL
+        print(f"recald {args.command}: {error_text(error)}", file=sys.stderr)
+        return exit_code(error)
     return code
 
 
@@ -41,16 +44,6 @@ def _log_to_stderr() -> None:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for package in ("calibrate", "deploy", "daemon"):
         logging.getLogger(package).setLevel(logging.INFO)
-
-
-def _advice(error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return " (is another recald running?)"
-    if error.errno == errno.EACCES:
-        return " (check the owner of the directory)"
-    if error.errno == errno.EROFS:
-        return " (make the disk writable, or take another one)"
-    return ""
 
 
 def run_daemon(args: argparse.Namespace) -> int:
@@ -76,19 +69,12 @@ def run_daemon(args: argparse.Namespace) -> int:
 
 def check_config(args: argparse.Namespace) -> int:
     from daemon.config import load_config
-    from daemon.recalibration.envelope import open_envelope
-    from deploy.backends.protocol import open_backend
-    from deploy.model.card import card_path
-    from deploy.model.program import ModelError
 
-    config = load_config(args.config)
-    for path in (config.model.path, card_path(config.model.path)):
-        if not path.is_file():
-            raise ModelError(f"{path}: no such file; `recald export` writes the model and its card")
-    envelope = open_envelope(config)
-    backend = open_backend(config.model.backend)
-    print(f"{args.config}: ok, {len(config.sensors)} sensor(s), model {config.model.path}, backend {backend.name}")
-    print(f"envelope: {envelope or 'none'}")
+    config = load_config(args.config)  # first, as in run_daemon
+
+    from daemon.operator.check_config import check_config
+
+    check_config(args.config, config)
     return 0
 
 
@@ -157,30 +143,10 @@ def status(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(answer))
         return 0
-    from rich import box, get_console
-    from rich.table import Table
+    from daemon.operator.status import print_status
 
-    backend = answer["backend"] + (f" until {answer['compiling']} has compiled it" if answer["compiling"] else "")
-    title = f"recald {answer['version']}, model {answer['model'][:12]}, {backend}"
-    table = Table(title=title, caption=answer.get("problem"), box=box.SIMPLE)
-    columns = ("homogenizer", "candidate", "drift_score", "drift_alarm", "frames", "reason", "last_fit")
-    for column in ("sensor", "state", *columns):
-        table.add_column(column.removeprefix("drift_").replace("_", " "))
-    for name, sensor in answer["sensors"].items():
-        state = f"{sensor['state']} {sensor['progress']:.0%}" if sensor["progress"] else sensor["state"]
-        table.add_row(name, state, *(_cell(column, sensor[column]) for column in columns))
-    get_console().print(table)
+    print_status(answer)
     return 0
-
-
-def _cell(column: str, value: Any) -> str:
-    if column in ("homogenizer", "candidate") and value is not None:
-        return str(value)[:8]
-    if isinstance(value, bool):  # before numbers: the number 0 does not mean "no"
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.2f}"
-    return "-" if value is None else str(value)
 
 
 def order(args: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ import numpy as np
 import zmq
 
 from calibrate.errors import RecaldError
+from daemon.exit_codes import TemporaryError
 from daemon.operator.control import ControlError, ask
 from daemon.serving.message import MAX_HEADER_INTEGER, build_frame
 from daemon.serving.results import ResultError, parse_result
@@ -49,7 +50,7 @@ Pattern = Literal["pub", "push"]
 Self = TypeVar("Self", bound="_Connection")
 
 
-class EndpointError(RecaldError):
+class EndpointError(TemporaryError):
     """An endpoint that cannot be bound or connected; the message names it and the reason."""
 
 
@@ -220,6 +221,7 @@ class FrameResult:
     seq: int  # of the frame, as the camera numbered it
     timestamp: int  # when the picture was taken, ns since the epoch, as the camera stated it
     label: int | None  # index of the most probable class; None where the model is no classifier
+    class_name: str | None  # its name; None where the model card names no classes
     confidence: float | None  # its probability, 0..1
     homogenizer: str  # version that made this output: a SHA-256, or "factory" for none
     model_digest: str  # SHA-256 of the model file
@@ -237,6 +239,7 @@ def read_result(parts: Sequence[bytes]) -> FrameResult:
         seq=_integer(header, "seq"),
         timestamp=_integer(header, "timestamp"),
         label=None if header.get("label") is None else _integer(header, "label"),
+        class_name=None if header.get("class") is None else _text(header, "class"),
         confidence=_number_or_none(header, "confidence"),
         homogenizer=_text(header, "homogenizer"),
         model_digest=_text(header, "model"),
@@ -282,7 +285,7 @@ class Results(_Connection):
 
     with Results("tcp://127.0.0.1:5551", timeout=10) as results:
         for result in results:
-            print(result.seq, result.label)
+            print(result.seq, result.label, result.class_name)
     """
 
     def __init__(self, endpoint: str, *, sensor: str | None = None, timeout: float | None = None) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Callable
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -20,16 +18,12 @@ from pydantic import (
     model_validator,
 )
 
-from daemon import CONTROL_ENDPOINT, UNKNOWN_SENSOR
-from deploy.model.document import DocumentError, load_document
+from daemon import CONTROL_ENDPOINT, UNKNOWN_SENSOR, endpoints
+from daemon.endpoints import Endpoint
+from deploy.model.document import DocumentError, MisplacedValue, load_document
 
-MAX_IPC_PATH_BYTES = 107  # sun_path of a UNIX socket holds 108 with the terminating zero
 SECONDS_BY_UNIT = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0  # s
-
-# allow_remote stands at the top of the file, and the endpoints it permits stand deep inside it. A validator sees only
-# its own value, so the root puts the permission here before the endpoints are checked.
-_remote_allowed: ContextVar[bool] = ContextVar("remote_allowed", default=False)
 
 
 class ConfigError(DocumentError):
@@ -47,24 +41,6 @@ def _seconds(value: object) -> int | float:
     return float(match[1]) * SECONDS_BY_UNIT[match[2]]
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.IPv4Address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _host(host: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,253}", host, re.ASCII):
-        raise ValueError(f"{host[:60]!r} is not an IPv4 address or a host name")
-    if not _is_loopback(host) and not _remote_allowed.get():
-        raise ValueError(
-            f"{host} is open to other machines, and what passes here is neither encrypted nor authenticated: "
-            "use ipc:// or 127.0.0.1, or set allow_remote: true"
-        )
-    return host
-
-
 def _sensor_id(name: str) -> str:
     # The id becomes a folder in the state directory and a metric label.
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name) or name == UNKNOWN_SENSOR:
@@ -75,36 +51,11 @@ def _sensor_id(name: str) -> str:
     return name
 
 
-def _ipc(endpoint: str) -> str:
-    path = endpoint.removeprefix("ipc://")
-    if path == endpoint or not path or path[0] in "@*":  # neither has a file whose mode protects it
-        raise ValueError(f"{endpoint[:60]!r} is not ipc://PATH")
-    if len(path.encode()) > MAX_IPC_PATH_BYTES:
-        raise ValueError(f"the path has {len(path.encode())} bytes, a UNIX socket takes {MAX_IPC_PATH_BYTES}")
-    return endpoint
-
-
-def _bind_endpoint(endpoint: str) -> str:
-    if not endpoint.startswith("tcp://"):
-        return _ipc(endpoint)
-    host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
-    if port != "*" and not (re.fullmatch(r"[0-9]{1,5}", port) and 0 < int(port) < 65536):
-        raise ValueError(f"{endpoint[:60]!r} is not tcp://HOST:PORT with a port from 1 to 65535, or *")
-    _host("0.0.0.0" if host == "*" else host)
-    return endpoint
-
-
-def _connect_endpoint(endpoint: str) -> str:
-    if "*" in endpoint:
-        raise ValueError(f"{endpoint[:60]!r} names no place to connect to: * works with bind only")
-    return _bind_endpoint(endpoint)
-
-
 Duration = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False)]
-Host = Annotated[str, AfterValidator(_host)]
-IpcEndpoint = Annotated[str, AfterValidator(_ipc)]
-BindEndpoint = Annotated[str, AfterValidator(_bind_endpoint)]
-ConnectEndpoint = Annotated[str, AfterValidator(_connect_endpoint)]
+Host = Annotated[str, AfterValidator(endpoints.check_host)]
+IpcEndpoint = Annotated[str, AfterValidator(endpoints.check_ipc)]
+BindEndpoint = Annotated[str, AfterValidator(endpoints.check_bind)]
+ConnectEndpoint = Annotated[str, AfterValidator(endpoints.check_connect)]
 SensorId = Annotated[str, AfterValidator(_sensor_id)]
 # deploy.backends.protocol.BACKENDS and AUTO, without the seconds that importing torch takes
 BackendName = Literal["eager", "onnx", "cuda", "tensorrt", "tensorrt-rtx", "auto"]
@@ -345,15 +296,30 @@ class Config(Section):
     is encrypted or authenticated.
     """
 
+    @model_validator(mode="after")
+    def _endpoints_differ(self) -> Config:
+        clash = endpoints.find_clash(self.endpoints())
+        if clash is not None:
+            raise MisplacedValue(clash[0].key, clash[1])
+        return self
+
+    def endpoints(self) -> list[Endpoint]:
+        """Return every place that recald opens or connects to."""
+        metrics = self.metrics
+        return [
+            *(Endpoint(("input", "bind", index), address) for index, address in enumerate(self.input.bind)),
+            *(Endpoint(("input", "connect", i), address, opened=False) for i, address in enumerate(self.input.connect)),
+            Endpoint(("output", "bind"), self.output.bind),
+            Endpoint(("control", "endpoint"), self.control.endpoint),
+            Endpoint(("metrics", "port"), f"tcp://{metrics.host}:{metrics.port or '*'}"),
+        ]
+
     @model_validator(mode="wrap")
     @classmethod
     def _share_allow_remote(cls, data: Any, handler: Callable[[Any], Config]) -> Config:
         allowed = isinstance(data, dict) and data.get("allow_remote") is True
-        token = _remote_allowed.set(allowed)
-        try:
+        with endpoints.remote_allowed(allowed):
             return handler(data)
-        finally:
-            _remote_allowed.reset(token)
 
 
 def load_config(path: Path) -> Config:

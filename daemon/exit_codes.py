@@ -1,7 +1,48 @@
-"""Exit codes of every recald process, from sysexits.h; the systemd unit names the same numbers."""
+"""Exit codes of every recald process, from sysexits.h, and the rule by which an error gets its code.
+
+EX_TEMPFAIL: what was written is right, and the same command may succeed later. It is the code of every OSError and
+TemporaryError: a port, a socket, a file of the state directory, a disk or a GPU that cannot be used now; no daemon
+answers; the daemon is busy. A place that is taken has this code, whichever socket or folder it is.
+
+EX_CONFIG: the command would fail again until somebody changes the configuration, the model, its card, the envelope,
+the installation or the arguments. It is the code of every other ValueError, so also of an order that is refused.
+
+The systemd unit names the same numbers.
+"""
 
 from __future__ import annotations
+
+import errno
+import signal
+
+from calibrate.errors import RecaldError
 
 EX_SOFTWARE = 70  # a fault in recald that ended one of its threads: systemd restarts the service
 EX_TEMPFAIL = 75  # try again: systemd restarts the service
 EX_CONFIG = 78  # would fail again: systemd does not restart it (RestartPreventExitStatus=)
+EX_INTERRUPTED = 128 + signal.SIGINT
+
+
+class TemporaryError(RecaldError):
+    """Another try may succeed, with nothing changed. The message says what is in the way."""
+
+
+ADVICE = {
+    errno.EACCES: " (check the owner of the directory)",
+    errno.EROFS: " (make the disk writable, or take another one)",
+    errno.ENOSPC: " (free some space)",
+}
+
+
+def exit_code(error: ValueError | OSError) -> int:
+    """Return the code of a process that ends with this error."""
+    return EX_TEMPFAIL if isinstance(error, TemporaryError | OSError) else EX_CONFIG
+
+
+def error_text(error: ValueError | OSError) -> str:
+    """Return the text of an error, without what a terminal would obey: file names may be anything."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:  # str() would lead with "[Errno 17]"
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        text += ADVICE.get(error.errno or 0, "")
+    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in text.split("\n"))

@@ -25,16 +25,40 @@ def open_socket(context: zmq.Context, kind: int) -> zmq.Socket:
 def bind(socket: zmq.Socket, endpoint: str) -> str:
     """Bind the socket and return the bound endpoint, with the real port for `*`.
 
-    Raises OSError, and closes the socket, where the endpoint is taken or cannot be bound.
+    The folder of an ipc:// endpoint is made where it is missing, for this user alone. Raises OSError, and closes the
+    socket, where the endpoint is taken or cannot be bound.
     """
     try:
         if (path := ipc_path(endpoint)) is not None:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _refuse_taken(path)
         socket.bind(endpoint)
     except (zmq.ZMQError, OSError) as error:
         socket.close()
-        raise OSError(error.errno, f"cannot bind {endpoint}: {error.strerror or error}") from error
+        raise _bind_error(endpoint, error) from error
     return socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+
+def check_bindable(context: zmq.Context, endpoint: str) -> None:
+    """Raise the OSError that `bind` would raise for this endpoint now; leave nothing behind."""
+    path = ipc_path(endpoint)
+    if path is None:
+        socket = open_socket(context, zmq.PUB)
+        bind(socket, endpoint)
+        socket.close()
+        return
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, f"cannot bind {endpoint}: this user cannot write to {folder}")
+    try:
+        _refuse_taken(path)
+    except OSError as error:
+        raise _bind_error(endpoint, error) from error
+
+
+def _bind_error(endpoint: str, error: zmq.ZMQError | OSError) -> OSError:
+    advice = ": stop the other program, or choose another endpoint" if error.errno == errno.EADDRINUSE else ""
+    return OSError(error.errno, f"cannot bind {endpoint}: {error.strerror or error}{advice}")
 
 
 def connect(socket: zmq.Socket, endpoint: str) -> str:

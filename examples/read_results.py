@@ -9,14 +9,14 @@ from calibrate import RecaldError
 from daemon.client import FrameResult, Results
 
 
-def line(result: FrameResult, classes: list[str]) -> str:
+def line(result: FrameResult) -> str:
     label = "no class"  # the model is no classifier
     if result.label is not None:
-        label = classes[result.label] if result.label < len(classes) else f"class {result.label}"
+        label = f"{result.class_name} (class {result.label})" if result.class_name else f"class {result.label}"
     confidence = "-" if result.confidence is None else f"{result.confidence:.2f}"
     drift = "-" if result.drift_score is None else f"{result.drift_score:.2f}"  # about 1 on clean frames
     return (
-        f"{result.sensor} frame {result.seq}: {label}, confidence {confidence}, homogenizer {result.homogenizer[:8]}, "
+        f"{result.sensor} frame {result.seq}: {label}, confidence {confidence}, homogenizer {result.homogenizer[:12]}, "
         f"drift {drift}, {result.state}, {result.latency_ms:.1f} ms"
     )
 
@@ -25,7 +25,6 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--endpoint", default="tcp://127.0.0.1:5551", help="output.bind of recald (%(default)s)")
     parser.add_argument("--sensor", help="print this sensor alone (default: all)")
-    parser.add_argument("--classes", type=lambda text: text.split(","), default=[], help="names, by commas")
     parser.add_argument("--count", type=int, help="stop after so many results (default: go on)")
     parser.add_argument("--timeout", type=float, default=10.0, help="stop after so many seconds without (%(default)s)")
     return parser.parse_args()
@@ -37,7 +36,7 @@ def main() -> None:
     try:
         with Results(args.endpoint, sensor=args.sensor, timeout=args.timeout) as results:
             for result in itertools.islice(results, args.count):
-                print(line(result, args.classes), flush=True)
+                print(line(result), flush=True)
                 count += 1
     except RecaldError as error:
         raise SystemExit(f"read_results.py: {error}") from None

@@ -38,7 +38,7 @@ LIBRARIES = {
     "yaml": {"deploy/model/card.py", "deploy/model/document.py", "daemon/demo/"},
     "pydantic": {"deploy/model/", "deploy/store/", "daemon/config.py", "daemon/recalibration/envelope.py"},
     "cryptography": {"deploy/audit/signature.py"},
-    "pydantic_core": {"deploy/model/document.py"},
+    "pydantic_core": {"deploy/model/"},
     "safetensors": {"deploy/backends/", "deploy/model/", "deploy/store/", "daemon/demo/", "bench/"},
     "sklearn": {"daemon/demo/"},
     "cv2": {"daemon/", "bench/"},

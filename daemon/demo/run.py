@@ -7,12 +7,12 @@ import signal
 import sys
 from pathlib import Path
 
+from daemon.exit_codes import EX_INTERRUPTED
 from daemon.simulation.camera import at_least
 
 # The digit network loses 45 to 65 points of accuracy, depending on the seed. Less than 0.1 % of the values are clipped:
 # the images still contain what the network no longer recognises.
 DEFAULT_DRIFT = "fixed-pattern=16,cross-talk=0.25,blur=0.7,exposure=-0.5"
-EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     except KeyboardInterrupt:
         print("recald demo: stopped", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return EX_INTERRUPTED
     console.print(summary.render())
     console.print(f"\nframes.png, summary.json and recald.log are in {args.output}", soft_wrap=True)
     return 0 if summary.passed() else 1

@@ -48,6 +48,11 @@ class ServedModel:
         return self.frozen.card.input.shape
 
     @property
+    def classes(self) -> list[str] | None:
+        """The names of the classes; None where the card names none."""
+        return self.frozen.card.classes
+
+    @property
     def has_stand_in(self) -> bool:
         """Whether another backend than the requested one serves."""
         return self.served_by != self.backend.name

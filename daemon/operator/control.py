@@ -12,6 +12,7 @@ from typing import Any
 import zmq
 
 from calibrate.errors import RecaldError
+from daemon.exit_codes import TemporaryError
 from daemon.zmq_sockets import bind, connect, ipc_path, open_socket, probe
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,11 @@ Handler = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
 class ControlError(RecaldError):
-    """No daemon answers, or another one uses the socket. The message says what to do."""
+    """An order that is refused, or no daemon that answers. The message says what to do."""
+
+
+class NoAnswerError(ControlError, TemporaryError):
+    """No daemon answers, or it is too busy to."""
 
 
 class ControlServer:
@@ -34,7 +39,7 @@ class ControlServer:
     """
 
     def __init__(self, context: zmq.Context, endpoint: str, handler: Handler):
-        """Raises ControlError when another daemon uses the endpoint, OSError when it cannot be bound."""
+        """Raises OSError when another daemon uses the endpoint, or when it cannot be bound."""
         self._handler = handler
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
@@ -62,6 +67,8 @@ class ControlServer:
         try:
             reply = self._handler(_read_request(parts))
             return json.dumps({**reply, "ok": True}).encode()
+        except TemporaryError as error:
+            return _refusal(str(error), temporary=True)
         except ValueError as error:
             return _refusal(str(error))
         except Exception as error:  # an error in one command must not disable rollback and status
@@ -71,19 +78,22 @@ class ControlServer:
 
 def _bind_private(socket: zmq.Socket, endpoint: str) -> str:
     """Bind so that only this user can connect; returns the endpoint as bound."""
-    path = ipc_path(endpoint)
-    if path is not None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         bound = bind(socket, endpoint)
     except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        message = f"another recald answers on {endpoint}: stop it first, or set another control.endpoint"
-        raise ControlError(message) from error
+        raise explain_taken(endpoint, error) from None
+    path = ipc_path(endpoint)
     if path is not None:
         path.chmod(0o600)
     return bound
+
+
+def explain_taken(endpoint: str, error: OSError) -> OSError:
+    """Return the error of a control endpoint that cannot be bound, with what to do where another daemon has it."""
+    if error.errno != errno.EADDRINUSE:
+        return error
+    message = f"another recald answers on {endpoint}: stop it first, or set another control.endpoint"
+    return OSError(error.errno, message)
 
 
 def _read_request(parts: list[bytes]) -> dict[str, Any]:
@@ -96,8 +106,8 @@ def _read_request(parts: list[bytes]) -> dict[str, Any]:
     return request
 
 
-def _refusal(message: str) -> bytes:
-    return json.dumps({"ok": False, "error": message}).encode()
+def _refusal(message: str, temporary: bool = False) -> bytes:
+    return json.dumps({"ok": False, "error": message, "temporary": temporary}).encode()
 
 
 def request(endpoint: str, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
@@ -106,7 +116,7 @@ def request(endpoint: str, message: Mapping[str, Any], timeout: float) -> dict[s
         _connect(socket, endpoint)
         socket.send(json.dumps(message).encode())
         if not socket.poll(round(timeout * 1000)):
-            raise ControlError(f"no answer on {endpoint} within {timeout:g} s: is recald running?")
+            raise NoAnswerError(f"no answer on {endpoint} within {timeout:g} s: is recald running?")
         return _read_answer(socket.recv(), endpoint)
 
 
@@ -114,7 +124,8 @@ def ask(endpoint: str, message: Mapping[str, Any], timeout: float) -> dict[str, 
     """Send one request and return the answer. Raises ControlError when none comes in time, or for a refusal."""
     answer = request(endpoint, message, timeout)
     if not answer["ok"]:
-        raise ControlError(str(answer.get("error", f"recald refused {message['command']} and gave no reason")))
+        error = NoAnswerError if answer.get("temporary") else ControlError
+        raise error(str(answer.get("error", f"recald refused {message['command']} and gave no reason")))
     return answer
 
 
@@ -125,7 +136,7 @@ def _connect(socket: zmq.Socket, endpoint: str) -> None:
             probe(path)  # libzmq alone would try until the timeout, and give no reason
         connect(socket, endpoint)
     except OSError as error:
-        raise ControlError(f"no recald answers on {endpoint} ({error.strerror or error}): is it running?") from error
+        raise NoAnswerError(f"no recald answers on {endpoint} ({error.strerror or error}): is it running?") from error
 
 
 def _read_answer(data: bytes, endpoint: str) -> dict[str, Any]:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from calibrate.homogenizer import Homogenizer
 from daemon.config import Config, ConfigError, load_config
+from daemon.exit_codes import error_text
+from daemon.operator import deployment
 from daemon.operator.control import ask
 from daemon.operator.machine import describe_machine
-from daemon.recalibration.envelope import open_envelope
+from daemon.operator.terminal import Row, print_table
+from daemon.operator.versions import short_version
 from deploy.backends.protocol import (
     AUTO,
     BACKENDS,
@@ -30,10 +28,9 @@ from deploy.backends.protocol import (
     choose_backend,
     load_backend,
 )
-from deploy.model.frozen import load_frozen
 
 PROBE_SHAPE = (3, 16, 16)  # channels, height, width of the homogenizer that every backend builds
-STATUS_TIMEOUT_S = 2.0
+VERDICT_STYLES = {"works": "green", "needed": "red", "absent": "yellow"}
 
 
 class Finding(NamedTuple):
@@ -43,6 +40,11 @@ class Finding(NamedTuple):
     works: bool
     message: str
     needed: bool
+
+    @property
+    def verdict(self) -> str:
+        """One word, a key of VERDICT_STYLES."""
+        return "works" if self.works else "needed" if self.needed else "absent"
 
     def as_json(self) -> dict[str, Any]:
         """Return the finding as `--json` prints it; programs read these keys."""
@@ -72,9 +74,10 @@ def _check_backends(config: Config | None) -> Iterator[Finding]:
 
 def _check_deployment(config: Config) -> Iterator[Finding]:
     """Check what a daemon with this configuration would find."""
-    yield _check("model", partial(_check_model, config), needed=True)
+    yield _check("model", partial(deployment.check_model, config), needed=True)
     yield _check("envelope", partial(_check_envelope, config), needed=config.recalibrate.envelope is not None)
-    yield _check("state", partial(_check_state, config.state.directory), needed=True)
+    yield _check("state", partial(deployment.check_state, config), needed=True)
+    yield _check("endpoints", partial(deployment.check_endpoints, config), needed=True)
     yield _check("daemon", partial(_check_daemon, config), needed=False)
 
 
@@ -82,7 +85,8 @@ def _check(name: str, check: Callable[[], str], needed: bool) -> Finding:
     try:
         return Finding(name, True, check(), needed)
     except (ValueError, OSError, RuntimeError) as error:
-        return Finding(name, False, " ".join(str(error).split()), needed)
+        text = str(error) if isinstance(error, RuntimeError) else error_text(error)
+        return Finding(name, False, " ".join(text.split()), needed)
 
 
 def _check_backend(name: str) -> str:
@@ -100,35 +104,18 @@ def _check_backend(name: str) -> str:
     return f"built and ran a tiny network in {seconds:.2f} s, {error:.0e} from PyTorch; {backend.version()}"
 
 
-def _check_model(config: Config) -> str:
-    frozen = load_frozen(config.model.path, config.model.sha256)
-    return f"{frozen.path}, SHA-256 {frozen.digest[:12]}…, as its card says"
-
-
 def _check_envelope(config: Config) -> str:
-    envelope = open_envelope(config)
-    if envelope is None:
+    if config.recalibrate.envelope is None:
         raise ConfigError(["none: recalibrate.envelope is not set, so only the proofs limit a homogenizer"])
-    return f"{envelope}; the configuration is inside of it"
-
-
-def _check_state(directory: Path) -> str:
-    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(f"{existing} cannot be written by this user: check its owner")
-    return f"{directory} can be written, {shutil.disk_usage(existing).free / 2**30:.1f} GiB are free"
+    return deployment.check_envelope(config)
 
 
 def _check_daemon(config: Config) -> str:
-    status = ask(config.control.endpoint, {"command": "status"}, STATUS_TIMEOUT_S)
-    return f"recald {status['version']} serves model {status['model'][:12]}… with {status['backend']}"
+    status = ask(config.control.endpoint, {"command": "status"}, deployment.STATUS_TIMEOUT_S)
+    return f"recald {status['version']} serves model {short_version(status['model'])} with {status['backend']}"
 
 
 def _print_table(machine: dict[str, Any], findings: list[Finding]) -> None:
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, value in machine.items():
-        table.add_row("", name, "-" if value is None else str(value))
-    for finding in findings:
-        missing = "[red]needed[/]" if finding.needed else "[yellow]absent[/]"
-        table.add_row("[green]works[/]" if finding.works else missing, finding.name, finding.message)
-    Console(highlight=False).print(table)
+    rows = [Row(("", name), ["-" if value is None else str(value)]) for name, value in machine.items()]
+    rows += [Row((finding.verdict, finding.name), [finding.message]) for finding in findings]
+    print_table(("", "what"), rows, VERDICT_STYLES)

@@ -8,6 +8,8 @@ from contextlib import closing
 from typing import Any
 
 from daemon.config import load_config
+from daemon.operator.terminal import Row, print_table
+from daemon.operator.versions import short_version
 from deploy.audit.chain import AuditRecord
 from deploy.audit.log import AuditLog, audit_path
 
@@ -28,21 +30,14 @@ def history(args: argparse.Namespace) -> None:
 
 
 def _print_table(records: list[AuditRecord]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE)
-    for column in ("number", "at (UTC)", "sensor", "event", "details"):
-        table.add_column(column)
-    for record in records:
-        cells = (record.number, str(record.at)[:19].replace("T", " "), record.sensor, record.event, _details(record))
-        table.add_row(*(Text(str(cell)) for cell in cells))  # as Text: brackets in it are no markup
-    console = Console(highlight=False)
-    console.print(table)
+    print_table(("number", "at (UTC)", "sensor", "event"), [_row(record) for record in records])
     if records:
-        console.print(f"anchor of the last record: {records[-1].number}:{records[-1].digest}", soft_wrap=True)
+        print(f"anchor of the last record: {records[-1].number}:{records[-1].digest}")
+
+
+def _row(record: AuditRecord) -> Row:
+    cells = (record.number, str(record.at)[:19].replace("T", " "), record.sensor or "-", record.event)
+    return Row([str(cell) for cell in cells], [_details(record)])
 
 
 def _details(record: AuditRecord) -> str:
@@ -53,9 +48,10 @@ def _details(record: AuditRecord) -> str:
 
 
 def _shorten(value: Any) -> str:
-    """Return the first 12 digits of a digest, and the whole of anything else."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text[:12] if len(text) == 64 else text
+    """Convert a value to text, with each digest in it shortened."""
+    if isinstance(value, dict):
+        return " ".join(f"{name}={_shorten(inner)}" for name, inner in value.items())
+    return short_version(value) if isinstance(value, str) else json.dumps(value)
 
 
 def fit_records(records: list[AuditRecord]) -> dict[str, AuditRecord]:

@@ -10,6 +10,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Any
 
+from daemon.exit_codes import TemporaryError
 from daemon.recalibration.controller import Controller
 from daemon.recalibration.sensor import Sensor
 from daemon.recalibration.state_machine import OrderRefused
@@ -58,7 +59,7 @@ class OrderQueue:
             return answer.result(ORDER_TIMEOUT_S)
         except FutureTimeout:
             answer.cancel()
-            raise ValueError("the daemon is busy, and the order was dropped: try again") from None
+            raise TemporaryError("the daemon is busy, and the order was dropped: try again") from None
 
     def carry_out_all(self) -> None:
         """Carry out the orders that wait. Called by the frame thread, between two frames."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ class FrameServer:
 
     def __init__(self, model: ServedModel, publisher: Publisher, metrics: Metrics):
         self._digest = model.digest
+        self._classes = model.classes
         self._preprocessor: Preprocessor = model.preprocessor
         self._publisher = publisher
         self._metrics = metrics
@@ -70,17 +71,18 @@ class FrameServer:
             "drift_score": sensor.drift_score,
             "latency_ms": 1e3 * (time.monotonic() - frame.received),
         }
-        return header | _classification(output)
+        return header | _classification(output, self._classes)
 
 
-def _classification(output: np.ndarray) -> dict[str, Any]:
-    """Return label and confidence of a classifier's output, logits (1, K); nothing for any other output."""
+def _classification(output: np.ndarray, classes: Sequence[str] | None) -> dict[str, Any]:
+    """Return label, its class's name and confidence of a classifier's output, logits (1, K); else nothing."""
     if output.ndim != 2 or output.shape[1] < 2:
         return {}
     logits = output[0].astype(np.float64)
     probabilities = np.exp(logits - logits.max())
     label = int(probabilities.argmax())
-    return {"label": label, "confidence": float(probabilities[label] / probabilities.sum())}
+    name = {} if classes is None else {"class": classes[label]}  # the model was loaded, so there is one for each label
+    return {"label": label} | name | {"confidence": float(probabilities[label] / probabilities.sum())}
 
 
 def _age(frame: Frame) -> float:

@@ -61,12 +61,12 @@ class DossierBuilder:
         tried = {"version": version, "accepted": verdict.accepted, "reason": verdict.reason}
         self._content["earlier"].append(tried)
 
-    def add_fit(self, result: FitResult, frames: int) -> None:
+    def add_fit(self, result: FitResult) -> None:
         """Note how the fit went, and to how many frames it fitted."""
         fit = {"start": result.start, "start_losses": result.start_losses, "history": result.history}
         self._content |= {"fit": json_values(fit)}
         self._content["seconds"] += [(f"fit: {stage}", seconds) for stage, seconds in result.stage_seconds.items()]
-        self._frames["fitted"] = frames
+        self._frames["fitted"] = result.frames
         self._stage_start = self._monotonic()
 
     def add_verdict(self, candidate: Homogenizer, verdict: Verdict) -> None:

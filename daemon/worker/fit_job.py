@@ -117,7 +117,7 @@ class FitJob:
 
     def _fit_and_judge(self, frames: Tensor, held_out: Tensor, against: Mapping[str, Evidence]) -> dict[str, Any]:
         fitted, fit_seconds = self._fit(frames)
-        self._dossier.add_fit(fitted, len(frames) - len(held_out))
+        self._dossier.add_fit(fitted)
         self._send({"stage": "judging", "ratio": 0.0, "fit_seconds": fit_seconds})
         candidate = fitted.homogenizer.eval()
         verdict = judge(self._context.scorer, candidate, held_out, against, self._job["band"])

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from calibrate.errors import RecaldError
+from deploy.model.mistakes import describe_mistake
 
 DocumentT = TypeVar("DocumentT", bound=BaseModel)
 Location = tuple[int | str, ...]  # ("input", "bind", 0)
@@ -25,6 +26,14 @@ class DocumentError(RecaldError):
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class MisplacedValue(ValueError):
+    """Raised by a validator of a whole document, about the value at one place in it, such as ("input", "bind", 0)."""
+
+    def __init__(self, location: Location, message: str) -> None:
+        super().__init__(message)
+        self.location = location
 
 
 def load_document(path: Path, model: type[DocumentT]) -> DocumentT:
@@ -56,7 +65,7 @@ def parse_document(path: Path, data: bytes, model: type[DocumentT]) -> DocumentT
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             if detail["loc"] not in reader.unreadable:  # such a value has been reported
-                reader.add_problem(detail["loc"], _message(detail, model))
+                reader.add_problem(_place(detail), _message(detail, model, content))
     if reader.problems:
         raise DocumentError([text for _, text in sorted(reader.problems, key=lambda problem: problem[0])])
     return result
@@ -150,16 +159,15 @@ def _syntax_problem(path: Path, error: Exception) -> str:
     return f"{path}: not valid YAML: {' '.join(str(error).split())}"
 
 
-def _message(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    if detail["type"] == "missing":
-        return "required, but missing"
-    if detail["type"] == "extra_forbidden":
-        return "unknown key" + _suggestion(model, detail["loc"])
-    if detail["type"] == "value_error":  # from the model's own validator, which says it in full
-        return detail["msg"].removeprefix("Value error, ")
-    given = detail["input"]
-    shown = f", got {str(given)[:60]!r}" if isinstance(given, str | int | float) else ""
-    return detail["msg"] + shown
+def _message(detail: ErrorDetails, model: type[BaseModel], content: dict[str, Any]) -> str:
+    unknown = detail["type"] == "extra_forbidden"
+    return describe_mistake(detail, content) + (_suggestion(model, detail["loc"]) if unknown else "")
+
+
+def _place(detail: ErrorDetails) -> Location:
+    """Return where the mistake is: a validator of the whole document may name the place in its error."""
+    error = detail.get("ctx", {}).get("error")
+    return error.location if isinstance(error, MisplacedValue) else detail["loc"]
 
 
 def _suggestion(model: type[BaseModel], location: Location) -> str:

@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from deploy.files import digest_file, write_atomically
 from deploy.model.card import ModelCard, card_path
 from deploy.model.frozen import check_class_count
+from deploy.model.mistakes import describe_mistake
 from deploy.model.program import (
     READ_ERRORS,
     ModelError,
@@ -134,8 +135,8 @@ def _draft_card(
             }
         )
     except ValidationError as error:
-        problems = (f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors())
-        raise ModelError("; ".join(problems).replace("Value error, ", "")) from error
+        places = [(".".join(map(str, detail["loc"])), describe_mistake(detail)) for detail in error.errors()]
+        raise ModelError("; ".join(": ".join(filter(None, place)) for place in places)) from error
 
 
 def _export(module: nn.Module, card: ModelCard) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deploy.model.card import Digest, Normalisation
+from deploy.model.mistakes import describe_mistake
 
 NumberOrNone = float | None  # None stands for a number that is not finite, which JSON cannot hold
 
@@ -163,6 +164,6 @@ def read_dossier(content: dict[str, Any]) -> Dossier:
     try:
         return Dossier.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
+        first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"not a dossier this release knows: {place}: {first['msg']}") from None
+        raise ValueError(f"not a dossier this release knows: {place}: {describe_mistake(first)}") from None

@@ -329,6 +329,10 @@ def test_a_stage_uses_all_frames_if_there_are_fewer(network, frames):
     assert few == pytest.approx(many, rel=1e-3)
 
 
+def test_a_result_counts_the_frames_that_the_descent_used(network, frames):
+    assert [fit(network, frames[:48], config=FitConfig(stages=((n, 1),))).frames for n in (32, 10_000)] == [32, 48]
+
+
 def test_each_stage_continues_from_the_one_before(network, frames, monkeypatch):
     monkeypatch.setattr(sys.modules["calibrate.fitting"], "STOP_LOSS_PER_FLOOR", 0.0)
     history = fit(network, frames, config=FitConfig(stages=((48, 10), (48, 10)))).history

@@ -27,6 +27,7 @@ HEADER = {
     "drift_score": 1.25,
     "latency_ms": 3.5,
     "label": 2,
+    "class": "third, the last",
     "confidence": 0.75,
 }
 PROMPT_S = 1.0  # a call that does not wait is back by then, on a busy machine too
@@ -218,6 +219,7 @@ def test_a_result_has_all_that_was_published(publisher, subscribed):
         seq=4,
         timestamp=1_700_000_000_000_000_000,
         label=2,
+        class_name="third, the last",
         confidence=0.75,
         homogenizer="factory",
         model_digest="ab" * 32,
@@ -229,10 +231,10 @@ def test_a_result_has_all_that_was_published(publisher, subscribed):
 
 def test_a_model_that_is_no_classifier_and_a_drift_score_that_is_not_known_yet_are_none(publisher, subscribed):
     results = subscribed()
-    header = {key: value for key, value in HEADER.items() if key not in ("label", "confidence")}
+    header = {key: value for key, value in HEADER.items() if key not in ("label", "class", "confidence")}
     publisher.send("front", header | {"drift_score": float("nan")}, OUTPUT)
     result = results.receive(5)
-    assert (result.label, result.confidence, result.drift_score) == (None, None, None)
+    assert (result.label, result.class_name, result.confidence, result.drift_score) == (None,) * 4
 
 
 def test_one_sensor_can_be_read_alone(publisher, subscribed):
@@ -302,8 +304,8 @@ def test_values_of_wrong_types_are_refused_by_the_one_error(header):
 @given(st.sampled_from(sorted(HEADER)))
 def test_what_may_be_missing_is_none_and_all_else_is_refused(key):
     parts = message({name: value for name, value in HEADER.items() if name != key})
-    if key in ("label", "confidence", "drift_score"):
-        assert getattr(read_result(parts), key) is None
+    if key in ("label", "class", "confidence", "drift_score"):
+        assert getattr(read_result(parts), {"class": "class_name"}.get(key, key)) is None
     else:
         with pytest.raises(ResultError, match=f"{key} must be"):
             read_result(parts)

@@ -1,11 +1,12 @@
 import ipaddress
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.config import ConfigError, OutputConfig, load_config
+from daemon.config import Config, ConfigError, OutputConfig, load_config
 from deploy.backends.protocol import AUTO, BACKENDS
 from deploy.model.document import DocumentError
 
@@ -203,11 +204,12 @@ REMOTE = [
 
 @pytest.mark.parametrize("endpoint", REMOTE)
 def test_remote_endpoints_need_permission_and_the_message_says_why(load, problems, endpoint):
-    text = changed(input=f'{{bind: ["{endpoint}"]}}', output=f'{{bind: "{endpoint}"}}')
+    output = f"{endpoint}1".replace("55551", "5556")  # another port
+    text = changed(input=f'{{bind: ["{endpoint}"]}}', output=f'{{bind: "{output}"}}')
     messages = problems(text)
     assert len(messages) == 2
     assert all("neither encrypted nor authenticated" in problem for problem in messages)
-    assert load(text + "allow_remote: true\n").output.bind == endpoint
+    assert load(text + "allow_remote: true\n").output.bind == output
 
 
 def test_permission_for_one_file_does_not_outlast_it(load):
@@ -256,6 +258,68 @@ def test_one_cannot_connect_to_anywhere(problems, endpoint):
 def test_the_control_endpoint_must_be_a_file(problems):
     (problem,) = problems(changed(control='{endpoint: "tcp://127.0.0.1:5557"}'))
     assert "control.endpoint" in problem
+
+
+CLASHES = [  # input, output, metrics, control, and which of them is named
+    ('{bind: ["ipc://f", "ipc://./f"]}', "ipc://r", 0, "ipc://c", "input.bind.1: .* as input.bind.0"),
+    ('{bind: ["ipc://f"], connect: ["ipc://f"]}', "ipc://r", 0, "ipc://c", "input.connect.0: .* as input.bind.0"),
+    ('{connect: ["ipc://r"]}', "ipc://r", 0, "ipc://c", "output.bind: .* as input.connect.0"),
+    ('{bind: ["ipc://f"]}', "ipc://c", 0, "ipc://a/../c", "control.endpoint: .* as output.bind"),
+    ('{bind: ["tcp://localhost:5550"]}', "tcp://127.0.0.1:5550", 0, "ipc://c", "output.bind: .* as input.bind.0"),
+    ('{bind: ["tcp://*:5550"]}', "tcp://127.0.0.1:05550", 0, "ipc://c", "output.bind: .* as input.bind.0"),
+    ('{bind: ["tcp://127.0.0.1:9748"]}', "ipc://r", 9748, "ipc://c", "metrics.port: .* as input.bind.0"),
+    ('{connect: ["tcp://127.0.0.1:5551"]}', "tcp://*:5551", 0, "ipc://c", "output.bind: .* as input.connect.0"),
+]
+
+
+@pytest.mark.parametrize(("given", "output", "port", "control", "named"), CLASHES)
+def test_two_sockets_at_one_place_are_refused_with_the_line_of_the_second(
+    problems, given, output, port, control, named
+):
+    text = changed(input=given, output=f'{{bind: "{output}"}}', metrics=f"{{port: {port}}}")
+    (problem,) = problems(text + f'control: {{endpoint: "{control}"}}\nallow_remote: true\n')
+    line = {"input": 4, "output": 5, "metrics": 6, "control": 7}[named.partition(".")[0]]
+    assert re.search(f"recald.yaml:{line}: {named}, .*: give each its own$", problem)
+
+
+@pytest.mark.parametrize(
+    ("given", "output"),
+    [
+        ('{bind: ["tcp://127.0.0.1:*", "tcp://127.0.0.1:*"]}', "tcp://127.0.0.1:*"),
+        ('{bind: ["tcp://127.0.0.1:5550"]}', "tcp://127.0.0.2:5550"),
+        ('{connect: ["tcp://192.168.1.5:5550", "tcp://192.168.1.6:5550"]}', "tcp://*:5550"),
+    ],
+)
+def test_sockets_at_different_places_are_accepted(load, given, output):
+    text = changed(input=given, output=f'{{bind: "{output}"}}') + "allow_remote: true\n"
+    assert load(text).output.bind == output
+
+
+ANYTHING = ["yes", "3", "-1", "1e400", "[]", "[[]]", "{}", "{a: b}", "~", '""', "5 weeks", "!!float 1.5", "true"]
+PYDANTIC_WORDS = re.compile(r"Input|[Ee]xtra|should|valid |pars|type=|Literal|instance|Value error|strict")
+KEYS_OF_FILE = list(Config.model_fields) + [
+    f"{section}.{key}"
+    for section, field in Config.model_fields.items()
+    for key in getattr(field.annotation, "model_fields", {})
+]
+
+
+@pytest.mark.parametrize("key", KEYS_OF_FILE)
+def test_whatever_stands_at_a_key_the_message_is_in_plain_words(tmp_path, key):
+    path = tmp_path / "recald.yaml"
+    section, _, inner = key.partition(".")
+    for value in ANYTHING:
+        path.write_text(changed(**{section: f"{{{inner}: {value}}}" if inner else value}))
+        try:
+            load_config(path)
+        except ConfigError as error:
+            for problem in error.problems:
+                assert not PYDANTIC_WORDS.search(problem), problem
+
+
+def test_a_duration_is_shown_as_it_was_written_and_its_bound_has_a_unit(problems):
+    (problem,) = problems(changed(recalibrate="{every: 500ms}"))
+    assert problem.endswith("recalibrate.every: '500ms' cannot be used: write 1 s or more")
 
 
 @settings(deadline=None, max_examples=50)

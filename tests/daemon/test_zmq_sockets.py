@@ -1,5 +1,6 @@
 import errno
 import socket as unix
+import stat
 
 import pytest
 import zmq
@@ -29,9 +30,15 @@ def test_a_taken_port_is_an_os_error_that_names_it(context, socket):
     assert second.closed
 
 
-def test_a_missing_folder_is_an_os_error(socket, tmp_path):
-    with pytest.raises(OSError, match="No such file"):
-        bind(socket, f"ipc://{tmp_path}/absent/frames")
+def test_a_missing_folder_is_made_for_this_user_alone(socket, tmp_path):
+    bind(socket, f"ipc://{tmp_path}/absent/frames")
+    assert stat.S_IMODE((tmp_path / "absent").stat().st_mode) == 0o700
+
+
+def test_a_folder_that_cannot_be_made_is_an_os_error(socket, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot bind ipc://.*: File exists"):
+        bind(socket, f"ipc://{tmp_path}/file/frames")
 
 
 def test_a_path_that_is_too_long_is_an_os_error(socket):

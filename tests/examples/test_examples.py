@@ -190,13 +190,14 @@ def test_the_camera_says_in_one_line_what_is_wrong(arguments: list[str], message
 
 
 def test_the_reader_prints_a_line_for_each_result(served: Daemon):
-    options = ("--endpoint", served.results, "--sensor", "front", "--classes", ",".join(CLASSES), "--count", "5")
+    options = ("--endpoint", served.results, "--sensor", "front", "--count", "5")
     with started("camera.py", "--endpoint", served.frames):
         done = python("read_results.py", *options, "--timeout", str(PATIENCE))
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert len(lines) == 5
-    line = rf"front frame \d+: ({'|'.join(CLASSES)}), confidence [01]\.\d\d, homogenizer factory, drift (-|\d+\.\d\d), "
+    names = "|".join(f"{name} .class {index}." for index, name in enumerate(CLASSES))
+    line = rf"front frame \d+: ({names}), confidence [01]\.\d\d, homogenizer factory, drift (-|\d+\.\d\d), "
     assert all(re.fullmatch(line + r"\w+, \d+\.\d ms", text) for text in lines)
 
 

@@ -168,7 +168,7 @@ def test_a_message_of_a_gigabyte_is_no_worse(served: Daemon, camera: Camera):
 def test_a_second_daemon_may_not_share_the_control_socket(served: Daemon, camera: Camera, tiny_model: Path, folder):
     config = write_config(folder, tiny_model, control={"endpoint": served.control})
     done = recald("run", "--config", config)
-    assert done.returncode in (EX_TEMPFAIL, EX_CONFIG)
+    assert done.returncode == EX_TEMPFAIL
     assert f"another recald answers on {served.control}" in done.stderr
     assert served.status()["state"] == "factory"
     assert camera.ask(CLEAN)
@@ -230,7 +230,7 @@ def test_a_missing_model_is_a_mistake_in_the_configuration(folder: Path):
 def test_an_unknown_backend_is_a_mistake_in_the_configuration(tiny_model: Path, folder: Path):
     code, message = _refusal(write_config(folder, tiny_model, model={"backend": "abacus"}))
     assert code == EX_CONFIG
-    assert "model.backend" in message and "'onnx'" in message
+    assert "model.backend" in message and "onnx" in message
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is an NVIDIA GPU")

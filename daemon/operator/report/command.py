@@ -11,6 +11,9 @@ from typing import Any
 
 from daemon.config import load_config
 from daemon.operator.report.audit_excerpt import AuditExcerpt
+from daemon.operator.report.wording import utc_time
+from daemon.operator.terminal import Row, print_table
+from daemon.operator.versions import short_version
 from deploy.audit.log import audit_path
 from deploy.files import write_atomically
 from deploy.store.artefacts import ArtefactStore
@@ -72,21 +75,12 @@ def _print_list(dossiers: list[StoredDossier], audit: AuditExcerpt, as_json: boo
     if as_json:
         print("\n".join(json.dumps(row) for row in rows))
         return
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    print_table(("number", "at", "sensor", "result", "candidate"), [_table_row(row) for row in rows])
 
-    from daemon.operator.report.wording import short_version, utc_time
 
-    table = Table(box=box.SIMPLE)
-    for column in ("number", "at", "sensor", "result", "candidate", "reason"):
-        table.add_column(column)
-    for row in rows:
-        texts = row | {"at": utc_time(row["at"]), "candidate": row["candidate"] and short_version(row["candidate"])}
-        cells = (texts[column.header] for column in table.columns)
-        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in cells))  # as Text: brackets are no markup
-    Console(highlight=False).print(table)
+def _table_row(row: dict[str, Any]) -> Row:
+    number, candidate = ("-" if cell is None else short_version(cell) for cell in (row["number"], row["candidate"]))
+    return Row((number, utc_time(row["at"]), row["sensor"], row["result"], candidate), [row["reason"]])
 
 
 def _row(stored: StoredDossier, audit: AuditExcerpt) -> dict[str, Any]:

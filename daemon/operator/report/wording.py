@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
 from daemon.operator.report.audit_excerpt import details, find_record
+from daemon.operator.versions import short_version
 from daemon.states import Result
 from deploy.audit.chain import AuditRecord
 from deploy.store.artefacts import FACTORY
@@ -213,12 +214,6 @@ def utc_time(at: str | float) -> str:
     if isinstance(at, str):
         return f"{at[:19].replace('T', ' ')} UTC"
     return f"{datetime.fromtimestamp(at, timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def short_version(value: Any) -> str:
-    """Return the first twelve digits of a version, as people compare it, and anything else as it is."""
-    text = str(value)
-    return text[:12] if len(text) == 64 else text
 
 
 def _sentence(text: str) -> str:

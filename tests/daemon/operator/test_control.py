@@ -11,7 +11,8 @@ import time
 import pytest
 import zmq
 
-from daemon.operator.control import MAX_REQUEST_BYTES, ControlError, ControlServer, request
+from daemon.exit_codes import TemporaryError
+from daemon.operator.control import MAX_REQUEST_BYTES, ControlError, ControlServer, NoAnswerError, ask, request
 
 WAIT = 5.0
 
@@ -22,6 +23,8 @@ def answer(message: dict) -> dict:
             return {"sensors": ["front"], "asked": message}
         case "approve":
             raise ValueError("there is no candidate to approve")
+        case "rollback":
+            raise TemporaryError("the daemon is busy")
         case "crash":
             raise KeyError("a fault of ours")
         case "unsendable":
@@ -52,7 +55,15 @@ def test_a_request_is_answered(server, endpoint):
 
 def test_a_refusal_says_why(server, endpoint):
     refused = request(endpoint, {"command": "approve"}, WAIT)
-    assert refused == {"ok": False, "error": "there is no candidate to approve"}
+    assert refused == {"ok": False, "error": "there is no candidate to approve", "temporary": False}
+    with pytest.raises(ControlError, match="no candidate") as raised:
+        ask(endpoint, {"command": "approve"}, WAIT)
+    assert not isinstance(raised.value, TemporaryError)
+
+
+def test_a_daemon_that_is_too_busy_says_that_another_try_may_succeed(server, endpoint):
+    with pytest.raises(NoAnswerError, match="the daemon is busy"):
+        ask(endpoint, {"command": "rollback"}, WAIT)
 
 
 @pytest.mark.parametrize("command", ["crash", "unsendable"])
@@ -115,14 +126,14 @@ def test_only_the_owner_may_use_socket_and_folder(server, tmp_path):
 
 
 def test_a_living_daemon_keeps_its_socket(context, server, endpoint):
-    with pytest.raises(ControlError, match="another recald answers on"):
+    with pytest.raises(OSError, match="another recald answers on"):
         ControlServer(context, endpoint, answer)
     assert request(endpoint, {"command": "status"}, WAIT)["ok"]
 
 
 def test_a_hung_daemon_keeps_its_socket(context, endpoint):
     hung = ControlServer(context, endpoint, answer)  # bound, but nobody reads
-    with pytest.raises(ControlError, match="another recald answers on"):
+    with pytest.raises(OSError, match="another recald answers on"):
         ControlServer(context, endpoint, answer)
     hung.close()
 
@@ -153,14 +164,14 @@ def test_other_bind_errors_stay_os_errors(context, tmp_path):
 
 def test_a_missing_daemon_is_reported_at_once(endpoint):
     started = time.monotonic()
-    with pytest.raises(ControlError, match="is it running"):
+    with pytest.raises(NoAnswerError, match="is it running"):
         request(endpoint, {"command": "status"}, 60)
     assert time.monotonic() - started < 30
 
 
 def test_a_hung_daemon_is_given_up_after_the_timeout(context, endpoint):
     hung = ControlServer(context, endpoint, answer)
-    with pytest.raises(ControlError, match=r"within 0\.1 s"):
+    with pytest.raises(NoAnswerError, match=r"within 0\.1 s"):
         request(endpoint, {"command": "status"}, 0.1)
     hung.close()
 
@@ -169,7 +180,7 @@ def test_a_socket_that_is_not_zeromq_is_given_up(tmp_path):
     with unix.socket(unix.AF_UNIX) as other:
         other.bind(str(tmp_path / "control"))
         other.listen()
-        with pytest.raises(ControlError, match="no answer"):
+        with pytest.raises(NoAnswerError, match="no answer"):
             request(f"ipc://{tmp_path}/control", {"command": "status"}, 0.1)
 
 

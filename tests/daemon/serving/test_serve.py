@@ -39,7 +39,7 @@ class Scene:
             frames=0,
         )
         preprocessor = SimpleNamespace(to_input_image=lambda image: image, normalise=lambda images: images)
-        model: Any = SimpleNamespace(digest="d" * 64, preprocessor=preprocessor)
+        model: Any = SimpleNamespace(digest="d" * 64, preprocessor=preprocessor, classes=["a", "b", "c", "d"])
         publisher: Any = SimpleNamespace(send=lambda name, header, output: self.published.append(header))
         self.serving = FrameServer(model, publisher, Metrics(self.registry))
 
@@ -54,6 +54,14 @@ class Scene:
 
 def picture(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
+
+
+@pytest.mark.parametrize(("label", "named"), [(2, {"label": 2, "class": "c"}), (None, {})])
+def test_a_result_names_the_class_beside_its_label(label: int | None, named: dict[str, Any]):
+    scene = Scene(label)
+    scene.serve(picture(0))
+    (header,) = scene.published
+    assert {key: header[key] for key in ("label", "class") if key in header} == named
 
 
 @pytest.mark.parametrize("label", [2, None])

@@ -82,9 +82,9 @@ def test_all_mistakes_are_reported_at_once_in_order_of_line(write):
     )
     assert problems(path) == [
         ":1: version: required, but missing",
-        ":1: ratio: Input should be a valid number, unable to parse string as a number, got 'much'",
+        ":1: ratio: 'much' cannot be used: write a number",
         ":3: input.bnd: unknown key; did you mean 'bind'?",
-        ":4: input.size: Input should be greater than or equal to 1, got '0'",
+        ":4: input.size: 0 cannot be used: write 1 or more",
         ":5: input.bind: an endpoint starts with tcp://",
         ":8: sensors.left.colour: unknown key; known here: bind, size",
         ":9: ratio: given twice, first on line 1",
@@ -93,7 +93,7 @@ def test_all_mistakes_are_reported_at_once_in_order_of_line(write):
 
 def test_an_item_of_a_list_has_its_own_line(write):
     path = write("version: 1\ninput:\n  bind:\n    - tcp://a\n    - [b]\n")
-    assert problems(path) == [":5: input.bind.1: Input should be a valid string"]
+    assert problems(path) == [":5: input.bind.1: a list cannot be used: write text in quotes"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,118 @@
+"""What `recald run` would find at its start, for check-config and doctor.
+
+Each check returns one sentence, or raises the error that `run` would end with. None leaves anything behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+from getpass import getuser
+
+import torch
+import zmq
+
+from calibrate.features.taps import tap
+from daemon.config import Config
+from daemon.model.served_model import open_runner
+from daemon.operator.control import NoAnswerError, ask, explain_taken
+from daemon.operator.versions import short_version
+from daemon.recalibration.envelope import open_envelope
+from daemon.state.lock import lock_state
+from daemon.zmq_sockets import check_bindable
+from deploy.backends.protocol import BackendUnavailable, open_backend
+from deploy.model.commissioned import load_clean_data
+from deploy.model.frozen import FrozenModel, load_frozen
+from deploy.model.precision import to_precision
+
+STATUS_TIMEOUT_S = 2.0
+
+
+def check_backend(config: Config) -> str:
+    """Open the backend. Raises BackendUnavailable."""
+    return open_backend(config.model.backend).name
+
+
+def check_model(config: Config) -> str:
+    """Load the model and its clean data; compile it and compare it, where the backend does that in seconds.
+
+    Raises ModelError or DocumentError.
+    """
+    frozen = load_frozen(config.model.path, config.model.sha256)
+    commissioned = load_clean_data(frozen, tap(frozen.module)) is not None
+    clean = ", commissioned" if commissioned else ""
+    return f"{frozen.path}, SHA-256 {short_version(frozen.digest)}, as its card says{clean}{_compiled(config, frozen)}"
+
+
+def _compiled(config: Config, frozen: FrozenModel) -> str:
+    try:
+        backend = open_backend(config.model.backend)
+    except BackendUnavailable:  # check_backend says so
+        return ""
+    if backend.stand_in is not None:
+        return f"; {backend.name} compiles it at the first start, which is not tried here: it takes minutes"
+    module = to_precision(frozen.module, config.model.precision)
+    compiled = backend.compile(module, torch.zeros(1, *frozen.card.input.shape))
+    open_runner(config, backend, frozen, compiled).close()
+    return f"; {backend.name} computes what it does"
+
+
+def check_envelope(config: Config) -> str:
+    """Open the envelope. Raises ConfigError, DocumentError or SignatureError."""
+    envelope = open_envelope(config)
+    return "none" if envelope is None else f"{envelope}; the configuration is inside of it"
+
+
+def check_state(config: Config) -> str:
+    """Check that the state directory can be made, written and locked. Raises OSError."""
+    directory = config.state.directory
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{existing} is a file: move it, or set another state.directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(f"{existing} cannot be written by {_user()}: correct its owner, or check as another user")
+    if directory.is_dir() and not daemon_status(config):
+        os.close(lock_state(directory))
+    return f"{directory} can be written, {shutil.disk_usage(existing).free / 2**30:.1f} GiB are free"
+
+
+def _user() -> str:
+    try:
+        return f"the user {getuser()}"
+    except (KeyError, OSError):  # in a container a user may have no name
+        return f"user {os.getuid()}"
+
+
+def check_endpoints(config: Config) -> str:
+    """Check that every endpoint can be opened, unless the daemon of this configuration has them. Raises OSError."""
+    if daemon_status(config):
+        return f"not tried: a recald answers on {config.control.endpoint} and has them open"
+    control = config.control.endpoint
+    with zmq.Context() as context:
+        for address in (*config.input.bind, config.output.bind):
+            check_bindable(context, address)
+        try:
+            check_bindable(context, control)
+        except OSError as error:
+            raise explain_taken(control, error) from None
+    return "all are free" + _metrics_warning(config.metrics.host, config.metrics.port)
+
+
+def _metrics_warning(host: str, port: int) -> str:
+    """Return "" or why metrics would not be served; that keeps no daemon from starting."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        return f", but metrics.port: {host}:{port} cannot be bound ({reason}): no metrics until it can"
+    return ""
+
+
+def daemon_status(config: Config) -> dict[str, object] | None:
+    """Return the status of the daemon with this control endpoint; None where none answers."""
+    try:
+        return ask(config.control.endpoint, {"command": "status"}, STATUS_TIMEOUT_S)
+    except NoAnswerError:
+        return None

@@ -1,0 +1,43 @@
+"""`recald status`: what a running daemon does with each sensor, as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from daemon.operator.terminal import Row, print_table, printable
+from daemon.operator.versions import short_version
+
+ALARM_TEXTS = {True: "yes", False: "no", None: "-"}
+HEADER = ("sensor", "state", "drift", "alarm", "frames", "homogenizer")
+
+
+def print_status(answer: dict[str, Any]) -> None:
+    """Print the answer of a daemon to the command status."""
+    backend = answer["backend"] + (f" until {answer['compiling']} has compiled it" if answer["compiling"] else "")
+    print(printable(f"recald {answer['version']}, model {short_version(answer['model'])}, {backend}"))
+    print_table(HEADER, [_row(name, sensor) for name, sensor in answer["sensors"].items()])
+    if answer.get("problem"):  # an older daemon does not say
+        print(printable(answer["problem"]))
+
+
+def _row(name: str, sensor: dict[str, Any]) -> Row:
+    score = sensor["drift_score"]
+    cells = (
+        name,
+        f"{sensor['state']} {sensor['progress']:.0%}" if sensor["progress"] else sensor["state"],
+        "-" if score is None else f"{score:.2f}",
+        ALARM_TEXTS[sensor["drift_alarm"]],
+        str(sensor["frames"]),
+        short_version(sensor["homogenizer"]),
+    )
+    return Row(cells, list(_notes(sensor)))
+
+
+def _notes(sensor: dict[str, Any]) -> Iterator[str]:
+    """Yield what does not fit into a column, one sentence each."""
+    if sensor["candidate"] is not None:
+        yield f"candidate: {short_version(sensor['candidate'])}"
+    if sensor["reason"]:
+        yield sensor["reason"]
+    yield f"last fit: {sensor['last_fit']}"
