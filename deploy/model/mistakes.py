@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 MAX_SHOWN_CHARACTERS = 60  # of a wrong value
-DIGEST_PATTERN = "^[0-9a-f]{64}$"
+SHA256_PATTERN = "^[0-9a-f]{64}$"
 
 EXPECTED = {  # by the beginning of pydantic's name of the mistake
     "int": "a whole number",
@@ -81,7 +81,7 @@ def _expected(kind: str, context: Mapping[str, Any], unit: str) -> str:
             return f"{context['min_length']} or more of them"
         case "too_long":
             return f"{context['max_length']} or fewer of them"
-        case "string_pattern_mismatch" if context["pattern"] == DIGEST_PATTERN:
+        case "string_pattern_mismatch" if context["pattern"] == SHA256_PATTERN:
             return "a SHA-256: 64 digits, 0 to 9 and a to f"
         case "string_pattern_mismatch":
             return f"text of the form {context['pattern']}"
