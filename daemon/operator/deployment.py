@@ -20,7 +20,7 @@ from daemon.model.served_model import open_runner
 from daemon.operator.control import NoAnswerError, ask, explain_taken
 from daemon.operator.versions import short_version
 from daemon.recalibration.envelope import open_envelope
-from daemon.state.lock import lock_state
+from daemon.state.lock import StateClaim
 from daemon.zmq_sockets import check_bindable
 from deploy.backends.protocol import BackendUnavailable, open_backend
 from deploy.model.commissioned import load_clean_data
@@ -74,7 +74,7 @@ def check_state(config: Config) -> str:
     if not os.access(existing, os.W_OK | os.X_OK):
         raise PermissionError(f"{existing} cannot be written by {_user()}: correct its owner, or check as another user")
     if directory.is_dir() and not daemon_status(config):
-        os.close(lock_state(directory))
+        StateClaim(directory).close()
     return f"{directory} can be written, {shutil.disk_usage(existing).free / 2**30:.1f} GiB are free"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from running import recald_here, write_config
 
 from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
 from daemon.operator.control import ControlServer
-from daemon.state.lock import lock_state
+from daemon.state.lock import StateClaim
 from deploy.model.card import card_path
 
 
@@ -144,7 +143,7 @@ def the_state_directory_is_a_file(scene: Scene) -> Path:
 
 
 def another_daemon_has_the_state_directory(scene: Scene) -> Path:
-    scene.stack.callback(os.close, lock_state(scene.folder / "state"))
+    scene.stack.callback(StateClaim(scene.folder / "state").close)
     return scene.config()
 
 
