@@ -119,6 +119,11 @@ class SensorConfig(Section):
     """`true` where 0 is white, as in DICOM's MONOCHROME1: such frames are turned round before all else. By default as
     the model card says, which is `false` unless it names it.
     """
+    max_pixels: int = Field(default=25_000_000, ge=1, le=1 << 26)  # daemon.serving.pixels.MAX_PIXELS
+    """Pixels, width times height, that a frame of this camera may have; a larger one is refused before it is
+    decoded. The default holds the largest common machine-vision sensors, 5328 x 4608. Set it to what the camera
+    sends: a PNG of a few kilobytes can claim any size, and decoding takes time and memory.
+    """
 
 
 # `front:` with nothing after it means the defaults.

@@ -31,8 +31,10 @@ from daemon.recalibration.envelope import open_envelope
 from daemon.recalibration.job import JobRunner
 from daemon.recalibration.restore import restore_sensor, start_details
 from daemon.recalibration.sensor import Sensor
+from daemon.serving.decoders import DecodedFrame, Decoders, FramePreparer
 from daemon.serving.intake import Intake
-from daemon.serving.message import Frame, FrameError
+from daemon.serving.message import FrameError
+from daemon.serving.refusals import Refusals
 from daemon.serving.results import Publisher
 from daemon.serving.serve import FrameServer
 from daemon.state.audit_writer import AuditWriter
@@ -44,7 +46,7 @@ from daemon.systemd_notify import Notifier, extending_timeout
 from daemon.worker.client import WorkerClient
 from deploy.audit.log import AuditLog, audit_path
 from deploy.backends.protocol import Runner
-from deploy.path import InferencePath
+from deploy.path import InferenceError, InferencePath
 from deploy.store.artefacts import FACTORY, ArtefactStore
 
 TICK_S = 0.05  # how often due work is done, and the longest that a signal waits
@@ -70,6 +72,7 @@ class Daemon:
         self.should_exit = False
         self._supervision = Supervision(self.metrics)
         self.sensors: dict[str, Sensor] = {}
+        self._refusals = Refusals(self.metrics, clock)
         self._registry = registry
         self._notifier = notifier
         self._clock = clock
@@ -216,12 +219,19 @@ class Daemon:
         publisher = Publisher(context, config.output.bind)
         self._closing.callback(publisher.close)
         self._frame_server = FrameServer(self._model, publisher, self.metrics)
-        self._intake = Intake(context, config.input, self.sensors, self.metrics)
+        values = {name: sensor.pixel_values for name, sensor in self.sensors.items()}
+        preparer = FramePreparer(self._model.preprocessor, values, self.metrics)
+        self._decoders = Decoders(self.sensors, preparer, self._refusals.add, self._refusals.superseded)
+        self._closing.callback(self._decoders.close)
+        self._intake = Intake(
+            context, config.input, config.sensors, self.metrics, self._decoders.put, self._refusals.add
+        )
         self._closing.callback(self._intake.close)
         control = ControlServer(context, config.control.endpoint, self._answer)
         self._closing.callback(control.close)
         self._metrics_server = MetricsServer(config.metrics.host, config.metrics.port, self._registry)
         self._closing.callback(self._metrics_server.close)
+        self._decoders.start()
         self._intake.start()
         control.start()
 
@@ -235,36 +245,36 @@ class Daemon:
             "backend": self._model.served_by,
             "compiling": self._model.backend.name if self._model.has_stand_in else None,
             "problem": self._problem(),
-            "sensors": {name: sensor.status() for name, sensor in self.sensors.items()},
+            "sensors": {name: sensor.status() | self._refusals.status(name) for name, sensor in self.sensors.items()},
         }
 
     # ---- a tick
 
     def on_tick(self) -> None:
         """Serve the next frame if one arrives within a tick; then do the work that is due."""
-        frame = self._intake.take(TICK_S)
+        frame = self._decoders.take(TICK_S)
         if frame is not None:
             self._serve(frame, self.sensors[frame.sensor])
+        else:
+            self._intake.check()
         now = self._clock()
         if now >= self._next_work:
             self._next_work = now + TICK_S
             self._do_due_work(now)
 
-    def _serve(self, frame: Frame, sensor: Sensor) -> None:
-        """Serve one frame; a frame that cannot be served is counted as dropped and ends nothing."""
+    def _serve(self, frame: DecodedFrame, sensor: Sensor) -> None:
+        """Serve one frame; a frame on which inference fails ends nothing. Any other error is a fault of recald."""
         sensor.hold = frame.hold
         try:
             self._frame_server.serve(frame, sensor)
-        except FrameError as error:
-            self.metrics.frames_dropped.labels(sensor.name, error.reason).inc()
-        except RuntimeError as error:
+        except InferenceError as error:
             self._serve_again(frame, sensor, error)
 
-    def _serve_again(self, frame: Frame, sensor: Sensor, error: RuntimeError) -> None:
+    def _serve_again(self, frame: DecodedFrame, sensor: Sensor, error: InferenceError) -> None:
         """Roll back after a runner failed, and serve its frame; drop it where the factory homogenizer serves."""
         log.error("%s: inference failed: %s", sensor.name, error)
         if sensor.path.version == FACTORY:
-            self.metrics.frames_dropped.labels(sensor.name, "inference").inc()
+            self._refusals.add(FrameError("inference", f"the model failed: {error}", sensor.name))
             return
         self._controller.roll_back(sensor, "error")
         self._serve(frame, sensor)

@@ -33,6 +33,10 @@ class InferenceResult(NamedTuple):
     homogenizer: str
 
 
+class InferenceError(RuntimeError):
+    """ρ or Φ failed on a frame, or ρ made the output not finite. The frame has no output."""
+
+
 class SwapRejected(RecaldError):
     """The new ρ failed its proof. It is closed, and the active ρ keeps serving."""
 
@@ -89,12 +93,15 @@ class InferencePath:
     def infer(self, batch: np.ndarray) -> InferenceResult:
         """Compute Φ(ρ(batch)) for a batch (N, C, H, W), float32, in Φ's normalised input space.
 
-        Raises RuntimeError if a runner fails, or if the output behind a ρ is not finite.
+        Raises InferenceError if a runner fails, or if the output behind a ρ is not finite.
         """
         active = self._active  # read once, so that version and runner belong together
-        output = _run_chain(active.runner, self._model, batch)
+        try:
+            output = _run_chain(active.runner, self._model, batch)
+        except RuntimeError as error:
+            raise InferenceError(str(error)) from error
         if active.runner is not None and not np.isfinite(output).all():
-            raise RuntimeError(f"homogenizer {active.version[:12]} made the model's output not finite")
+            raise InferenceError(f"homogenizer {active.version[:12]} made the model's output not finite")
         return InferenceResult(output, active.version)
 
     def prepare(

@@ -14,8 +14,9 @@ DROP_REASONS = {
     "version": "`v` is not 1.",
     "encoding": "`encoding` is not known.",
     "size": "`step` is less than a row, the payload is not `step` * `height` bytes (NV12: * 3/2), the encoding cannot "
-    "have this width or height, or a compressed image has another size than the header says, or more than 67,108,864 "
-    "pixels.",
+    "have this width or height, a compressed image has another size than the header says, or the frame has more "
+    "pixels than `sensors.NAME.max_pixels`.",
+    "slow": "Decoding the frame took more than 1 s. Its sensor then rests three times as long.",
     "stale": "The frame is older than `input.max_age`.",
     "future": "The frame was acquired more than 1 s after now.",
     "decode": "The payload begins with no whole JPEG or PNG.",
@@ -31,7 +32,9 @@ FRAME_REFUSALS = {
     "header": "Read the message in the log (level DEBUG); compare with the table above.",
     "version": 'Send `"v": 1`.',
     "encoding": "Convert the frame, or name its encoding as below.",
-    "size": "Compute `step` and the payload's length again; a raw row may have padding, and `step` counts it.",
+    "size": "Compute `step` and the payload's length again; a raw row may have padding, and `step` counts it. "
+    "Set `max_pixels` to what the camera sends.",
+    "slow": "Send smaller frames, or JPEG that is not progressive.",
     "stale": "Synchronise the clocks of camera and device; look for a queue between them.",
     "future": "Synchronise the clocks.",
     "decode": "Send the file whole, from its first to its last byte.",
@@ -96,8 +99,8 @@ LABEL_VALUES: dict[tuple[str, str], dict[str, str]] = {
     ("recald_samples_rejected_total", "reason"): SAMPLE_REASONS,
     ("recald_stage_duration_seconds", "stage"): {
         "decode": "Payload to image.",
-        "preprocess": "Image to the model's input: resize, channels, normalise.",
-        "infer": "Homogenizer and model.",
+        "preprocess": "Image to the model's input: resize and channels.",
+        "infer": "Normalise, homogenizer and model.",
         "publish": "Result to the socket.",
     },
     ("recald_drift_score", "stage"): {

@@ -14,11 +14,10 @@ import cv2
 import numpy as np
 import zmq
 
-from bench.intake.readers import running_intake, take_frame
+from bench.intake.readers import IntakeRun, running_intake, take_frame
 from bench.intake.sender import SENSOR
 from bench.report import percentiles
 from daemon.model.preprocess import Preprocessor
-from daemon.serving.intake import Intake
 from daemon.serving.message import Frame, build_frame, decode, parse_frame
 from daemon.serving.pixels import COMPRESSED_ENCODINGS, RAW_LAYOUTS
 from deploy.model.card import InputCard, ModelCard, Normalisation
@@ -35,23 +34,23 @@ def measure_copies() -> list[dict[str, Any]]:
     """Count the copies of one 1080p frame of each encoding, from the socket to the input of a model."""
     prepare, (width, height) = _preprocessor(), SIZES[0]
     with tempfile.TemporaryDirectory(prefix="recald-bench-", dir="/tmp") as folder, zmq.Context() as context:
-        with running_intake(pattern="pull", bind=[f"ipc://{folder}/frames"]) as intake:
+        with running_intake(pattern="pull", bind=[f"ipc://{folder}/frames"]) as run:
             with context.socket(zmq.PUSH) as camera:
-                camera.connect(intake.endpoints[0])
+                camera.connect(run.intake.endpoints[0])
                 return [
-                    _copies(e, _message(e, width, height), camera, intake, prepare)
+                    _copies(e, _message(e, width, height), camera, run, prepare)
                     for e in [*RAW_LAYOUTS, *sorted(COMPRESSED_ENCODINGS)]
                 ]
 
 
 def _copies(
-    encoding: str, parts: list[bytes], camera: zmq.Socket[bytes], intake: Intake, prepare: Preprocessor
+    encoding: str, parts: list[bytes], camera: zmq.Socket[bytes], run: IntakeRun, prepare: Preprocessor
 ) -> dict[str, Any]:
     width, height = SIZES[0]
     tracemalloc.start()
     try:
         camera.send_multipart(parts, copy=False)
-        frame = take_frame(intake)
+        frame = take_frame(run)
         received = tracemalloc.get_traced_memory()[1]  # the peak until now, of all threads
         buffers = large_buffers(lambda: _to_input(frame, prepare), width * height)
     finally:

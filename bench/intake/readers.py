@@ -13,10 +13,11 @@ import zmq
 from prometheus_client import CollectorRegistry
 
 from bench.intake.sender import READER_TIMEOUT_S, SENSOR
-from daemon.config import InputConfig
+from daemon.config import InputConfig, SensorConfig
 from daemon.metrics import Metrics
 from daemon.serving.intake import RECEIVE_QUEUE_FRAMES, Intake, keep_freed_memory
-from daemon.serving.message import Frame
+from daemon.serving.message import Frame, FrameError
+from daemon.serving.slots import NewestFrames
 
 TIMEOUT_MS = int(1e3 * READER_TIMEOUT_S)
 
@@ -36,6 +37,13 @@ class Reader(NamedTuple):
     sender: str  # the kind of sender that it understands
     open: Callable[[str], AbstractContextManager[Take]]
     stamp: Callable[[Any], Stamp]  # reads what `take` returned; called after the measurement
+
+
+class IntakeRun(NamedTuple):
+    """The daemon's receiver, and the newest frame that it delivered."""
+
+    intake: Intake
+    frames: NewestFrames[Frame]
 
 
 @contextmanager
@@ -61,20 +69,26 @@ def _header_stamp(header: bytes) -> Stamp:
 
 
 @contextmanager
-def running_intake(**settings: Any) -> Iterator[Intake]:
+def running_intake(**settings: Any) -> Iterator[IntakeRun]:
     """Run the daemon's receiver; `settings` are keys of the configuration's section `input`."""
     with zmq.Context() as context:
-        intake = Intake(context, InputConfig(**settings), [SENSOR], Metrics(CollectorRegistry()))
+        frames: NewestFrames[Frame] = NewestFrames(superseded=lambda sensor: None)
+        sensors, metrics = {SENSOR: SensorConfig()}, Metrics(CollectorRegistry())
+        intake = Intake(context, InputConfig(**settings), sensors, metrics, frames.put, _refuse)
         intake.start()
         try:
-            yield intake
+            yield IntakeRun(intake, frames)
         finally:
             intake.close()
 
 
-def take_frame(intake: Intake) -> Frame:
+def _refuse(error: FrameError) -> None:
+    raise AssertionError(f"the sender's frame was refused: {error}")
+
+
+def take_frame(run: IntakeRun) -> Frame:
     """Return the next frame. Raises TimeoutError where none comes."""
-    frame = intake.take(READER_TIMEOUT_S)
+    frame = run.frames.take(READER_TIMEOUT_S)
     if frame is None:
         raise TimeoutError(f"no frame came within {READER_TIMEOUT_S:g} s")
     return frame
@@ -82,10 +96,10 @@ def take_frame(intake: Intake) -> Frame:
 
 @contextmanager
 def _recald(endpoint: str) -> Iterator[Take]:
-    with running_intake(bind=[endpoint]) as intake:
+    with running_intake(bind=[endpoint]) as run:
 
         def take() -> Stamp:
-            frame = take_frame(intake)
+            frame = take_frame(run)
             return Stamp(frame.seq, frame.timestamp)
 
         yield take

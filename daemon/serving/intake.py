@@ -1,18 +1,17 @@
-"""The receiver: one thread reads the input socket and keeps the newest frame of each sensor in a slot."""
+"""The receiver: one thread reads the input socket, checks each message and hands its frame on."""
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import zmq
 
-from daemon.config import InputConfig
+from daemon.config import InputConfig, SensorConfig
 from daemon.metrics import Metrics
-from daemon.serving.message import Frame, FrameError, parse_frame
+from daemon.serving.message import Frame, FrameError, check_pixels, parse_frame
 from daemon.zmq_sockets import bind, connect, open_socket
 
 INTAKE_POLL_MS = 100  # the longest time that close() waits for the thread
@@ -23,8 +22,6 @@ HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3000  # detects a peer that is gone a
 MAX_KEPT_BLOCK_BYTES = (32 << 20) - (64 << 10)  # glibc never keeps a freed block above 32 MiB
 SOCKET_KINDS = {"sub": zmq.SUB, "pull": zmq.PULL}
 
-log = logging.getLogger(__name__)
-
 
 class Intake:
     """Receives frames from `start()` to `close()`; `endpoints` are the bound and connected ones, with real ports."""
@@ -33,20 +30,26 @@ class Intake:
         self,
         context: zmq.Context,
         config: InputConfig,
-        sensors: Collection[str],
+        sensors: Mapping[str, SensorConfig],
         metrics: Metrics,
+        deliver: Callable[[Frame], None],
+        refuse: Callable[[FrameError], None],
         clock_ns: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
     ):
-        """Open the socket; OSError where an endpoint cannot be bound or connected. clock_ns: ns since the epoch."""
-        self._sensors = frozenset(sensors)
+        """Open the socket; OSError where an endpoint cannot be bound or connected.
+
+        deliver, refuse: called on the receiver thread with each checked frame, and with the error of each refused one.
+        clock_ns: ns since the epoch.
+        """
+        self._sensors = sensors
         self._max_age = config.max_age
         self._metrics = metrics
+        self._deliver = deliver
+        self._refuse = refuse
         self._clock_ns = clock_ns
         self._monotonic = monotonic
         self._last_seq: dict[str, int] = {}
-        self._slots: dict[str, Frame] = {}  # by sensor, in the order in which they were filled
-        self._slot_filled = threading.Condition()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._receive, name="intake", daemon=True)
         self._socket = _input_socket(context, config)
@@ -86,7 +89,7 @@ class Intake:
             self._accept([part.buffer for part in parts])
 
     def _accept(self, parts: list[memoryview]) -> None:
-        """Check one message and put its frame into the slot of its sensor; count the message in any case."""
+        """Check one message and deliver its frame; count the message in any case."""
         try:
             frame = parse_frame(
                 parts,
@@ -95,17 +98,17 @@ class Intake:
                 received=self._monotonic(),
                 max_age=self._max_age,
             )
+            check_pixels(frame, self._sensors[frame.sensor].max_pixels)
         except FrameError as error:
-            log.debug("frame of %s refused: %s", error.sensor, error)
             self._metrics.frames_received.labels(error.sensor).inc()
-            self._metrics.frames_dropped.labels(error.sensor, error.reason).inc()
-            if error.seq is not None:  # the header was readable, so this frame was not missed
-                self._count_missed(error.sensor, error.seq)
+            self._refuse(error)
+            if error.frame is not None:  # the header was readable, so this frame was not missed
+                self._count_missed(error.sensor, error.frame.seq)
             return
         self._metrics.frames_received.labels(frame.sensor).inc()
         self._metrics.last_frame_timestamp_seconds.labels(frame.sensor).set(frame.timestamp / 1e9)
         self._count_missed(frame.sensor, frame.seq)
-        self._fill_slot(frame)
+        self._deliver(frame)
 
     def _count_missed(self, sensor: str, seq: int) -> None:
         """Count the sequence numbers between the last frame and this one."""
@@ -114,26 +117,10 @@ class Intake:
             self._metrics.frames_missed.labels(sensor).inc(skipped)
         self._last_seq[sensor] = seq
 
-    def _fill_slot(self, frame: Frame) -> None:
-        """Put the frame into its sensor's slot and drop the older frame there, if any."""
-        with self._slot_filled:
-            superseded = frame.sensor in self._slots
-            self._slots[frame.sensor] = frame  # a filled slot keeps its place: a fast sensor cannot delay a slow one
-            self._slot_filled.notify()
-        if superseded:
-            self._metrics.frames_dropped.labels(frame.sensor, "superseded").inc()
-
-    def take(self, timeout: float) -> Frame | None:
-        """Remove and return the frame whose slot was filled first; None where no frame arrives within `timeout` s.
-
-        Raises RuntimeError where the receiver thread has died.
-        """
-        with self._slot_filled:
-            if self._slot_filled.wait_for(lambda: self._slots, timeout):
-                return self._slots.pop(next(iter(self._slots)))
+    def check(self) -> None:
+        """Raise RuntimeError where the receiver thread has died."""
         if self._thread.ident and not self._thread.is_alive() and not self._stopping.is_set():
             raise RuntimeError("the receiver thread has died, its traceback is in the log")
-        return None
 
     def close(self) -> None:
         """Stop the thread and close the sockets. Safe to call twice, or without start()."""

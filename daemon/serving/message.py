@@ -49,14 +49,19 @@ class FrameError(RecaldError):
     """A frame that is refused.
 
     `reason` is one word, a label value of recald_frames_dropped_total. `sensor` is the id of a configured sensor, or
-    "unknown". `seq` is the frame's number, where the header could be read: such a frame arrived, it was not missed.
+    "unknown". `frame` is the refused one, where its header could be read: such a frame arrived, it was not missed.
     """
 
-    def __init__(self, reason: str, message: str, sensor: str = UNKNOWN_SENSOR, seq: int | None = None):
+    def __init__(self, reason: str, message: str, sensor: str = UNKNOWN_SENSOR, frame: Frame | None = None):
         super().__init__(message)
         self.reason = reason
         self.sensor = sensor
-        self.seq = seq
+        self.frame = frame
+
+    @classmethod
+    def of(cls, frame: Frame, reason: str, message: str) -> FrameError:
+        """Return the refusal of a frame whose header could be read."""
+        return cls(reason, message, frame.sensor, frame)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,19 +234,22 @@ def _check_size(frame: Frame) -> None:
     try:
         check_raw_size(frame.encoding, frame.width, frame.height, frame.step, len(frame.payload))
     except PixelError as error:
-        raise _refusal(frame, error.reason, str(error)) from error
+        raise FrameError.of(frame, error.reason, str(error)) from error
 
 
 def _check_age(frame: Frame, now_ns: int, max_age: float) -> None:
     age_ns = now_ns - frame.timestamp
     if age_ns > max_age * 1e9:
-        raise _refusal(frame, "stale", f"{age_ns / 1e9:.3f} s old, max_age is {max_age:g} s")
+        raise FrameError.of(frame, "stale", f"{age_ns / 1e9:.3f} s old, max_age is {max_age:g} s")
     if age_ns < -MAX_FUTURE_NS:
-        raise _refusal(frame, "future", f"{-age_ns / 1e9:.3f} s in the future: check the clocks")
+        raise FrameError.of(frame, "future", f"{-age_ns / 1e9:.3f} s in the future: check the clocks")
 
 
-def _refusal(frame: Frame, reason: str, message: str) -> FrameError:
-    return FrameError(reason, message, frame.sensor, frame.seq)
+def check_pixels(frame: Frame, most: int) -> None:
+    """Raise FrameError where a frame has more pixels than its sensor is configured to send."""
+    if (pixels := frame.width * frame.height) > most:
+        limit = f"sensors.{frame.sensor}.max_pixels is {most}"
+        raise FrameError.of(frame, "size", f"{frame.width} x {frame.height} is {pixels} pixels, {limit}")
 
 
 # ---- decode
@@ -257,7 +265,7 @@ def decode(frame: Frame, values: PixelValues = WHOLE_WORDS) -> np.ndarray:
     try:
         return values._replace(bits=frame.bits or values.bits).to_full_range(_unpack(frame))
     except PixelError as error:
-        raise _refusal(frame, error.reason, str(error)) from error
+        raise FrameError.of(frame, error.reason, str(error)) from error
 
 
 def _unpack(frame: Frame) -> np.ndarray:

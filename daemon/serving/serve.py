@@ -1,10 +1,9 @@
-"""Serve one frame: decode it, preprocess it, run ρ and Φ on it, publish the result, keep a copy for fits."""
+"""Serve one frame: normalise it, run ρ and Φ on it, publish the result, keep a copy for fits."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,12 @@ from daemon.metrics import Metrics
 from daemon.model.preprocess import Preprocessor
 from daemon.model.served_model import ServedModel
 from daemon.recalibration.sensor import Sensor
-from daemon.serving.message import Frame, decode
+from daemon.serving.decoders import DecodedFrame, age, measured_stage
 from daemon.serving.results import Publisher
 
 
 class FrameServer:
-    """Serves frames, one at a time, on the frame thread."""
+    """Serves decoded frames, one at a time, on the frame thread."""
 
     def __init__(self, model: ServedModel, publisher: Publisher, metrics: Metrics):
         self._digest = model.digest
@@ -27,41 +26,36 @@ class FrameServer:
         self._publisher = publisher
         self._metrics = metrics
 
-    def serve(self, frame: Frame, sensor: Sensor) -> None:
+    def serve(self, frame: DecodedFrame, sensor: Sensor) -> None:
         """Publish the model's output for this frame, and offer the frame to the reservoir.
 
-        Raises FrameError where the payload is no image, RuntimeError where a runner fails.
+        Raises InferenceError where a runner fails; nothing is published then, and the frame may be served again.
         """
-        metrics, name = self._metrics, sensor.name
-        metrics.frame_age_seconds.labels(name).observe(_age(frame))
-        with self._stage(name, "decode"):
-            image = decode(frame, sensor.pixel_values)
-        with self._stage(name, "preprocess"):
-            image = self._preprocessor.to_input_image(image)  # (h, w, C), in its own depth
-            batch = self._preprocessor.normalise(image[np.newaxis])  # (1, C, h, w) float32
-        with self._stage(name, "infer"):
+        output, version = self._infer(frame, sensor)
+        header = self._publish(frame, sensor, output, version)
+        sensor.frames += 1
+        sensor.stall_detector.arrived(frame.received)
+        reason = sensor.reservoir.add(frame.image, frame.received, header.get("label"))
+        if reason is not None:
+            self._metrics.samples_rejected.labels(sensor.name, reason).inc()
+
+    def _infer(self, frame: DecodedFrame, sensor: Sensor) -> tuple[np.ndarray, str]:
+        with measured_stage(self._metrics, sensor.name, "infer"):
+            batch = self._preprocessor.normalise(frame.image[np.newaxis])  # (1, C, h, w) float32
             began = time.perf_counter()
             output, version = sensor.path.infer(batch)  # deploy/path.py: ρ, then Φ
             sensor.latency_monitor.observe(time.perf_counter() - began)
-        with self._stage(name, "publish"):
+        return output, version
+
+    def _publish(self, frame: DecodedFrame, sensor: Sensor, output: np.ndarray, version: str) -> dict[str, Any]:
+        with measured_stage(self._metrics, sensor.name, "publish"):
             header = self._header(frame, sensor, output, version)
-            self._publisher.send(name, header, output)
-        metrics.end_to_end_seconds.labels(name).observe(_age(frame))
-        metrics.frames_processed.labels(name).inc()
-        sensor.frames += 1
-        sensor.stall_detector.arrived(frame.received)
-        reason = sensor.reservoir.add(image, frame.received, header.get("label"))
-        if reason is not None:
-            metrics.samples_rejected.labels(name, reason).inc()
+            self._publisher.send(sensor.name, header, output)
+        self._metrics.end_to_end_seconds.labels(sensor.name).observe(age(frame))
+        self._metrics.frames_processed.labels(sensor.name).inc()
+        return header
 
-    @contextmanager
-    def _stage(self, sensor: str, stage: str) -> Iterator[None]:
-        """Measure the duration of one stage; a stage that raises is not counted."""
-        began = time.perf_counter()
-        yield
-        self._metrics.stage_duration_seconds.labels(sensor, stage).observe(time.perf_counter() - began)
-
-    def _header(self, frame: Frame, sensor: Sensor, output: np.ndarray, version: str) -> dict[str, Any]:
+    def _header(self, frame: DecodedFrame, sensor: Sensor, output: np.ndarray, version: str) -> dict[str, Any]:
         header = {
             "seq": frame.seq,
             "timestamp": frame.timestamp,
@@ -83,8 +77,3 @@ def _classification(output: np.ndarray, classes: Sequence[str] | None) -> dict[s
     label = int(probabilities.argmax())
     name = {} if classes is None else {"class": classes[label]}  # the model was loaded, so there is one for each label
     return {"label": label} | name | {"confidence": float(probabilities[label] / probabilities.sum())}
-
-
-def _age(frame: Frame) -> float:
-    """Return the time since acquisition, s; 0 where the camera's clock is ahead."""
-    return max(0.0, time.time() - frame.timestamp / 1e9)

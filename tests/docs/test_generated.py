@@ -60,13 +60,14 @@ def called_with(file: str, *functions: str) -> set[str]:
 
 
 def test_every_reason_for_a_dropped_frame_is_described():
-    refused = called_with("daemon/serving/message.py", "FrameError", "_refusal")
+    files = ("daemon/serving/message.py", "daemon/serving/decoders.py", "daemon/loop.py")
+    refused = set().union(*(called_with(file, "FrameError", "of") for file in files))
     for file in ("daemon/serving/pixels.py", "daemon/compressed.py", "daemon/levels.py"):
         refused |= called_with(file, "PixelError")
-    served = [call for file in ("daemon/serving/intake.py", "daemon/loop.py") for call in label_values(file)]
-    counted = {values[1] for name, values in served if name == "frames_dropped" and len(values) == 2}
-    assert {"superseded", "inference"} <= counted
-    assert set(labels.DROP_REASONS) == refused | {reason for reason in counted if reason.isidentifier()}
+    values = [values for name, values in label_values("daemon/serving/refusals.py") if name == "frames_dropped"]
+    counted = {value for pair in values for value in pair if value}
+    assert {"superseded"} == counted and {"inference", "slow"} <= refused
+    assert set(labels.DROP_REASONS) == refused | counted
     assert set(labels.FRAME_REFUSALS) == set(labels.DROP_REASONS)
 
 
@@ -82,9 +83,9 @@ def label_values(file: str) -> list[tuple[str, list[str]]]:
 
 
 def test_every_stage_of_a_frame_is_described():
-    assert called_with("daemon/serving/serve.py", "_stage") == set(
-        labels.LABEL_VALUES["recald_stage_duration_seconds", "stage"]
-    )
+    stages = called_with("daemon/serving/serve.py", "measured_stage")
+    stages |= called_with("daemon/serving/decoders.py", "measured_stage")
+    assert stages == set(labels.LABEL_VALUES["recald_stage_duration_seconds", "stage"])
 
 
 def test_every_stage_of_a_drift_score_is_described():

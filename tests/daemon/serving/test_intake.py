@@ -12,10 +12,12 @@ import pytest
 import zmq
 from prometheus_client import CollectorRegistry
 
-from daemon.config import InputConfig
+from daemon.config import InputConfig, SensorConfig
 from daemon.metrics import Metrics
 from daemon.serving.intake import Intake
-from daemon.serving.message import build_frame
+from daemon.serving.message import Frame, build_frame
+from daemon.serving.refusals import Refusals
+from daemon.serving.slots import NewestFrames
 
 NOW = 1_700_000_000_000_000_000
 IMAGE = np.zeros((4, 4, 3), np.uint8)
@@ -46,15 +48,32 @@ def count(registry):
     return count
 
 
+class Receiver(Intake):
+    """An intake, and the newest frames that it delivered."""
+
+    def __init__(self, context: zmq.Context, config: InputConfig, metrics: Metrics, **sensor: int):
+        refusals = Refusals(metrics)
+        self._frames: NewestFrames[Frame] = NewestFrames(refusals.superseded)
+        sensors = {"front": SensorConfig(**sensor), "rear": SensorConfig()}
+        deliver, refuse = self._frames.put, refusals.add
+        super().__init__(context, config, sensors, metrics, deliver, refuse, lambda: NOW, lambda: 12.5)
+
+    def take(self, timeout: float) -> Frame | None:
+        frame = self._frames.take(timeout)
+        if frame is None:
+            self.check()
+        return frame
+
+
 @pytest.fixture
 def receive(context, registry):
     """Start an intake with these settings; the clock stands at NOW."""
     metrics = Metrics(registry)
     started = []
 
-    def receive(*, start: bool = True, **settings: object) -> Intake:
+    def receive(*, start: bool = True, max_pixels: int = 10**6, **settings: object) -> Receiver:
         config = InputConfig(**{"pattern": "pull", "bind": ["tcp://127.0.0.1:*"], **settings})
-        intake = Intake(context, config, ["front", "rear"], metrics, lambda: NOW, lambda: 12.5)
+        intake = Receiver(context, config, metrics, max_pixels=max_pixels)
         started.append(intake)
         if start:
             intake.start()
@@ -206,6 +225,18 @@ def test_a_frame_of_exactly_the_limit_is_received(receive, push, count):
     intake = receive(max_frame_bytes=128 * 128 * 4 + 128 * 128 * 2)
     push(intake).send_multipart(frame(image=np.zeros((128, 256, 3), np.uint8)))
     assert intake.take(WAIT).width == 256
+
+
+def test_a_frame_larger_than_its_sensor_may_send_is_refused_by_its_header(receive, push, count):
+    intake = receive(max_pixels=16)
+    camera = push(intake)
+    camera.send_multipart(frame("front", image=np.zeros((4, 5, 3), np.uint8)))
+    header = {"v": 1, "seq": 1, "timestamp": NOW, "width": 8192, "height": 8192, "encoding": "png"}
+    camera.send_multipart([b"front/", json.dumps(header).encode(), b"never looked at"])
+    camera.send_multipart(frame("front", seq=2))
+    eventually(lambda: count("frames_received", sensor="front") == 3)
+    assert count("frames_dropped", sensor="front", reason="size") == 2
+    assert intake.take(WAIT).seq == 2
 
 
 def test_a_killed_camera_is_counted_and_its_successor_received(receive, count, push):

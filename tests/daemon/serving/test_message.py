@@ -214,7 +214,7 @@ def test_non_finite_pixels_are_refused(value):
     frame = parse(message(pixels.tobytes(), encoding="32FC1", width=2, height=1, step=8))
     with pytest.raises(FrameError) as caught:
         decode(frame)
-    assert (caught.value.reason, caught.value.sensor, caught.value.seq) == ("nonfinite", "front", 7)
+    assert (caught.value.reason, caught.value.sensor, caught.value.frame.seq) == ("nonfinite", "front", 7)
 
 
 def test_decoding_problems_carry_reason_and_sensor():
@@ -269,7 +269,7 @@ def test_ages_at_the_limit_are_accepted(offset):
 
 
 def test_the_refusal_of_a_stale_frame_has_its_number():
-    assert refuse(message(timestamp=NOW - 10**10)).seq == 7
+    assert refuse(message(timestamp=NOW - 10**10)).frame.seq == 7
 
 
 def test_rows_shorter_than_the_width_are_refused_though_the_payload_fits():
@@ -283,12 +283,12 @@ def test_a_key_given_twice_is_refused_though_all_is_valid():
 
 def test_header_bytes_are_limited():
     topic, header, payload = message()
-    assert parse([topic, header.ljust(MAX_HEADER_BYTES), payload]).seq == 7
+    assert parse([topic, header.ljust(MAX_HEADER_BYTES), payload]).frame.seq == 7
     assert refuse([topic, header.ljust(MAX_HEADER_BYTES + 1), payload]).reason == "header"
 
 
 def test_unknown_header_keys_are_ignored():
-    assert parse(message(exposure=0.01, gps={"lat": 1})).seq == 7
+    assert parse(message(exposure=0.01, gps={"lat": 1})).frame.seq == 7
 
 
 @pytest.mark.parametrize(

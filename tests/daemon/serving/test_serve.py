@@ -16,7 +16,7 @@ from daemon.frames.reservoir import Reservoir
 from daemon.frames.stall_detector import MIN_STALL_S, StallDetector
 from daemon.levels import PixelValues
 from daemon.metrics import Metrics
-from daemon.serving.message import build_frame, parse_frame
+from daemon.serving.decoders import DecodedFrame
 from daemon.serving.serve import FrameServer
 
 
@@ -38,15 +38,14 @@ class Scene:
             pixel_values=PixelValues(),
             frames=0,
         )
-        preprocessor = SimpleNamespace(to_input_image=lambda image: image, normalise=lambda images: images)
+        preprocessor = SimpleNamespace(normalise=lambda images: images)
         model: Any = SimpleNamespace(digest="d" * 64, preprocessor=preprocessor, classes=["a", "b", "c", "d"])
         publisher: Any = SimpleNamespace(send=lambda name, header, output: self.published.append(header))
         self.serving = FrameServer(model, publisher, Metrics(self.registry))
 
     def serve(self, image: np.ndarray) -> None:
-        parts = build_frame("front", image, seq=len(self.published), timestamp=time.time_ns())
-        received = {"now_ns": time.time_ns(), "received": float(len(self.published)), "max_age": 5.0}
-        self.serving.serve(parse_frame(parts, sensors={"front"}, **received), self.sensor)
+        number = len(self.published)
+        self.serving.serve(DecodedFrame("front", number, time.time_ns(), False, float(number), image), self.sensor)
 
     def rejected(self, reason: str) -> float | None:
         return self.registry.get_sample_value("recald_samples_rejected_total", {"sensor": "front", "reason": reason})

@@ -1,0 +1,73 @@
+"""What became of frames that got no result: counted, the newest told to the operator, and one a minute logged."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from daemon.metrics import Metrics
+from daemon.serving.message import FrameError
+
+WARNING_INTERVAL_S = 60.0  # between two warnings of one sensor: a camera with a wrong clock sends thirty a second
+NEWS_S = 60.0  # for so long after a refusal `recald status` gives it as the sensor's reason
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class RefusalTally:
+    """The frames of one sensor that got no result."""
+
+    dropped: int = 0  # refused and superseded ones
+    newest: str = ""  # reason and text of the newest refusal
+    refused_at: float = 0.0  # monotonic clock, s
+    warn_at: float = 0.0  # not before this time
+    since_warning: int = 0  # refused frames
+
+
+class Refusals:
+    """Any thread may report to it, and ask it."""
+
+    def __init__(self, metrics: Metrics, clock: Callable[[], float] = time.monotonic):
+        """clock: monotonic, s."""
+        self._metrics = metrics
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._tallies: defaultdict[str, RefusalTally] = defaultdict(RefusalTally)  # by sensor, also the unknown one
+
+    def add(self, error: FrameError) -> None:
+        """Count a refused frame; log it unless its sensor had a warning within the last minute."""
+        self._metrics.frames_dropped.labels(error.sensor, error.reason).inc()
+        now = self._clock()
+        with self._lock:
+            tally = self._tallies[error.sensor]
+            tally.dropped, tally.since_warning = tally.dropped + 1, tally.since_warning + 1
+            tally.newest, tally.refused_at = f"{error.reason}: {error}", now
+            due, count = now >= tally.warn_at, tally.since_warning
+            if due:
+                tally.warn_at, tally.since_warning = now + WARNING_INTERVAL_S, 0
+        if due:
+            log.warning("%s: %s refused, the newest: %s: %s", error.sensor, _frames(count), error.reason, error)
+
+    def superseded(self, sensor: str) -> None:
+        """Count a frame that gave way to a newer one."""
+        self._metrics.frames_dropped.labels(sensor, "superseded").inc()
+        with self._lock:
+            self._tallies[sensor].dropped += 1
+
+    def status(self, sensor: str) -> dict[str, Any]:
+        """Return what `recald status` shows, JSON-able: how many frames got no result, and the newest refusal."""
+        with self._lock:
+            tally = self._tallies[sensor]
+            since = self._clock() - tally.refused_at
+            refusal = {"text": tally.newest, "seconds_ago": round(since, 1)} if tally.newest else None
+            return {"dropped": tally.dropped, "last_refusal": refusal}
+
+
+def _frames(count: int) -> str:
+    return f"{count} frame" if count == 1 else f"{count} frames"
