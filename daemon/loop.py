@@ -31,6 +31,7 @@ from daemon.recalibration.envelope import open_envelope
 from daemon.recalibration.job import JobRunner
 from daemon.recalibration.restore import restore_sensor, start_details
 from daemon.recalibration.sensor import Sensor
+from daemon.serving.connection_watch import ConnectionWatch
 from daemon.serving.decoders import DecodedFrame, Decoders, FramePreparer
 from daemon.serving.intake import Intake
 from daemon.serving.message import FrameError
@@ -216,7 +217,9 @@ class Daemon:
         """Open the endpoints: frames in, results out, orders and status, metrics; start to receive."""
         config = self.config
         context = self._closing.enter_context(zmq.Context())
-        publisher = Publisher(context, config.output.bind)
+        watch = ConnectionWatch()
+        self._closing.callback(watch.close)
+        publisher = Publisher(context, config.output.bind, self.sensors, watch)
         self._closing.callback(publisher.close)
         self._frame_server = FrameServer(self._model, publisher, self.metrics)
         values = {name: sensor.pixel_values for name, sensor in self.sensors.items()}
@@ -224,13 +227,14 @@ class Daemon:
         self._decoders = Decoders(self.sensors, preparer, self._refusals.add, self._refusals.superseded)
         self._closing.callback(self._decoders.close)
         self._intake = Intake(
-            context, config.input, config.sensors, self.metrics, self._decoders.put, self._refusals.add
+            context, config.input, config.sensors, self.metrics, self._decoders.put, self._refusals.add, watch
         )
         self._closing.callback(self._intake.close)
         control = ControlServer(context, config.control.endpoint, self._answer)
         self._closing.callback(control.close)
         self._metrics_server = MetricsServer(config.metrics.host, config.metrics.port, self._registry)
         self._closing.callback(self._metrics_server.close)
+        watch.start()
         self._decoders.start()
         self._intake.start()
         control.start()

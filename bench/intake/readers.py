@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from bench.intake.sender import READER_TIMEOUT_S, SENSOR
 from daemon.config import InputConfig, SensorConfig
 from daemon.metrics import Metrics
+from daemon.serving.connection_watch import ConnectionWatch
 from daemon.serving.intake import RECEIVE_QUEUE_FRAMES, Intake, keep_freed_memory
 from daemon.serving.message import Frame, FrameError
 from daemon.serving.slots import NewestFrames
@@ -74,11 +75,14 @@ def running_intake(**settings: Any) -> Iterator[IntakeRun]:
     with zmq.Context() as context:
         frames: NewestFrames[Frame] = NewestFrames(superseded=lambda sensor: None)
         sensors, metrics = {SENSOR: SensorConfig()}, Metrics(CollectorRegistry())
-        intake = Intake(context, InputConfig(**settings), sensors, metrics, frames.put, _refuse)
+        watch = ConnectionWatch()
+        intake = Intake(context, InputConfig(**settings), sensors, metrics, frames.put, _refuse, watch)
+        watch.start()
         intake.start()
         try:
             yield IntakeRun(intake, frames)
         finally:
+            watch.close()
             intake.close()
 
 

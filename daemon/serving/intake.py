@@ -11,11 +11,14 @@ import zmq
 
 from daemon.config import InputConfig, SensorConfig
 from daemon.metrics import Metrics
+from daemon.serving.connection_watch import ConnectionWatch, cut_off_sender
 from daemon.serving.message import Frame, FrameError, check_pixels, parse_frame
 from daemon.zmq_sockets import bind, connect, open_socket
 
 INTAKE_POLL_MS = 100  # the longest time that close() waits for the thread
 RECEIVE_QUEUE_FRAMES = 4  # the thread empties the queue all the time; a longer one would only hold older frames
+MAX_KEPT_PARTS = 4  # of a message; a frame has 3, imagezmq's 2
+MAX_PENDING_FRAMES = RECEIVE_QUEUE_FRAMES + 1  # of a sender, not yet read; ZeroMQ reads no more of them
 MAX_DRAINED_MESSAGES = 256  # then the thread looks whether it must stop: a flood cannot keep it from closing
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 5000
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3000  # detects a peer that is gone and did not close its connection
@@ -34,6 +37,7 @@ class Intake:
         metrics: Metrics,
         deliver: Callable[[Frame], None],
         refuse: Callable[[FrameError], None],
+        watch: ConnectionWatch,
         clock_ns: Callable[[], int] = time.time_ns,
         monotonic: Callable[[], float] = time.monotonic,
     ):
@@ -47,18 +51,19 @@ class Intake:
         self._metrics = metrics
         self._deliver = deliver
         self._refuse = refuse
+        self._watch = watch
         self._clock_ns = clock_ns
         self._monotonic = monotonic
         self._last_seq: dict[str, int] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._receive, name="intake", daemon=True)
         self._socket = _input_socket(context, config)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        watch.add(self._socket, MAX_PENDING_FRAMES * config.max_frame_bytes, metrics.input_disconnects.inc)
         try:
             self.endpoints = [bind(self._socket, endpoint) for endpoint in config.bind]
             self.endpoints += [connect(self._socket, endpoint) for endpoint in config.connect]
         except OSError:
-            self._close_sockets()
+            self._socket.close()
             raise
 
     def start(self) -> None:
@@ -68,25 +73,30 @@ class Intake:
 
     def _receive(self) -> None:
         """Receive until close() is called: the body of the thread."""
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._monitor, zmq.POLLIN)
         while not self._stopping.is_set():
-            ready = dict(poller.poll(INTAKE_POLL_MS))
-            if self._monitor in ready:
-                self._monitor.recv_multipart()
-                self._metrics.input_disconnects.inc()
-            if self._socket in ready:
+            if self._socket.poll(INTAKE_POLL_MS):
                 self._drain()
 
     def _drain(self) -> None:
         """Accept every message that has arrived, but at most MAX_DRAINED_MESSAGES."""
         for _ in range(MAX_DRAINED_MESSAGES):
             try:
-                parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                parts = self._receive_parts()
             except zmq.Again:
                 return
+            self._watch.delivered(parts[0])
             self._accept([part.buffer for part in parts])
+
+    def _receive_parts(self) -> list[zmq.Frame]:
+        """Receive one message, and of its parts at most MAX_KEPT_PARTS. Raises zmq.Again where there is none."""
+        parts = [self._socket.recv(zmq.NOBLOCK, copy=False)]
+        while parts[-1].more and len(parts) < MAX_KEPT_PARTS:
+            parts.append(self._socket.recv(zmq.NOBLOCK, copy=False))
+        if parts[-1].more:  # a sender of frames never does this, and a million parts take seconds to read
+            cut_off_sender(parts[-1])
+            while self._socket.getsockopt(zmq.RCVMORE):
+                self._socket.recv(zmq.NOBLOCK)
+        return parts
 
     def _accept(self, parts: list[memoryview]) -> None:
         """Check one message and deliver its frame; count the message in any case."""
@@ -123,16 +133,10 @@ class Intake:
             raise RuntimeError("the receiver thread has died, its traceback is in the log")
 
     def close(self) -> None:
-        """Stop the thread and close the sockets. Safe to call twice, or without start()."""
+        """Stop the thread and close the socket. Safe to call twice, or without start()."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
-        self._close_sockets()
-
-    def _close_sockets(self) -> None:
-        if not self._socket.closed:
-            self._socket.disable_monitor()
-        self._monitor.close(linger=0)
         self._socket.close()
 
 

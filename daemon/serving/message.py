@@ -120,7 +120,8 @@ def _read_sensor(parts: Sequence[Buffer], sensors: Container[str]) -> tuple[str,
         header = _read_header(parts[0])
         name = header.get("msg")
     else:
-        raise FrameError("parts", f"a frame has 3 parts (imagezmq: 2), this message has {len(parts)}")
+        more = " or more" if len(parts) > 3 else ""
+        raise FrameError("parts", f"a frame has 3 parts (imagezmq: 2), this message has {len(parts)}{more}")
     if isinstance(name, str) and name in sensors:
         return name, header
     raise FrameError("sensor", f"no sensor {reprlib.repr(name)} is configured")

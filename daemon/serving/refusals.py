@@ -12,9 +12,9 @@ from typing import Any
 
 from daemon.metrics import Metrics
 from daemon.serving.message import FrameError
+from daemon.serving.throttle import Throttle
 
 WARNING_INTERVAL_S = 60.0  # between two warnings of one sensor: a camera with a wrong clock sends thirty a second
-NEWS_S = 60.0  # for so long after a refusal `recald status` gives it as the sensor's reason
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +23,10 @@ log = logging.getLogger(__name__)
 class RefusalTally:
     """The frames of one sensor that got no result."""
 
+    warnings: Throttle
     dropped: int = 0  # refused and superseded ones
     newest: str = ""  # reason and text of the newest refusal
     refused_at: float = 0.0  # monotonic clock, s
-    warn_at: float = 0.0  # not before this time
-    since_warning: int = 0  # refused frames
 
 
 class Refusals:
@@ -38,7 +37,10 @@ class Refusals:
         self._metrics = metrics
         self._clock = clock
         self._lock = threading.Lock()
-        self._tallies: defaultdict[str, RefusalTally] = defaultdict(RefusalTally)  # by sensor, also the unknown one
+        self._tallies: defaultdict[str, RefusalTally] = defaultdict(self._new_tally)  # by sensor, also the unknown one
+
+    def _new_tally(self) -> RefusalTally:
+        return RefusalTally(Throttle(WARNING_INTERVAL_S, self._clock))
 
     def add(self, error: FrameError) -> None:
         """Count a refused frame; log it unless its sensor had a warning within the last minute."""
@@ -46,12 +48,10 @@ class Refusals:
         now = self._clock()
         with self._lock:
             tally = self._tallies[error.sensor]
-            tally.dropped, tally.since_warning = tally.dropped + 1, tally.since_warning + 1
+            tally.dropped += 1
             tally.newest, tally.refused_at = f"{error.reason}: {error}", now
-            due, count = now >= tally.warn_at, tally.since_warning
-            if due:
-                tally.warn_at, tally.since_warning = now + WARNING_INTERVAL_S, 0
-        if due:
+            count = tally.warnings.passes()
+        if count:
             log.warning("%s: %s refused, the newest: %s: %s", error.sensor, _frames(count), error.reason, error)
 
     def superseded(self, sensor: str) -> None:

@@ -13,6 +13,7 @@ from running import eventually
 
 from daemon.client import Camera, ControlError, EndpointError, ResultError, Results, order, read_result, status
 from daemon.operator.control import ControlServer
+from daemon.serving.connection_watch import ConnectionWatch
 from daemon.serving.message import decode, parse_frame
 from daemon.serving.results import Publisher
 
@@ -181,8 +182,10 @@ def test_an_endpoint_that_is_taken_is_named(folder):
 
 @pytest.fixture
 def publisher(context):
-    publisher = Publisher(context, "tcp://127.0.0.1:*")
+    watch = ConnectionWatch()
+    publisher = Publisher(context, "tcp://127.0.0.1:*", ["front", "rear"], watch)
     yield publisher
+    watch.close()
     publisher.close()
 
 

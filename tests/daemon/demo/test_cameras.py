@@ -11,6 +11,7 @@ from demo_answers import FITTED, answer
 
 from daemon.demo.bookkeeping import BEFORE, DRIFTED, RECOVERED, Bookkeeping
 from daemon.demo.cameras import Cameras
+from daemon.serving.connection_watch import ConnectionWatch
 from daemon.serving.message import decode, parse_frame
 from daemon.serving.results import Publisher
 from daemon.simulation.drifts import parse_drift
@@ -22,7 +23,8 @@ class FakeDaemon(threading.Thread):
 
     def __init__(self, context, frames, results):
         super().__init__(daemon=True)
-        self.publisher = Publisher(context, results)
+        self.watch = ConnectionWatch()
+        self.publisher = Publisher(context, results, ["front", "rear"], self.watch)
         self.frames = context.socket(zmq.SUB)
         self.frames.subscribe(b"")
         self.frames.bind(frames)
@@ -36,6 +38,7 @@ class FakeDaemon(threading.Thread):
             if self.frames.poll(20):
                 self.answer(self.frames.recv_multipart())
         self.frames.close(linger=0)
+        self.watch.close()
         self.publisher.close()
 
     def answer(self, parts):

@@ -6,14 +6,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import zmq
 from prometheus_client import CollectorRegistry
+from zmtp import part, raw_peer, sent_until_cut
 
 from daemon.config import InputConfig, SensorConfig
 from daemon.metrics import Metrics
+from daemon.serving.connection_watch import ConnectionWatch
 from daemon.serving.intake import Intake
 from daemon.serving.message import Frame, build_frame
 from daemon.serving.refusals import Refusals
@@ -56,7 +59,19 @@ class Receiver(Intake):
         self._frames: NewestFrames[Frame] = NewestFrames(refusals.superseded)
         sensors = {"front": SensorConfig(**sensor), "rear": SensorConfig()}
         deliver, refuse = self._frames.put, refusals.add
-        super().__init__(context, config, sensors, metrics, deliver, refuse, lambda: NOW, lambda: 12.5)
+        self.watch = ConnectionWatch()
+        with ExitStack() as on_failure:
+            on_failure.callback(self.watch.close)
+            super().__init__(context, config, sensors, metrics, deliver, refuse, self.watch, lambda: NOW, lambda: 12.5)
+            on_failure.pop_all()
+
+    def start(self) -> None:
+        self.watch.start()
+        super().start()
+
+    def close(self) -> None:
+        self.watch.close()
+        super().close()
 
     def take(self, timeout: float) -> Frame | None:
         frame = self._frames.take(timeout)
@@ -239,6 +254,24 @@ def test_a_frame_larger_than_its_sensor_may_send_is_refused_by_its_header(receiv
     assert intake.take(WAIT).seq == 2
 
 
+def test_a_message_without_an_end_costs_its_sender_the_connection(receive, push, count):
+    intake = receive(max_frame_bytes=65536)
+    with raw_peer(intake.endpoints[0], "PUSH") as peer:
+        assert sent_until_cut(peer, part(bytes(65536), more=True), 512 << 20, pause=0.002) is not None
+    push(intake).send_multipart(frame(seq=2))
+    assert intake.take(WAIT).seq == 2
+
+
+def test_a_message_of_many_parts_costs_its_sender_the_connection(receive, push, count):
+    intake = receive()
+    with raw_peer(intake.endpoints[0], "PUSH") as peer:
+        peer.sendall(part(b"x", more=True) * 10_000 + part(b"x"))
+        eventually(lambda: count("frames_dropped", sensor="unknown", reason="parts") == 1)
+        assert sent_until_cut(peer, part(b"x"), 1 << 20) is not None
+    push(intake).send_multipart(frame(seq=2))
+    assert intake.take(WAIT).seq == 2
+
+
 def test_a_killed_camera_is_counted_and_its_successor_received(receive, count, push):
     intake = receive()
     lines = [
@@ -298,8 +331,8 @@ def test_starting_it_keeps_the_memory_of_freed_frames(receive, monkeypatch):
 
 def test_a_flood_does_not_keep_it_from_closing(receive, monkeypatch):
     class Flood:
-        def recv_multipart(self, flags: int, copy: bool) -> list[zmq.Frame]:
-            return [zmq.Frame(b"noise")]
+        def recv(self, flags: int, copy: bool) -> zmq.Frame:
+            return zmq.Frame(b"noise")
 
     intake = receive(start=False)
     with monkeypatch.context() as patch:

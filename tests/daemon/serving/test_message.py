@@ -283,12 +283,12 @@ def test_a_key_given_twice_is_refused_though_all_is_valid():
 
 def test_header_bytes_are_limited():
     topic, header, payload = message()
-    assert parse([topic, header.ljust(MAX_HEADER_BYTES), payload]).frame.seq == 7
+    assert parse([topic, header.ljust(MAX_HEADER_BYTES), payload]).seq == 7
     assert refuse([topic, header.ljust(MAX_HEADER_BYTES + 1), payload]).reason == "header"
 
 
 def test_unknown_header_keys_are_ignored():
-    assert parse(message(exposure=0.01, gps={"lat": 1})).frame.seq == 7
+    assert parse(message(exposure=0.01, gps={"lat": 1})).seq == 7
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
 import json
+import os
+import struct
 import time
 
 import numpy as np
@@ -6,15 +8,31 @@ import pytest
 import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zmtp import part, raw_peer, sent_until_cut
 
-from daemon.serving.results import PUBLISHER_QUEUE_MESSAGES, RESULT_DTYPES, Publisher, ResultError, parse_result
+from daemon.serving.connection_watch import ConnectionWatch, resident_bytes
+from daemon.serving.results import (
+    MAX_FOREIGN_TOPICS,
+    PUBLISHER_QUEUE_MESSAGES,
+    RESULT_DTYPES,
+    Publisher,
+    ResultError,
+    parse_result,
+)
 
 OUTPUT = np.linspace(-1, 1, 10, dtype=np.float32).reshape(1, 10)
 
 
 @pytest.fixture
-def publisher(context):
-    publisher = Publisher(context, "tcp://127.0.0.1:*")
+def watch():
+    watch = ConnectionWatch()
+    yield watch
+    watch.close()
+
+
+@pytest.fixture
+def publisher(context, watch):
+    publisher = Publisher(context, "tcp://127.0.0.1:*", ["front", "rear"], watch)
     yield publisher
     publisher.close()
 
@@ -94,13 +112,73 @@ def test_a_reader_that_stops_reading_delays_nobody_and_its_queue_is_short(publis
     assert 0 < arrived < 2000 and arrived < 10 * PUBLISHER_QUEUE_MESSAGES
 
 
+def is_cut(peer, publisher) -> bool:
+    """Whether the publisher ends the connection, while it publishes."""
+    peer.settimeout(0.02)
+    for _ in range(100):
+        publisher.send("front", {}, OUTPUT)
+        try:
+            if not peer.recv(65536):
+                return True
+        except TimeoutError:
+            pass
+        except OSError:
+            return True
+    return False
+
+
+def test_a_huge_subscription_costs_its_reader_the_connection_and_no_memory(publisher, subscribe):
+    reader, before = subscribe(b"front/"), resident_bytes()
+    with raw_peer(publisher.endpoint, "SUB") as peer:
+        header = b"\x02" + struct.pack(">Q", 100 << 20) + b"\x01"
+        assert sent_until_cut(peer, header + bytes(1 << 20), 100 << 20) is not None
+    assert resident_bytes() - before < 16 << 20
+    publisher.send("front", {}, OUTPUT)
+    assert reader.poll(5000)
+
+
+def test_subscriptions_without_end_cost_their_reader_the_connection(publisher, subscribe):
+    reader = subscribe(b"fr")
+    with raw_peer(publisher.endpoint, "SUB") as peer:
+        for _ in range(MAX_FOREIGN_TOPICS + 1):
+            peer.sendall(part(b"\x01" + os.urandom(16)))
+        assert is_cut(peer, publisher)
+    publisher.send("front", {}, OUTPUT)
+    assert reader.poll(5000)
+    assert len(publisher._foreign) <= MAX_FOREIGN_TOPICS
+
+
+def test_a_reader_that_left_leaves_room_for_others(publisher):
+    for _ in range(3):
+        with raw_peer(publisher.endpoint, "SUB") as peer:
+            peer.sendall(b"".join(part(b"\x01" + os.urandom(16)) for _ in range(MAX_FOREIGN_TOPICS)))
+            assert not is_cut(peer, publisher)
+
+
+def test_a_reader_of_every_known_topic_and_prefix_is_not_cut_off(publisher):
+    known = [b"front/"[:n] for n in range(7)] + [b"rear/"[:n] for n in range(6)]
+    with raw_peer(publisher.endpoint, "SUB") as peer:
+        peer.sendall(b"".join(part(b"\x01" + topic) for topic in known * 50))
+        assert not is_cut(peer, publisher)
+    assert not publisher._foreign
+
+
+def test_a_reader_that_waits_in_vain_is_told_once(publisher, subscribe, caplog):
+    with raw_peer(publisher.endpoint, "SUB") as peer:
+        peer.sendall(part(b"\x01side/") + part(b"\x01roof/"))
+        assert not is_cut(peer, publisher)
+    assert [r.getMessage() for r in caplog.records] == [
+        "a reader of results waits for b'side/', and no sensor is of this name"
+    ]
+
+
 def test_nobody_listening_is_no_error(publisher):
     publisher.send("front", {}, OUTPUT)
 
 
-def test_a_taken_endpoint_is_an_os_error(context, publisher):
+def test_a_taken_endpoint_is_an_os_error(context, publisher, watch):
     with pytest.raises(OSError, match="in use"):
-        Publisher(context, publisher.endpoint)
+        Publisher(context, publisher.endpoint, ["front"], watch)
 
 
 GOOD = {"v": 1, "dtype": "float32", "shape": [2]}
