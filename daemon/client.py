@@ -25,8 +25,8 @@ from daemon.exit_codes import TemporaryError
 from daemon.operator.control import ControlError, ask
 from daemon.serving.message import MAX_HEADER_INTEGER, build_frame
 from daemon.serving.results import ResultError, parse_result
+from daemon.zmq_sockets import SUBSCRIBED, UNSUBSCRIBED, connect, open_socket
 from daemon.zmq_sockets import bind as bind_socket
-from daemon.zmq_sockets import connect, open_socket
 
 __all__ = [
     "Camera",
@@ -44,7 +44,6 @@ __all__ = [
 CAMERA_QUEUE_FRAMES = 4  # for each reader; a longer queue would only show the reader older pictures
 CAMERA_LINGER_MS = 1000  # the last frames of a finite run still go out
 READER_WAIT_S = 2.0  # a daemon that runs has connected by then
-SUBSCRIBED, UNSUBSCRIBED = b"\x01", b"\x00"  # first byte of what an XPUB socket receives; the topic follows
 
 Pattern = Literal["pub", "push"]
 Self = TypeVar("Self", bound="_Connection")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import zmq
 
+SUBSCRIBED, UNSUBSCRIBED = b"\x01", b"\x00"  # first byte of what an XPUB socket receives; the topic follows
 HANDSHAKE_MS = 5000  # libzmq's default of 30 s would keep half-open peers for too long
 PROBE_TIMEOUT_S = 1.0  # the kernel answers a local connect at once, unless the queue of the listener is full
 

@@ -14,12 +14,11 @@ import zmq
 from calibrate.errors import RecaldError
 from daemon.serving.connection_watch import ConnectionWatch, cut_off_sender
 from daemon.serving.throttle import Throttle
-from daemon.zmq_sockets import bind, open_socket
+from daemon.zmq_sockets import SUBSCRIBED, UNSUBSCRIBED, bind, open_socket
 
 RESULT_VERSION = 1  # of the header: its key "v"
 RESULT_DTYPES = frozenset("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64".split())
 PUBLISHER_QUEUE_MESSAGES = 64  # for each reader; a reader that is slower loses the newest
-SUBSCRIBED, UNSUBSCRIBED = b"\x01", b"\x00"  # first byte of what an XPUB socket receives; the topic follows
 MAX_READER_MESSAGE_BYTES = 512  # a subscription has 66, a handshake below 400; ZeroMQ takes 63 times as much memory
 MAX_READER_PENDING_BYTES = 1 << 20
 SUBSCRIPTION_QUEUE_MESSAGES = 16  # of each reader; ZeroMQ stops reading from it beyond
