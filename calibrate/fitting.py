@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +44,15 @@ START_FRAMES = 256  # frames on which the starts are compared
 TONE_START_MAX_LOSS_RATIO = 0.5
 ROTATION_SEARCH_FRAMES = 64  # frames on which rotations of colours are compared; their noise is the same for all
 
+# Passes of a frame through the network: what the progress of a fit counts.
+PLANNED_STARTS = 27  # evaluations of START_FRAMES: 9 linear starts, and a search of rotations, which costs twice that
+GRADIENT_PASSES = 3  # of one evaluation with its gradient
+
 SPECTRAL_START = "spectral"  # part of the name of each start with a colour map for each frequency
 
 LOSS_NOT_FINITE = "the loss is not finite: the network overflows on these frames; check their normalisation"
 
-FitProgress = Callable[[int, int, float], None]  # evaluations done, evaluations in all, objective in nats
+FitProgress = Callable[[int, int, float], None]  # work done, work in all, objective in nats
 Clock = Callable[[], float]  # monotonic seconds; calibrate itself reads no clock
 
 
@@ -118,19 +123,42 @@ class _StageTimer:
         self._since = now
 
 
-class _LossHistory:
-    """Records every value of the objective and reports progress. Raises FitError for a value that is not finite."""
+class _Tracker:
+    """Records the objective of the descent, and reports how much of the fit's work is done.
 
-    def __init__(self, evaluations: int, progress: FitProgress | None):
+    Work is counted in passes of one frame through the network. The parts are the starts, then each stage. A part that
+    ends early counts as done, and one that takes longer than planned waits at its end.
+    """
+
+    def __init__(self, config: FitConfig, frames: int, report: FitProgress | None):
         self.losses: list[float] = []
-        self._evaluations, self._progress = evaluations, progress
+        self._report = report
+        self._costs = [min(count, frames) * GRADIENT_PASSES for count, _ in config.stages]  # of one evaluation
+        works = [cost * count for cost, (_, count) in zip(self._costs, config.stages, strict=True)]
+        self._ends = list(accumulate([PLANNED_STARTS * min(START_FRAMES, frames), *works]))
+        self._part = self._done = 0
+
+    def end_part(self) -> None:
+        """Count the part that runs as done; the next one begins."""
+        self._done = self._ends[self._part]
+        self._part += 1
+
+    def add_start(self, loss: float, frames: int) -> float:
+        """Report that a start was tried on so many frames; return its objective."""
+        self._advance(frames, loss)
+        return loss
 
     def add(self, loss: float) -> None:
+        """Record an evaluation of the descent. Raises FitError for a value that is not finite."""
         if not math.isfinite(loss):
             raise FitError(LOSS_NOT_FINITE)
         self.losses.append(loss)
-        if self._progress is not None:
-            self._progress(min(len(self.losses), self._evaluations), self._evaluations, loss)
+        self._advance(self._costs[self._part - 1], loss)
+
+    def _advance(self, passes: int, loss: float) -> None:
+        self._done = min(self._done + passes, self._ends[self._part])
+        if self._report is not None:
+            self._report(self._done, self._ends[-1], loss)
 
 
 def fit(
@@ -157,7 +185,8 @@ def fit(
     source: second-order description of clean frames, if it was measured. Default: it is read from the network.
     limits: black and white in the model's input space. Restored values outside are penalised.
     seed: of the order of the frames and of all random draws. Torch's global random state is not used.
-    progress: called after each evaluation; an exception from it ends the fit and is raised.
+    progress: called after each evaluation, of the starts and of the descent; an exception from it ends the fit and is
+    raised.
     clock: such as time.perf_counter, for the seconds in the result; without it they are NaN.
     Raises FitError for frames that cannot be fitted, for missing or wrong labels, for a reference of other features
     and for a loss that is not finite; UnsupportedModel for a network without BatchNorm statistics.
@@ -177,16 +206,18 @@ def fit(
     objective = Objective(features, target, crop if target.shipped else None, criterion, limits)
     source = source or shipped_source(taps, frame_shape(frames), seed, crop)
     timer.end("source")
-    homogenizer, start, start_losses = _best_start(objective, frames, labels, source, generator)
+    tracker = _Tracker(config, len(frames), progress)
+    homogenizer, start, start_losses = _best_start(objective, frames, labels, source, generator, tracker)
     coordinates = Coordinates(homogenizer, frames, generator)
-    history = _LossHistory(config.evaluations, progress)
+    tracker.end_part()
     timer.end("starts")
     for count, evaluations in config.stages:
         goal = STOP_LOSS_PER_FLOOR * objective.clean_floor(coordinates, frames[:count])
-        descend(objective, coordinates, frames[:count], _first(labels, count), evaluations, goal, history.add)
+        descend(objective, coordinates, frames[:count], _first(labels, count), evaluations, goal, tracker.add)
+        tracker.end_part()
         timer.end(f"{count} frames")
     fitted = min(len(frames), max((count for count, _ in config.stages), default=0))
-    return FitResult(coordinates.homogenizer(), start, start_losses, history.losses, fitted, timer.seconds)
+    return FitResult(coordinates.homogenizer(), start, start_losses, tracker.losses, fitted, timer.seconds)
 
 
 def _first(labels: Tensor | None, count: int) -> Tensor | None:
@@ -194,7 +225,12 @@ def _first(labels: Tensor | None, count: int) -> Tensor | None:
 
 
 def _best_start(
-    objective: Objective, frames: Tensor, labels: Tensor | None, source: Source | None, generator: torch.Generator
+    objective: Objective,
+    frames: Tensor,
+    labels: Tensor | None,
+    source: Source | None,
+    generator: torch.Generator,
+    tracker: _Tracker,
 ) -> tuple[Homogenizer, str, dict[str, float]]:
     """Return the start with the lowest objective, its name, and the objectives of all starts, in nats.
 
@@ -205,16 +241,20 @@ def _best_start(
     starts, spectral = _linear_starts(frames, source)
     if frames.shape[1] == 1:
         starts |= _negative_starts(frames, source, objective.limits)
-    losses = {name: objective.evaluate(start, few, few_labels) for name, start in starts.items()}
+
+    def evaluate(start: Homogenizer) -> float:
+        return tracker.add_start(objective.evaluate(start, few, few_labels), len(few))
+
+    losses = {name: evaluate(start) for name, start in starts.items()}
     best = _lowest(losses)
     if best is None:
         raise FitError(LOSS_NOT_FINITE)
     if best in spectral and frames.shape[1] == 3:
-        return _rotated_start(objective, spectral[best], frames, labels, generator), best, losses
+        return _rotated_start(objective, spectral[best], frames, labels, generator, tracker), best, losses
     if SPECTRAL_START in best:
         return starts[best], best, losses
     tone_starts = _tone_starts(few, source, objective.limits)
-    tone_losses = {name: objective.evaluate(start, few, few_labels) for name, start in tone_starts.items()}
+    tone_losses = {name: evaluate(start) for name, start in tone_starts.items()}
     best_tone = _lowest(tone_losses)
     all_losses = losses | tone_losses
     if best_tone is not None and tone_losses[best_tone] < TONE_START_MAX_LOSS_RATIO * losses[best]:
@@ -259,7 +299,12 @@ def _tone_starts(frames: Tensor, source: Source | None, limits: Limits | None) -
 
 
 def _rotated_start(
-    objective: Objective, starts: SpectralStarts, frames: Tensor, labels: Tensor | None, generator: torch.Generator
+    objective: Objective,
+    starts: SpectralStarts,
+    frames: Tensor,
+    labels: Tensor | None,
+    generator: torch.Generator,
+    tracker: _Tracker,
 ) -> Homogenizer:
     """Return the start with the rotation of its three colours that the network's last layer fits best.
 
@@ -269,6 +314,6 @@ def _rotated_start(
     few, few_labels = frames[:ROTATION_SEARCH_FRAMES], _first(labels, ROTATION_SEARCH_FRAMES)
 
     def score(rotation: Tensor) -> float:
-        return objective.evaluate_last_layer(starts.start(rotation), few, few_labels)
+        return tracker.add_start(objective.evaluate_last_layer(starts.start(rotation), few, few_labels), len(few))
 
     return starts.start(search_rotation(score, generator))

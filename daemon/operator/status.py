@@ -36,6 +36,11 @@ def _row(name: str, sensor: dict[str, Any]) -> Row:
 
 def _notes(sensor: dict[str, Any]) -> Iterator[str]:
     """Yield what does not fit into a column, one sentence each."""
+    if sensor.get("elapsed_s") is not None:  # an older daemon does not say
+        left = sensor["remaining_s"]
+        yield f"at work for {sensor['elapsed_s']:.0f} s" + (
+            "" if left is None else f", this step about {left:.0f} s more"
+        )
     if sensor["candidate"] is not None:
         yield f"candidate: {short_version(sensor['candidate'])}"
     if sensor["reason"]:

@@ -85,6 +85,7 @@ class Controller:
         decision = sensor.state_machine.step(now, self._facts(sensor))
         if decision is not None:
             self._carry_out(sensor, decision, now)
+        sensor.work_time.update(sensor.state_machine.state, sensor.state_machine.progress, now)
         self._record_state(sensor)
         self.export_state(sensor)
 

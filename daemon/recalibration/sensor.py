@@ -13,6 +13,7 @@ from daemon.frames.stall_detector import StallDetector
 from daemon.levels import WHOLE_WORDS, PixelValues
 from daemon.recalibration.check_watch import CheckWatch
 from daemon.recalibration.state_machine import StateMachine
+from daemon.recalibration.work_time import WorkTime
 from daemon.states import WITH_CANDIDATE, State
 from deploy.path import InferencePath, PreparedHomogenizer
 
@@ -45,6 +46,7 @@ class Sensor:
     reservoir: Reservoir
     drift_detector: DriftDetector
     state_machine: StateMachine
+    work_time: WorkTime = field(default_factory=WorkTime)
     pixel_values: PixelValues = WHOLE_WORDS
     latency_monitor: LatencyMonitor = field(default_factory=LatencyMonitor)
     stall_detector: StallDetector = field(default_factory=StallDetector)
@@ -89,6 +91,8 @@ class Sensor:
         return {
             "state": self.state_machine.state.value,
             "progress": round(self.state_machine.progress, 3),
+            "elapsed_s": _rounded(self.work_time.elapsed),
+            "remaining_s": _rounded(self.work_time.remaining),
             "reason": "; ".join(filter(None, (silence, self.unwatched, self.state_machine.reason))),
             "homogenizer": self.path.version,
             "drift_score": None if math.isnan(self.drift_score) else round(self.drift_score, 3),
@@ -100,3 +104,7 @@ class Sensor:
             "candidate": None if (candidate := self.candidate) is None else candidate.prepared.version,
             "last_fit": self.last_result,
         }
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)

@@ -17,7 +17,7 @@ from daemon.frames.reservoir import Reservoir
 from daemon.metrics import Metrics
 from daemon.recalibration.controller import Controller
 from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck
-from daemon.recalibration.job import JobResult
+from daemon.recalibration.job import JobProgress, JobResult
 from daemon.recalibration.sensor import Candidate, Sensor
 from daemon.recalibration.state_machine import StateMachine
 from daemon.state.restart import RestartState
@@ -482,3 +482,13 @@ def test_a_recalibration_that_passes_its_deadline_is_stopped_counted_and_recorde
 def test_a_stored_version_that_cannot_serve_is_not_tried_again(scene):
     scene.controller.handle(JobResult("front", Result.FAILED, "does not load", unusable="a"), scene.sensor, 0.0)
     assert scene.written == [("withdrawn", ["a"])]
+
+
+def test_a_status_tells_how_long_a_fit_runs_and_when_it_will_end(scene):
+    assert scene.sensor.status()["elapsed_s"] is None
+    scene.begin_fit()
+    scene.now += 10
+    scene.controller.handle(JobProgress("front", "fitting", 0.25, {}), scene.sensor, scene.now)
+    scene.step()
+    told = scene.sensor.status()
+    assert told["elapsed_s"] == pytest.approx(10, abs=0.2) and told["remaining_s"] == pytest.approx(30, abs=0.5)
