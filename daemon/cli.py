@@ -134,7 +134,7 @@ def commission(args: argparse.Namespace) -> int:
     if args.remove:
         remove_commission(args.model)
     else:
-        commission(args.model, args.frames, args.count)
+        commission(args.model, args.frames, args.count, args.force)
     return 0
 
 
@@ -264,6 +264,7 @@ def _add_commission(commands: Any) -> None:
     )
     action.add_argument("--remove", action="store_true", help="undo: use the statistics shipped in the model again")
     command.add_argument("--count", type=int, default=2048, help="pictures at most, evenly from all (%(default)s)")
+    command.add_argument("--force", action="store_true", help="take frames as clean that score as drifted")
 
 
 ORDERS = {

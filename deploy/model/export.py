@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deploy.files import digest_file, write_atomically
-from deploy.model.card import ModelCard, card_path
+from deploy.model.card import CommissionCard, ModelCard, card_path
+from deploy.model.document import DocumentError, load_document
 from deploy.model.frozen import check_class_count
 from deploy.model.mistakes import describe_mistake
 from deploy.model.program import (
@@ -43,6 +45,8 @@ CHECK_BATCH_SIZE = 3  # differs from the batch size of the trace, which is 2
 MAX_NAMES_SHOWN = 3  # in an error text
 DATA_PARALLEL_PREFIX = "module."  # nn.DataParallel puts it before every name
 COUNTER_SUFFIX = ".num_batches_tracked"  # a counter that inference does not need, and that some exporters leave out
+
+log = logging.getLogger(__name__)
 
 
 def export_model(
@@ -76,9 +80,25 @@ def export_model(
         "torch": str(torch.__version__),
     }
     card = draft.model_copy(update={"sha256": hashlib.sha256(data).hexdigest(), "exported": exported})
+    card = card.model_copy(update={"commissioned": _commission_before(output, card)})
     write_atomically(output, data)  # after a kill between the two writes the old card refuses the new model
     write_atomically(card_path(output), card.to_yaml().encode())
     return card
+
+
+def _commission_before(output: Path, card: ModelCard) -> CommissionCard | None:
+    """Return the measurement that the card before names, if it holds for the new one; say so where it is dropped."""
+    try:
+        before = load_document(card_path(output), ModelCard) if card_path(output).exists() else None
+    except DocumentError:  # it names nothing that could be used
+        return None
+    if before is None or before.commissioned is None:
+        return None
+    if (before.sha256, before.input, before.normalisation) == (card.sha256, card.input, card.normalisation):
+        return before.commissioned
+    frames, advice = before.commissioned.frames, "commission this one with `recald commission`"
+    log.warning("%s: the measurement of %d clean frames was of the model before: %s", output, frames, advice)
+    return None
 
 
 def build_module(builder: str, weights: Path | None) -> nn.Module:

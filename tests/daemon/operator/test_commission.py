@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 import shutil
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from synthetic import drifted, images, normalised, trained_network
 
 import daemon.operator.commission
 import deploy.model.commissioned
-from calibrate import FitError, fit, measure_clean, tap
+from calibrate import FitError, Limits, fit, measure_clean, tap
+from calibrate.scoring.scorer import Scorer
 from calibrate.source.commissioned import MIN_CLEAN_FRAMES, CleanData
 from daemon.cli import main
 from daemon.exit_codes import EX_CONFIG
@@ -277,6 +279,31 @@ def test_values_mean_what_the_card_says(model, tmp_path):
     card_path(model).write_text(card)
     daemon.operator.commission.commission(model, tmp_path / "detector.npz", COUNT)
     assert equal(kept(load_frozen(model)), measured(load_frozen(model), pictures))
+
+
+@pytest.mark.parametrize("wrong", ["drifted", "normalisation"])
+def test_frames_that_score_as_drifted_are_not_taken_as_clean_unless_forced(model, tmp_path, wrong, capfd):
+    pictures = images(COUNT, seed=3)
+    if wrong == "normalisation":
+        card_path(model).write_text(card_path(model).read_text().replace("- 0.25", "- 0.1"))
+    np.savez(tmp_path / "photos.npz", images=drifted(pictures) if wrong == "drifted" else pictures)
+    command = ["commission", "--model", str(model), "--frames", str(tmp_path / "photos.npz")]
+    before = {path: path.read_bytes() for path in model.parent.iterdir()}
+    assert main(command) == EX_CONFIG
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.search(r"photos.npz: their drift score .* is \d+\.\d\d, clean frames have up to 1.6: .*--force", line)
+    assert {path: path.read_bytes() for path in model.parent.iterdir()} == before
+    assert main([*command, "--force"]) == 0
+    assert load_frozen(model).card.commissioned.frames == COUNT
+
+
+def test_the_score_is_that_of_windows_and_not_of_all_frames_at_once():
+    """Pictures sorted by brightness, as of a night and a day: a window of neighbours would show one of them."""
+    pictures = normalised(images(512, seed=3))
+    scorer = Scorer.of(tap(trained_network()), tuple(pictures.shape[1:]), Limits.of([0.5] * 3, [0.25] * 3))
+    order = pictures.mean((1, 2, 3)).argsort()
+    assert daemon.operator.commission.window_score(scorer, pictures[order]) < 1.6
+    assert scorer.measure(pictures[order][:64]).drift.score > 1.6
 
 
 @pytest.mark.parametrize("count", ["255", "0", "-1"])

@@ -12,7 +12,7 @@ import torch
 
 import deploy.model.frozen
 from deploy.files import digest_file
-from deploy.model.card import ModelCard, card_path
+from deploy.model.card import CommissionCard, ModelCard, card_path
 from deploy.model.document import DocumentError, load_document
 from deploy.model.export import build_module, export_model
 from deploy.model.frozen import FrozenModel, load_frozen
@@ -113,6 +113,20 @@ def test_the_card_holds_what_was_given(exported):
     assert (card.input.channels, card.input.height, card.input.width) == SHAPE
     assert (card.normalisation.mean, card.normalisation.std) == (SETTINGS["mean"], SETTINGS["std"])
     assert card.exported["factory"] == "frozen_networks:make"
+
+
+@pytest.mark.parametrize(("change", "kept"), [({}, True), ({"std": [0.2, 0.2, 0.2]}, False), ({"builder": 1}, False)])
+def test_an_export_keeps_the_measurement_of_the_same_model_and_says_what_it_drops(folder, caplog, change, kept):
+    path, arguments = folder / "measured.pt2", {"builder": "frozen_networks:make", "weights": None, **SETTINGS}
+    named = CommissionCard(frames=300, sha256="c" * 64)
+    card = export_model(output=path, **arguments).model_copy(update={"commissioned": named})
+    if "builder" in change:  # as if another model had been there
+        card, change = card.model_copy(update={"sha256": "a" * 64}), {}
+    card_path(path).write_text(card.to_yaml())
+    again = export_model(output=path, **arguments | change)
+    assert again.commissioned == load_document(card_path(path), ModelCard).commissioned == (named if kept else None)
+    said = "measured.pt2: the measurement of 300 clean frames was of the model before: commission this one"
+    assert (said in caplog.text) is not kept
 
 
 def test_the_weights_digest_is_recorded(folder):
