@@ -155,7 +155,14 @@ class Daemon:
                 path = InferencePath(self._model.runner, closer=self._close_later)
                 self._closing.callback(path.close)
                 self.sensors[name] = restore_sensor(
-                    name, path, self.config, self._store, self._model, self._envelope, self._clock
+                    name,
+                    path,
+                    self.config,
+                    self._store,
+                    self._model,
+                    self._envelope,
+                    self._clock,
+                    self._audit_writer.record,
                 )
         self._closing.callback(self._discard_candidates)
 

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 SEAL_KEY = "seal"  # the key of a sealed document that holds the SHA-256 of all other keys
 READ_CHUNK_BYTES = 1 << 20
 FileIdentity = tuple[int, int]  # device and inode: the same as long as it is the same file, whatever its path
+
+
+def read_regular(path: Path) -> bytes:
+    """Read a whole file. Raises OSError, also for what is no regular file.
+
+    To open a FIFO waits for a writer, and a device never ends. Either would hang a start.
+    """
+    with open_regular(path) as file:
+        return file.read()
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading. Raises OSError, also for what is no regular file; never waits for another process."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    kind = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(kind):
+        os.close(descriptor)
+        number = errno.EISDIR if stat.S_ISDIR(kind) else errno.EINVAL
+        raise OSError(number, os.strerror(number) if stat.S_ISDIR(kind) else "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -66,7 +88,7 @@ def unseal(data: bytes) -> dict[str, Any]:
 def digest_file(path: Path) -> str:
     """Compute the SHA-256 of a file, as 64 hexadecimal digits. Raises OSError."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(READ_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -87,7 +109,7 @@ def _checksum(document: dict[str, Any]) -> str:
 
 
 def _remove_if_abandoned(path: Path) -> bool:
-    with suppress(OSError), path.open("rb") as file:  # the file is gone, in use, or cannot be removed
+    with suppress(OSError), open_regular(path) as file:  # the file is gone, in use, or cannot be removed
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel releases the lock of a killed writer
         path.unlink()
         return True

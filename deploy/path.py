@@ -105,19 +105,26 @@ class InferencePath:
         return InferenceResult(output, active.version)
 
     def prepare(
-        self, version: str, runner: Runner | None, golden: np.ndarray, eager: nn.Module | None = None
+        self,
+        version: str,
+        runner: Runner | None,
+        golden: np.ndarray,
+        eager: nn.Module | None = None,
+        *,
+        bounded: bool = True,
     ) -> PreparedHomogenizer:
         """Warm up a new ρ and prove it on golden frames (N, C, H, W), float32.
 
-        With `eager`, the outputs must also equal those of this module. Pass the returned value to `commit` or to
-        `discard`. Raises SwapRejected if the proof fails; `runner` is closed after any exception.
+        With `eager`, the outputs must also equal those of this module. bounded: the golden frames are as bright as the
+        camera's, and ρ may not leave their range. Pass the returned value to `commit` or to `discard`. Raises
+        SwapRejected if the proof fails; `runner` is closed after any exception.
         """
         if runner is None:
             return PreparedHomogenizer(version, None)
         with ExitStack() as on_failure:
             on_failure.callback(self._closer, runner)
             try:
-                cost_s = self._prove(version, runner, golden)
+                cost_s = self._prove(version, runner, golden, bounded)
                 if eager is not None:
                     check_parity(runner, eager, torch.from_numpy(golden))
             except ParityError as error:
@@ -164,7 +171,7 @@ class InferencePath:
         self.rollback()
         self.rollback()
 
-    def _prove(self, version: str, runner: Runner, golden: np.ndarray) -> float:
+    def _prove(self, version: str, runner: Runner, golden: np.ndarray, bounded: bool) -> float:
         """Run ρ and Φ on each golden frame; returns the shortest time of ρ for one frame (s).
 
         Other work on the machine only makes a run longer, so the shortest run shows the cost of ρ itself.
@@ -176,7 +183,7 @@ class InferencePath:
             start = self._clock()
             homogenized = runner.run(frame)
             durations.append(self._clock() - start)
-            fault = _image_fault(homogenized, golden)
+            fault = _shape_fault(homogenized, golden) or (_range_fault(homogenized, golden) if bounded else None)
             if fault is None and not np.isfinite(_run_chain(runner, self._model, frame)).all():
                 fault = "makes the frozen model's output not finite"
             if fault is not None:
@@ -193,10 +200,15 @@ def _run_chain(homogenizer: Runner | None, model: Runner, batch: np.ndarray) -> 
     return model.run(homogenizer.run(batch))
 
 
-def _image_fault(homogenized: np.ndarray, golden: np.ndarray) -> str | None:
-    """Say what keeps ρ's output from being an image in the range of the golden frames; None if it is one."""
+def _shape_fault(homogenized: np.ndarray, golden: np.ndarray) -> str | None:
+    """Say what keeps ρ's output from being an image like the golden frames; None if it is one."""
     if homogenized.shape[1:] != golden.shape[1:] or homogenized.dtype != np.float32:
         return f"gives {homogenized.dtype} of shape {homogenized.shape[1:]} for frames of {golden.shape[1:]}"
+    return None
+
+
+def _range_fault(homogenized: np.ndarray, golden: np.ndarray) -> str | None:
+    """Say how far ρ's output leaves the range of the golden frames; None if it does not."""
     low, high = float(golden.min()), float(golden.max())
     reach = MAX_REACH_SPANS * max(high - low, MIN_GOLDEN_SPAN)
     distance = float(np.abs(homogenized - (low + high) / 2).max())

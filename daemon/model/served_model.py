@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from calibrate.features.taps import tap
@@ -18,8 +17,7 @@ from deploy.model.commissioned import load_clean_data
 from deploy.model.frozen import FrozenModel, load_frozen
 from deploy.model.precision import PRECISIONS
 from deploy.model.program import ModelError
-
-GOLDEN_NOISE_FRAMES = 2  # at a start there are no camera frames yet to prove a network on
+from deploy.store.golden import golden_noise
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +113,3 @@ def open_runner(config: Config, backend: Backend, frozen: FrozenModel, compiled:
         raise ModelError(f"{frozen.path}: {backend.name} does not compute what the model does: {failure}") from failure
     log.info("%s is within %.0e of the eager model, at most %.0e", backend.name, error, tolerance)
     return runner
-
-
-def golden_noise(shape: tuple[int, int, int]) -> np.ndarray:
-    """Return golden frames (GOLDEN_NOISE_FRAMES, C, H, W) float32 of Gaussian noise, the same at every call."""
-    return np.random.default_rng(0).standard_normal((GOLDEN_NOISE_FRAMES, *shape), np.float32)

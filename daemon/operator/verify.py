@@ -16,15 +16,19 @@ from deploy.audit.log import AuditError, AuditLog, audit_path
 def verify(args: argparse.Namespace) -> bool:
     """Print every problem; return whether there is none."""
     from deploy.store.artefacts import ArtefactStore
-    from deploy.store.verify import store_problems
+    from deploy.store.verify import CompiledCheck, store_problems
 
     config = load_config(args.config)
     store = ArtefactStore(config.state.directory)
-    problems = [*_model_problems(config), *store_problems(store), *_audit_problems(config, args.anchor)]
+    check = CompiledCheck()
+    problems = [*_model_problems(config), *store_problems(store, check), *_audit_problems(config, args.anchor)]
     if args.json:
-        print(json.dumps({"problems": problems}))
-    else:
-        print("\n".join(problems) or f"{config.state.directory}: every byte is as it was written")
+        print(json.dumps({"problems": problems, "not_compared": check.skipped}))
+        return not problems
+    print("\n".join(problems) or f"{config.state.directory}: every byte is as it was written")
+    if check.skipped:
+        versions = ", ".join(version[:12] for version in check.skipped)
+        print(f"not compared with its weights: the compiled form of {versions}, of a backend or version not used here")
     return not problems
 
 

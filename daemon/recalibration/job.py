@@ -20,9 +20,10 @@ from daemon.worker.client import WorkerClient, WorkerError, WorkerTimeout
 from deploy.model.program import ModelError
 from deploy.path import InferencePath, PreparedHomogenizer, SwapRejected
 from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
+from deploy.store.compiled import input_shape, open_compiled
+from deploy.store.golden import golden_of, pick_golden
 
 ABORT_GRACE_S = 60.0  # for the thread of a job whose worker was killed; after it the thread itself hangs
-PROOF_FRAMES = 4  # of the collected frames, on which a homogenizer is proven with the runner that will serve
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ class JobRunner:
             if result not in WITH_VERSION:
                 return JobResult(sensor.name, result, answer["reason"], dossier=dossier)
             version = answer["version"]
-            golden = self._model.preprocessor.normalise(images[:: max(1, len(images) // PROOF_FRAMES)][:PROOF_FRAMES])
+            golden = self._model.preprocessor.normalise(pick_golden(images))
             prepared = self._prepare(sensor.path, version, golden)
             candidate = Candidate(prepared, job["active"], recalled=result is Result.RECALLED)
         except WorkerTimeout as error:
@@ -171,5 +172,10 @@ class JobRunner:
         artefact = self._store.get(version, self._model.digest)
         if artefact.compiled is None:
             raise StoreError(f"the compiled form of homogenizer {version[:12]} is missing")
-        admitted = None if self._envelope is None else self._envelope.admit(artefact)
-        return path.prepare(version, self._model.backend.load(artefact.compiled, threads=1), golden, admitted)
+        if self._envelope is not None:
+            self._envelope.admit(artefact)
+        runner = open_compiled(self._model.backend, artefact, artefact.compiled)
+        stored = golden_of(artefact.manifest, input_shape(artefact))
+        if stored is not None:  # as bright as the frames of its fit; a restart repeats this part of the proof
+            golden = np.concatenate([golden, stored])
+        return path.prepare(version, runner, golden, artefact.homogenizer)

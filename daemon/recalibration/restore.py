@@ -16,19 +16,26 @@ from daemon.frames.quality_filter import QualityFilter
 from daemon.frames.reservoir import Reservoir
 from daemon.frames.stall_detector import StallDetector
 from daemon.levels import PixelValues
-from daemon.model.served_model import ServedModel, golden_noise
+from daemon.model.served_model import ServedModel
 from daemon.recalibration.envelope import Envelope, OutsideEnvelope
 from daemon.recalibration.sensor import Sensor
 from daemon.recalibration.state_machine import StateMachine
 from daemon.state.restart import MIN_VALID_TIME_S
 from deploy.backends.engine_cache import compile_homogenizer
-from deploy.backends.protocol import same_backend_version
+from deploy.backends.protocol import Runner, same_backend_version
 from deploy.model.card import InputCard
 from deploy.model.program import ModelError
 from deploy.path import InferencePath, SwapRejected
 from deploy.store.artefacts import FACTORY, Artefact, ArtefactStore, StoreError
+from deploy.store.compiled import input_shape, open_compiled
+from deploy.store.golden import golden_noise, golden_of
 
 log = logging.getLogger(__name__)
+Record = Callable[[str, str, dict[str, Any]], None]  # AuditWriter.record: sensor, event, details
+
+
+def unrecorded(sensor: str, event: str, details: dict[str, Any]) -> None:
+    """Record nothing."""
 
 
 def restore_sensor(
@@ -39,12 +46,13 @@ def restore_sensor(
     model: ServedModel,
     envelope: Envelope | None,
     clock: Callable[[], float],
+    record: Record = unrecorded,
 ) -> Sensor:
-    """Return the sensor with its last good homogenizer in `path`. clock: monotonic, s.
+    """Return the sensor with its last good homogenizer in `path`. clock: monotonic, s. record: see `restore`.
 
     A probation that the restart cut short begins anew.
     """
-    restore(name, path, store, model, envelope)
+    restore(name, path, store, model, envelope, record)
     now = clock()  # restoring may have taken minutes
     window, fitted = config.drift.window, path.version != FACTORY
     since = serving_since(name, path.version, store)
@@ -79,22 +87,31 @@ def pixel_values(config: SensorConfig, card: InputCard) -> PixelValues:
 
 
 def restore(
-    sensor: str, path: InferencePath, store: ArtefactStore, model: ServedModel, envelope: Envelope | None = None
+    sensor: str,
+    path: InferencePath,
+    store: ArtefactStore,
+    model: ServedModel,
+    envelope: Envelope | None = None,
+    record: Record = unrecorded,
 ) -> None:
     """Let the last good homogenizer serve again, with the one before it ready for a rollback.
 
-    What is damaged, does not run or is outside of the envelope is skipped and logged; at worst the factory
-    homogenizer serves.
+    What is damaged, does not run or is outside of the envelope is skipped, logged, and recorded with `record`; at worst
+    the factory homogenizer serves.
     """
     version, artefact, problems = store.load_current(sensor, model.digest)
     for problem in problems:
         log.error("%s: %s", sensor, problem)
+        record(sensor, "homogenizer refused", {"reason": problem})
     if artefact is None:
         return
     previous = store.load_previous(sensor, version, model.digest)
-    if previous is not None:
-        _serve(sensor, previous, path, store, model, envelope)
-    _serve(sensor, artefact, path, store, model, envelope)
+    for stored in filter(None, (previous, artefact)):
+        try:
+            _serve(sensor, stored, path, store, model, envelope, record)
+        except (ModelError, StoreError, SwapRejected, OutsideEnvelope) as error:
+            log.error("%s: homogenizer %s cannot serve: %s", sensor, stored.version[:12], error)  # noqa: TRY400
+            record(sensor, "homogenizer refused", {"homogenizer": stored.version, "reason": str(error)})
 
 
 def _serve(
@@ -104,17 +121,36 @@ def _serve(
     store: ArtefactStore,
     model: ServedModel,
     envelope: Envelope | None,
+    record: Record,
 ) -> None:
+    """Repeat the proof that this homogenizer passed before it served, and let it serve.
+
+    One that was stored before manifests described golden frames has passed a proof on frames that nobody kept. Its
+    weights are still the same, so it must only run, and compute what they say.
+    """
+    if envelope is not None:
+        envelope.admit(artefact)
+    runner = _open(sensor, artefact, store, model, record)
+    golden = golden_of(artefact.manifest, input_shape(artefact))
+    proven_on = golden_noise(input_shape(artefact)) if golden is None else golden
+    path.commit(path.prepare(artefact.version, runner, proven_on, bounded=golden is not None))
+
+
+def _open(sensor: str, artefact: Artefact, store: ArtefactStore, model: ServedModel, record: Record) -> Runner:
+    """Open the compiled form, or build it again of the weights: where it is lost, outdated, or something else."""
+    backend, homogenizer, example = model.backend, artefact.homogenizer, torch.zeros(1, *input_shape(artefact))
+    compiled = artefact.compiled
+    if not same_backend_version(backend, artefact.manifest):
+        compiled = None
     try:
-        admitted = None if envelope is None else envelope.admit(artefact)
-        compiled = artefact.compiled
-        if compiled is None or not same_backend_version(model.backend, artefact.manifest):
-            example = torch.zeros(1, *model.input_shape)
-            compiled = compile_homogenizer(model.backend, artefact.homogenizer, example, store.root)
-        golden = golden_noise(model.input_shape)
-        path.commit(path.prepare(artefact.version, model.backend.load(compiled, threads=1), golden, admitted))
-    except (ModelError, SwapRejected, OutsideEnvelope) as error:
-        log.warning("%s: homogenizer %s cannot serve: %s", sensor, artefact.version[:12], error)
+        if compiled is None:
+            compiled = compile_homogenizer(backend, homogenizer, example, store.root)
+        return open_compiled(backend, artefact, compiled)
+    except ModelError as error:
+        log.error("%s: %s; it is built again", sensor, error)  # noqa: TRY400
+        record(sensor, "compiled again", {"homogenizer": artefact.version, "reason": str(error)})
+    compiled = compile_homogenizer(backend, homogenizer, example, store.root, anew=True)
+    return open_compiled(backend, artefact, compiled)
 
 
 def serving_since(sensor: str, version: str, store: ArtefactStore) -> float | None:

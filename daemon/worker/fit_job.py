@@ -27,10 +27,11 @@ from calibrate.validation import FitError
 from daemon.states import Result
 from daemon.worker.context import WorkerContext, clean_band
 from daemon.worker.dossier_builder import DossierBuilder, encode_examples
-from deploy.backends.engine_cache import compile_homogenizer
-from deploy.backends.protocol import ParityError, check_parity, same_backend_version
+from deploy.backends.protocol import ParityError, same_backend_version
 from deploy.model.program import ModelError
 from deploy.store.artefacts import FACTORY, StoreError
+from deploy.store.compiled import compile_proven
+from deploy.store.golden import describe_golden, pick_golden
 from deploy.store.retention import newest_versions, retain
 
 PARITY_FRAMES = 8  # held-out frames on which the compiled homogenizer must equal the eager one
@@ -127,6 +128,7 @@ class FitJob:
         self._send({"stage": "compiling", "ratio": 0.0})
         started = time.perf_counter()
         manifest = self._manifest(len(frames), fitted, fit_seconds) | {"verdict": verdict.as_dict()}
+        manifest["golden"] = describe_golden(pick_golden(frames.numpy()))
         version = self._compile_and_store(candidate, held_out[:PARITY_FRAMES], manifest)
         compile_seconds = time.perf_counter() - started
         self._dossier.end_stage("compiling")
@@ -151,12 +153,7 @@ class FitJob:
     def _compile_and_store(self, candidate: Homogenizer, golden: Tensor, manifest: dict[str, Any]) -> str:
         """Compile, check and store the candidate, and remove the sensor's oldest ones; returns its version."""
         backend, store = self._context.backend, self._context.store
-        compiled = compile_homogenizer(backend, candidate, golden[:1], store.root)
-        runner = backend.load(compiled, threads=1)
-        try:
-            check_parity(runner, candidate, golden)
-        finally:
-            runner.close()
+        compiled = compile_proven(backend, candidate, golden, store.root)
         version = store.put(candidate, manifest, compiled, backend.name)
         retain(store, self._job["sensor"], MAX_STORED_PER_SENSOR, protected=(self._job["active"], version))
         return version

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from calibrate.errors import RecaldError
+from deploy.files import read_regular
 
 SIGNATURE_SUFFIX = ".sig"
 SIGNATURE_BYTES = 64
@@ -65,7 +66,7 @@ def _public_key(path: Path) -> Any:
 
 def _read(path: Path, advice: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise SignatureError(f"{path}: cannot be read: {error.strerror}: {advice}") from error
 

@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 
 from deploy.audit.chain import LOG_BEGUN, NO_PREVIOUS_DIGEST, AuditRecord, canonical_json, next_record
-from deploy.files import digest_file, write_atomically
+from deploy.files import digest_file, open_regular, write_atomically
 
 AUDIT_FORMAT = 1
 BUSY_TIMEOUT_S = 5.0  # an append takes milliseconds; a longer wait is for a process that hangs
@@ -40,6 +41,7 @@ def open_database(path: Path, at: str) -> sqlite3.Connection:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _exclusive_lock(path):
+        _refuse_irregular(path)
         if path.exists() and not os.access(path, os.W_OK):
             path.open("r+b").close()  # raises: before the long check of the file, as the daemon retries each second
         damage = _damage(path)
@@ -51,7 +53,8 @@ def open_database(path: Path, at: str) -> sqlite3.Connection:
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:
-    """Open the log for reading, on a read-only disk too. Raises sqlite3.Error."""
+    """Open the log for reading, on a read-only disk too. Raises OSError, sqlite3.Error."""
+    _refuse_irregular(path)
     connection = _connect(path, "ro")
     try:
         connection.execute("PRAGMA schema_version")  # the first access to the file
@@ -66,8 +69,19 @@ def open_read_only(path: Path) -> sqlite3.Connection:
 
 
 def open_shared(path: Path) -> sqlite3.Connection:
-    """Open the log of another process for appending: nothing is begun, checked or set aside. Raises sqlite3.Error."""
+    """Open the log of another process for appending: nothing is begun, checked or set aside.
+
+    Raises OSError, sqlite3.Error.
+    """
+    _refuse_irregular(path)
     return _make_durable(_connect(path, "rw"))
+
+
+def _refuse_irregular(path: Path) -> None:
+    """Raise OSError where SQLite would open a FIFO, which waits for a writer, or a device."""
+    for file in map(partial(_with_suffix, path), DATABASE_SUFFIXES):
+        with suppress(FileNotFoundError):
+            open_regular(file).close()
 
 
 def insert(connection: sqlite3.Connection, record: AuditRecord) -> None:
@@ -166,7 +180,7 @@ def _with_suffix(path: Path, suffix: str) -> Path:
 def _exclusive_lock(path: Path) -> Iterator[None]:
     """Let one process at a time open the log: two would set aside what the other one has just begun."""
     # A file of its own: a running daemon keeps the folder locked, and the database file is replaced.
-    descriptor = os.open(_with_suffix(path, ".lock"), os.O_RDONLY | os.O_CREAT, 0o644)
+    descriptor = os.open(_with_suffix(path, ".lock"), os.O_RDONLY | os.O_CREAT | os.O_NONBLOCK, 0o644)
     try:
         _wait_for_lock(descriptor)
         yield

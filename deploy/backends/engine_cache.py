@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from deploy.backends.protocol import Backend, SharesKernels
-from deploy.files import write_atomically
+from deploy.files import read_regular, write_atomically
 from deploy.model.frozen import FrozenModel
 from deploy.model.precision import to_precision
 
@@ -43,8 +43,12 @@ class ModelCache:
         return compiled
 
 
-def compile_homogenizer(backend: Backend, homogenizer: nn.Module, example: torch.Tensor, state: Path) -> bytes:
+def compile_homogenizer(
+    backend: Backend, homogenizer: nn.Module, example: torch.Tensor, state: Path, *, anew: bool = False
+) -> bytes:
     """Compile ρ for images shaped like `example` (N, C, H, W). Raises ModelError.
+
+    anew: do not use the engine that is kept, and keep the new one instead.
 
     A builder may choose other kernels each time. A backend that shares kernels therefore builds one engine for all ρ
     of one shape, so that two ρ differ in nothing but their weights.
@@ -52,7 +56,7 @@ def compile_homogenizer(backend: Backend, homogenizer: nn.Module, example: torch
     if not isinstance(backend, SharesKernels):
         return backend.compile(homogenizer, example)
     path = _cache_path(state, backend, example, "homogenizer")
-    cached = _read(path)
+    cached = None if anew else _read(path)
     if cached is not None:
         return backend.with_weights_of(homogenizer, cached)
     compiled = backend.compile(homogenizer, example)
@@ -81,7 +85,7 @@ def _keep(path: Path, compiled: bytes) -> None:
 def _read(path: Path) -> bytes | None:
     """Read the compiled bytes; None if there are none that are intact."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from calibrate.features.taps import Taps
 from calibrate.source.commissioned import CleanData
-from deploy.files import write_atomically
+from deploy.files import read_regular, write_atomically
 from deploy.model.card import CommissionCard, ModelCard, card_path
 from deploy.model.document import load_document
 from deploy.model.frozen import FrozenModel
@@ -72,7 +72,7 @@ def read_clean_tensors(frozen: FrozenModel) -> dict[str, Tensor] | None:
         return None
     path = clean_data_path(frozen.path, named.sha256)
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}: {CLEAN_DATA_ADVICE}") from error
     if hashlib.sha256(data).hexdigest() != named.sha256:

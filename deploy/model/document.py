@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from calibrate.errors import RecaldError
+from deploy.files import read_regular
 from deploy.model.mistakes import describe_mistake
 
 DocumentT = TypeVar("DocumentT", bound=BaseModel)
@@ -47,7 +48,7 @@ def load_document(path: Path, model: type[DocumentT]) -> DocumentT:
 def read_document(path: Path) -> bytes:
     """Read the bytes of the file. Raises DocumentError if it cannot be read."""
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise DocumentError([f"{path}: cannot be read: {error.strerror}"]) from error
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from deploy.files import read_regular
 from deploy.model.card import ModelCard, card_path
 from deploy.model.document import load_document
 from deploy.model.program import ModelError, load_program, run_once
@@ -69,7 +70,7 @@ def check_class_count(output: torch.Tensor, card: ModelCard) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         raise ModelError(f"{path}: the model cannot be read: {error.strerror}") from error
 

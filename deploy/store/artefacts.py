@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ import torch
 
 from calibrate.errors import RecaldError
 from calibrate.homogenizer import Homogenizer
-from deploy.files import seal, sweep, unseal, write_atomically
+from deploy.files import read_regular, seal, sweep, unseal, write_atomically
 
 FACTORY = "factory"  # version of the identity homogenizer, which is always available and never stored
 MANIFEST_FORMAT = 1
@@ -240,8 +241,10 @@ def _finite(state: dict[str, torch.Tensor]) -> bool:
 
 
 def _write_once(path: Path, data: bytes) -> None:
-    if not path.exists() or path.read_bytes() != data:  # saves writes to flash, and replaces a damaged file
-        write_atomically(path, data)
+    with suppress(OSError):
+        if read_regular(path) == data:  # saves a write to flash
+            return
+    write_atomically(path, data)  # replaces a damaged file, too
 
 
 def _seal(document: dict[str, Any]) -> bytes:
@@ -253,7 +256,7 @@ def _seal(document: dict[str, Any]) -> bytes:
 
 def _read(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from deploy.files import seal, sweep, unseal, write_atomically
+from deploy.files import read_regular, seal, sweep, unseal, write_atomically
 from deploy.store.artefacts import StoreError, check_sensor_id
 from deploy.store.dossier import Dossier, read_dossier
 
@@ -88,7 +88,7 @@ class DossierArchive:
     def read(self, path: Path) -> StoredDossier:
         """Read and check one dossier. Raises StoreError."""
         try:
-            data = path.read_bytes()
+            data = read_regular(path)
             if hashlib.sha256(data).hexdigest() != path.stem:
                 raise ValueError("its SHA-256 is not the one it is named by")
             return StoredDossier(path.stem, read_dossier(unseal(data)), path)
@@ -104,7 +104,7 @@ class DossierArchive:
             path = frame_path(stored.path, number)
             if not path.exists():
                 continue
-            found.append(path.read_bytes())
+            found.append(read_regular(path))
             if hashlib.sha256(found[-1]).hexdigest() != digest:
                 raise StoreError(f"{path}: damaged: its SHA-256 is not the one that its dossier names")
         return found

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from deploy.files import unseal
+from deploy.files import read_regular, unseal
 from deploy.store.artefacts import ArtefactStore, StoreError
 
 
@@ -58,7 +58,7 @@ def retain(store: ArtefactStore, sensor: str, keep: int, protected: Collection[s
 
 def _read_manifest(path: Path) -> StoredHomogenizer | None:
     try:
-        manifest, written = unseal(path.read_bytes()), path.stat().st_mtime
+        manifest, written = unseal(read_regular(path)), path.stat().st_mtime
         version, sensor, model = (str(manifest.get(name)) for name in ("version", "sensor", "model"))
         return StoredHomogenizer(version, sensor, model, str(manifest["compiled"]["sha256"]), written, path)
     except (OSError, ValueError, KeyError, TypeError):

@@ -10,7 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.files import seal, sweep, unseal, write_atomically
+from deploy.audit.log import AuditError, AuditLog
+from deploy.files import read_regular, seal, sweep, unseal, write_atomically
+from deploy.model.card import ModelCard
+from deploy.model.document import DocumentError, load_document
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -134,3 +137,31 @@ def test_junk_is_refused(junk):
 def test_what_json_cannot_hold_is_refused():
     with pytest.raises(ValueError, match="JSON compliant"):
         seal({"loss": float("nan")})
+
+
+def test_only_regular_files_are_read(tmp_path):
+    """A FIFO would wait for a writer, and a device has no end."""
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("file")
+    assert read_regular(tmp_path / "link") == b"content"
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name in ("fifo", "zero"):
+        with pytest.raises(OSError, match="not a regular file"):
+            read_regular(tmp_path / name)
+    with pytest.raises(IsADirectoryError):
+        read_regular(tmp_path)
+    os.mkfifo(tmp_path / ".file.1234.tmp")
+    assert sweep(tmp_path) == 0
+
+
+def test_a_card_a_configuration_or_an_audit_log_that_is_a_fifo_is_refused_at_once(tmp_path):
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        os.mkfifo(fifo := tmp_path / f"audit.sqlite{suffix}")
+        for options in ({}, {"read_only": True}, {"shared": True}):
+            with pytest.raises(AuditError, match="not a regular file"):
+                AuditLog(tmp_path / "audit.sqlite", **options)
+        fifo.unlink()
+    os.mkfifo(tmp_path / "card.yaml")
+    with pytest.raises(DocumentError, match="not a regular file"):
+        load_document(tmp_path / "card.yaml", ModelCard)

@@ -15,7 +15,7 @@ from daemon.operator.report.wording import utc_time
 from daemon.operator.terminal import Row, print_table
 from daemon.operator.versions import short_version
 from deploy.audit.log import audit_path
-from deploy.files import write_atomically
+from deploy.files import read_regular, write_atomically
 from deploy.store.artefacts import ArtefactStore
 from deploy.store.dossier_archive import DossierArchive, StoredDossier
 
@@ -36,7 +36,7 @@ def report(args: argparse.Namespace) -> None:
         return
     chosen = _choose(dossiers, audit, args.number, args.version_prefix)
     if args.json:
-        _write(Path("-") if args.output is None else args.output, chosen.path.read_bytes())
+        _write(Path("-") if args.output is None else args.output, read_regular(chosen.path))
         return
     from daemon.operator.report.page import render
 

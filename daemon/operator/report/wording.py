@@ -180,6 +180,8 @@ def record_text(record: AuditRecord) -> str:
             return f"{recorded.get('state')}{reason}".replace("_", " ")
         case "candidate dropped":
             return f"{short_version(recorded.get('candidate'))} {recorded.get('result')}: {recorded.get('reason')}"
+        case "homogenizer refused" | "compiled again":
+            return f"{short_version(recorded.get('homogenizer', 'stored'))}: {recorded.get('reason')}"
         case "drift alarm" | "drift alarm over":
             return f"score {number(recorded.get('score'))} with {short_version(recorded.get('homogenizer'))}"
     return ", ".join(f"{name} {short_version(value)}" for name, value in recorded.items())

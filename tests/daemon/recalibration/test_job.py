@@ -153,7 +153,7 @@ def test_a_compiled_form_of_other_weights_than_those_measured_does_not_serve(sce
     scene.envelope = envelope_of(bias=0.5)
     finished = scene.recalibrate()
     assert (finished.result, finished.unusable) == ("failed", scene.version)
-    assert "is not what it was compiled from" in finished.reason
+    assert "its compiled form does not compute what its weights say" in finished.reason
 
 
 def test_a_worker_that_took_too_long_has_a_result_of_its_own(scene: Scene):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from compiled import compile_once
@@ -20,6 +22,9 @@ from deploy.backends.eager import EagerBackend
 from deploy.model.card import InputCard
 from deploy.path import InferencePath
 from deploy.store.artefacts import FACTORY, ArtefactStore
+from deploy.store.compiled import open_compiled
+from deploy.store.golden import describe_golden, golden_of
+from deploy.store.verify import store_problems
 
 MODEL, SHAPE = "a" * 64, (3, 8, 8)
 BACKEND = EagerBackend()
@@ -34,6 +39,7 @@ class Restart:
         self.versions = [self._put(0.25), self._put(0.5)]
         for at, version in enumerate(self.versions):
             self.store.point("front", version, MODEL, float(at))
+        self.records: list[tuple[str, str, dict[str, Any]]] = []
         self.model: Any = SimpleNamespace(digest=MODEL, backend=BACKEND, input_shape=SHAPE)
 
     def _put(self, bias: float) -> str:
@@ -48,7 +54,8 @@ class Restart:
 
     def restore(self, envelope: Envelope | None = None) -> InferencePath:
         path = InferencePath(BACKEND.load(compile_once(BACKEND, torch.nn.Identity(), EXAMPLE), threads=1))
-        restore("front", path, self.store, self.model, envelope)
+        self.records.clear()
+        restore("front", path, self.store, self.model, envelope, lambda *record: self.records.append(record))
         return path
 
 
@@ -89,13 +96,83 @@ def test_what_is_outside_of_the_envelope_does_not_serve_again(restart, caplog, l
     assert [version[:12] in line for version, line in zip(outside, told, strict=True)] == [True] * len(outside)
 
 
-def test_one_that_was_compiled_of_other_weights_does_not_serve_again_within_an_envelope(restart):
+@pytest.mark.parametrize("envelope", [None, envelope_of(bias=1)])
+def test_one_that_was_compiled_of_other_weights_is_built_again_and_recorded(restart, envelope):
+    """An exchanged compiled form may not serve under the version of the honest weights."""
     homogenizer = Homogenizer(*SHAPE).requires_grad_(False).eval()
     compiled = compile_once(BACKEND, homogenizer, EXAMPLE)
     homogenizer.bias += 0.75
     manifest = {"model": MODEL, "versions": {"backend": BACKEND.version()}}
-    restart.store.point("front", restart.store.put(homogenizer, manifest, compiled, "eager"), MODEL, 2.0)
-    assert restart.restore(envelope_of(bias=1)).version == restart.versions[1]
+    version = restart.store.put(homogenizer, manifest, compiled, "eager")
+    restart.store.point("front", version, MODEL, 2.0)
+    path = restart.restore(envelope)
+    assert path.version == version and path.infer(EXAMPLE.numpy()).output.max() == 0.75
+    ((sensor, event, details),) = restart.records
+    assert (sensor, event, details["homogenizer"]) == ("front", "compiled again", version)
+    assert "does not compute what its weights say" in details["reason"]
+
+
+def put_bright(restart, manifest: dict[str, Any]) -> str:
+    """Store one that suits a dark camera: it leaves the range of noise, and not of that camera's frames."""
+    homogenizer = Homogenizer(*SHAPE).requires_grad_(False).eval()
+    homogenizer.kernel *= 40
+    homogenizer.bias += 78
+    manifest = {"model": MODEL, "versions": {"backend": BACKEND.version()}} | manifest
+    compiled = compile_once(BACKEND, homogenizer, EXAMPLE)
+    version = restart.store.put(homogenizer, manifest, compiled, "eager")
+    restart.store.point("front", version, MODEL, 2.0)
+    return version
+
+
+DARK = np.random.default_rng(0).uniform(-2.0, -1.9, (4, *SHAPE)).astype(np.float32)
+
+
+@pytest.mark.parametrize("manifest", [{"golden": describe_golden(DARK)}, {}], ids=["with levels", "of an older recald"])
+def test_what_served_a_dark_camera_serves_it_again(restart, manifest):
+    version = put_bright(restart, manifest)
+    assert restart.restore().version == version and restart.records == []
+
+
+def test_what_passed_its_acceptance_passes_the_restart_on_the_stored_levels(restart):
+    """By the same proof: it is accepted on these frames and on the patterns of the same levels."""
+    path = InferencePath(BACKEND.load(compile_once(BACKEND, torch.nn.Identity(), EXAMPLE), threads=1))
+    artefact = restart.store.get(put_bright(restart, {"golden": describe_golden(DARK)}), MODEL)
+    stored = golden_of(artefact.manifest, SHAPE)
+    runner = open_compiled(BACKEND, artefact, artefact.compiled)
+    path.discard(path.prepare("accepted", runner, np.concatenate([DARK, stored])))
+    assert stored.min() == DARK.min() and stored.max() == DARK.max()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "reason"),
+    [({"golden": {"levels": [[]]}}, "not 33 levels a channel"), ({"golden": 1}, "not levels")],
+)
+def test_each_refusal_is_a_record(restart, manifest, reason):
+    version = put_bright(restart, manifest)
+    assert restart.restore().version == restart.versions[1]
+    assert [(event, details["homogenizer"]) for _, event, details in restart.records] == [
+        ("homogenizer refused", version)
+    ]
+    assert reason in restart.records[0][2]["reason"]
+
+
+def test_a_damaged_pointer_is_a_record(restart):
+    (restart.store.root / "sensors" / "front" / "current.json").write_bytes(b"")
+    assert restart.restore().version == FACTORY
+    assert [event for _, event, _ in restart.records] == ["homogenizer refused"]
+
+
+def test_a_fifo_or_a_device_in_the_place_of_any_file_hangs_no_start(restart):
+    for path in [path for path in restart.store.root.rglob("*") if path.is_file()]:
+        whole = path.read_bytes()
+        for put in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+            path.unlink()
+            put(path)
+            restart.restore()
+            assert any("not a regular file" in problem for problem in store_problems(restart.store)), path
+            path.unlink()
+            path.write_bytes(whole)
+    assert restart.restore().version == restart.versions[1]
 
 
 def test_after_a_rollback_to_the_factory_one_nothing_fitted_serves(restart):

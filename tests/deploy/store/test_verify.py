@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiled import compile_once
 
 from calibrate.homogenizer import Homogenizer
+from deploy.backends.eager import EagerBackend
 from deploy.store.artefacts import ArtefactStore
-from deploy.store.verify import store_problems
+from deploy.store.verify import CompiledCheck, store_problems
 
 MODEL = "a" * 64
 
@@ -94,3 +96,18 @@ def test_an_unknown_file_is_reported(store):
     stranger.parent.mkdir(exist_ok=True)
     stranger.touch()
     assert list(store_problems(store)) == [f"{stranger}: not written by recald"]
+
+
+def test_a_compiled_form_of_other_weights_is_found_and_what_cannot_be_compared_is_named(store):
+    assert list(store_problems(store, check := CompiledCheck())) == []
+    assert len(check.skipped) == 2  # of another version of the backend
+    backend, homogenizer = EagerBackend(), Homogenizer(3, 8, 8)
+    homogenizer.requires_grad_(False).kernel *= 0.9
+    honest = compile_once(backend, homogenizer, torch.zeros(1, 3, 8, 8))
+    for bias, problems in ((0.0, 0), (0.5, 1)):
+        homogenizer.bias.fill_(bias)
+        manifest = {"model": MODEL, "versions": {"backend": backend.version()}}
+        version = store.put(homogenizer, manifest, honest, "eager")
+        found = list(store_problems(store, check := CompiledCheck()))
+        assert len(found) == problems and len(check.skipped) == 2
+    assert f"homogenizer {version[:12]}: its compiled form does not compute what its weights say" in found[0]
