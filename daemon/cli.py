@@ -106,8 +106,9 @@ def report(args: argparse.Namespace) -> int:
 
 def purge(args: argparse.Namespace) -> int:
     from daemon.operator import purge
+    from daemon.operator.peer import user_name
 
-    purge.purge(args, _user())
+    purge.purge(args, user_name(os.getuid()))
     return 0
 
 
@@ -159,8 +160,9 @@ def order(args: argparse.Namespace) -> int:
 
 
 def _user() -> str:
+    """Return the name that an order carries as a note; the daemon itself finds out whose process gives it."""
     try:
-        return getpass.getuser()
+        return os.environ.get("SUDO_USER") or getpass.getuser()
     except (KeyError, OSError):  # in a container a user may have no name
         return str(os.getuid())
 

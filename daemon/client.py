@@ -334,7 +334,8 @@ def order(
 ) -> dict[str, Any]:
     """Give one order to a running recald; return its answer, whose "said" tells what happens next.
 
-    name: recalibrate, approve, reject, rollback, hold or release. by: who orders it, for the audit log.
+    name: recalibrate, approve, reject, rollback, hold or release. by: a name, which
+    the audit log notes beside the user of this process.
     version: for approve and reject: this candidate and no newer one, 8 digits or more. timeout: in seconds.
     Raises ControlError where recald refuses the order, with its reason, or where nobody answers.
     """

@@ -13,6 +13,7 @@ import zmq
 
 from calibrate.errors import RecaldError
 from daemon.exit_codes import TemporaryError
+from daemon.operator.peer import peer_of
 from daemon.zmq_sockets import bind, connect, ipc_path, open_socket, probe
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ class NoAnswerError(ControlError, TemporaryError):
 class ControlServer:
     """Answers requests from `start()` until `close()`, in a thread of its own.
 
-    `handler` gets {"command": ..., ...} in that thread and returns what is added to {"ok": true}; its ValueError
-    becomes {"ok": false, "error": ...}.
+    `handler` gets {"command": ..., "peer": Peer, ...} in that thread and returns what is added to {"ok": true}; its
+    ValueError becomes {"ok": false, "error": ...}. The peer is who the kernel says it is.
     """
 
     def __init__(self, context: zmq.Context, endpoint: str, handler: Handler):
@@ -61,11 +62,11 @@ class ControlServer:
     def _run(self) -> None:
         while not self._stopping.is_set():
             if self._socket.poll(CONTROL_POLL_MS):
-                self._socket.send(self._answer(self._socket.recv_multipart()))
+                self._socket.send(self._answer(self._socket.recv_multipart(copy=False)))
 
-    def _answer(self, parts: list[bytes]) -> bytes:
+    def _answer(self, frames: list[zmq.Frame]) -> bytes:
         try:
-            reply = self._handler(_read_request(parts))
+            reply = self._handler(_read_request([frame.bytes for frame in frames]) | {"peer": peer_of(frames[-1])})
             return json.dumps({**reply, "ok": True}).encode()
         except TemporaryError as error:
             return _refusal(str(error), temporary=True)
@@ -116,8 +117,14 @@ def request(endpoint: str, message: Mapping[str, Any], timeout: float) -> dict[s
         _connect(socket, endpoint)
         socket.send(json.dumps(message).encode())
         if not socket.poll(round(timeout * 1000)):
-            raise NoAnswerError(f"no answer on {endpoint} within {timeout:g} s: is recald running?")
+            raise NoAnswerError(f"no answer on {endpoint} within {timeout:g} s: {_advice(message)}")
         return _read_answer(socket.recv(), endpoint)
+
+
+def _advice(message: Mapping[str, Any]) -> str:
+    if message.get("command") == "status":
+        return "is recald running?"
+    return "the order may still be carried out: look at `recald history` before you give it again"
 
 
 def ask(endpoint: str, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from daemon.exit_codes import TemporaryError
+from daemon.operator.peer import Peer, claimed_name
 from daemon.recalibration.controller import Controller
 from daemon.recalibration.sensor import Sensor
 from daemon.recalibration.state_machine import OrderRefused
@@ -25,12 +26,23 @@ MIN_VERSION_DIGITS = 8  # of a candidate's version; `recald status` shows as man
 
 @dataclass(frozen=True)
 class Order:
-    """An order as received. by: the user. version: of the candidate that is meant; None means the waiting one."""
+    """An order as received. peer: who gave it. version: of the candidate that is meant; None means the waiting one.
+
+    claimed: the name that the client gave itself, such as that of the person behind sudo; it proves nothing.
+    """
 
     name: str
     sensor: str
-    by: str = "unknown"
+    peer: Peer = Peer()
     version: Any = None
+    claimed: str = ""
+
+    @property
+    def given_by(self) -> dict[str, Any]:
+        """Who gave it, for the audit log."""
+        pid = {} if self.peer.pid is None else {"pid": self.peer.pid}
+        claimed = {"claimed": self.claimed} if self.claimed not in ("", self.peer.user) else {}
+        return {"by": self.peer.user} | pid | claimed
 
 
 class OrderQueue:
@@ -53,13 +65,16 @@ class OrderQueue:
         if not isinstance(name, str) or name not in self._sensors:
             raise ValueError(f"unknown sensor {name!r}: configured are {', '.join(self._sensors)}")
         answer: Future[dict[str, Any]] = Future()
-        order = Order(command, name, str(request.get("by", "unknown")), request.get("version"))
+        claimed = claimed_name(request.get("by"))
+        order = Order(command, name, request.get("peer", Peer()), request.get("version"), claimed)
         self._waiting.put((order, answer))
         try:
             return answer.result(ORDER_TIMEOUT_S)
         except FutureTimeout:
-            answer.cancel()
-            raise TemporaryError("the daemon is busy, and the order was dropped: try again") from None
+            if answer.cancel():
+                raise TemporaryError("the daemon is busy, and the order was dropped: try again") from None
+            begun = "the order is being carried out, no answer yet: `recald history` shows what came of it"
+            raise TemporaryError(begun) from None
 
     def carry_out_all(self) -> None:
         """Carry out the orders that wait. Called by the frame thread, between two frames."""
@@ -101,7 +116,7 @@ class Orders:
         if order.version is not None:
             _check_version(order, sensor)
         message = self._handlers[order.name](sensor)
-        details = {"order": order.name, "by": order.by} | candidate
+        details = {"order": order.name} | order.given_by | candidate
         self._audit_writer.record(sensor.name, "order", details)
         return {"sensor": sensor.name, "said": message}
 

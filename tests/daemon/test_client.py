@@ -354,7 +354,7 @@ def serve(context, folder):
 def test_the_status_is_what_the_daemon_answers(serve):
     endpoint = serve(lambda request: {"asked": request, "sensors": {"front": {"state": "factory"}}})
     answer = status(endpoint)
-    assert answer["asked"] == {"command": "status"}
+    assert answer["asked"].keys() == {"command", "peer"}
     assert answer["sensors"]["front"]["state"] == "factory"
 
 
@@ -362,7 +362,8 @@ def test_an_order_names_who_gives_it_and_returns_what_comes_next(serve):
     endpoint = serve(lambda request: {"said": "collects frames for a fit", "asked": request})
     answer = order(endpoint, "recalibrate", "front", by="nightly job")
     assert answer["said"] == "collects frames for a fit"
-    assert answer["asked"] == {"command": "recalibrate", "sensor": "front", "by": "nightly job", "version": None}
+    asked = {"command": "recalibrate", "sensor": "front", "by": "nightly job", "version": None}
+    assert answer["asked"].items() >= asked.items()
     assert order(endpoint, "approve", "front", by="me", version="0123abcd")["asked"]["version"] == "0123abcd"
 
 

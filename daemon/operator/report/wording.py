@@ -125,7 +125,13 @@ def _service_end(version: str, later: Sequence[AuditRecord]) -> Outcome | None:
 
 def _ordered_by(records: Sequence[AuditRecord], order: str) -> str:
     record = find_record(records, "order", order=order)
-    return f", ordered by {details(record).get('by')}" if record else ""
+    return f", ordered by {_who(details(record))}" if record else ""
+
+
+def _who(recorded: dict[str, Any]) -> str:
+    """Name who gave an order: the user that the kernel saw, and the name that the client gave itself."""
+    claimed = f" (calls itself {recorded['claimed']})" if recorded.get("claimed") else ""
+    return f"{recorded.get('by')}{claimed}"
 
 
 # ---- single entries of the page
@@ -170,7 +176,7 @@ def record_text(record: AuditRecord) -> str:
         case "rollback":
             return f"{after} serves again instead of {before}: {_rollback_text(recorded)}"
         case "order":
-            return f"{recorded.get('order')}, by {recorded.get('by')}"
+            return f"{recorded.get('order')}, by {_who(recorded)}"
         case "fit":
             stored = f"; candidate {short_version(recorded['candidate'])}" if recorded.get("candidate") else ""
             dossier = short_version(recorded.get("dossier"))

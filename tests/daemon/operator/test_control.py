@@ -13,6 +13,7 @@ import zmq
 
 from daemon.exit_codes import TemporaryError
 from daemon.operator.control import MAX_REQUEST_BYTES, ControlError, ControlServer, NoAnswerError, ask, request
+from daemon.operator.peer import user_name
 
 WAIT = 5.0
 
@@ -49,8 +50,45 @@ def test_a_request_is_answered(server, endpoint):
     assert request(endpoint, {"command": "status", "sensor": "front"}, WAIT) == {
         "ok": True,
         "sensors": ["front"],
-        "asked": {"command": "status", "sensor": "front"},
+        "asked": {"command": "status", "sensor": "front", "peer": [user_name(os.getuid()), os.getpid()]},
     }
+
+
+def test_the_peer_is_who_the_kernel_says_and_not_who_the_client_says(context, folder):
+    """Another process, of another user where this one may become one, sends a name and a peer of its own."""
+    endpoint = f"ipc://{folder}/control"
+    server = ControlServer(context, endpoint, answer)
+    server.start()
+    folder.chmod(0o755)
+    (folder / "control").chmod(0o666)
+    code = f"""
+import os, zmq
+socket = zmq.Context().socket(zmq.REQ)
+if os.getuid() == 0:
+    os.setuid(65534)
+socket.connect({endpoint!r})
+socket.send(b'{{"command": "status", "by": "root", "peer": ["root", 1]}}')
+print(os.getpid(), os.getuid(), socket.recv().decode(), flush=True)
+"""
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    finally:
+        server.close()
+    pid, uid, reply = done.stdout.split(maxsplit=2)
+    assert json.loads(reply)["asked"]["peer"] == [user_name(int(uid)), int(pid)]
+
+
+def test_a_user_without_a_name_has_a_number():
+    assert user_name(4_000_000_000) == "uid 4000000000"
+
+
+def test_where_the_kernel_knows_no_user_none_is_named(context, open_peer):
+    server = ControlServer(context, "tcp://127.0.0.1:*", answer)
+    server.start()
+    try:
+        assert request(server.endpoint, {"command": "status"}, WAIT)["asked"]["peer"] == ["unknown", None]
+    finally:
+        server.close()
 
 
 def test_a_refusal_says_why(server, endpoint):

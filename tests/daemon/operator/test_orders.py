@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,7 +10,9 @@ from typing import Any, cast
 import pytest
 
 from daemon.config import RecalibrateConfig
+from daemon.exit_codes import TemporaryError
 from daemon.operator.orders import Order, OrderQueue, Orders
+from daemon.operator.peer import Peer
 from daemon.recalibration.decisions import Commit, Facts
 from daemon.recalibration.sensor import Candidate, Sensor
 from daemon.recalibration.state_machine import OrderRefused, StateMachine
@@ -17,20 +20,20 @@ from daemon.states import State
 from deploy.path import InferencePath, PreparedHomogenizer
 from deploy.store.artefacts import FACTORY
 
-ROLLBACK = {"command": "rollback", "sensor": "front", "by": "somebody"}
+ROLLBACK = {"command": "rollback", "sensor": "front", "by": "somebody", "peer": Peer("ada", 7)}
 
 
 class Frames:
     """The frame thread's end of the queue: it carries out orders when it is asked to."""
 
     def __init__(self) -> None:
-        self.done: list[tuple[str, str]] = []
+        self.done: list[tuple[str, dict[str, Any]]] = []
         orders: Any = SimpleNamespace(names=lambda: ("rollback",), carry_out=self.carry_out)
         sensor: Any = object()
         self.queue = OrderQueue(orders, {"front": sensor})
 
     def carry_out(self, order: Order, sensor: object) -> dict[str, str]:
-        self.done.append((order.name, order.by))
+        self.done.append((order.name, order.given_by))
         if len(self.done) > 1:
             raise ValueError("there is nothing to go back to")
         return {"said": "factory serves again"}
@@ -52,7 +55,35 @@ def ask(frames: Frames) -> dict[str, Any]:
 
 def test_an_order_is_carried_out_and_answered(frames):
     assert ask(frames) == {"said": "factory serves again"}
-    assert frames.done == [("rollback", "somebody")]
+    assert frames.done == [("rollback", {"by": "ada", "pid": 7, "claimed": "somebody"})]
+
+
+@pytest.mark.parametrize(
+    ("by", "claimed"),
+    [(None, {}), ("ada", {}), ({"a": 1}, {}), ("x" * 99, {"claimed": "x" * 64}), ("a\x1b[2J\n", {"claimed": "a?[2J "})],
+)
+def test_a_name_that_the_client_gives_is_a_short_note_beside_the_user(frames, by, claimed):
+    with ThreadPoolExecutor(1) as control:
+        answer = control.submit(frames.queue.submit, ROLLBACK | {"by": by})
+        while not answer.done():
+            frames.queue.carry_out_all()
+    assert frames.done == [("rollback", {"by": "ada", "pid": 7} | claimed)]
+
+
+def test_an_order_that_takes_long_is_not_called_dropped(frames, monkeypatch):
+    """It was begun: whoever gives it again may take back two homogenizers."""
+    monkeypatch.setattr("daemon.operator.orders.ORDER_TIMEOUT_S", 0.2)
+    told = threading.Event()
+    frames.queue._orders.carry_out = lambda *_: told.wait(10) and {"said": "done"}
+    with ThreadPoolExecutor(1) as control:
+        answer = control.submit(frames.queue.submit, ROLLBACK)
+        while frames.queue._waiting.empty():
+            pass
+        with ThreadPoolExecutor(1) as frame_thread:
+            frame_thread.submit(frames.queue.carry_out_all)
+            with pytest.raises(TemporaryError, match="no answer yet: `recald history` shows"):
+                answer.result()
+            told.set()
 
 
 def test_a_refusal_names_the_sensor(frames):
@@ -109,7 +140,7 @@ class Desk:
         self.records.append((event, details))
 
     def order(self, name: str, version: object = None) -> str:
-        return self.orders.carry_out(Order(name, "front", "anna", version), self.sensor)["said"]
+        return self.orders.carry_out(Order(name, "front", Peer("anna", 9), version), self.sensor)["said"]
 
     def decision(self) -> object:
         return self.sensor.state_machine.step(2.0, Facts())
@@ -119,7 +150,7 @@ class Desk:
 def test_the_candidate_that_waits_is_approved_and_named_in_the_log(version):
     desk = Desk()
     assert desk.order("approve", version).startswith("candidate 0123456789ab serves")
-    assert desk.records == [("order", {"order": "approve", "by": "anna", "candidate": VERSION})]
+    assert desk.records == [("order", {"order": "approve", "by": "anna", "pid": 9, "candidate": VERSION})]
     assert desk.decision() == Commit()
 
 
