@@ -18,6 +18,7 @@ from typing import Any
 
 from daemon import CONTROL_ENDPOINT, __version__
 from daemon.exit_codes import EX_CONFIG, EX_INTERRUPTED, EX_SOFTWARE, EX_TEMPFAIL, error_text, exit_code
+from daemon.states import HOLD_MEANING
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,8 +54,7 @@ def run_daemon(args: argparse.Namespace) -> int:
 
     from prometheus_client import REGISTRY
 
-    from daemon.loop import Daemon
-    from daemon.supervision import ThreadDied
+    from daemon.loop import Daemon, ThreadDied
     from daemon.systemd_notify import Notifier
 
     with closing(Notifier()) as notifier:
@@ -274,7 +274,7 @@ ORDERS = {
     "approve": "let the waiting candidate serve (recalibrate.mode supervised)",
     "reject": "drop the waiting candidate",
     "rollback": "let the homogenizer before the active one serve again",
-    "hold": "forbid swaps until --release",
+    "hold": f"hold the homogenizer until --release: {HOLD_MEANING}",
 }
 
 
@@ -287,7 +287,7 @@ def _add_operator(commands: Any) -> None:
         "--config /etc/recald/recald.yaml",
     )
     orders = {name: _add(commands, name, order, text, "--sensor front") for name, text in ORDERS.items()}
-    orders["hold"].add_argument("--release", action="store_true", help="undo: allow swaps again")
+    orders["hold"].add_argument("--release", action="store_true", help="undo: new homogenizers may serve again")
     for name in ("approve", "reject"):
         orders[name].add_argument(
             "--version", metavar="V", help="only if this candidate waits, no newer one: 8 digits of its version or more"

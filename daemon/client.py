@@ -188,7 +188,7 @@ class Camera(_Connection):
         ValueError where `encoding` differs.
         seq: by default 0, 1, 2, ... for each frame of this camera, sent or not.
         timestamp: when the picture was taken, ns since the epoch; by default now.
-        hold: ask recald not to exchange the homogenizer now.
+        hold: ask recald to let no new homogenizer serve now.
         bits: how many bits of 16 are significant, such as 12; by default as recald's configuration says.
         """
         seq = self.sent + self.dropped if seq is None else seq

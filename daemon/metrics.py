@@ -203,7 +203,7 @@ class Metrics:
         self.audit_records = Counter("audit_records_total", "Records written to the audit log.", **common)
         self.audit_failures = Counter(
             "audit_failures_total",
-            "Failed tries to write the audit log. While it cannot be written, nothing is swapped.",
+            "Failed tries to write the audit log. While it cannot be written, no new homogenizer serves.",
             **common,
         )
 

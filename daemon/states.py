@@ -24,6 +24,9 @@ class State(str, Enum):
     __str__ = str.__str__  # the value, in f-strings of every Python version
 
 
+# What an operator's hold means: the same sentence in the answer to the order, in `recald status` and in the help.
+HOLD_MEANING = "no new homogenizer serves; the way back, to the one before or to none, stays open"
+
 AT_REST = (State.FACTORY, State.ACTIVE, State.ROLLED_BACK, State.FAILED, State.INVALID)
 IN_WORK = (State.FITTING, State.JUDGING, State.COMPILING)  # a worker is busy with a recalibration
 WITH_CANDIDATE = (State.SHADOW, State.AWAITING_APPROVAL)  # a proven candidate does not serve yet

@@ -17,6 +17,7 @@ from daemon.recalibration.sensor import Sensor
 from daemon.recalibration.state_machine import OrderRefused
 from daemon.state.audit_writer import AuditWriter
 from daemon.state.restart import HELD_BY_OPERATOR
+from daemon.states import HOLD_MEANING
 from deploy.store.artefacts import FACTORY
 
 ORDER_TIMEOUT_S = 3.0  # an order waits until the frame that is served now is done
@@ -142,8 +143,7 @@ class Orders:
 
     def _hold(self, sensor: Sensor) -> str:
         sensor.operator_hold = HELD_BY_OPERATOR
-        exception = "a homogenizer that fails on a frame is still rolled back"
-        return f"nothing is swapped until `recald hold --release`, also after a restart; {exception}"
+        return f"until `recald hold --release`, also after a restart: {HOLD_MEANING}"
 
     def _release(self, sensor: Sensor) -> str:
         sensor.operator_hold = ""

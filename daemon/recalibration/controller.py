@@ -28,7 +28,7 @@ from daemon.recalibration.state_machine import RESULT_EXPECTED
 from daemon.state.audit_writer import AuditWriter
 from daemon.state.restart import RestartState
 from daemon.state.state_writer import StateWriter
-from daemon.states import Result, State
+from daemon.states import HOLD_MEANING, Result, State
 from deploy.path import PreparedHomogenizer
 from deploy.store.artefacts import FACTORY
 
@@ -229,7 +229,7 @@ class Controller:
         sensor.candidate = job.candidate
         if job.candidate.champion == sensor.path.version:
             sensor.compared_up_to = sensor.reservoir.added
-            sensor.state_machine.candidate_ready(now)
+            sensor.state_machine.candidate_ready(now, job.candidate.prepared.version == FACTORY)
         else:  # a rollback happened meanwhile: the candidate was never compared with what serves now
             self._drop_candidate(sensor, Result.OUTDATED)
             reason = "the candidate was judged against a homogenizer that no longer serves"
@@ -247,7 +247,7 @@ class Controller:
             return
         sensor.operator_hold = restart.hold
         if restart.hold:
-            log.warning("%s: nothing is swapped until `recald hold --release`: %s", sensor.name, restart.hold)
+            log.warning("%s: %s; until `recald hold --release`: %s", sensor.name, HOLD_MEANING, restart.hold)
             # Recorded once more, so that the record of a hold is not pruned while the hold lasts.
             self._audit_writer.record(sensor.name, "order", {"order": "hold", "by": "recald", "reason": restart.hold})
 
@@ -270,7 +270,7 @@ class Controller:
         )
 
     def _hold_reason(self, sensor: Sensor) -> str:
-        """Return why nothing may be swapped now, or ""."""
+        """Return why no new homogenizer may serve now, or ""."""
         if problem := self._audit_writer.problem:
             return f"the audit log cannot be written: {problem}"
         if sensor.operator_hold is None:

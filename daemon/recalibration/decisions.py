@@ -13,9 +13,10 @@ class Facts:
 
     alarm: of the drift detector. label_shift: few classes are in view, and the model is sure of them. raw_clean: the
     frames are clean without a homogenizer. collected: frames since collecting began. worker_free: a fit may start.
-    hold_reason: why nothing may be swapped, or "". latency_problem: how much slower than expected a frame is, or "".
-    unwatched: why there is no drift score although frames come, or ""; `alarm` then says nothing. silent: the camera
-    has stopped. missed_comparisons: how many the newest frames were enough for, and that did not come.
+    hold_reason: why no new homogenizer may serve, or ""; the way back, to the one before or to none, stays open.
+    latency_problem: how much slower than expected a frame is, or "". unwatched: why there is no drift score although
+    frames come, or ""; `alarm` then says nothing. silent: the camera has stopped. missed_comparisons: how many the
+    newest frames were enough for, and that did not come.
     """
 
     alarm: bool = False

@@ -14,7 +14,7 @@ from daemon.levels import WHOLE_WORDS, PixelValues
 from daemon.recalibration.check_watch import CheckWatch
 from daemon.recalibration.state_machine import StateMachine
 from daemon.recalibration.work_time import WorkTime
-from daemon.states import WITH_CANDIDATE, State
+from daemon.states import HOLD_MEANING, WITH_CANDIDATE, State
 from deploy.path import InferencePath, PreparedHomogenizer
 
 
@@ -58,8 +58,8 @@ class Sensor:
     label_shift: bool = False  # few classes are in view, and the model is sure of them
     raw_clean: bool = False  # the frames are clean without a homogenizer
     scores: dict[str, Any] = field(default_factory=dict)  # of the last drift check
-    hold: bool = False  # the newest frame asks for no swap
-    operator_hold: str | None = ""  # why the operator allows no swap; "": allowed, None: not read from the log yet
+    hold: bool = False  # the newest frame asks for no new homogenizer
+    operator_hold: str | None = ""  # why the operator allows no new one; "": allowed, None: not read from the log yet
     candidate: Candidate | None = None  # in the shadow or waiting for approval
     withdrawn: set[str] = field(default_factory=set)  # versions rolled back or dropped, which are not tried again
     compared_up_to: int = 0  # `reservoir.added` when the challenger was last compared, or appeared
@@ -88,12 +88,13 @@ class Sensor:
     def status(self) -> dict[str, Any]:
         """Return what `recald status` shows, JSON-able."""
         silence = f"no frames for {self.silent_s:.0f} s" if self.silent_s else ""
+        held = f"held: {HOLD_MEANING}" if self.operator_hold else ""
         return {
             "state": self.state_machine.state.value,
             "progress": round(self.state_machine.progress, 3),
             "elapsed_s": _rounded(self.work_time.elapsed),
             "remaining_s": _rounded(self.work_time.remaining),
-            "reason": "; ".join(filter(None, (silence, self.unwatched, self.state_machine.reason))),
+            "reason": "; ".join(filter(None, (silence, self.unwatched, self.state_machine.reason, held))),
             "homogenizer": self.path.version,
             "drift_score": None if math.isnan(self.drift_score) else round(self.drift_score, 3),
             "drift_alarm": None if self.unwatched else self.drift_detector.alarm,

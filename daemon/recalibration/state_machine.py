@@ -84,6 +84,7 @@ class StateMachine:
         self._last_recall = -math.inf
         self._frames_outdated = False  # newer frames have contradicted a fit to the collected ones
         self._approval: bool | None = None
+        self._candidate_is_factory = False
         self._comparisons: deque[bool] = deque(maxlen=MAX_COMPARISONS)  # whether each found the challenger better
         self._last_step = now
         self._seconds_in_state = self._uncompared_s = 0.0  # without the time of a stopped camera
@@ -119,8 +120,9 @@ class StateMachine:
         if self.state in IN_WORK and stage in IN_WORK:
             self.state, self.progress = stage, ratio
 
-    def candidate_ready(self, now: float) -> None:
-        """Note that a candidate is proven and may serve."""
+    def candidate_ready(self, now: float, factory: bool = False) -> None:
+        """Note that a candidate is proven and may serve. factory: it is none, so that no hold is to delay it."""
+        self._candidate_is_factory = factory
         self._enter(State.SHADOW, now, "a candidate runs beside the active homogenizer")
 
     def finished(self, result: Result, now: float, reason: str = "") -> None:
@@ -181,7 +183,7 @@ class StateMachine:
 
     def _must_serve_factory(self, now: float, facts: Facts) -> bool:
         """Return whether the active homogenizer causes the alarm: without it the frames are clean."""
-        if self.state in IN_WORK or facts.hold_reason or self._config.mode == "locked":
+        if self.state in IN_WORK or self._config.mode == "locked":
             return False
         return self._serving and _alarmed(facts) and facts.raw_clean and now >= self._factory_allowed_from
 
@@ -315,7 +317,7 @@ class StateMachine:
                 self.state, self.progress, self._seconds_in_state = State.AWAITING_APPROVAL, 0.0, 0.0
                 self.reason = "`recald approve` lets the candidate serve, `recald reject` drops it"
             return None
-        if hold_reason:
+        if hold_reason and not self._candidate_is_factory:
             self.reason = f"the candidate waits: {hold_reason}"
             return None
         return Commit()
@@ -325,8 +327,8 @@ class StateMachine:
         newest = list(self._comparisons)[-ROLLBACK_COMPARISONS:]
         previous_better = len(newest) == ROLLBACK_COMPARISONS and all(newest)
         if previous_better or facts.latency_problem:
-            if facts.hold_reason:
-                return None  # nothing may be swapped: it stays, and stays on probation
+            if facts.hold_reason and not self._serving:
+                return None  # from factory to a fitted homogenizer is no way back: that waits
             return RollBack("regress") if previous_better else RollBack("latency", facts.latency_problem)
         if self.progress == 1.0 and len(self._comparisons) >= MIN_COMPARISONS:
             self._failures = self._backoffs = 0

@@ -1,4 +1,4 @@
-"""Writes the audit log in the background. While it cannot be written, frames are served and nothing is swapped."""
+"""Writes the audit log in the background. While it cannot be written, frames are served and no new homogenizer."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class AuditWriter:
         try:
             self._check_place()
             self._write_pending()
-        except Exception as error:  # of any kind: without a written log, nothing may be swapped
+        except Exception as error:  # of any kind: without a written log, nothing new may serve
             self._fail(error)
         else:
             self._succeed()
@@ -116,7 +116,7 @@ class AuditWriter:
     def _fail(self, error: Exception) -> None:
         self._metrics.audit_failures.inc()
         if str(error) != self._problem:
-            log.warning("nothing is swapped until the audit log can be written: %s", error)
+            log.warning("no new homogenizer serves until the audit log can be written: %s", error)
         self._problem, self.state_moved = str(error), isinstance(error, StateMoved)
 
     def _succeed(self) -> None:

@@ -214,6 +214,21 @@ def test_nothing_is_swapped_while_the_audit_log_cannot_be_written(scene):
     assert scene.sensor.path.version == "a"
 
 
+@pytest.mark.parametrize("cause", ["operator", "audit log", "camera"])
+def test_a_worse_homogenizer_goes_back_whatever_holds(scene, cause):
+    scene.fit("a")
+    for _ in range(3):
+        scene.compare_on_new_frames()
+    scene.step()
+    scene.sensor.operator_hold = "anna holds" if cause == "operator" else ""
+    scene.record.failing, scene.sensor.hold = cause == "audit log", cause == "camera"
+    for _ in range(2):
+        scene.compare_on_new_frames()
+    scene.step()
+    assert scene.sensor.path.version == FACTORY and "rollback" in scene.events
+    assert ("held: no new homogenizer serves" in scene.sensor.status()["reason"]) == (cause == "operator")
+
+
 def test_the_factory_homogenizer_serves_when_the_active_one_harms_clean_frames(scene):
     runner = scene.fit("a")
     for _ in range(3):

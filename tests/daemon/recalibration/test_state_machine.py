@@ -172,8 +172,7 @@ def test_a_homogenizer_that_harms_clean_frames_gives_way_to_the_factory_one(mach
         step(machine, 70.0)
     if state == "collecting":
         step(machine, 71.0, alarm=True)
-    assert step(machine, 72.0, alarm=True, raw_clean=True, hold_reason="why") != ServeFactory()
-    assert step(machine, 73.0, alarm=True, raw_clean=True) == ServeFactory()
+    assert step(machine, 73.0, alarm=True, raw_clean=True, hold_reason="why") == ServeFactory()
     machine.committed(False, 73.0)
     assert step(machine, 74.0, alarm=True, raw_clean=True) is None, "it serves"
 
@@ -203,12 +202,20 @@ def test_a_switch_to_factory_needs_and_costs_no_budget():
     assert step(machine, 150.0, alarm=True) == Collect(forget=True), "one of two swaps is left"
 
 
-def test_a_failed_probation_does_not_end_during_a_hold(machine):
+def test_during_a_hold_factory_does_not_give_way_to_a_fitted_homogenizer(machine):
     on_probation(machine, 10.0)
+    machine.committed(False, 20.0)
     compare(machine, True, True, True)
     assert step(machine, 500.0, hold_reason="why") is None
     assert machine.state is State.PROBATION
     assert step(machine, 501.0) == RollBack("regress")
+
+
+def test_no_hold_delays_the_factory_homogenizer(machine):
+    begin_fit(machine, 0.0)
+    machine.candidate_ready(0.0, factory=True)
+    compare(machine, True, True, True)
+    assert step(machine, 10.0, hold_reason="why") == Commit()
 
 
 def test_failures_are_counted_for_one_drift(machine):
@@ -495,18 +502,16 @@ def test_a_worse_homogenizer_is_rolled_back(machine):
     assert step(machine, 31.0, alarm=True) == Collect(forget=True)
 
 
-def test_a_hold_delays_even_a_rollback(machine):
+def test_a_hold_delays_no_rollback(machine):
     on_probation(machine, 10.0)
     compare(machine, True, True)
-    assert step(machine, 20.0, hold_reason="why") is None
-    assert step(machine, 21.0) == RollBack("regress")
+    assert step(machine, 20.0, hold_reason="why") == RollBack("regress")
 
 
 def test_a_slow_homogenizer_is_rolled_back(machine):
     on_probation(machine, 10.0)
     compare(machine, False, False, False)
-    assert step(machine, 20.0, hold_reason="why", latency_problem="9 ms") is None, "nothing is exchanged during a hold"
-    assert step(machine, 21.0, latency_problem="9 ms") == RollBack("latency", "9 ms")
+    assert step(machine, 20.0, hold_reason="why", latency_problem="9 ms") == RollBack("latency", "9 ms")
 
 
 def test_latency_counts_only_on_probation(machine):
@@ -702,13 +707,7 @@ class Life(RuleBasedStateMachine):
             assert free and before is self.machine.state is State.COLLECTING
         elif isinstance(decision, ServeFactory):
             assert (
-                alarm
-                and clean
-                and not held
-                and not unwatched
-                and before not in IN_WORK
-                and self.serving
-                and self.mode != "locked"
+                alarm and clean and not unwatched and before not in IN_WORK and self.serving and self.mode != "locked"
             )
             self.serving = False
             self.machine.committed(False, self.now)
@@ -722,7 +721,7 @@ class Life(RuleBasedStateMachine):
             assert before in WITH_CANDIDATE
             self.machine.finished(decision.result, self.now, decision.reason)
         elif isinstance(decision, RollBack):
-            assert before is State.PROBATION and (decision.reason == "unproven" or not held)
+            assert before is State.PROBATION and (self.serving or not held)
             self.serving = False
             assert (decision.reason == "latency") == (bool(slower) and decision.detail == slower)
             self.machine.rolled_back(False, self.now, "regress")

@@ -72,7 +72,7 @@ def test_records_that_a_full_disk_refuses_wait_and_are_written_first(writer, dis
         writer.record("front", event, {})
     background.submit(lambda: None).result()
     assert "full" in writer.problem and registry.get_sample_value("recald_audit_failures_total") == 2
-    assert len([m for m in caplog.messages if "nothing is swapped until" in m]) == 1
+    assert len([m for m in caplog.messages if "no new homogenizer serves until" in m]) == 1
     disk.full = False
     writer.check(0.0)
     background.submit(lambda: None).result()
