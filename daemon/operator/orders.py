@@ -138,7 +138,7 @@ class Orders:
         if before == sensor.path.fallback == FACTORY:
             raise OrderRefused("the factory homogenizer serves, there is nothing to go back to")
         self._controller.roll_back(sensor, "operator")
-        withdrawn = "" if before == FACTORY else f"; {before[:12]} is not tried again"
+        withdrawn = "" if before == FACTORY else f"; {before[:12]} is not recalled until the drift is over"
         return f"{sensor.path.version[:12]} serves again{withdrawn}"
 
     def _hold(self, sensor: Sensor) -> str:

@@ -21,6 +21,7 @@ from daemon.recalibration.decisions import (
     RollBack,
     ServeFactory,
 )
+from daemon.recalibration.drift_checks import DriftChecks
 from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck
 from daemon.recalibration.job import JobProgress, JobResult, JobRunner
 from daemon.recalibration.sensor import Sensor
@@ -32,7 +33,8 @@ from daemon.states import HOLD_MEANING, Result, State
 from deploy.path import PreparedHomogenizer
 from deploy.store.artefacts import FACTORY
 
-MAX_EXPORTED_LAYERS = 64  # layer drift scores of a sensor, so that a deep network cannot flood the scrape
+RECALLED = "recalled"  # why an earlier homogenizer serves, in the audit log
+MAX_SAME_DRIFT_RATIO = 1.5  # of two scores of raw frames that count as one drift; windows of one camera differ by less
 ANOTHER_SERVES = "another homogenizer serves by now"
 
 log = logging.getLogger(__name__)
@@ -60,15 +62,14 @@ class Controller:
         self._background = background
         self._audit_writer = audit_writer
         self._clock = clock
+        self._drift = DriftChecks(metrics, audit_writer)
 
     def handle(self, event: Event, sensor: Sensor, now: float) -> None:
         """Take in what another thread has found out about a sensor."""
         if isinstance(event, DriftCheck):
-            self._take_check(sensor, event, now)
+            self._drift.take(sensor, event, now)
         elif isinstance(event, CheckFailure):
-            self._metrics.drift_checks.labels(sensor.name, event.result).inc()
-            if sensor.check_watch.failed(event.reason):
-                log.warning("%s: a drift check failed: %s", sensor.name, event.reason)
+            self._drift.note_failure(sensor, event)
         elif isinstance(event, RestartState):
             self._restore(sensor, event, now)
         elif isinstance(event, JobProgress):
@@ -79,8 +80,8 @@ class Controller:
 
     def step(self, sensor: Sensor, now: float) -> None:
         """Carry out what has become due for a sensor."""
-        self._check_silence(sensor, now)
-        self._check_watch(sensor, now)
+        self._drift.check_silence(sensor, now)
+        self._drift.check_watch(sensor, now)
         sensor.latency_monitor.counting = self._jobs.free
         decision = sensor.state_machine.step(now, self._facts(sensor))
         if decision is not None:
@@ -93,7 +94,10 @@ class Controller:
         """Let the homogenizer before the active one serve again, or the factory one. reason: a label of the metric."""
         self._drop_candidate(sensor, Result.OUTDATED)
         before, version = sensor.path.version, sensor.path.rollback()
-        self._withdraw(sensor, before)
+        if reason in ("error", "latency") or (reason == "regress" and _fails_on_its_drift(sensor)):
+            self._withdraw(sensor, before)
+        elif before != FACTORY:
+            sensor.set_aside.add(before)
         message = f"{reason}, {detail}" if detail else reason
         log.warning("%s: rolled back to %s: %s", sensor.name, version[:12], message)
         self._metrics.rollbacks.labels(sensor.name, reason).inc()
@@ -112,88 +116,6 @@ class Controller:
         self._metrics.calibration_state.labels(sensor.name).state(sensor.state_machine.state.value)
         self._metrics.calibration_progress_ratio.labels(sensor.name).set(sensor.state_machine.progress)
 
-    # ---- drift checks
-
-    def _take_check(self, sensor: Sensor, check: DriftCheck, now: float) -> None:
-        """Take in the scores, unless they are from before a swap or a stop of the camera."""
-        sensor.checked_up_to = max(sensor.checked_up_to, check.added)
-        sensor.check_watch.succeeded(check.period)
-        outdated = check.homogenizer != sensor.path.version or sensor.silent_s > 0
-        self._metrics.drift_checks.labels(sensor.name, "outdated" if outdated else "done").inc()
-        self._metrics.last_drift_check_timestamp_seconds.labels(sensor.name).set_to_current_time()
-        if not outdated:
-            self._update_drift(sensor, check.scores, now)
-            self._count_comparison(sensor, check)
-
-    def _check_watch(self, sensor: Sensor, now: float) -> None:
-        """Show no score while drift checks fail: the last one says nothing about the frames of now."""
-        before, sensor.unwatched = sensor.unwatched, sensor.check_watch.overdue(sensor.check_due, now)
-        if sensor.unwatched and not before:
-            log.error("%s: %s", sensor.name, sensor.unwatched)
-            sensor.drift_score, sensor.label_shift, sensor.raw_clean = math.nan, False, False
-            self._export_drift(sensor)
-            self._export_scores(sensor, _as_nan(sensor.scores))
-        elif before and not sensor.unwatched:
-            log.info("%s: drift checks run again", sensor.name)
-            self._export_drift(sensor)
-
-    def _update_drift(self, sensor: Sensor, scores: dict[str, Any], now: float) -> None:
-        sensor.scores, sensor.drift_score = scores, scores["homogenized"]
-        sensor.label_shift, sensor.raw_clean = scores["label_shift"], scores["raw_clean"]
-        detector, alarm_before = sensor.drift_detector, sensor.drift_detector.alarm
-        detector.observe(sensor.drift_score, now)
-        if detector.alarm is not alarm_before:
-            event = "drift alarm" if detector.alarm else "drift alarm over"
-            score = sensor.drift_score if math.isfinite(sensor.drift_score) else None
-            self._audit_writer.record(sensor.name, event, {"score": score, "homogenizer": sensor.path.version})
-        self._export_drift(sensor)
-        self._export_scores(sensor, scores)
-
-    def _count_comparison(self, sensor: Sensor, check: DriftCheck) -> None:
-        """Count a comparison if it is of today's challenger, and all its frames are newer than the one before."""
-        compared, challenger = check.scores.get("challenger"), sensor.challenger
-        if compared is None or challenger is None:
-            return
-        if (challenger.role, challenger.version) != (compared["role"], compared["version"]):
-            return
-        if check.added - sensor.compared_up_to < check.frames:
-            return
-        sensor.compared_up_to = check.added
-        sensor.state_machine.compared(not compared["objections"])
-        if compared["objections"] and challenger.role == "candidate":
-            log.info("%s: the candidate in the shadow: %s", sensor.name, compared["objections"])
-
-    def _check_silence(self, sensor: Sensor, now: float) -> None:
-        """Forget the drift of a camera that has stopped: it shows none, and the next one may be another camera."""
-        before, sensor.silent_s = sensor.silent_s, sensor.stall_detector.silence(now)
-        if sensor.silent_s and not before:
-            log.warning("%s: no frames for %.0f s", sensor.name, sensor.silent_s)
-            self._reset_drift(sensor)
-            self._export_scores(sensor, _as_nan(sensor.scores))
-        elif before and not sensor.silent_s:
-            log.info("%s: frames arrive again", sensor.name)
-
-    def _reset_drift(self, sensor: Sensor) -> None:
-        sensor.drift_score, sensor.label_shift, sensor.raw_clean = math.nan, False, False
-        sensor.drift_detector.reset()
-        self._export_drift(sensor)
-
-    def _export_drift(self, sensor: Sensor) -> None:
-        metrics, name = self._metrics, sensor.name
-        metrics.drift_score.labels(name, "homogenized").set(sensor.drift_score)
-        detector, unknown = sensor.drift_detector, bool(sensor.unwatched)
-        metrics.drift_evidence.labels(name).set(math.nan if unknown else detector.evidence)
-        metrics.drift_alarm.labels(name).set(math.nan if unknown else detector.alarm)
-        metrics.narrow_view.labels(name).set(sensor.label_shift)
-
-    def _export_scores(self, sensor: Sensor, scores: dict[str, Any]) -> None:
-        metrics, name = self._metrics, sensor.name
-        metrics.drift_score.labels(name, "raw").set(scores["raw"])
-        for layer, score in list(scores["layers"].items())[:MAX_EXPORTED_LAYERS]:
-            metrics.layer_drift_score.labels(name, layer).set(score)
-        for proxy, value in scores["proxy"].items():
-            metrics.accuracy_proxy_ratio.labels(name, proxy).set(value)
-
     # ---- results of recalibrations, and what a restart restores
 
     def _handle_result(self, sensor: Sensor, job: JobResult, now: float) -> None:
@@ -202,8 +124,9 @@ class Controller:
         if job.unusable is not None:
             self._withdraw(sensor, job.unusable)
             details["withdrawn"] = job.unusable
-        if job.result is Result.UNKNOWN:
-            log.info("%s: %s", sensor.name, job.reason)
+        if job.recall and job.result in (Result.UNKNOWN, Result.FAILED, Result.TIMEOUT):
+            level = logging.INFO if job.result is Result.UNKNOWN else logging.WARNING
+            log.log(level, "%s: no earlier homogenizer is recalled: %s", sensor.name, job.reason)
         elif sensor.state_machine.state not in RESULT_EXPECTED:
             self._drop_late_result(sensor, job, details)
         else:
@@ -227,7 +150,10 @@ class Controller:
             return
         self._audit_writer.record(sensor.name, "fit", details | {"candidate": job.candidate.prepared.version})
         sensor.candidate = job.candidate
-        if job.candidate.champion == sensor.path.version:
+        if job.candidate.prepared.version == sensor.path.version:
+            sensor.candidate = None
+            sensor.state_machine.finished(Result.UNNEEDED, now, job.reason)
+        elif sensor.path.version in (job.candidate.champion, FACTORY):  # factory is a champion of every candidate
             sensor.compared_up_to = sensor.reservoir.added
             sensor.state_machine.candidate_ready(now, job.candidate.prepared.version == FACTORY)
         else:  # a rollback happened meanwhile: the candidate was never compared with what serves now
@@ -260,6 +186,7 @@ class Controller:
             alarm=sensor.drift_detector.alarm,
             label_shift=sensor.label_shift,
             raw_clean=sensor.raw_clean,
+            harmful=sensor.harmful,
             collected=sensor.reservoir.collected,
             worker_free=self._jobs.free and not self._audit_writer.state_moved,  # else nobody could store the result
             hold_reason=self._hold_reason(sensor),
@@ -293,14 +220,15 @@ class Controller:
         elif isinstance(decision, Commit):
             assert sensor.candidate is not None
             candidate, sensor.candidate = sensor.candidate, None
-            self._swap(sensor, candidate.prepared, "recalled" if candidate.recalled else "judged")
+            self._swap(sensor, candidate.prepared, RECALLED if candidate.recalled else "judged")
         elif isinstance(decision, Discard):
             self._drop_candidate(sensor, decision.result, decision.reason)
             sensor.last_result = f"{decision.result}: {decision.reason}"
             sensor.state_machine.finished(decision.result, now, decision.reason)
         elif isinstance(decision, ServeFactory):
-            self._drop_candidate(sensor, Result.OUTDATED)
-            self._swap(sensor, PreparedHomogenizer(FACTORY, None), "the frames are clean without a homogenizer")
+            if not decision.keep_work:
+                self._drop_candidate(sensor, Result.OUTDATED)
+            self._swap(sensor, PreparedHomogenizer(FACTORY, None), decision.reason, keep_work=decision.keep_work)
         elif isinstance(decision, RollBack):
             self.roll_back(sensor, decision.reason, decision.detail)
 
@@ -320,8 +248,9 @@ class Controller:
             frames = sensor.reservoir.reset_memory()
             self._background.submit(frames.clear)  # to free hundreds of frames takes longer than one frame may wait
 
-    def _swap(self, sensor: Sensor, prepared: PreparedHomogenizer, why: str) -> None:
+    def _swap(self, sensor: Sensor, prepared: PreparedHomogenizer, why: str, keep_work: bool = False) -> None:
         """Exchange the homogenizer, and record, export and store what serves."""
+        sensor.raw_at_swap = math.nan if why == RECALLED else sensor.scores.get("raw", math.nan)
         before, added_cost = sensor.path.version, prepared.cost_s - sensor.path.cost_s
         pause = sensor.path.commit(prepared)
         version = sensor.path.version
@@ -329,15 +258,18 @@ class Controller:
         self._metrics.swaps.labels(sensor.name, "committed").inc()
         details = {"from": before, "to": version, "why": why}
         self._audit_writer.record(sensor.name, "swap", details | {"pause": pause, "frames_served": sensor.frames})
-        self._after_exchange(sensor, "fit", added_cost)
+        self._after_exchange(sensor, "fit", added_cost, keep_alarm=keep_work)
         sensor.compared_up_to = sensor.reservoir.added
-        sensor.state_machine.committed(version != FACTORY, self._clock())
+        sensor.state_machine.committed(version != FACTORY, self._clock(), keep_work)
         log.info("%s: homogenizer %s, %s, serves, pause %.0f us", sensor.name, version[:12], why, 1e6 * pause)
 
-    def _after_exchange(self, sensor: Sensor, source: str, added_cost: float = 0.0) -> None:
-        """Start drift and latency checks anew, export the metrics, write the pointer. added_cost: s per frame."""
+    def _after_exchange(self, sensor: Sensor, source: str, added_cost: float = 0.0, keep_alarm: bool = False) -> None:
+        """Start drift and latency checks anew, export the metrics, write the pointer.
+
+        added_cost: s per frame. keep_alarm: a recalibration goes on because of it.
+        """
         sensor.latency_monitor.swapped(added_cost)
-        self._reset_drift(sensor)
+        self._drift.reset(sensor, keep_alarm)
         self.export_homogenizer(sensor, source)
         self._state_writer.save_active(sensor.name, sensor.path.version)
 
@@ -349,8 +281,11 @@ class Controller:
         self._metrics.swaps.labels(sensor.name, result).inc()
         version = candidate.prepared.version
         # An earlier homogenizer that does not suit today's frames may suit another day's.
-        if result is Result.REFUSED or (result is Result.REJECTED and not candidate.recalled):
+        own_drift = not candidate.recalled and not sensor.raw_clean
+        if result is Result.REFUSED or (result is Result.REJECTED and own_drift):
             self._withdraw(sensor, version)
+        elif version != FACTORY:
+            sensor.set_aside.add(version)
         self._audit_writer.record(
             sensor.name, "candidate dropped", {"candidate": version, "result": result, "reason": reason}
         )
@@ -372,7 +307,7 @@ class Controller:
         self._audit_writer.record(sensor.name, "state", {"state": state.value, "reason": reason})
 
 
-def _as_nan(scores: dict[str, Any]) -> dict[str, Any]:
-    """Return the same scores, each NaN: a metric keeps its last value until it is set."""
-    layers, proxies = scores.get("layers", {}), scores.get("proxy", {})
-    return {"raw": math.nan, "layers": dict.fromkeys(layers, math.nan), "proxy": dict.fromkeys(proxies, math.nan)}
+def _fails_on_its_drift(sensor: Sensor) -> bool:
+    """Return whether the active homogenizer was found worse on frames like those that it was fitted to."""
+    raw, before = sensor.scores.get("raw", math.nan), sensor.raw_at_swap
+    return not sensor.raw_clean and max(raw, before) <= MAX_SAME_DRIFT_RATIO * min(raw, before)  # False for NaN

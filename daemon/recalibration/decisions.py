@@ -12,7 +12,8 @@ class Facts:
     """What a decision depends on.
 
     alarm: of the drift detector. label_shift: few classes are in view, and the model is sure of them. raw_clean: the
-    frames are clean without a homogenizer. collected: frames since collecting began. worker_free: a fit may start.
+    frames are clean without a homogenizer. harmful: they are clearly worse as served. collected: frames since
+    collecting began. worker_free: a fit may start.
     hold_reason: why no new homogenizer may serve, or ""; the way back, to the one before or to none, stays open.
     latency_problem: how much slower than expected a frame is, or "". unwatched: why there is no drift score although
     frames come, or ""; `alarm` then says nothing. silent: the camera has stopped. missed_comparisons: how many the
@@ -22,6 +23,7 @@ class Facts:
     alarm: bool = False
     label_shift: bool = False
     raw_clean: bool = False
+    harmful: bool = False
     collected: int = 0
     worker_free: bool = True
     hold_reason: str = ""
@@ -72,7 +74,13 @@ class Discard:
 
 @dataclass(frozen=True)
 class ServeFactory:
-    """Let the factory homogenizer serve: the raw frames are clean again, and the active homogenizer harms them."""
+    """Let the factory homogenizer serve: the active one harms the frames.
+
+    keep_work: a recalibration goes on meanwhile, as its frames and champions stay what they are.
+    """
+
+    reason: str
+    keep_work: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -48,6 +48,7 @@ class JobResult:
     candidate: Candidate | None = None
     durations: dict[str, float] | None = None
     unusable: str | None = None  # a stored version that cannot or may not serve
+    recall: bool = False  # only earlier homogenizers were tested
     dossier: str | None = None  # digest of the worker's dossier; None when it could not write one
 
 
@@ -109,7 +110,7 @@ class JobRunner:
             "job": "recalibrate",
             "sensor": sensor.name,
             "active": sensor.path.version,
-            "withdrawn": sorted(sensor.withdrawn),
+            "withdrawn": sorted(sensor.withdrawn | sensor.set_aside),
             "trigger": trigger,
             "recall": recall,
             "band": self._band,
@@ -128,10 +129,11 @@ class JobRunner:
 
     def _run(self, sensor: Sensor, job: dict[str, Any], read_frames: Callable[[], np.ndarray]) -> None:
         try:
-            self._post(self._recalibrate(sensor, job, read_frames()))
+            result = self._recalibrate(sensor, job, read_frames())
+            self._post(replace(result, recall=job["recall"]))
         except Exception as error:  # whatever it is: without a result the sensor would wait for ever
             log.exception("recalibration of %s broke", sensor.name)
-            self._post(JobResult(sensor.name, Result.FAILED, str(error)))
+            self._post(JobResult(sensor.name, Result.FAILED, str(error), recall=job["recall"]))
         finally:
             self._busy, self._aborted_at = False, None
 

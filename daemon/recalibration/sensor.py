@@ -57,11 +57,16 @@ class Sensor:
     drift_score: float = math.nan  # of the frames as served; NaN when unknown
     label_shift: bool = False  # few classes are in view, and the model is sure of them
     raw_clean: bool = False  # the frames are clean without a homogenizer
+    harmful: bool = False  # the frames are clearly worse as served than without a homogenizer
     scores: dict[str, Any] = field(default_factory=dict)  # of the last drift check
     hold: bool = False  # the newest frame asks for no new homogenizer
     operator_hold: str | None = ""  # why the operator allows no new one; "": allowed, None: not read from the log yet
     candidate: Candidate | None = None  # in the shadow or waiting for approval
-    withdrawn: set[str] = field(default_factory=set)  # versions rolled back or dropped, which are not tried again
+    raw_at_swap: float = math.nan  # drift score of the raw frames when what serves came to serve; NaN when recalled
+    withdrawn: set[str] = field(default_factory=set)  # versions that failed on their own drift: no recall tries them
+    set_aside: set[str] = field(
+        default_factory=set
+    )  # versions taken back: no recall tries them until the drift is over
     compared_up_to: int = 0  # `reservoir.added` when the challenger was last compared, or appeared
     recorded_state: State | None = None  # the newest state in the audit log
     frames: int = 0  # served
@@ -74,6 +79,10 @@ class Sensor:
         if state in WITH_CANDIDATE and candidate is not None:
             return Challenger("candidate", candidate.prepared.version)
         return Challenger("previous", self.path.fallback) if state is State.PROBATION else None
+
+    def forget_scores(self) -> None:
+        """Forget the last drift check: what it saw says nothing about the frames of now."""
+        self.drift_score, self.label_shift, self.raw_clean, self.harmful = math.nan, False, False, False
 
     @property
     def check_due(self) -> bool:

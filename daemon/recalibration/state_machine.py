@@ -6,8 +6,9 @@ import math
 from collections import deque
 
 from calibrate.errors import RecaldError
-from daemon.config import DAY, HOUR, MINUTE, RecalibrateConfig
+from daemon.config import RecalibrateConfig
 from daemon.recalibration.budget import Budget
+from daemon.recalibration.deadlines import MIN_COMPARISONS, Deadlines
 from daemon.recalibration.decisions import (
     Abort,
     Collect,
@@ -25,17 +26,12 @@ from daemon.states import AT_REST, IN_WORK, WITH_CANDIDATE, Result, State
 RESULT_EXPECTED = (State.COLLECTING, *IN_WORK)  # in every other state the result of a recalibration comes too late
 MAX_BACKOFF_DOUBLINGS = 6
 RECALL_INTERVAL_S = 60.0  # between two attempts to recall an earlier homogenizer; a fit takes longer
-MIN_COMPARISONS = 3  # before a candidate leaves the shadow, and before a probation ends
 MAX_COMPARISONS = 30  # the newest that count: a candidate may wait for approval for days
 MAX_LOST_RATIO = 1 / 3  # of its comparisons a candidate may lose this share: windows are small, chance loses some
 ROLLBACK_COMPARISONS = 2  # in a row that find the previous homogenizer better: a single one may be chance
 INVALID_AFTER_FAILURES = 3  # in a row, while the drift lasts
-# Deadlines, s. The time of a stopped camera does not count, and a timer or back-off ends every other state.
-MIN_COLLECT_DEADLINE_S = HOUR  # frames that come more slowly add up over several tries
-COLLECT_DEADLINE_RATIO = 4.0  # to `recalibrate.collect`
-WORK_GRACE_S = 10 * MINUTE  # after `recalibrate.timeout`: to start a worker, and to load what it built
-COMPARISON_DEADLINE_S = 10 * MINUTE  # since the last comparison, if frames for MIN_COMPARISONS came
-APPROVAL_DEADLINE_S = 7 * DAY
+CLEAN_REASON = "the frames are clean without a homogenizer"
+HARMFUL_REASON = "the frames are clearly worse with the homogenizer than without"
 LABEL_SHIFT_REASON = "few classes are in view, and the model is sure of them: this is no drift"
 
 
@@ -82,12 +78,12 @@ class StateMachine:
         self._explained = False  # the reason explains why nothing happens, and goes away with the cause
         self._requested = False  # by the operator
         self._last_recall = -math.inf
+        self._collecting_drift = False  # the frames that are collected are those of an alarm
         self._frames_outdated = False  # newer frames have contradicted a fit to the collected ones
         self._approval: bool | None = None
         self._candidate_is_factory = False
         self._comparisons: deque[bool] = deque(maxlen=MAX_COMPARISONS)  # whether each found the challenger better
-        self._last_step = now
-        self._seconds_in_state = self._uncompared_s = 0.0  # without the time of a stopped camera
+        self._deadlines = Deadlines(config, now)
 
     # ---- orders of an operator
 
@@ -142,16 +138,19 @@ class StateMachine:
         """Note one comparison on new frames: of the candidate in the shadow, or of the previous one on probation."""
         if self.state in (*WITH_CANDIDATE, State.PROBATION):
             self._comparisons.append(challenger_better)
-            self._uncompared_s = 0.0
+            self._deadlines.compared()
 
-    def committed(self, serving: bool, now: float) -> None:
-        """Note a swap. serving: to a fitted homogenizer, not to the factory one."""
+    def committed(self, serving: bool, now: float, keep_work: bool = False) -> None:
+        """Note a swap. serving: to a fitted homogenizer, not to the factory one. keep_work: this state goes on."""
         self._serving = serving
         self._has_earlier |= serving
         self._timer_due = now + self._config.every
         if serving:  # a switch to factory costs no budget: it is always possible
             self.budget.count_swap(now)
-        self._enter(State.PROBATION, now, "the new homogenizer serves on probation")
+        if keep_work:
+            self._comparisons.clear()  # they were with the homogenizer before
+        else:
+            self._enter(State.PROBATION, now, "the new homogenizer serves on probation")
 
     def rolled_back(self, serving: bool, now: float, reason: str) -> None:
         """Note a rollback. serving: a fitted homogenizer still serves. A running fit goes on."""
@@ -166,9 +165,9 @@ class StateMachine:
 
     def step(self, now: float, facts: Facts) -> Decision | None:
         """Return what to do now, or None."""
-        self._count_time(now, facts.silent)
-        if self._must_serve_factory(now, facts):
-            return ServeFactory()
+        self._deadlines.count_time(now, facts.silent)
+        if (to_factory := self._serve_factory(now, facts)) is not None:
+            return to_factory
         if (overdue := self._pass_deadline(now, facts)) is not None:
             return overdue
         if self.state in AT_REST:
@@ -181,44 +180,34 @@ class StateMachine:
             return self._step_probation(now, facts)
         return None
 
-    def _must_serve_factory(self, now: float, facts: Facts) -> bool:
-        """Return whether the active homogenizer causes the alarm: without it the frames are clean."""
-        if self.state in IN_WORK or self._config.mode == "locked":
-            return False
-        return self._serving and _alarmed(facts) and facts.raw_clean and now >= self._factory_allowed_from
-
-    def _count_time(self, now: float, silent: bool) -> None:
-        elapsed, self._last_step = now - self._last_step, now
-        if not silent:
-            self._seconds_in_state += elapsed
-            self._uncompared_s += elapsed
+    def _serve_factory(self, now: float, facts: Facts) -> ServeFactory | None:
+        """Return the way to factory where the active homogenizer causes the alarm, or makes a drift clearly worse."""
+        if (
+            self._config.mode == "locked"
+            or not self._serving
+            or not _alarmed(facts)
+            or now < self._factory_allowed_from
+        ):
+            return None
+        if facts.raw_clean:
+            return ServeFactory(CLEAN_REASON, keep_work=self.state in IN_WORK)
+        if not facts.harmful or (self.state in AT_REST and self._find_trigger(now, facts)):
+            return None  # collecting begins first; it goes on when factory serves
+        return ServeFactory(HARMFUL_REASON, keep_work=self.state in (*RESULT_EXPECTED, *WITH_CANDIDATE))
 
     def _pass_deadline(self, now: float, facts: Facts) -> Decision | None:
         """Return what ends a state that has lasted too long, or None."""
-        waited, settings = self._seconds_in_state, self._config
-        if self.state is State.COLLECTING:
-            deadline = max(MIN_COLLECT_DEADLINE_S, COLLECT_DEADLINE_RATIO * settings.collect)
-            return self._give_up_collecting(now, facts) if waited > deadline else None
-        if self.state in IN_WORK:
-            late = now - self._state_since > settings.timeout + WORK_GRACE_S
-            return Abort(f"no result {WORK_GRACE_S / MINUTE:.0f} min after recalibrate.timeout") if late else None
-        if self.state is State.AWAITING_APPROVAL and waited > APPROVAL_DEADLINE_S:
-            return Discard(Result.TIMEOUT, f"nobody approved it for {APPROVAL_DEADLINE_S / DAY:.0f} days")
-        if facts.missed_comparisons < MIN_COMPARISONS or self._uncompared_s <= COMPARISON_DEADLINE_S:
+        why = self._deadlines.passed(self.state, now, facts)
+        if not why:
             return None
-        why = f"no comparison on new frames for {self._uncompared_s / MINUTE:.0f} min"
         if self.state in WITH_CANDIDATE:
             return Discard(Result.TIMEOUT, why)
-        # With nothing to go back to, the factory homogenizer is on probation: it needs no proof.
-        return RollBack("unproven", why) if self.state is State.PROBATION and self._serving else None
-
-    def _give_up_collecting(self, now: float, facts: Facts) -> Decision | None:
-        """End collecting: as a failure, unless it is the view that waits for more classes."""
-        if facts.label_shift:
+        if self.state is State.PROBATION:  # the factory homogenizer needs no proof
+            return RollBack("unproven", why) if self._serving else None
+        if self.state is State.COLLECTING and facts.label_shift:  # no failure: the view waits for more classes
             self._enter(self._resting_state(), now, LABEL_SHIFT_REASON)
             return None
-        cause = f"{facts.collected} of {self._config.frames} frames came" if facts.worker_free else "no worker was free"
-        return Abort(f"{cause} in {self._seconds_in_state / MINUTE:.0f} min")
+        return Abort(why)
 
     def _step_at_rest(self, now: float, facts: Facts) -> Decision | None:
         trigger = self._find_trigger(now, facts)
@@ -230,7 +219,7 @@ class StateMachine:
         # Frames of one lasting drift add up over several tries, unless newer frames showed that the drift has changed.
         forget = facts.alarm and (not self._backoffs or self._frames_outdated)
         self.trigger, self._requested = trigger, False
-        self._last_recall, self._frames_outdated = -math.inf, False
+        self._last_recall, self._frames_outdated, self._collecting_drift = -math.inf, False, facts.alarm
         self._enter(State.COLLECTING, now)
         return Collect(forget)
 
@@ -275,6 +264,8 @@ class StateMachine:
         if self.trigger == "drift" and not facts.alarm and not facts.unwatched:
             self._enter(self._resting_state(), now, "the drift was over before enough frames were collected")
             return None
+        if facts.alarm is not self._collecting_drift and not facts.unwatched:
+            return self._collect_anew(now, facts.alarm)
         elapsed = now - self._state_since  # frames of one moment may all show one scene: that is no fair sample
         frames, collect = self._config.frames, self._config.collect
         self.progress = min(1.0, facts.collected / frames, _done_ratio(elapsed, collect))
@@ -291,6 +282,13 @@ class StateMachine:
         self._enter(State.FITTING, now)
         return Fit(self.trigger)
 
+    def _collect_anew(self, now: float, alarm: bool) -> Collect:
+        """Collect from the beginning: the frames so far show the camera before a drift that came, or that went."""
+        self._collecting_drift, self._state_since = alarm, now
+        if alarm and self.trigger == "timer":
+            self.trigger = "drift"
+        return Collect(forget=True)
+
     def _recall_due(self, now: float, facts: Facts) -> bool:
         possible = self._has_earlier and self.trigger == "drift" and facts.worker_free
         return possible and now - self._last_recall >= RECALL_INTERVAL_S
@@ -306,15 +304,16 @@ class StateMachine:
             return Discard(Result.REJECTED, f"not better in {lost} of {compared} comparisons on new frames")
         if self.state is State.SHADOW and (self.progress < 1.0 or compared < MIN_COMPARISONS):
             return None
-        return self._accept_candidate(hold_reason)
+        return self._accept_candidate(now, hold_reason)
 
-    def _accept_candidate(self, hold_reason: str) -> Decision | None:
+    def _accept_candidate(self, now: float, hold_reason: str) -> Decision | None:
         """Let a good candidate serve, as far as the mode, the operator and a hold allow it."""
         if self._config.mode == "shadow":
             return Discard(Result.SHADOWED, "better than the active homogenizer, but recalibrate.mode is shadow")
         if self._config.mode == "supervised" and self._approval is None:
             if self.state is not State.AWAITING_APPROVAL:
-                self.state, self.progress, self._seconds_in_state = State.AWAITING_APPROVAL, 0.0, 0.0
+                self.state, self.progress = State.AWAITING_APPROVAL, 0.0
+                self._deadlines.restart(now)
                 self.reason = "`recald approve` lets the candidate serve, `recald reject` drops it"
             return None
         if hold_reason and not self._candidate_is_factory:
@@ -358,7 +357,7 @@ class StateMachine:
 
     def _enter(self, state: State, now: float, reason: str = "") -> None:
         self.state, self.progress, self.reason, self._state_since = state, 0.0, reason, now
-        self._seconds_in_state = self._uncompared_s = 0.0
+        self._deadlines.restart(now)
         self._explained = False
         self._comparisons, self._approval = deque(maxlen=MAX_COMPARISONS), None
 

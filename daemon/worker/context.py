@@ -22,6 +22,7 @@ from deploy.model.frozen import FrozenModel
 from deploy.store.artefacts import FACTORY, ArtefactStore
 from deploy.store.dossier_archive import DossierArchive
 
+MIN_HARM_RATIO = 3.0
 MAX_LOADED_HOMOGENIZERS = 64  # in memory, each some hundred kB
 
 
@@ -80,6 +81,11 @@ def clean_band(evidence: Evidence, band: float) -> float:
     a homogenizer that was judged on other frames is only compared with the active one.
     """
     return math.inf if evidence.label_shift else band
+
+
+def is_harmful(raw: Evidence, served: Evidence, band: float) -> bool:
+    """Return whether frames are clearly worse as served than without a homogenizer."""
+    return served.score > band and served.score >= MIN_HARM_RATIO * raw.score
 
 
 def raw_frames_clean(raw: Evidence, served: Evidence, band: float) -> bool:

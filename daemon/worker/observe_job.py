@@ -9,7 +9,7 @@ from torch import Tensor
 
 from calibrate.judge import Evidence, objections_to
 from calibrate.scoring.scorer import Measurement
-from daemon.worker.context import WorkerContext, raw_frames_clean
+from daemon.worker.context import WorkerContext, is_harmful, raw_frames_clean
 from deploy.store.artefacts import FACTORY
 
 
@@ -28,6 +28,7 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
     return compared | {
         "raw": raw.drift.score,
         "raw_clean": raw_frames_clean(Evidence.of(raw), Evidence.of(served), job["band"]),
+        "harmful": is_harmful(Evidence.of(raw), Evidence.of(served), job["band"]),
         "label_shift": served.label_shift,
         "homogenized": served.drift.score,
         "layers": dict(zip(context.scorer.names, served.drift.layers, strict=True)),

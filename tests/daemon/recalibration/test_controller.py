@@ -96,19 +96,33 @@ class Scene:
         self.step(2)
         assert self.sensor.state_machine.state is State.FITTING
 
-    def compare(self, objections: str = "") -> None:
+    def compare(self, objections: str = "", raw: float = 9.0, raw_clean: bool = False) -> None:
         challenger = self.sensor.challenger
         assert challenger is not None
         compared = {"role": challenger.role, "version": challenger.version, "score": 1.0, "objections": objections}
-        scores = {"raw": 9.0, "homogenized": 9.0, "layers": {}, "proxy": {}, "challenger": compared}
-        scores |= {"label_shift": False, "raw_clean": False}
+        scores = {"raw": raw, "homogenized": 9.0, "layers": {}, "proxy": {}, "challenger": compared}
+        scores |= {"label_shift": False, "raw_clean": raw_clean, "harmful": False}
         reservoir = self.sensor.reservoir
         event = DriftCheck("front", self.sensor.path.version, scores, WINDOW, reservoir.added)
         self.controller.handle(event, self.sensor, self.now)
 
-    def compare_on_new_frames(self, objections: str = "") -> None:
+    def compare_on_new_frames(self, objections: str = "", raw: float = 9.0, raw_clean: bool = False) -> None:
         self.frames(WINDOW)
-        self.compare(objections)
+        self.compare(objections, raw, raw_clean)
+
+    def serve(self, version: str, champion: str = FACTORY) -> Runner:
+        """Let this candidate serve, on probation."""
+        runner = self.fit(version, champion)
+        for _ in range(3):
+            self.compare_on_new_frames()
+        self.step()
+        assert self.sensor.path.version == version
+        return runner
+
+    def clean_check(self) -> None:
+        scores = {"raw": 1.0, "homogenized": 1.0, "layers": {}, "proxy": {}}
+        scores |= {"label_shift": False, "raw_clean": True, "harmful": False}
+        self.controller.handle(DriftCheck("front", self.sensor.path.version, scores), self.sensor, self.now)
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):
@@ -174,14 +188,19 @@ def test_a_recalled_homogenizer_that_is_dropped_may_be_tried_again(scene):
 
 
 def test_a_candidate_judged_against_a_homogenizer_that_no_longer_serves_is_dropped(scene):
+    scene.serve("c")
+    for _ in range(3):
+        scene.compare_on_new_frames("the one before is no better")
+    scene.now += 60
+    scene.step()
     runner = scene.fit("b", champion="a")
     assert runner.closed and scene.sensor.candidate is None
-    assert scene.sensor.path.version == FACTORY
+    assert scene.sensor.path.version == "c"
     assert (
         "candidate dropped",
         {"candidate": "b", "result": "outdated", "reason": "another homogenizer serves by now"},
     ) in (scene.records)
-    assert scene.written == [], "it was not found wanting"
+    assert scene.written == [("serves", "c")], "it was not found wanting"
 
 
 def test_a_rollback_drops_the_candidate_and_remembers_what_was_taken_back(scene):
@@ -198,7 +217,7 @@ def test_a_rollback_drops_the_candidate_and_remembers_what_was_taken_back(scene)
     scene.controller.roll_back(scene.sensor, "operator")
     assert first.closed and second.closed
     assert scene.sensor.path.version == FACTORY and scene.sensor.candidate is None
-    assert scene.sensor.withdrawn == {"a"}
+    assert scene.sensor.withdrawn == set() and scene.sensor.set_aside == {"a", "b"}
     assert scene.sensor.state_machine.state is State.ROLLED_BACK
 
 
@@ -247,7 +266,7 @@ def test_a_recall_that_finds_nothing_does_not_end_collecting(scene):
     scene.sensor.state_machine.request()
     scene.step()
     scene.controller.handle(
-        JobResult("front", Result.UNKNOWN, "nothing that served before is right"), scene.sensor, scene.now
+        JobResult("front", Result.UNKNOWN, "nothing that served before is right", recall=True), scene.sensor, scene.now
     )
     assert scene.sensor.state_machine.state is State.COLLECTING
     assert "fit" not in scene.events
@@ -407,7 +426,7 @@ def test_frames_are_not_timed_while_a_fit_runs(scene):
 
 def test_a_camera_that_stops_has_no_score_and_no_alarm_until_frames_come_again(scene, caplog):
     scores = {"raw": 9.0, "homogenized": 9.0, "layers": {"bn1": 7.0}, "proxy": {"confidence": 0.4}}
-    scores |= {"label_shift": False, "raw_clean": False}
+    scores |= {"label_shift": False, "raw_clean": False, "harmful": False}
     seen = DriftCheck("front", FACTORY, scores)
     shown = [("drift_score", {"stage": "raw"}), ("drift_score", {"stage": "homogenized"})]
     shown += [("layer_drift_score", {"layer": "bn1"}), ("accuracy_proxy_ratio", {"proxy": "confidence"})]
@@ -432,7 +451,7 @@ def test_a_camera_that_stops_has_no_score_and_no_alarm_until_frames_come_again(s
 
 def checked(scene: Scene, version: str = FACTORY) -> DriftCheck:
     scores = {"raw": 9.0, "homogenized": 9.0, "layers": {"bn1": 7.0}, "proxy": {"confidence": 0.4}}
-    scores |= {"label_shift": False, "raw_clean": False}
+    scores |= {"label_shift": False, "raw_clean": False, "harmful": False}
     return DriftCheck("front", version, scores, WINDOW, scene.sensor.reservoir.added, 1.0)
 
 
@@ -492,6 +511,68 @@ def test_a_recalibration_that_passes_its_deadline_is_stopped_counted_and_recorde
     assert scene.metric("fits_total", {"result": "timeout"}) == 1
     told = [details for event, details in scene.records if event == "fit"][-1]
     assert told["result"] == "timeout" and scene.sensor.last_result.startswith("timeout: no result")
+
+
+# ---- what is tried again, and when
+
+
+@pytest.mark.parametrize(
+    ("raw", "raw_clean", "for_good"),
+    [(9.0, False, True), (9.0, True, False), (30.0, False, False), (4.0, False, False)],
+)
+def test_only_what_failed_on_its_own_drift_is_ruled_out_for_good(scene, raw, raw_clean, for_good):
+    scene.serve("a")
+    for _ in range(2):
+        scene.compare_on_new_frames("", raw, raw_clean)
+    scene.step()
+    assert scene.sensor.path.version == FACTORY and "rollback" in scene.events
+    assert (scene.sensor.withdrawn, scene.sensor.set_aside) == (({"a"}, set()) if for_good else (set(), {"a"}))
+
+
+def test_what_an_operator_took_back_may_be_recalled_when_the_drift_is_over(scene):
+    scene.serve("a")
+    scene.controller.roll_back(scene.sensor, "operator")
+    assert scene.sensor.set_aside == {"a"} and scene.written == [("serves", "a"), ("serves", FACTORY)]
+    scene.controller.handle(checked(scene), scene.sensor, scene.now)
+    assert scene.sensor.set_aside == {"a"}, "while the drift lasts, it would come back against the operator's will"
+    scene.clean_check()
+    assert scene.sensor.set_aside == set()
+
+
+def test_a_recall_that_breaks_ends_no_collecting_and_counts_as_no_fit(scene):
+    scene.sensor.state_machine.request()
+    scene.step()
+    for result in (Result.FAILED, Result.TIMEOUT):
+        scene.controller.handle(JobResult("front", result, "it died", recall=True), scene.sensor, scene.now)
+        assert scene.sensor.state_machine.state is State.COLLECTING
+        assert scene.metric("fits_total", {"result": result.value}) is None and "fit" not in scene.events
+
+
+def test_a_harmful_homogenizer_gives_way_and_the_fit_under_way_still_serves(scene):
+    scene.serve("a")
+    for _ in range(3):
+        scene.compare_on_new_frames("the one before is no better")
+    scene.now += 60
+    scene.step()
+    scene.begin_fit()
+    scene.sensor.drift_detector.alarm, scene.sensor.harmful = True, True
+    scene.step()
+    assert scene.sensor.path.version == FACTORY and scene.sensor.state_machine.state is State.FITTING
+    assert scene.sensor.drift_detector.alarm, "the frames are as they were"
+    candidate = Candidate(PreparedHomogenizer("b", Runner()), champion="a")
+    scene.controller.handle(JobResult("front", Result.ACCEPTED, "better", candidate), scene.sensor, scene.now)
+    assert scene.sensor.state_machine.state is State.SHADOW
+    for _ in range(3):
+        scene.compare_on_new_frames()
+    scene.step()
+    assert scene.sensor.path.version == "b"
+
+
+def test_a_candidate_that_serves_already_is_no_candidate(scene):
+    scene.begin_fit()
+    candidate = Candidate(PreparedHomogenizer(FACTORY, None), champion="a", recalled=True)
+    scene.controller.handle(JobResult("front", Result.FACTORY, "clean", candidate), scene.sensor, scene.now)
+    assert scene.sensor.state_machine.state is State.FACTORY and scene.sensor.candidate is None
 
 
 def test_a_stored_version_that_cannot_serve_is_not_tried_again(scene):

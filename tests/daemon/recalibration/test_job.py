@@ -72,7 +72,7 @@ class Scene:
 
     def sensor(self) -> Any:
         reservoir = SimpleNamespace(sample=lambda count: np.zeros((count, 4, 5, 3), np.uint8), refused={})
-        return SimpleNamespace(name="front", path=self.path, reservoir=reservoir, withdrawn=set())
+        return SimpleNamespace(name="front", path=self.path, reservoir=reservoir, withdrawn=set(), set_aside=set())
 
 
 def homogenizer(bias: float) -> Homogenizer:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from daemon.config import DAY, RecalibrateConfig
+from daemon.recalibration.deadlines import MIN_COMPARISONS
 from daemon.recalibration.decisions import (
     Abort,
     Collect,
@@ -20,8 +21,9 @@ from daemon.recalibration.decisions import (
     ServeFactory,
 )
 from daemon.recalibration.state_machine import (
+    CLEAN_REASON,
+    HARMFUL_REASON,
     INVALID_AFTER_FAILURES,
-    MIN_COMPARISONS,
     OrderRefused,
     StateMachine,
 )
@@ -172,7 +174,7 @@ def test_a_homogenizer_that_harms_clean_frames_gives_way_to_the_factory_one(mach
         step(machine, 70.0)
     if state == "collecting":
         step(machine, 71.0, alarm=True)
-    assert step(machine, 73.0, alarm=True, raw_clean=True, hold_reason="why") == ServeFactory()
+    assert step(machine, 73.0, alarm=True, raw_clean=True, hold_reason="why") == ServeFactory(CLEAN_REASON)
     machine.committed(False, 73.0)
     assert step(machine, 74.0, alarm=True, raw_clean=True) is None, "it serves"
 
@@ -181,13 +183,13 @@ def test_a_switch_to_factory_that_was_rolled_back_waits_for_the_back_off(machine
     on_probation(machine, 10.0)
     compare(machine, False, False, False)
     step(machine, 70.0)
-    assert step(machine, 80.0, alarm=True, raw_clean=True) == ServeFactory()
+    assert step(machine, 80.0, alarm=True, raw_clean=True) == ServeFactory(CLEAN_REASON)
     machine.committed(False, 80.0)
     compare(machine, True, True)
     assert step(machine, 81.0) == RollBack("regress")
     machine.rolled_back(True, 81.0, "rolled back: regress")
     assert step(machine, 90.0, alarm=True, raw_clean=True) is None
-    assert step(machine, 91.0, alarm=True, raw_clean=True) == ServeFactory()
+    assert step(machine, 91.0, alarm=True, raw_clean=True) == ServeFactory(CLEAN_REASON)
 
 
 def test_a_switch_to_factory_needs_and_costs_no_budget():
@@ -195,7 +197,7 @@ def test_a_switch_to_factory_needs_and_costs_no_budget():
     on_probation(machine, 10.0)
     compare(machine, False, False, False)
     step(machine, 70.0)
-    assert step(machine, 80.0, alarm=True, raw_clean=True) == ServeFactory()
+    assert step(machine, 80.0, alarm=True, raw_clean=True) == ServeFactory(CLEAN_REASON)
     machine.committed(False, 80.0)
     compare(machine, False, False, False)
     step(machine, 140.0)
@@ -231,6 +233,85 @@ def test_failures_are_counted_for_one_drift(machine):
 def test_locked_changes_nothing_even_when_raw_frames_are_clean():
     machine = StateMachine(RecalibrateConfig(mode="locked", **TIMES), now=0.0, serving=True)
     assert step(machine, 5000.0, alarm=True, raw_clean=True) is None
+
+
+def at_rest_with_a_homogenizer(machine: StateMachine, now: float) -> None:
+    on_probation(machine, now - 60)
+    compare(machine, False, False, False)
+    step(machine, now)
+    assert machine.state is State.ACTIVE
+
+
+def test_a_homogenizer_that_makes_a_drift_worse_gives_way_while_frames_for_the_next_are_collected(machine):
+    at_rest_with_a_homogenizer(machine, 100.0)
+    assert step(machine, 101.0, harmful=True) is None, "no alarm yet"
+    assert step(machine, 102.0, alarm=True, harmful=True) == Collect(forget=True)
+    assert step(machine, 103.0, alarm=True, harmful=True) == ServeFactory(HARMFUL_REASON, keep_work=True)
+    machine.committed(False, 103.0, keep_work=True)
+    assert machine.state is State.COLLECTING
+    assert step(machine, 104.0, alarm=True, harmful=True, collected=64) == Recall(), "factory is never harmful"
+
+
+@pytest.mark.parametrize("stage", IN_WORK)
+@pytest.mark.parametrize(("facts", "why"), [({"harmful": True}, HARMFUL_REASON), ({"raw_clean": True}, CLEAN_REASON)])
+def test_a_fit_under_way_keeps_no_harmful_homogenizer_in_place_and_goes_on(machine, stage, facts, why):
+    at_rest_with_a_homogenizer(machine, 100.0)
+    begin_fit_with_earlier(machine, 101.0)
+    machine.progressed(stage, 0.5)
+    assert step(machine, 105.0, alarm=True, **facts) == ServeFactory(why, keep_work=True)
+    machine.committed(False, 105.0, keep_work=True)
+    assert machine.state is stage
+
+
+def begin_fit_with_earlier(machine: StateMachine, now: float) -> None:
+    assert step(machine, now, alarm=True) == Collect(forget=True)
+    assert step(machine, now, alarm=True, collected=64) == Recall()
+    assert step(machine, now, alarm=True, collected=64) == Fit("drift")
+
+
+def test_a_candidate_outlives_the_way_to_factory_and_is_compared_anew(machine):
+    at_rest_with_a_homogenizer(machine, 100.0)
+    begin_fit_with_earlier(machine, 101.0)
+    machine.candidate_ready(102.0)
+    compare(machine, True, True, True)
+    assert step(machine, 103.0, alarm=True, harmful=True) == ServeFactory(HARMFUL_REASON, keep_work=True)
+    machine.committed(False, 103.0, keep_work=True)
+    assert machine.state is State.SHADOW
+    assert step(machine, 110.0, alarm=True) is None, "the comparisons were with the homogenizer before"
+    compare(machine, True, True, True)
+    assert step(machine, 111.0, alarm=True) == Commit()
+
+
+def test_without_a_refit_in_sight_a_harmful_homogenizer_gives_way_at_once():
+    machine = machine_in(fits_a_day=1)
+    at_rest_with_a_homogenizer(machine, 100.0)
+    assert step(machine, 101.0, alarm=True, harmful=True) == ServeFactory(HARMFUL_REASON)
+
+
+@pytest.mark.parametrize("trigger", ["timer", "operator"])
+def test_a_drift_that_comes_while_frames_are_collected_makes_those_before_it_go(trigger):
+    machine = machine_in(collect=120.0)
+    if trigger == "operator":
+        machine.request()
+    assert step(machine, 1000.0) == Collect(forget=False)
+    assert step(machine, 1100.0, collected=64) is None
+    assert step(machine, 1110.0, alarm=True, collected=64) == Collect(forget=True)
+    assert step(machine, 1130.0, alarm=True, collected=64) is None, "two minutes of the drifted camera"
+    assert step(machine, 1230.0, alarm=True, collected=64) == Fit("drift" if trigger == "timer" else trigger)
+
+
+def test_a_drift_that_ends_while_an_ordered_fit_collects_makes_its_frames_go(machine):
+    machine.request()
+    assert step(machine, 1.0, alarm=True) == Collect(forget=True)
+    assert step(machine, 2.0, collected=64) == Collect(forget=True)
+    assert step(machine, 3.0, collected=64) == Fit("operator")
+
+
+def test_frames_that_a_drift_makes_go_again_and_again_do_not_outlast_the_deadline(machine):
+    machine.request()
+    step(machine, 1.0)
+    decisions = [step(machine, 2.0 + 10 * i, alarm=bool(i % 2)) for i in range(500)]
+    assert Collect(forget=True) in decisions and any(isinstance(d, Abort) for d in decisions)
 
 
 def test_the_timer_fires_once_in_its_period(machine):
@@ -393,7 +474,7 @@ def test_a_spent_budget_is_explained():
 def test_an_order_while_collecting_makes_that_fit_the_operators(machine):
     step(machine, 1.0, alarm=True)
     machine.request()
-    assert step(machine, 2.0, collected=64) == Fit("operator")
+    assert step(machine, 2.0, alarm=True, collected=64) == Fit("operator")
     machine.finished(Result.UNNEEDED, 3.0)
     assert step(machine, 4.0) is None
 
@@ -689,11 +770,12 @@ class Life(RuleBasedStateMachine):
         unwatched=st.sampled_from(["", "", "no check"]),
         silent=st.booleans(),
         missed=st.integers(0, 5),
+        harmful=st.booleans(),
     )
-    def step(self, alarm, label_shift, clean, collected, free, held, slower, unwatched, silent, missed):
+    def step(self, alarm, label_shift, clean, collected, free, held, slower, unwatched, silent, missed, harmful):
         self.now += 3.0
         before = self.machine.state
-        facts = Facts(alarm, label_shift, clean, collected, free, held, slower, unwatched, silent, missed)
+        facts = Facts(alarm, label_shift, clean, harmful, collected, free, held, slower, unwatched, silent, missed)
         decision = self.machine.step(self.now, facts)
         if isinstance(decision, Collect):
             assert self.mode != "locked" and (self.machine.trigger == "operator" or not self.overdrawn())
@@ -706,11 +788,11 @@ class Life(RuleBasedStateMachine):
         elif isinstance(decision, Recall):
             assert free and before is self.machine.state is State.COLLECTING
         elif isinstance(decision, ServeFactory):
-            assert (
-                alarm and clean and not unwatched and before not in IN_WORK and self.serving and self.mode != "locked"
-            )
+            assert alarm and (clean or harmful) and not unwatched and self.serving and self.mode != "locked"
+            assert decision.keep_work or before not in IN_WORK
             self.serving = False
-            self.machine.committed(False, self.now)
+            self.machine.committed(False, self.now, decision.keep_work)
+            assert not decision.keep_work or self.machine.state is before
         elif isinstance(decision, Commit):
             assert not held and before in WITH_CANDIDATE
             assert self.mode == "autonomous" or (self.mode == "supervised" and self.approved)
@@ -770,6 +852,7 @@ class Life(RuleBasedStateMachine):
             return
         if self.machine.state is State.COLLECTING:
             self.machine.request()
+            step(self.machine, self.now, collected=64)  # if there was an alarm, it collects anew
             if isinstance(step(self.machine, self.now, collected=64), Abort):  # it has collected for too long
                 self.machine.finished(Result.TIMEOUT, self.now)
         if self.machine.state in IN_WORK:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from daemon.config import RecalibrateConfig
+from daemon.recalibration.deadlines import MIN_COMPARISONS
 from daemon.recalibration.decisions import Abort, Commit, Discard, Facts, RollBack, ServeFactory
-from daemon.recalibration.state_machine import MIN_COMPARISONS, OrderRefused, StateMachine
+from daemon.recalibration.state_machine import OrderRefused, StateMachine
 from daemon.states import AT_REST, IN_WORK, WITH_CANDIDATE, Result, State
 
 PAUSES = (100.0, 9000.0, 20_000.0)  # s to a step: shadow and probation are over, the back-off, the timer has come
@@ -22,6 +23,7 @@ WORLDS = (
     Facts(alarm=True, collected=200),
     Facts(alarm=True, collected=256),
     Facts(alarm=True, raw_clean=True),
+    Facts(alarm=True, harmful=True),
     Facts(unwatched="no drift check", missed_comparisons=MIN_COMPARISONS),
 )
 CONTAINERS = {deque, list, dict, set}  # what a copy of a machine must have of its own
@@ -69,7 +71,7 @@ class World:
         if isinstance(decision, Commit):
             self.machine.committed(True, self.now)
         elif isinstance(decision, ServeFactory):
-            self.machine.committed(False, self.now)
+            self.machine.committed(False, self.now, decision.keep_work)
         elif isinstance(decision, Discard):
             self.machine.finished(decision.result, self.now, decision.reason)
         elif isinstance(decision, Abort):

@@ -14,7 +14,7 @@ from calibrate import fit
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import Evidence
 from calibrate.scoring.accuracy import AccuracyProxy
-from daemon.worker.context import WorkerContext, clean_band, raw_frames_clean
+from daemon.worker.context import WorkerContext, clean_band, is_harmful, raw_frames_clean
 from daemon.worker.fit_job import FitJob
 from daemon.worker.observe_job import observe as observe_job
 from deploy.backends.engine_cache import compile_homogenizer
@@ -125,6 +125,19 @@ def evidence(score: float, confidence: float, label_shift: bool = False) -> Evid
 )
 def test_when_frames_count_as_clean_without_a_homogenizer(raw, served, clean):
     assert raw_frames_clean(raw, served, BAND) is clean
+
+
+@pytest.mark.parametrize(
+    ("raw", "served", "harmful"),
+    [
+        (evidence(3.7, 0.9), evidence(29.7, 0.9), True),
+        (evidence(3.7, 0.9), evidence(11.0, 0.9), False),  # not clearly
+        (evidence(0.3, 0.9), evidence(1.5, 0.9), False),  # both are clean
+        (evidence(9.0, 0.9), evidence(1.0, 0.9), False),
+    ],
+)
+def test_when_frames_are_clearly_worse_with_a_homogenizer_than_without(raw, served, harmful):
+    assert is_harmful(raw, served, BAND) is harmful
 
 
 def test_only_a_label_shift_has_no_clean_band():

@@ -1,0 +1,121 @@
+"""Takes in what drift checks found out about a sensor: scores, alarm, comparisons; and that none came."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from daemon.metrics import Metrics
+from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck
+from daemon.recalibration.sensor import Sensor
+from daemon.state.audit_writer import AuditWriter
+
+MAX_EXPORTED_LAYERS = 64  # layer drift scores of a sensor, so that a deep network cannot flood the scrape
+
+log = logging.getLogger(__name__)
+
+
+class DriftChecks:
+    """Changes sensors, on the frame thread alone."""
+
+    def __init__(self, metrics: Metrics, audit_writer: AuditWriter):
+        self._metrics = metrics
+        self._audit_writer = audit_writer
+
+    def take(self, sensor: Sensor, check: DriftCheck, now: float) -> None:
+        """Take in the scores, unless they are from before a swap or a stop of the camera."""
+        sensor.checked_up_to = max(sensor.checked_up_to, check.added)
+        sensor.check_watch.succeeded(check.period)
+        outdated = check.homogenizer != sensor.path.version or sensor.silent_s > 0
+        self._metrics.drift_checks.labels(sensor.name, "outdated" if outdated else "done").inc()
+        self._metrics.last_drift_check_timestamp_seconds.labels(sensor.name).set_to_current_time()
+        if not outdated:
+            self._update_drift(sensor, check.scores, now)
+            self._count_comparison(sensor, check)
+
+    def check_watch(self, sensor: Sensor, now: float) -> None:
+        """Show no score while drift checks fail: the last one says nothing about the frames of now."""
+        before, sensor.unwatched = sensor.unwatched, sensor.check_watch.overdue(sensor.check_due, now)
+        if sensor.unwatched and not before:
+            log.error("%s: %s", sensor.name, sensor.unwatched)
+            sensor.forget_scores()
+            self._export_drift(sensor)
+            self._export_scores(sensor, _as_nan(sensor.scores))
+        elif before and not sensor.unwatched:
+            log.info("%s: drift checks run again", sensor.name)
+            self._export_drift(sensor)
+
+    def _update_drift(self, sensor: Sensor, scores: dict[str, Any], now: float) -> None:
+        sensor.scores, sensor.drift_score = scores, scores["homogenized"]
+        sensor.label_shift, sensor.raw_clean = scores["label_shift"], scores["raw_clean"]
+        sensor.harmful = scores["harmful"]
+        detector, alarm_before = sensor.drift_detector, sensor.drift_detector.alarm
+        detector.observe(sensor.drift_score, now)
+        if detector.alarm is not alarm_before:
+            event = "drift alarm" if detector.alarm else "drift alarm over"
+            score = sensor.drift_score if math.isfinite(sensor.drift_score) else None
+            self._audit_writer.record(sensor.name, event, {"score": score, "homogenizer": sensor.path.version})
+        if not detector.alarm and detector.evidence == 0 and sensor.drift_score <= detector.threshold:
+            sensor.set_aside.clear()  # the drift is over
+        self._export_drift(sensor)
+        self._export_scores(sensor, scores)
+
+    def _count_comparison(self, sensor: Sensor, check: DriftCheck) -> None:
+        """Count a comparison if it is of today's challenger, and all its frames are newer than the one before."""
+        compared, challenger = check.scores.get("challenger"), sensor.challenger
+        if compared is None or challenger is None:
+            return
+        if (challenger.role, challenger.version) != (compared["role"], compared["version"]):
+            return
+        if check.added - sensor.compared_up_to < check.frames:
+            return
+        sensor.compared_up_to = check.added
+        sensor.state_machine.compared(not compared["objections"])
+        if compared["objections"] and challenger.role == "candidate":
+            log.info("%s: the candidate in the shadow: %s", sensor.name, compared["objections"])
+
+    def check_silence(self, sensor: Sensor, now: float) -> None:
+        """Forget the drift of a camera that has stopped: it shows none, and the next one may be another camera."""
+        before, sensor.silent_s = sensor.silent_s, sensor.stall_detector.silence(now)
+        if sensor.silent_s and not before:
+            log.warning("%s: no frames for %.0f s", sensor.name, sensor.silent_s)
+            self.reset(sensor)
+            self._export_scores(sensor, _as_nan(sensor.scores))
+        elif before and not sensor.silent_s:
+            log.info("%s: frames arrive again", sensor.name)
+
+    def reset(self, sensor: Sensor, keep_alarm: bool = False) -> None:
+        """Start over: another homogenizer serves, or the camera has stopped."""
+        sensor.forget_scores()
+        if not keep_alarm:
+            sensor.drift_detector.reset()
+        self._export_drift(sensor)
+
+    def _export_drift(self, sensor: Sensor) -> None:
+        metrics, name = self._metrics, sensor.name
+        metrics.drift_score.labels(name, "homogenized").set(sensor.drift_score)
+        detector, unknown = sensor.drift_detector, bool(sensor.unwatched)
+        metrics.drift_evidence.labels(name).set(math.nan if unknown else detector.evidence)
+        metrics.drift_alarm.labels(name).set(math.nan if unknown else detector.alarm)
+        metrics.narrow_view.labels(name).set(sensor.label_shift)
+
+    def _export_scores(self, sensor: Sensor, scores: dict[str, Any]) -> None:
+        metrics, name = self._metrics, sensor.name
+        metrics.drift_score.labels(name, "raw").set(scores["raw"])
+        for layer, score in list(scores["layers"].items())[:MAX_EXPORTED_LAYERS]:
+            metrics.layer_drift_score.labels(name, layer).set(score)
+        for proxy, value in scores["proxy"].items():
+            metrics.accuracy_proxy_ratio.labels(name, proxy).set(value)
+
+    def note_failure(self, sensor: Sensor, failure: CheckFailure) -> None:
+        """Count a check that gave no scores; log its reason when it is a new one."""
+        self._metrics.drift_checks.labels(sensor.name, failure.result).inc()
+        if sensor.check_watch.failed(failure.reason):
+            log.warning("%s: a drift check failed: %s", sensor.name, failure.reason)
+
+
+def _as_nan(scores: dict[str, Any]) -> dict[str, Any]:
+    """Return the same scores, each NaN: a metric keeps its last value until it is set."""
+    layers, proxies = scores.get("layers", {}), scores.get("proxy", {})
+    return {"raw": math.nan, "layers": dict.fromkeys(layers, math.nan), "proxy": dict.fromkeys(proxies, math.nan)}
