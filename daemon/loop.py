@@ -329,7 +329,7 @@ class Daemon:
     def _problem(self) -> str:
         """Return what an operator must know of the state directory, or ""."""
         problem = self._audit_writer.problem
-        return problem and f"nothing is swapped: {problem}"
+        return problem and f"no new homogenizer serves: {problem}"
 
     def _status_line(self) -> str:
         """Return one line for `systemctl status`."""
