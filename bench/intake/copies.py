@@ -28,6 +28,7 @@ TIMED_ENCODINGS = ("rgb8", "bgr8", "mono8", "mono16", "32FC3", "jpeg", "png")
 # Copies that cannot be avoided, with the reason that the table gives.
 NEEDED = dict.fromkeys(COMPRESSED_ENCODINGS, "the decoded picture")
 NEEDED |= {name: "clipped before it is averaged" for name in RAW_LAYOUTS if name.startswith("32F")}
+NEEDED |= {name: "converted to RGB" for name, layout in RAW_LAYOUTS.items() if layout.conversion}
 
 
 def measure_copies() -> list[dict[str, Any]]:
@@ -145,7 +146,8 @@ def _message(encoding: str, width: int, height: int) -> list[bytes]:
     image = _picture(width, height)
     if encoding in RAW_LAYOUTS:
         layout = RAW_LAYOUTS[encoding]
-        image = image[:, :, 0] if layout.channels == 1 else image
+        image = np.vstack([image, image[: layout.rows(height) - height]])  # NV12 has rows of colour below
+        image = image[:, :, 0] if layout.channels == 1 else np.dstack([image, image])[:, :, : layout.channels]
         top = {"u1": 255, "u2": 65535}.get(layout.dtype.str[1:], 1)
         image = (image * (top / 255)).astype(layout.dtype)
     return build_frame(SENSOR, image, seq=0, timestamp=time.time_ns(), encoding=encoding)

@@ -8,8 +8,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from daemon.levels import MAX_LEVEL, VALUES_PER_LEVEL
+
 # A drifted camera's frames must pass, because fits need them: two stops too dark, in thick haze, or with half of the
-# picture clipped. So all limits are wide. Levels are grey levels of the image as it arrives, 0..255.
+# picture clipped. So all limits are wide. Levels are grey levels 0..255 of the image as it arrives, at any depth.
 THUMBNAIL_SIDE = 8  # pixels; the noise of single pixels averages out in it, a scene does not
 MAX_BLANK_STD = 0.5  # levels; standard deviation of the thumbnail
 MIN_SATURATED_SHARE = 0.99  # of the values; a clean dark background, as in digits or X-rays, is black in over 90 %
@@ -23,7 +25,7 @@ MAX_DRIVER_BUFFERS = 4  # a stuck driver repeats its buffers; four or fewer fram
 class SeenFrame(NamedTuple):
     """A frame that was judged."""
 
-    image: np.ndarray  # (h, w, C) uint8
+    image: np.ndarray  # (h, w, C), in the depth of the sensor
     thumbnail: np.ndarray  # (THUMBNAIL_SIDE, THUMBNAIL_SIDE) float32, grey levels
 
 
@@ -38,7 +40,8 @@ class QualityFilter:
     def __call__(self, image: np.ndarray, now: float) -> str | None:
         """Return why this image should not be kept, or None: blank, saturated, frozen or duplicate.
 
-        image: (h, w, C) uint8; it is stored, so it must not change afterwards. now: monotonic clock, s.
+        image: (h, w, C), uint8, uint16 or float32; it is stored, so it must not change afterwards.
+        now: monotonic clock, s.
         """
         frame = SeenFrame(image, thumbnail(image))
         reason = self._reason(frame, now)
@@ -61,15 +64,18 @@ class QualityFilter:
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
-    """Return the image (h, w, C) uint8 as (THUMBNAIL_SIDE, THUMBNAIL_SIDE) float32 grey levels."""
+    """Return the image (h, w, C) as (THUMBNAIL_SIDE, THUMBNAIL_SIDE) float32 grey levels."""
     small = cv2.resize(image, (THUMBNAIL_SIDE, THUMBNAIL_SIDE), interpolation=cv2.INTER_AREA)
-    return small.reshape(THUMBNAIL_SIDE, THUMBNAIL_SIDE, -1).mean(axis=2, dtype=np.float32)
+    values = small.reshape(THUMBNAIL_SIDE, THUMBNAIL_SIDE, -1).mean(axis=2, dtype=np.float32)
+    return values / np.float32(VALUES_PER_LEVEL[image.dtype])
 
 
 def clipped_share(image: np.ndarray) -> float:
-    """Return the share of the uint8 values that are 0 or 255; of a large image, in evenly spaced rows."""
+    """Return the share of the values that are black or white; of a large image, in evenly spaced rows."""
     rows = image[:: 1 + image.size // MAX_SATURATION_VALUES]
-    return np.count_nonzero(rows + np.uint8(1) <= 1) / rows.size  # 255 + 1 is 0 in uint8
+    white = image.dtype.type(MAX_LEVEL * VALUES_PER_LEVEL[image.dtype])
+    clipped = (rows == 0) | (rows == white) if rows.dtype.kind == "f" else rows + rows.dtype.type(1) <= 1  # wraps
+    return np.count_nonzero(clipped) / rows.size
 
 
 def _equal(frame: SeenFrame, other: SeenFrame | None) -> bool:

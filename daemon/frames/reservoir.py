@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from daemon.levels import stack_images
+
 # Of the memory, for one class. Not the fair share: the labels of a drifted camera's frames are often wrong, and a
 # memory balanced by them shows another world. Clean CIFAR-10 frames chosen so had a drift score of 0.8, not 0.4.
 MAX_CLASS_SHARE = 0.25
@@ -31,7 +33,7 @@ class StoredFrame(NamedTuple):
     number: int  # among all frames that were added
     time: float  # monotonic clock, s
     label: int | None
-    image: np.ndarray  # (h, w, C) uint8
+    image: np.ndarray  # (h, w, C), in the depth of the sensor
 
 
 class FitMemory:
@@ -108,7 +110,8 @@ class Reservoir:
     def add(self, image: np.ndarray, now: float, label: int | None = None) -> str | None:
         """Offer a preprocessed frame; return why the quality filter refuses it, or None.
 
-        image: (h, w, C) uint8; it is stored, not copied. now: monotonic clock, s. label: the predicted class, if any.
+        image: (h, w, C), uint8, uint16 or float32; it is stored, not copied. now: monotonic clock, s.
+        label: the predicted class, if any.
         """
         self._offered += 1
         if self._offered % self._every:
@@ -147,7 +150,7 @@ class Reservoir:
         """Return copies of the newest frames, at most `count` and `window`: (n, h, w, C), oldest first; n may be 0."""
         with self._lock:
             images = list(self._newest)
-        return _stack(images[max(0, len(images) - count) :])
+        return stack_images(images[max(0, len(images) - count) :])
 
     def sample(self, count: int) -> np.ndarray:
         """Return copies of at most `count` frames of the memory for fits, spread over classes and time.
@@ -158,8 +161,4 @@ class Reservoir:
             frames = list(self._memory.frames)
         if len(frames) > count:
             frames = FitMemory(count, frames).frames
-        return _stack([frame.image for frame in frames])
-
-
-def _stack(images: list[np.ndarray]) -> np.ndarray:
-    return np.stack(images) if images else np.empty((0, 0, 0, 0), np.uint8)
+        return stack_images([frame.image for frame in frames])

@@ -61,7 +61,7 @@ class WorkerClient:
     ) -> dict[str, Any]:
         """Run a job and return its last message; give the earlier ones to `on_message`.
 
-        images: (n, h, w, C) uint8. timeout: s. Raises WorkerTimeout or WorkerError.
+        images: (n, h, w, C). timeout: s. Raises WorkerTimeout or WorkerError.
         """
         self.start()
         with self._ending_on_failure():

@@ -44,7 +44,7 @@ class WorkerContext:
         self._homogenizers: dict[str, nn.Module] = {}  # by version
 
     def frames(self, images: np.ndarray) -> Tensor:
-        """Convert images (N, h, w, C) uint8 to the model's normalised input, (N, C, h, w) float32."""
+        """Convert images (N, h, w, C) to the model's normalised input, (N, C, h, w) float32."""
         return torch.from_numpy(self._normalise(images))
 
     def homogenizer(self, version: str) -> nn.Module | None:

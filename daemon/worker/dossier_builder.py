@@ -17,6 +17,7 @@ from calibrate.features.statistics import FeatureStatistics
 from calibrate.homogenizer import TONE_KNOTS, Homogenizer
 from calibrate.judge import Evidence, Verdict, json_values
 from daemon.images import evenly_spaced
+from daemon.levels import MAX_LEVEL, to_depth, to_levels
 from deploy.model.card import Normalisation
 from deploy.store.dossier import Dossier, read_dossier
 
@@ -47,9 +48,10 @@ class DossierBuilder:
         self._content["seconds"].append((stage, now - self._stage_start))
         self._stage_start = now
 
-    def add_held_out(self, count: int, shape: tuple[int, ...]) -> None:
-        """Note the number of frames that judge, and their shape (h, w, C)."""
-        self._frames |= {"held_out": count, "shape": shape}
+    def add_held_out(self, images: np.ndarray) -> None:
+        """Note the number of frames that judge (n, h, w, C), their shape, and which values they have."""
+        peak = float(to_levels(images.max(initial=0))) / MAX_LEVEL
+        self._frames |= {"held_out": len(images), "shape": images.shape[1:], "depth": images.dtype.name, "peak": peak}
 
     def add_champions(self, evidence: Mapping[str, Evidence]) -> None:
         """Note the evidence of what a candidate has to beat, by "factory" and "active"."""
@@ -113,12 +115,13 @@ def digest_statistics(statistics: FeatureStatistics) -> str:
 
 
 def encode_examples(images: np.ndarray, count: int) -> list[bytes]:
-    """Encode at most `count` of the images (n, h, w, C) uint8, evenly spread, as PNG files."""
+    """Encode at most `count` of the images (n, h, w, C), evenly spread, as PNG files: of 8 bits, finer ones of 16."""
     return [_encode_png(images[index]) for index in evenly_spaced(len(images), count)]
 
 
 def _encode_png(image: np.ndarray) -> bytes:
-    done, data = cv2.imencode(".png", np.ascontiguousarray(image[:, :, ::-1]))  # OpenCV takes blue first
+    storable = image if image.dtype == np.uint8 else to_depth(image, np.dtype(np.uint16))
+    done, data = cv2.imencode(".png", np.ascontiguousarray(storable[:, :, ::-1]))  # OpenCV takes blue first
     assert done
     return data.tobytes()
 

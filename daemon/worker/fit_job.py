@@ -52,7 +52,7 @@ def failure(job: dict[str, Any], error: Exception) -> dict[str, Any]:
 class FitJob:
     """One recalibration of one sensor. `run` does it; `send` takes the progress messages.
 
-    images: (N, h, w, C) uint8, oldest first. Every HELD_OUT_EVERY-th frame is held out from the fit and judges. A
+    images: (N, h, w, C), oldest first. Every HELD_OUT_EVERY-th frame is held out from the fit and judges. A
     recall fits nothing, so all its frames judge.
     """
 
@@ -61,7 +61,7 @@ class FitJob:
         self._images = images
         self._held_out_images = images if job["recall"] else images[::HELD_OUT_EVERY]
         self._dossier = DossierBuilder(job, context.provenance)
-        self._dossier.add_held_out(len(self._held_out_images), images.shape[1:])
+        self._dossier.add_held_out(self._held_out_images)
 
     def run(self) -> dict[str, Any]:
         """Recalibrate and store a dossier. Returns {"result", "reason", "version" (if any), "dossier" (digest)}.

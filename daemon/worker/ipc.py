@@ -14,14 +14,14 @@ import numpy as np
 
 
 def send_message(connection: Connection, content: dict[str, Any], images: np.ndarray | None = None) -> None:
-    """Send one message. images: (n, h, w, C) uint8.
+    """Send one message. images: (n, h, w, C), of any type of number.
 
     Raises TypeError for content that is not JSON, OSError when the other side is gone or does not read.
     """
-    shape = None if images is None else images.shape
-    connection.send_bytes(json.dumps({"content": content, "shape": shape}).encode())
+    described = {} if images is None else {"shape": images.shape, "dtype": images.dtype.str}
+    connection.send_bytes(json.dumps({"content": content} | described).encode())
     if images is not None:
-        connection.send_bytes(np.ascontiguousarray(images).reshape(-1).data)
+        connection.send_bytes(np.ascontiguousarray(images).reshape(-1).view(np.uint8).data)
 
 
 def receive_message(connection: Connection) -> tuple[dict[str, Any], np.ndarray | None]:
@@ -31,6 +31,6 @@ def receive_message(connection: Connection) -> tuple[dict[str, Any], np.ndarray 
     """
     message = json.loads(connection.recv_bytes())
     images = None
-    if message["shape"] is not None:
-        images = np.frombuffer(connection.recv_bytes(), np.uint8).reshape(message["shape"])
+    if "shape" in message:
+        images = np.frombuffer(connection.recv_bytes(), np.dtype(message["dtype"])).reshape(message["shape"])
     return message["content"], images

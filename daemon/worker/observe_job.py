@@ -14,7 +14,7 @@ from deploy.store.artefacts import FACTORY
 
 
 def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> dict[str, Any]:
-    """Return drift scores of images (N, h, w, C) uint8, raw and as served, and accuracy proxies.
+    """Return drift scores of images (N, h, w, C), raw and as served, and accuracy proxies.
 
     job: `active`, `band`, and for a comparison `challenger` (a version) and its `role`.
     Raises StoreError for a homogenizer that cannot be read, ValueError for too few images.

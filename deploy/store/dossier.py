@@ -35,6 +35,7 @@ class FramesRecord(_DossierPart):
     fitted, held_out: number of frames for the fit and for the judge.
     until: when the newest of them arrived, s since the epoch.
     shape: (height, width, channels) as the network takes them.
+    depth: type of their values. peak: the highest of them, as a share of white. None in dossiers of before.
     refused: number of frames that no fit may use, by reason, since the collection began.
     kept: SHA-256 of each PNG file that is stored beside the dossier.
     """
@@ -43,6 +44,8 @@ class FramesRecord(_DossierPart):
     held_out: int
     until: float
     shape: tuple[int, int, int]
+    depth: Literal["uint8", "uint16", "float32"] | None = None
+    peak: NumberOrNone = None
     refused: dict[str, int]
     kept: list[Digest] = []
 

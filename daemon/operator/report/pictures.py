@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from daemon.levels import to_depth, to_levels
 from deploy.model.card import Normalisation
 from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
 from deploy.store.dossier import NumberOrNone
@@ -73,9 +74,9 @@ def _apply_candidate(stored: StoredDossier, store: ArtefactStore, images: np.nda
 
 
 def _apply(homogenizer: nn.Module, images: np.ndarray, normalisation: Normalisation) -> np.ndarray:
-    """Apply ρ to images (n, h, w, C) uint8."""
+    """Apply ρ to images (n, h, w, C); return what it makes of them as uint8, which a page can show."""
     mean, std = torch.tensor(normalisation.mean), torch.tensor(normalisation.std)
-    frames = (torch.from_numpy(images).float() / 255 - mean) / std
+    frames = (torch.from_numpy(to_levels(images)) / 255 - mean) / std
     with torch.no_grad():
         restored = homogenizer(frames.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     levels: np.ndarray = ((restored * std + mean) * 255).round().clamp(0, 255).byte().numpy()
@@ -91,7 +92,8 @@ def kernel_picture(kernel: Sequence[Sequence[NumberOrNone]]) -> str:
 
 
 def png_url(image: np.ndarray, side: int = FRAME_SIDE_PX) -> str:
-    """Encode an image (h, w, C) uint8 as a data: URL of a PNG file; small ones are enlarged, large ones reduced."""
+    """Encode an image (h, w, C) as a data: URL of a PNG file, 8 bits; small ones are enlarged, large ones reduced."""
+    image = to_depth(image, np.dtype(np.uint8))
     height, width = image.shape[:2]
     scale = min(max(1, round(side / min(height, width))), MAX_PICTURE_SIDE_PX / max(height, width))
     size = round(scale * width), round(scale * height)
@@ -103,7 +105,7 @@ def png_url(image: np.ndarray, side: int = FRAME_SIDE_PX) -> str:
 
 
 def _decode(png: bytes) -> np.ndarray:
-    """Decode a kept frame to (h, w, C) uint8. Its SHA-256 was checked, so it is readable."""
+    """Decode a kept frame to (h, w, C), uint8 or uint16. Its SHA-256 was checked, so it is readable."""
     image = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
     assert image is not None
     return image[:, :, None] if image.ndim == 2 else image[:, :, ::-1]

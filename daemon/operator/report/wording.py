@@ -12,7 +12,7 @@ from daemon.operator.versions import short_version
 from daemon.states import Result
 from deploy.audit.chain import AuditRecord
 from deploy.store.artefacts import FACTORY
-from deploy.store.dossier import CriterionRecord, Dossier
+from deploy.store.dossier import CriterionRecord, Dossier, FramesRecord
 
 MODE_TEXTS = {  # by recalibrate.mode
     "autonomous": "recald decides by itself",
@@ -209,6 +209,12 @@ def number(value: Any) -> str:
 
 def percent(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.1%}"
+
+
+def depth(frames: FramesRecord) -> str:
+    """Describe the values of frames: a low peak of 16 bits means that fewer of them are significant."""
+    kind = {"uint8": "8 bits", "uint16": "16 bits"}.get(str(frames.depth), "floats")
+    return f"{kind} up to {percent(frames.peak)} of white"
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ import synthetic
 from bench.material.cifar import lossless
 from daemon.demo.digits import load_digits, render_split
 from daemon.frames.quality_filter import DUPLICATE_INTERVAL_S, QualityFilter, clipped_share
+from daemon.levels import to_depth
 from daemon.simulation.drifts import parse_drift
 
 FPS = 10
@@ -105,6 +106,31 @@ def test_a_picture_that_is_clipped_but_for_a_spot_is_saturated_and_a_half_clippe
 
 def test_only_black_and_white_are_clipped():
     assert clipped_share(np.array([[[0, 1, 2, 128]], [[253, 254, 255, 255]]], np.uint8)) == 3 / 8
+
+
+def test_clipped_is_what_has_reached_the_end_of_its_type():
+    assert clipped_share(np.array([[[0, 1, 2, 255]], [[256, 65534, 65535, 65535]]], np.uint16)) == 3 / 8
+    assert clipped_share(np.array([[[0, 0.01, 1, 128]], [[254, 254.9, 255, 255]]], np.float32)) == 3 / 8
+
+
+# ---- other depths
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_every_depth_is_judged_alike(dtype: type):
+    glare = np.full((224, 224, 3), 255, np.uint8)
+    glare[:20, :20] = 90
+    covered = noisy(np.full((224, 224, 3), 16, np.uint8), 10, 3)
+    still = [noisy(scene(), 5, seed) for seed in range(5)]
+    frames = [*still, still[-1], glare, covered, noisy(scene(seed=2), 5, 9), *[scene()] * 2]
+    assert refusals([to_depth(frame, np.dtype(dtype)) for frame in frames]) == refusals(frames)
+    assert {"duplicate", "frozen", "saturated", "blank", None} == set(refusals(frames))
+
+
+def test_frames_of_a_detector_of_12_bits_in_words_of_16_are_kept():
+    """Also where nobody said how many bits are significant: a fit is what can help."""
+    frames = [to_depth(image, np.dtype(np.uint16)) // 16 for image in synthetic.images(100, 3)]
+    assert refusals(frames).count(None) >= 99
 
 
 # ---- frozen and duplicate

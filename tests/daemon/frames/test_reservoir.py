@@ -191,6 +191,33 @@ def test_an_empty_one_gives_no_frames(count):
         assert len(images) == 0 and images.dtype == np.uint8 and images.ndim == 4
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_frames_keep_the_depth_of_the_sensor(dtype):
+    reservoir = Reservoir(20, window=10)
+    image = (np.arange(27).reshape(3, 3, 3) * 9).astype(dtype)
+    reservoir.add(image, 0.0)
+    for read in (reservoir.latest(5), reservoir.sample(5)):
+        assert read.dtype == dtype
+        np.testing.assert_array_equal(read, [image])
+
+
+def test_a_camera_that_changes_its_encoding_is_read_in_the_finest_of_its_depths():
+    """From JPEG to raw, say: values of one stack must mean the same."""
+    reservoir = Reservoir(20, window=10)
+    eight = np.arange(27, dtype=np.uint8).reshape(3, 3, 3) * 9
+    for number, image in enumerate([eight, eight.astype(np.uint16) * 257 + 1]):
+        reservoir.add(image, float(number))
+    both = reservoir.latest(5)
+    assert both.dtype == np.uint16
+    np.testing.assert_array_equal(both, [eight.astype(int) * 257, eight.astype(int) * 257 + 1])
+    reservoir.add(eight.astype(np.float32) + np.float32(0.25), 2.0)
+    all_three = reservoir.sample(5)
+    assert all_three.dtype == np.float32
+    np.testing.assert_allclose(all_three[0], eight)
+    np.testing.assert_allclose(all_three[1], eight + 1 / 257, rtol=1e-6)
+    np.testing.assert_allclose(all_three[2], eight + 0.25)
+
+
 def test_what_is_read_is_a_copy():
     reservoir = Reservoir(4, window=2)
     reservoir.add(frame(1), 0.0)

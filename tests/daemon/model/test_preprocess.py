@@ -47,12 +47,40 @@ def test_channels_that_run_backwards_in_memory_are_recognised(channels, size):
     np.testing.assert_array_equal(preprocessor(channels, *size).to_input_image(backwards), expected)
 
 
-def test_16_bits_fill_the_range_of_8():
+def test_16_bits_stay_16():
     image = np.array([[0, 128], [129, 65535]], np.uint16)
-    np.testing.assert_array_equal(preprocessor(1, 2, 2).to_input_image(image)[:, :, 0], [[0, 0], [1, 255]])
-    fine = np.full((4, 4), 257, np.uint16)
-    fine[:2, :2] = 129  # averaged before it is rounded: 225 is nearer to 1 than to 0
-    np.testing.assert_array_equal(preprocessor(3, 1, 1).to_input_image(fine), [[[1, 1, 1]]])
+    given = preprocessor(1, 2, 2).to_input_image(image)
+    assert given.dtype == np.uint16
+    np.testing.assert_array_equal(given[:, :, 0], image)
+    shrunk = preprocessor(3, 1, 1).to_input_image(image)
+    assert shrunk.dtype == np.uint16 and (shrunk == (0 + 128 + 129 + 65535) // 4).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_depth_means_the_same_to_the_model(channels):
+    """A value and its neighbour differ by one 65,535th; the same picture in 8, 16 bits and floats is the same input."""
+    prepare = preprocessor(channels, 16, 24)
+    eight = prepare.to_input_image(IMAGE)
+    expected = prepare.normalise(eight[None])
+    deep = IMAGE.astype(np.uint16) * 257
+    for image in (deep, IMAGE.astype(np.float32)):
+        given = prepare.to_input_image(image)
+        assert given.dtype == image.dtype
+        np.testing.assert_allclose(prepare.normalise(given[None]), expected, atol=0.01 if channels == 1 else 2e-6)
+    black, step, white = (
+        float(prepare.normalise(np.full((1, 16, 24, channels), value, np.uint16))[0, 0, 0, 0])
+        for value in (0, 1, 65535)
+    )
+    assert (black, white) == pytest.approx((-MEAN[0] / STD[0], (1 - MEAN[0]) / STD[0]), abs=1e-6)
+    assert step - black == pytest.approx(1 / 65535 / STD[0], rel=0.02)
+
+
+def test_bytes_are_normalised_as_ever_to_the_last_bit():
+    """The certified path: (v / 255 - mean) / std as one multiplication and one addition in float32."""
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    scale, offset = np.float32(1 / (255 * STD[0])), np.float32(-MEAN[0] / STD[0])
+    expected = images.transpose(0, 3, 1, 2) * scale + offset
+    assert preprocessor(1, 16, 16).normalise(images).tobytes() == expected.tobytes()
 
 
 @pytest.fixture
@@ -121,9 +149,11 @@ def test_colour_becomes_luminance_in_the_order_rgb():
     assert np.abs(image[:, :, 0] - IMAGE @ [0.299, 0.587, 0.114]).max() <= 1
 
 
-def test_float_images_are_rounded_and_held_in_range():
+def test_float_images_stay_floats_and_are_held_in_range():
     image = np.array([[-3.0, 0.4], [127.6, 300.0]], np.float32)
-    np.testing.assert_array_equal(preprocessor(1, 2, 2).to_input_image(image)[:, :, 0], [[0, 0], [128, 255]])
+    kept = preprocessor(1, 2, 2).to_input_image(image)
+    assert kept.dtype == np.float32 and not np.shares_memory(kept, image)
+    np.testing.assert_array_equal(kept[:, :, 0], np.float32([[0, 0.4], [127.6, 255]]))
 
 
 def test_padded_read_only_rows_are_accepted():
@@ -136,11 +166,15 @@ def test_padded_read_only_rows_are_accepted():
 
 
 @settings(deadline=None)
-@given(st.sampled_from([1, 3]), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
-def test_any_image_comes_out_as_the_card_says(channels, height, width, in_height, in_width):
-    image = preprocessor(channels, height, width).to_input_image(np.full((in_height, in_width), 77, np.uint8))
-    assert image.shape == (height, width, channels) and image.dtype == np.uint8
-    assert (image == 77).all()
+@given(
+    st.sampled_from([1, 3]),
+    st.sampled_from([np.uint8, np.uint16, np.float32]),
+    *[st.integers(1, 40)] * 4,
+)
+def test_any_image_comes_out_as_the_card_says(channels, dtype, height, width, in_height, in_width):
+    image = preprocessor(channels, height, width).to_input_image(np.full((in_height, in_width), 77, dtype))
+    assert image.shape == (height, width, channels) and image.dtype == dtype
+    np.testing.assert_allclose(image, 77, rtol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -312,6 +312,28 @@ def test_frames_are_shown_as_they_came_and_as_the_stored_homogenizer_makes_them(
     assert np.abs(after - wanted).max() <= 1
 
 
+def test_kept_frames_of_16_bits_are_shown_like_those_of_8(place):
+    version = place.store.put(Homogenizer(3, 8, 8), {"model": MODEL}, b"compiled", "onnx")
+    place.fit(dossier(candidate=version), [png(FRAME.astype(np.uint16) * 257)])
+    before, after = (shown(source) for source in place.page().sources[-2:])
+    assert np.array_equal(before, FRAME) and np.array_equal(after, FRAME)
+
+
+@pytest.mark.parametrize(
+    ("depth", "peak", "said"),
+    [
+        ("uint8", 1.0, "3 channel(s) of 8 bits up to 100.0% of white"),
+        ("uint16", 4095 / 65535, "3 channel(s) of 16 bits up to 6.2% of white"),
+        ("float32", 0.5, "3 channel(s) of floats up to 50.0% of white"),
+        (None, None, "3 channel(s) Not taken"),
+    ],
+)
+def test_the_depth_of_the_frames_is_told_where_it_was_recorded(place, depth, peak, said):
+    told = dossier()
+    place.fit(told.model_copy(update={"frames": told.frames.model_copy(update={"depth": depth, "peak": peak})}))
+    assert said in place.page().text
+
+
 @pytest.mark.parametrize(
     ("told", "said"),
     [

@@ -241,6 +241,21 @@ def test_every_encoding_can_be_decoded_again(camera, encoding):
     assert np.abs(decode(frame) / unit - 100).max() <= 2
 
 
+@pytest.mark.parametrize(("encoding", "unit"), [("mono16", 1), ("png", 1), ("rgb8", 257), ("mono8", 257)])
+def test_pictures_of_16_bits_are_sent_in_the_depth_that_the_encoding_has(camera, encoding, unit):
+    sender, receiver = camera()
+    deep = np.full((1, 16, 16, 3), 25_701, np.uint16)
+    publish(sender, "front", deep, fps=100, wait=never, frames=1, encoding=encoding)
+    assert np.unique(decode(received(receiver))) == [25_701 if unit == 1 else 100]
+
+
+def test_a_drift_keeps_the_depth_of_the_picture():
+    deep = np.full((4, 4, 3), 25_701, np.uint16)
+    darker = parse_drift("exposure=-1")(deep)
+    assert darker.dtype == np.uint16 and np.abs(darker.astype(int) - 12_850).max() <= 1
+    assert (parse_drift("exposure=4")(deep) == 65_535).all()
+
+
 def test_without_a_daemon_nothing_blocks_and_nothing_counts_as_sent(context, tmp_path):
     with open_camera(context, f"ipc://{tmp_path}/nobody", pattern="push") as sender:
         assert not wait_for_reader(sender, 0.05)

@@ -16,8 +16,9 @@ from synthetic import MEAN, STD, drifted, images
 from calibrate import FitError, fit
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.homogenizer import Homogenizer
+from daemon.levels import to_levels
 from daemon.worker.context import WorkerContext
-from daemon.worker.dossier_builder import RESPONSE_LEVELS, describe_effect, digest_statistics
+from daemon.worker.dossier_builder import RESPONSE_LEVELS, describe_effect, digest_statistics, encode_examples
 from daemon.worker.fit_job import FitJob
 from deploy.model.frozen import load_frozen
 from deploy.store.artefacts import FACTORY, ArtefactStore
@@ -123,6 +124,21 @@ def test_frames_are_kept_only_where_asked_for_and_as_they_came(scene):
     filed = scene.archive.read(scene.archive.path("front", answer["dossier"]))
     kept = [cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR) for png in scene.archive.frames(filed)]
     assert np.array_equal(np.stack(kept)[..., ::-1], DARK[::4][[0, 5, 10]])
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_kept_frames_of_finer_values_are_files_of_16_bits(dtype):
+    image = np.random.default_rng(0).random((8, 8, 3)) * (65535 if dtype == np.uint16 else 255)
+    images = image.astype(dtype)[None]
+    (png,) = encode_examples(images, 1)
+    kept = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)[..., ::-1]
+    assert kept.dtype == np.uint16
+    np.testing.assert_allclose(to_levels(kept), to_levels(images[0]), atol=0.5 / 257 + 1e-4)
+
+
+def test_depth_and_highest_value_of_the_frames_are_recorded(scene):
+    frames = scene.dossier(scene.recalibrate()).frames
+    assert frames.depth == "uint8" and frames.peak == pytest.approx(DARK[::4].max() / 255)
 
 
 # ---- its parts
