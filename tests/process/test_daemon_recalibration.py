@@ -279,7 +279,9 @@ def test_a_fit_of_clean_frames_changes_nothing_and_drift_checks_outlive_their_wo
         camera.stream(clean, lambda: daemon.status()["drift_score"] is not None, "a first drift check")
         (worker,) = daemon.workers()
         worker.kill()
-        camera.stream(clean, lambda: "drift check failed: the worker process ended with -9" in daemon.log, "it is noticed")
+        camera.stream(
+            clean, lambda: "drift check failed: the worker process ended with -9" in daemon.log, "it is noticed"
+        )
         before = daemon.status()["drift_score"]
 
         order_fit(daemon)
