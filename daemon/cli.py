@@ -155,7 +155,7 @@ def order(args: argparse.Namespace) -> int:
     name = "release" if getattr(args, "release", False) else args.command
     message = {"command": name, "sensor": args.sensor, "by": _user(), "version": getattr(args, "version", None)}
     answer = _ask(args, message)
-    print(json.dumps(answer) if args.json else f"{args.sensor}: {answer['said']}")
+    print(json.dumps(answer) if args.json else f"{answer['sensor']}: {answer['said']}")
     return 0
 
 
@@ -274,6 +274,7 @@ ORDERS = {
     "approve": "let the waiting candidate serve (recalibrate.mode supervised)",
     "reject": "drop the waiting candidate",
     "rollback": "let the homogenizer before the active one serve again",
+    "restore": "bring a stored homogenizer back, through the shadow run and probation",
     "hold": f"hold the homogenizer until --release: {HOLD_MEANING}",
 }
 
@@ -286,14 +287,18 @@ def _add_operator(commands: Any) -> None:
         "show what a running daemon does with each sensor",
         "--config /etc/recald/recald.yaml",
     )
-    orders = {name: _add(commands, name, order, text, "--sensor front") for name, text in ORDERS.items()}
+    examples = dict.fromkeys(ORDERS, "--sensor front") | {"restore": "--version 3fa94c01"}
+    orders = {name: _add(commands, name, order, text, examples[name]) for name, text in ORDERS.items()}
+    text = "8 digits of its version or more; `recald report --list` names those that were fitted"
+    orders["restore"].add_argument("--version", metavar="V", required=True, help=text)
     orders["hold"].add_argument("--release", action="store_true", help="undo: new homogenizers may serve again")
     for name in ("approve", "reject"):
         orders[name].add_argument(
             "--version", metavar="V", help="only if this candidate waits, no newer one: 8 digits of its version or more"
         )
-    for parser in orders.values():
-        parser.add_argument("--sensor", required=True, help="the id of the sensor")
+    for name, parser in orders.items():
+        text = "the id of the sensor" + (" (default: the one it was fitted for)" if name == "restore" else "")
+        parser.add_argument("--sensor", required=name != "restore", help=text)
     for parser in (show, *orders.values()):
         parser.add_argument("--json", action="store_true", help="print JSON for programs")
         parser.add_argument("--config", type=Path, help="the daemon's file, where control.endpoint is not the default")

@@ -330,13 +330,14 @@ def status(endpoint: str, timeout: float = 5.0) -> dict[str, Any]:
 
 
 def order(
-    endpoint: str, name: str, sensor: str, *, by: str, version: str | None = None, timeout: float = 5.0
+    endpoint: str, name: str, sensor: str | None, *, by: str, version: str | None = None, timeout: float = 5.0
 ) -> dict[str, Any]:
     """Give one order to a running recald; return its answer, whose "said" tells what happens next.
 
-    name: recalibrate, approve, reject, rollback, hold or release. by: a name, which
-    the audit log notes beside the user of this process.
-    version: for approve and reject: this candidate and no newer one, 8 digits or more. timeout: in seconds.
+    name: recalibrate, approve, reject, rollback, restore, hold or release. sensor: None for restore is the one that the
+    homogenizer was fitted for. by: a name, which the audit log notes beside the user of this process.
+    version: for approve and reject: this candidate and no newer one; for restore: the stored one; 8 digits or more.
+    timeout: in seconds.
     Raises ControlError where recald refuses the order, with its reason, or where nobody answers.
     """
     return ask(endpoint, {"command": name, "sensor": sensor, "by": by, "version": version}, timeout)

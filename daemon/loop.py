@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -25,6 +26,7 @@ from daemon.model.engine_build import EngineBuild, EngineBuildError
 from daemon.model.served_model import open_model
 from daemon.operator.control import ControlServer
 from daemon.operator.orders import OrderQueue, Orders
+from daemon.operator.stored_version import find_stored
 from daemon.recalibration.controller import Controller, Event
 from daemon.recalibration.drift_monitor import DriftMonitor
 from daemon.recalibration.envelope import open_envelope
@@ -198,7 +200,11 @@ class Daemon:
             self._audit_writer,
             self._clock,
         )
-        self._orders = OrderQueue(Orders(self._controller, self._audit_writer), self.sensors)
+        self._orders = OrderQueue(
+            Orders(self._controller, self._audit_writer),
+            self.sensors,
+            partial(find_stored, self._store, self._model.digest),
+        )
         drift_monitor = DriftMonitor(config.drift, self.sensors, WorkerClient(*worker, threads=1), self._events.put)
         self._closing.callback(drift_monitor.close)
         drift_monitor.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import re
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -12,6 +11,7 @@ from typing import Any
 
 from daemon.exit_codes import TemporaryError
 from daemon.operator.peer import Peer, claimed_name
+from daemon.operator.stored_version import is_version, no_version
 from daemon.recalibration.controller import Controller
 from daemon.recalibration.sensor import Sensor
 from daemon.recalibration.state_machine import OrderRefused
@@ -19,10 +19,10 @@ from daemon.state.audit_writer import AuditWriter
 from daemon.state.restart import HELD_BY_OPERATOR
 from daemon.states import HOLD_MEANING
 from deploy.store.artefacts import FACTORY
+from deploy.store.retention import StoredHomogenizer
 
 ORDER_TIMEOUT_S = 3.0  # an order waits until the frame that is served now is done
 CANDIDATE_ORDERS = ("approve", "reject")  # they may name the version of the candidate
-MIN_VERSION_DIGITS = 8  # of a candidate's version; `recald status` shows as many
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,11 @@ class Order:
 class OrderQueue:
     """Passes orders from the control thread to the frame thread, and the answers back."""
 
-    def __init__(self, orders: Orders, sensors: dict[str, Sensor]):
+    def __init__(self, orders: Orders, sensors: dict[str, Sensor], find_stored: Callable[[object], StoredHomogenizer]):
+        """find_stored: return the stored homogenizer whose version begins so; raises OrderRefused."""
         self._orders = orders
         self._sensors = sensors
+        self._find_stored = find_stored
         self._waiting: queue.SimpleQueue[tuple[Order, Future[dict[str, Any]]]] = queue.SimpleQueue()
 
     def submit(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -60,14 +62,17 @@ class OrderQueue:
         Raises ValueError for a request that is no order for a configured sensor, and for an order that is refused or
         not carried out in time.
         """
-        command, name = request["command"], request.get("sensor")
+        command, name, version = request["command"], request.get("sensor"), request.get("version")
         if command not in self._orders.names():
             raise ValueError(f"unknown command {command!r}: status, {', '.join(self._orders.names())}")
+        if command == "restore":
+            stored = self._find_stored(version)
+            name, version = stored.sensor if name is None else name, stored.version
         if not isinstance(name, str) or name not in self._sensors:
             raise ValueError(f"unknown sensor {name!r}: configured are {', '.join(self._sensors)}")
         answer: Future[dict[str, Any]] = Future()
         claimed = claimed_name(request.get("by"))
-        order = Order(command, name, request.get("peer", Peer()), request.get("version"), claimed)
+        order = Order(command, name, request.get("peer", Peer()), version, claimed)
         self._waiting.put((order, answer))
         try:
             return answer.result(ORDER_TIMEOUT_S)
@@ -95,11 +100,12 @@ class Orders:
     def __init__(self, controller: Controller, audit_writer: AuditWriter):
         self._controller = controller
         self._audit_writer = audit_writer
-        self._handlers: dict[str, Callable[[Sensor], str]] = {
+        self._handlers: dict[str, Callable[[Sensor, Order], str]] = {
             "recalibrate": self._recalibrate,
             "approve": self._approve,
             "reject": self._reject,
             "rollback": self._roll_back,
+            "restore": self._restore,
             "hold": self._hold,
             "release": self._release,
         }
@@ -114,26 +120,27 @@ class Orders:
         Raises OrderRefused for an order that is not possible now.
         """
         candidate = {"candidate": _candidate_version(sensor)} if order.name in CANDIDATE_ORDERS else {}
-        if order.version is not None:
+        if order.version is not None and order.name != "restore":
             _check_version(order, sensor)
-        message = self._handlers[order.name](sensor)
-        details = {"order": order.name} | order.given_by | candidate
+        message = self._handlers[order.name](sensor, order)
+        restored = {"version": order.version} if order.name == "restore" else {}
+        details = {"order": order.name} | order.given_by | candidate | restored
         self._audit_writer.record(sensor.name, "order", details)
         return {"sensor": sensor.name, "said": message}
 
-    def _recalibrate(self, sensor: Sensor) -> str:
+    def _recalibrate(self, sensor: Sensor, order: Order) -> str:
         sensor.state_machine.request()
         return "collects frames for a fit; `recald status` shows the progress"
 
-    def _approve(self, sensor: Sensor) -> str:
+    def _approve(self, sensor: Sensor, order: Order) -> str:
         sensor.state_machine.approve()
         return f"candidate {_candidate_version(sensor)[:12]} serves as soon as nothing holds it, on probation"
 
-    def _reject(self, sensor: Sensor) -> str:
+    def _reject(self, sensor: Sensor, order: Order) -> str:
         sensor.state_machine.reject()
         return f"candidate {_candidate_version(sensor)[:12]} is dropped; {sensor.path.version[:12]} goes on serving"
 
-    def _roll_back(self, sensor: Sensor) -> str:
+    def _roll_back(self, sensor: Sensor, order: Order) -> str:
         before = sensor.path.version
         if before == sensor.path.fallback == FACTORY:
             raise OrderRefused("the factory homogenizer serves, there is nothing to go back to")
@@ -141,11 +148,15 @@ class Orders:
         withdrawn = "" if before == FACTORY else f"; {before[:12]} is not recalled until the drift is over"
         return f"{sensor.path.version[:12]} serves again{withdrawn}"
 
-    def _hold(self, sensor: Sensor) -> str:
+    def _restore(self, sensor: Sensor, order: Order) -> str:
+        self._controller.restore(sensor, order.version)
+        return f"{order.version[:12]} is loaded, runs in the shadow, and serves on probation if it is better there"
+
+    def _hold(self, sensor: Sensor, order: Order) -> str:
         sensor.operator_hold = HELD_BY_OPERATOR
         return f"until `recald hold --release`, also after a restart: {HOLD_MEANING}"
 
-    def _release(self, sensor: Sensor) -> str:
+    def _release(self, sensor: Sensor, order: Order) -> str:
         sensor.operator_hold = ""
         return "swaps are allowed again"
 
@@ -155,9 +166,8 @@ def _check_version(order: Order, sensor: Sensor) -> None:
     version, waiting = order.version, _candidate_version(sensor)
     if order.name not in CANDIDATE_ORDERS:
         raise OrderRefused(f"{order.name} takes no version, only {' and '.join(CANDIDATE_ORDERS)} do")
-    digits = f"[0-9a-f]{{{MIN_VERSION_DIGITS},64}}"
-    if not isinstance(version, str) or not (version == FACTORY or re.fullmatch(digits, version)):
-        raise OrderRefused(f"{str(version)[:80]!r} is no version: give {MIN_VERSION_DIGITS} of its digits or more")
+    if not is_version(version):
+        raise no_version(version)
     if not waiting.startswith(version):
         raise OrderRefused(f"candidate {version[:12]} does not wait, {waiting[:12]} does: see `recald status`")
 

@@ -25,7 +25,7 @@ from daemon.recalibration.drift_checks import DriftChecks
 from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck
 from daemon.recalibration.job import JobProgress, JobResult, JobRunner
 from daemon.recalibration.sensor import Sensor
-from daemon.recalibration.state_machine import RESULT_EXPECTED
+from daemon.recalibration.state_machine import RESULT_EXPECTED, OrderRefused
 from daemon.state.audit_writer import AuditWriter
 from daemon.state.restart import RestartState
 from daemon.state.state_writer import StateWriter
@@ -105,6 +105,21 @@ class Controller:
         self._audit_writer.record(sensor.name, "rollback", details)
         self._after_exchange(sensor, "rollback")
         sensor.state_machine.rolled_back(version != FACTORY, self._clock(), f"rolled back: {message}")
+
+    def restore(self, sensor: Sensor, version: str) -> None:
+        """Bring a stored homogenizer back, through shadow and probation. Raises OrderRefused."""
+        if version == sensor.path.version:
+            raise OrderRefused(f"homogenizer {version[:12]} serves already")
+        if not self._jobs.free:
+            raise OrderRefused("a recalibration is running: try again when it is over")
+        if not sensor.reservoir.window_full:
+            raise OrderRefused("too few frames have come to prove a homogenizer on: try again later")
+        sensor.state_machine.begin_restore(self._clock())
+        sensor.set_aside.discard(version)
+        if version in sensor.withdrawn:
+            sensor.withdrawn.remove(version)
+            self._state_writer.save_withdrawn(sensor.name, set(sensor.withdrawn))
+        self._jobs.start(sensor, sensor.state_machine.trigger, self._frames, restore=version)
 
     def export_homogenizer(self, sensor: Sensor, source: str) -> None:
         """Export which homogenizer serves. source: where it came from, a label of the metric."""

@@ -103,11 +103,17 @@ class JobRunner:
             self._aborted_at = time.monotonic()
             self._worker.kill()
 
-    def start(self, sensor: Sensor, trigger: str, frames: int, recall: bool = False) -> None:
-        """Start a recalibration, only when `free`. recall: only test earlier homogenizers, on the newest frames."""
+    def start(
+        self, sensor: Sensor, trigger: str, frames: int, recall: bool = False, restore: str | None = None
+    ) -> None:
+        """Start a recalibration, only when `free`.
+
+        recall: only test earlier homogenizers, on the newest frames. restore: only bring this stored version back.
+        """
         self._busy, self._sensor = True, sensor.name
         job = {
-            "job": "recalibrate",
+            "job": "recalibrate" if restore is None else "restore",
+            "restore": restore,
             "sensor": sensor.name,
             "active": sensor.path.version,
             "withdrawn": sorted(sensor.withdrawn | sensor.set_aside),
@@ -119,7 +125,7 @@ class JobRunner:
             "until": time.time(),
             "seed": int(time.time()),
         }
-        read_frames = sensor.reservoir.latest if recall else sensor.reservoir.sample
+        read_frames = sensor.reservoir.latest if recall or restore else sensor.reservoir.sample
         self._executor.submit(self._run, sensor, job, partial(read_frames, frames))
 
     def close(self) -> None:
@@ -146,7 +152,7 @@ class JobRunner:
 
         try:
             answer = self._worker.call(job, images, self._timeout, report)
-            dossier, result = answer["dossier"], Result(answer["result"])
+            dossier, result = answer.get("dossier"), Result(answer["result"])
             if result not in WITH_VERSION:
                 return JobResult(sensor.name, result, answer["reason"], dossier=dossier)
             version = answer["version"]

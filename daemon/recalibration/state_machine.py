@@ -101,6 +101,21 @@ class StateMachine:
         else:
             self._requested = True
 
+    def begin_restore(self, now: float) -> None:
+        """Enter the work of bringing a stored homogenizer back: it is loaded and proven, and then a candidate.
+
+        Raises OrderRefused when locked or in the mode shadow, on probation, while a recalibration runs, and when a
+        strict budget is spent.
+        """
+        if self._config.mode in ("locked", "shadow"):
+            raise OrderRefused(f"recalibrate.mode is {self._config.mode}: nothing new comes to serve")
+        if self.state not in (*AT_REST, State.COLLECTING):
+            raise OrderRefused(f"the sensor is in the state {self.state.value}: wait until that is over")
+        if self._strict and self.budget.is_spent(now):
+            raise OrderRefused("the envelope lets no order exceed the budget of fits and swaps, and it is spent")
+        self.trigger = "operator"
+        self._enter(State.COMPILING, now, "a stored homogenizer is loaded and proven")
+
     def approve(self) -> None:
         """Let the waiting candidate serve. Raises OrderRefused when none waits for approval."""
         self._set_approval(True)

@@ -22,6 +22,7 @@ from daemon.worker.context import WorkerContext
 from daemon.worker.fit_job import JOB_ERRORS, FitJob, Send, failure
 from daemon.worker.ipc import receive_message, send_message
 from daemon.worker.observe_job import observe
+from daemon.worker.restore_job import restore_stored
 from deploy.model.frozen import load_frozen
 from deploy.store.artefacts import ArtefactStore
 
@@ -68,6 +69,8 @@ def answer(context: WorkerContext, job: dict[str, Any], images: np.ndarray, send
     """Run one job; the last message that it sends has "done": true."""
     if job["job"] == "observe":
         send({"done": True, **observe(context, job, images)})
+    elif job["job"] == "restore":
+        send({"done": True, **restore_stored(context, job)})
     else:
         send({"done": True, **FitJob(context, job, images, send).run()})
 

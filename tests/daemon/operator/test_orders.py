@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 
+from calibrate.homogenizer import Homogenizer
 from daemon.config import RecalibrateConfig
 from daemon.exit_codes import TemporaryError
 from daemon.operator.orders import Order, OrderQueue, Orders
 from daemon.operator.peer import Peer
+from daemon.operator.stored_version import find_stored
 from daemon.recalibration.decisions import Commit, Facts
 from daemon.recalibration.sensor import Candidate, Sensor
 from daemon.recalibration.state_machine import OrderRefused, StateMachine
 from daemon.states import State
 from deploy.path import InferencePath, PreparedHomogenizer
-from deploy.store.artefacts import FACTORY
+from deploy.store.artefacts import FACTORY, ArtefactStore
+from deploy.store.retention import StoredHomogenizer
 
+VERSION = "0123456789abcdef" * 4
+MODEL = "d" * 64
 ROLLBACK = {"command": "rollback", "sensor": "front", "by": "somebody", "peer": Peer("ada", 7)}
 
 
@@ -28,9 +35,14 @@ class Frames:
 
     def __init__(self) -> None:
         self.done: list[tuple[str, dict[str, Any]]] = []
-        orders: Any = SimpleNamespace(names=lambda: ("rollback",), carry_out=self.carry_out)
+        orders: Any = SimpleNamespace(names=lambda: ("rollback", "restore"), carry_out=self.carry_out)
         sensor: Any = object()
-        self.queue = OrderQueue(orders, {"front": sensor})
+        self.queue = OrderQueue(orders, {"front": sensor}, self.find_stored)
+
+    def find_stored(self, version: object) -> StoredHomogenizer:
+        if version != VERSION[:8]:
+            raise OrderRefused(f"homogenizer {version} is not stored")
+        return StoredHomogenizer(VERSION, "front", MODEL, "", 0.0, Path())
 
     def carry_out(self, order: Order, sensor: object) -> dict[str, str]:
         self.done.append((order.name, order.given_by))
@@ -103,7 +115,7 @@ def test_an_order_that_waited_too_long_is_dropped_for_good(frames, monkeypatch):
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        ({"command": "explode", "sensor": "front"}, "unknown command 'explode': status, rollback"),
+        ({"command": "explode", "sensor": "front"}, "unknown command 'explode': status, rollback, restore"),
         ({"command": "rollback", "sensor": "side"}, "unknown sensor 'side': configured are front"),
         ({"command": "rollback", "sensor": ["front"]}, "unknown sensor .*: configured are front"),
         ({"command": "rollback", "sensor": {}}, "unknown sensor .*: configured are front"),
@@ -115,8 +127,6 @@ def test_what_makes_no_sense_is_answered_at_once(frames, request_, said):
 
 
 # ---- the candidate that is meant
-
-VERSION = "0123456789abcdef" * 4
 
 
 class Desk:
@@ -189,3 +199,56 @@ def test_an_order_that_answers_no_candidate_takes_no_version():
     with pytest.raises(OrderRefused, match="hold takes no version, only approve and reject do"):
         desk.order("hold", VERSION)
     assert desk.sensor.operator_hold == ""
+
+
+# ---- a stored homogenizer is brought back
+
+
+def test_the_sensor_of_a_restored_homogenizer_is_the_one_it_was_fitted_for(frames):
+    taken: list[Order] = []
+    frames.queue._orders.carry_out = lambda order, sensor: taken.append(order) or {"said": "done"}
+    for sensor in ({}, {"sensor": "front"}):
+        with ThreadPoolExecutor(1) as control:
+            request = {"command": "restore", "version": VERSION[:8]} | sensor
+            answer = control.submit(frames.queue.submit, request)
+            while not answer.done():
+                frames.queue.carry_out_all()
+            assert answer.result() == {"said": "done"}
+    assert [(order.name, order.sensor, order.version) for order in taken] == [("restore", "front", VERSION)] * 2
+
+
+@pytest.mark.parametrize(("sensor", "said"), [("side", "unknown sensor 'side'"), (None, "is not stored")])
+def test_a_restore_that_makes_no_sense_is_answered_at_once(frames, sensor, said):
+    version = "f" * 8 if sensor is None else VERSION[:8]
+    with pytest.raises(ValueError, match=said):
+        frames.queue.submit({"command": "restore", "version": version, "sensor": sensor})
+
+
+def test_a_restore_is_recorded_with_its_version():
+    desk, restored = Desk(), []
+    desk.orders._controller = SimpleNamespace(restore=lambda sensor, version: restored.append(version))
+    assert desk.order("restore", VERSION).startswith("0123456789ab is loaded, runs in the shadow")
+    assert restored == [VERSION] and desk.records[-1][1]["version"] == VERSION
+
+
+def stored(store: ArtefactStore, bias: float, model: str = MODEL) -> str:
+    homogenizer = Homogenizer(3, 4, 5, kernel_size=3).eval()
+    with torch.no_grad():
+        homogenizer.bias += bias
+    return store.put(homogenizer, {"model": model, "sensor": "front"}, b"compiled", "eager")
+
+
+def test_a_stored_homogenizer_is_found_by_its_first_digits(tmp_path):
+    store = ArtefactStore(tmp_path)
+    version, other = stored(store, 0.25), stored(store, 0.5, model="e" * 64)
+    assert find_stored(store, MODEL, version[:8]).version == version
+    for digits, said in (
+        ("0" * 8, "homogenizer 00000000 is not stored"),
+        (other, f"homogenizer {other[:12]} belongs to another model"),
+        (FACTORY, "factory is not stored: `recald rollback`"),
+        (version[:7], "is no version: give 8"),
+        (None, "'None' is no version"),
+        (["a"], "is no version"),
+    ):
+        with pytest.raises(OrderRefused, match=said):
+            find_stored(store, MODEL, digits)

@@ -19,7 +19,7 @@ from daemon.recalibration.controller import Controller
 from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck
 from daemon.recalibration.job import JobProgress, JobResult
 from daemon.recalibration.sensor import Candidate, Sensor
-from daemon.recalibration.state_machine import StateMachine
+from daemon.recalibration.state_machine import OrderRefused, StateMachine
 from daemon.state.restart import RestartState
 from daemon.states import Result, State
 from deploy.path import InferencePath, PreparedHomogenizer
@@ -573,6 +573,29 @@ def test_a_candidate_that_serves_already_is_no_candidate(scene):
     candidate = Candidate(PreparedHomogenizer(FACTORY, None), champion="a", recalled=True)
     scene.controller.handle(JobResult("front", Result.FACTORY, "clean", candidate), scene.sensor, scene.now)
     assert scene.sensor.state_machine.state is State.FACTORY and scene.sensor.candidate is None
+
+
+def test_a_version_that_was_ruled_out_is_brought_back_through_the_shadow(scene):
+    started: list[Any] = []
+    scene.recalibration.start = lambda sensor, trigger, frames, restore: started.append((trigger, restore))
+    with pytest.raises(OrderRefused, match="too few frames"):
+        scene.controller.restore(scene.sensor, "a")
+    scene.frames(WINDOW)
+    scene.sensor.withdrawn, scene.sensor.set_aside = {"a", "b"}, {"a"}
+    scene.controller.restore(scene.sensor, "a")
+    assert started == [("operator", "a")] and scene.sensor.state_machine.state is State.COMPILING
+    assert (scene.sensor.withdrawn, scene.sensor.set_aside) == ({"b"}, set())
+    assert scene.written == [("withdrawn", ["b"])]
+    candidate = Candidate(PreparedHomogenizer("a", Runner()), FACTORY, recalled=True)
+    scene.controller.handle(JobResult("front", Result.RECALLED, "brought back", candidate), scene.sensor, scene.now)
+    for _ in range(3):
+        scene.compare_on_new_frames()
+    scene.step()
+    assert scene.sensor.path.version == "a" and scene.sensor.state_machine.state is State.PROBATION
+    with pytest.raises(OrderRefused, match="serves already"):
+        scene.controller.restore(scene.sensor, "a")
+    with pytest.raises(OrderRefused, match="in the state probation: wait"):
+        scene.controller.restore(scene.sensor, "b")
 
 
 def test_a_stored_version_that_cannot_serve_is_not_tried_again(scene):

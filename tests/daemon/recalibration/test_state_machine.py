@@ -635,6 +635,21 @@ def test_a_rollback_does_not_stop_a_fit(machine):
     assert machine.state is State.FITTING
 
 
+@pytest.mark.parametrize("mode", ["locked", "shadow"])
+def test_nothing_is_brought_back_where_nothing_new_may_serve(mode):
+    with pytest.raises(OrderRefused, match=f"recalibrate.mode is {mode}"):
+        machine_in(mode).begin_restore(1.0)
+
+
+def test_a_strict_budget_bounds_what_is_brought_back():
+    machine = machine_in(strict=True, swaps_a_day=1, every=10 * DAY)
+    at_rest_with_a_homogenizer(machine, 100.0)
+    with pytest.raises(OrderRefused, match="budget"):
+        machine.begin_restore(101.0)
+    machine.begin_restore(100.0 + DAY)
+    assert machine.state is State.COMPILING
+
+
 # ---- deadlines, and drift checks that fail
 
 BLIND = {"unwatched": "no drift check for 40 s", "missed_comparisons": MIN_COMPARISONS}

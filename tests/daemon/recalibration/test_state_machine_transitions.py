@@ -30,18 +30,18 @@ CONTAINERS = {deque, list, dict, set}  # what a copy of a machine must have of i
 REST = {State.FACTORY, State.ACTIVE}
 RESULT = {*REST, State.FAILED, State.SHADOW}  # a recalibration's
 TABLE = {
-    State.FACTORY: {State.COLLECTING, State.INVALID, State.ROLLED_BACK},
-    State.ACTIVE: {State.COLLECTING, State.INVALID, State.ROLLED_BACK, State.PROBATION},
-    State.COLLECTING: {*RESULT, State.FITTING, State.PROBATION},
+    State.FACTORY: {State.COMPILING, State.COLLECTING, State.INVALID, State.ROLLED_BACK},
+    State.ACTIVE: {State.COMPILING, State.COLLECTING, State.INVALID, State.ROLLED_BACK, State.PROBATION},
+    State.COLLECTING: {State.COMPILING, *RESULT, State.FITTING, State.PROBATION},
     State.FITTING: {*RESULT, State.JUDGING, State.COMPILING},
     State.JUDGING: {*RESULT, State.FITTING, State.COMPILING},
     State.COMPILING: {*RESULT, State.FITTING, State.JUDGING},
     State.SHADOW: {*REST, State.AWAITING_APPROVAL, State.PROBATION, State.ROLLED_BACK, State.FAILED},
     State.AWAITING_APPROVAL: {*REST, State.PROBATION, State.ROLLED_BACK, State.FAILED},
     State.PROBATION: {*REST, State.ROLLED_BACK},
-    State.ROLLED_BACK: {*REST, State.COLLECTING, State.INVALID, State.PROBATION},
-    State.FAILED: {*REST, State.COLLECTING, State.INVALID, State.ROLLED_BACK, State.PROBATION},
-    State.INVALID: {*REST, State.COLLECTING, State.ROLLED_BACK, State.PROBATION},
+    State.ROLLED_BACK: {State.COMPILING, *REST, State.COLLECTING, State.INVALID, State.PROBATION},
+    State.FAILED: {State.COMPILING, *REST, State.COLLECTING, State.INVALID, State.ROLLED_BACK, State.PROBATION},
+    State.INVALID: {State.COMPILING, *REST, State.COLLECTING, State.ROLLED_BACK, State.PROBATION},
 }
 
 
@@ -104,6 +104,7 @@ def happenings(world: World) -> Iterator[Callable[[World], None]]:
         yield lambda w: w.machine.candidate_ready(w.now)
         yield from (lambda w, s=stage: w.machine.progressed(s, 0.5) for stage in IN_WORK)
     yield lambda w: w.machine.request()
+    yield lambda w: w.machine.begin_restore(w.now)
     yield lambda w: w.machine.approve()
     yield lambda w: w.machine.reject()
     yield from (lambda w, s=serving: w.machine.rolled_back(s, w.now, "operator") for serving in (True, False))

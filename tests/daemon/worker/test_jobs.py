@@ -17,9 +17,10 @@ from calibrate.scoring.accuracy import AccuracyProxy
 from daemon.worker.context import WorkerContext, clean_band, is_harmful, raw_frames_clean
 from daemon.worker.fit_job import FitJob
 from daemon.worker.observe_job import observe as observe_job
+from daemon.worker.restore_job import restore_stored
 from deploy.backends.engine_cache import compile_homogenizer
 from deploy.model.frozen import load_frozen
-from deploy.store.artefacts import FACTORY, ArtefactStore
+from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
 
 BAND = 1.6
 JOB = {"sensor": "front", "active": FACTORY, "withdrawn": [], "trigger": "drift", "recall": True, "band": BAND}
@@ -41,18 +42,22 @@ def right(worker: WorkerContext) -> str:
 @pytest.fixture(scope="module")
 def wrong(worker: WorkerContext) -> str:
     """The version of a homogenizer that darkens."""
+    return keep(worker, with_bias(-1.0))
+
+
+def with_bias(bias: float) -> Homogenizer:
     homogenizer = Homogenizer(*SHAPE)
     with torch.no_grad():
-        homogenizer.bias -= 1.0
-    return keep(worker, homogenizer.eval())
+        homogenizer.bias += bias
+    return homogenizer.eval()
 
 
-def keep(worker: WorkerContext, homogenizer: Homogenizer) -> str:
+def keep(worker: WorkerContext, homogenizer: Homogenizer, versions: dict | None = None) -> str:
     """Store it as a fit of this sensor would; returns its version."""
     example = torch.zeros(2, *SHAPE)
     compiled = compile_homogenizer(worker.backend, homogenizer, example[:1], worker.store.root)
-    versions = {"versions": worker.provenance["versions"]}
-    manifest = {"sensor": JOB["sensor"], "model": worker.frozen.digest} | versions
+    manifest = {"sensor": JOB["sensor"], "model": worker.frozen.digest}
+    manifest |= {"versions": versions or worker.provenance["versions"]}
     return worker.store.put(homogenizer, manifest, compiled, worker.backend.name)
 
 
@@ -83,6 +88,17 @@ def test_an_earlier_homogenizer_that_suits_is_recalled(worker, right, wrong):
 def test_a_withdrawn_homogenizer_is_not_recalled(worker, right, wrong):
     answer = recalled(worker, drifted(images(128, seed=6)), withdrawn=[right])
     assert answer["result"] == "unknown"
+
+
+def test_a_stored_homogenizer_is_brought_back_unjudged_and_compiled_where_it_must_be(worker, wrong):
+    version = keep(worker, with_bias(0.375), {"backend": "of an older release"})
+    for restored in (wrong, version, version):
+        answer = restore_stored(worker, {"restore": restored})
+        assert (answer["result"], answer["version"]) == ("recalled", restored)
+    manifest = worker.store.get(version, worker.frozen.digest).manifest
+    assert manifest["versions"] == {"backend": worker.backend.version()} and manifest["sensor"] == "front"
+    with pytest.raises(StoreError, match="missing"):
+        restore_stored(worker, {"restore": "0" * 64})
 
 
 def test_clean_frames_need_no_fit_and_no_homogenizer(worker, right):
