@@ -22,6 +22,7 @@ MAX_TOP_SHARE_RISE = 0.1  # rise of the share of frames in the most frequent pre
 MAX_LOG_ODDS_DROP_ERRORS = 1.75
 # Mean rise of log odds over all frames. 0 accepted 4 times as many bad candidates, 0.1 rejected more good ones.
 MIN_LOG_ODDS_GAIN_NATS = 0.05
+SCORE_ALONE = ", by the drift score alone: the network is no classifier"  # added to the reason of a verdict
 GAIN_CRITERION = "gain"  # name of the criterion that a homogenizer which served before need not meet
 
 
@@ -145,7 +146,8 @@ def judge_evidence(candidate: Evidence, champions: Mapping[str, Evidence], band:
     criteria.append(_band_criterion(candidate, band))
     objections = [criterion.objection for criterion in criteria if not criterion.met]
     evidence = dict(champions) | {"candidate": candidate}
-    return Verdict(not objections, "; ".join(objections) or "better than every champion", evidence, tuple(criteria))
+    better = "better than every champion" + ("" if candidate.proxy else SCORE_ALONE)
+    return Verdict(not objections, "; ".join(objections) or better, evidence, tuple(criteria))
 
 
 def objections_to(candidate: Evidence, champion: Evidence, name: str, *, gain_required: bool = True) -> Iterator[str]:

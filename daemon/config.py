@@ -216,6 +216,8 @@ class RecalibrateConfig(Section):
     mode: Mode = "autonomous"
     """Who decides. `autonomous`: a proven candidate serves by itself. `supervised`: it waits for `recald approve`.
     `shadow`: candidates are fitted and judged, and none serves. `locked`: drift is watched, and nothing is fitted.
+    Where this key is not given and the network is no classifier, the mode is `supervised`: nothing but the drift
+    score judges then.
     """
     every: Duration = Field(default=HOUR, ge=1, le=365 * DAY)
     """Seconds from one recalibration to the next that the timer starts, with or without an alarm."""

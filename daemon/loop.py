@@ -31,6 +31,7 @@ from daemon.recalibration.controller import Controller, Event
 from daemon.recalibration.drift_monitor import DriftMonitor
 from daemon.recalibration.envelope import open_envelope
 from daemon.recalibration.job import JobRunner
+from daemon.recalibration.mode import with_default_mode
 from daemon.recalibration.restore import restore_sensor, start_details
 from daemon.recalibration.sensor import Sensor
 from daemon.serving.connection_watch import ConnectionWatch
@@ -119,6 +120,7 @@ class Daemon:
             log.info("envelope: %s", self._envelope)
         self._model = open_model(self.config, self._notifier)
         self._closing.callback(lambda: self._model.runner.close())  # by then it may be another runner
+        self._settle_mode()
         self._open_state()
         self._open_sensors()
         self._start_workers()
@@ -127,6 +129,12 @@ class Daemon:
         self._open_sockets()
         self._notifier.ready()
         log.info("serving %s on %s", ", ".join(self.sensors), ", ".join(self._intake.endpoints))
+
+    def _settle_mode(self) -> None:
+        """Take the mode that suits the network where the configuration names none; the envelope must allow it, too."""
+        self._classifier = self._model.is_classifier
+        self.config = with_default_mode(self.config, self._classifier)
+        self._envelope = open_envelope(self.config)
 
     def _open_state(self) -> None:
         """Open the stored homogenizers, and the two writers that keep the disk away from the frame thread."""
@@ -261,6 +269,8 @@ class Daemon:
             "model": self._model.digest,
             "backend": self._model.served_by,
             "compiling": self._model.backend.name if self._model.has_stand_in else None,
+            "mode": self.config.recalibrate.mode,
+            "judged_by": "predictions" if self._classifier else "drift score alone",
             "problem": self._problem(),
             "sensors": {name: sensor.status() | self._refusals.status(name) for name, sensor in self.sensors.items()},
         }

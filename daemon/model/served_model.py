@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from calibrate.features.taps import tap
+from calibrate.scoring.accuracy import is_logits
 from daemon.config import Config
 from daemon.model.preprocess import Preprocessor
 from daemon.systemd_notify import Notifier, extending_timeout
@@ -49,6 +50,12 @@ class ServedModel:
     def classes(self) -> list[str] | None:
         """The names of the classes; None where the card names none."""
         return self.frozen.card.classes
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the outputs can be those of a classifier, so that predictions judge beside the drift score."""
+        with torch.no_grad():
+            return is_logits(self.frozen.module(torch.from_numpy(golden_noise(self.input_shape))))
 
     @property
     def has_stand_in(self) -> bool:

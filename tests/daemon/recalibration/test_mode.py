@@ -1,0 +1,63 @@
+"""Who approves a homogenizer of a network that is no classifier: a person, unless the configuration says otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from synthetic import trained_network
+
+from calibrate.judge import Evidence, judge_evidence
+from calibrate.scoring.accuracy import AccuracyProxy
+from daemon.config import Config
+from daemon.model.served_model import ServedModel
+from daemon.recalibration.mode import NO_CLASSIFIER, with_default_mode
+
+
+def config(**recalibrate: Any) -> Config:
+    return Config.model_validate(
+        {
+            "version": 1,
+            "model": {"path": "model.pt2"},
+            "sensors": {"front": None},
+            "input": {"bind": ["ipc:///tmp/frames"]},
+            "output": {"bind": "ipc:///tmp/results"},
+            "recalibrate": recalibrate,
+        }
+    )
+
+
+@pytest.mark.parametrize("given", ["autonomous", "shadow", "locked", None])
+@pytest.mark.parametrize("classifier", [True, False])
+def test_only_the_default_of_a_network_that_is_no_classifier_is_supervised(given, classifier, caplog):
+    settings = {} if given is None else {"mode": given}
+    mode = with_default_mode(config(frames=64, **settings), classifier).recalibrate.mode
+    assert mode == (given or ("autonomous" if classifier else "supervised"))
+    assert (NO_CLASSIFIER in caplog.text) is not classifier
+    assert ("as configured" in caplog.text) is (given is not None and not classifier)
+
+
+@pytest.mark.parametrize(
+    ("module", "classifier"),
+    [
+        (trained_network(), True),
+        (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 1)), False),
+        (torch.nn.Conv2d(3, 2, 1), False),
+    ],
+    ids=["logits", "one number", "a picture"],
+)
+def test_what_counts_as_a_classifier(module, classifier):
+    unused: Any = None
+    frozen: Any = type("Frozen", (), {"module": module})
+    served = type("Served", (ServedModel,), {"input_shape": (3, 16, 16)})(frozen, unused, unused, unused, "eager")
+    assert served.is_classifier is classifier
+
+
+def test_a_verdict_says_when_nothing_but_the_score_judged():
+    def reason(proxy: AccuracyProxy | None) -> str:
+        champions = {"factory": Evidence(9.0, proxy)}
+        return judge_evidence(Evidence(1.0, proxy), champions, 1.6).reason
+
+    assert reason(None) == "better than every champion, by the drift score alone: the network is no classifier"
+    assert reason(AccuracyProxy(0.9, 0.9, 0.2, 0.01, 9.0, 10)) == "better than every champion"
