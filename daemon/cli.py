@@ -18,6 +18,7 @@ from typing import Any
 
 from daemon import CONTROL_ENDPOINT, __version__
 from daemon.exit_codes import EX_CONFIG, EX_INTERRUPTED, EX_SOFTWARE, EX_TEMPFAIL, error_text, exit_code
+from daemon.log_limit import log_to_stderr
 from daemon.states import HOLD_MEANING
 
 
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _log_to_stderr() -> None:
     """Log messages of recald from INFO on, of libraries from WARNING on."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    log_to_stderr("%(levelname)s %(name)s: %(message)s")
     for package in ("calibrate", "deploy", "daemon"):
         logging.getLogger(package).setLevel(logging.INFO)
 

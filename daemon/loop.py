@@ -22,7 +22,7 @@ from daemon.config import Config
 from daemon.frames.latency_monitor import LatencyMonitor
 from daemon.metrics import Metrics
 from daemon.metrics_server import MetricsServer
-from daemon.model.engine_build import EngineBuild, EngineBuildError
+from daemon.model.engine_build import BUILD_RETRY_S, BuilderDied, EngineBuild, EngineBuildError
 from daemon.model.served_model import open_model
 from daemon.operator.control import ControlServer
 from daemon.operator.orders import OrderQueue, Orders
@@ -49,9 +49,11 @@ from daemon.supervision import SupervisedExecutor, Supervision, ThreadDied
 from daemon.systemd_notify import Notifier, extending_timeout
 from daemon.worker.client import WorkerClient
 from deploy.audit.log import AuditLog, audit_path
+from deploy.backends.engine_cache import prune_cache
 from deploy.backends.protocol import Runner
 from deploy.path import InferenceError, InferencePath
 from deploy.store.artefacts import FACTORY, ArtefactStore
+from deploy.store.retention import remove_orphans
 
 TICK_S = 0.05  # how often due work is done, and the longest that a signal waits
 EXIT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # SIGHUP: the terminal that it ran in was closed
@@ -82,6 +84,7 @@ class Daemon:
         self._clock = clock
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()  # from other threads, for the controller
         self._engine_build: EngineBuild | None = None
+        self._next_build = -math.inf
         self._closing = ExitStack()  # what shutdown() closes, the newest first
         self._next_work = self._next_status = -math.inf
 
@@ -125,6 +128,7 @@ class Daemon:
         self._open_sensors()
         self._start_workers()
         self._start_engine_build()
+        self._closing.callback(self._close_engine_build)
         self._publish_start()
         self._open_sockets()
         self._notifier.ready()
@@ -140,6 +144,8 @@ class Daemon:
         """Open the stored homogenizers, and the two writers that keep the disk away from the frame thread."""
         self._store = ArtefactStore(self.config.state.directory)
         self._store.sweep()
+        remove_orphans(self._store)
+        prune_cache(self._store.root)
         self._background = SupervisedExecutor(self._supervision, thread_name_prefix="background")
         self._state_writer = StateWriter(self._store, self._model.digest, self._background)
         self._audit_writer = AuditWriter(self._open_audit, self._background, self.metrics, self._claim.check)
@@ -222,7 +228,6 @@ class Daemon:
         if self._model.has_stand_in:
             log.info("%s serves until %s has compiled the model", self._model.served_by, self._model.backend.name)
             self._engine_build = EngineBuild(self.config, self._model)
-            self._closing.callback(self._engine_build.close)
 
     def _publish_start(self) -> None:
         """Export and record what serves from this start on."""
@@ -313,10 +318,7 @@ class Daemon:
             raise ThreadDied("a recalibration goes on although its worker was killed: its thread hangs")
         self._audit_writer.check(now)
         self._orders.carry_out_all()
-        build = self._engine_build
-        if build is not None and build.done and self._job_runner.free:  # a proof must not run across the exchange
-            self._engine_build = None
-            self._serve_with(build.take())
+        self._take_engine(now)
         while not self._events.empty():
             event = self._events.get()
             self._controller.handle(event, self.sensors[event.sensor], now)
@@ -328,6 +330,29 @@ class Daemon:
             self._notifier.status(self._status_line())
             self._state_writer.retry()
             self._metrics_server.retry()
+
+    def _take_engine(self, now: float) -> None:
+        """Let the requested backend serve once its engine is built; where the builder died, build again later."""
+        build = self._engine_build
+        if build is None:
+            if self._model.has_stand_in and now >= self._next_build:
+                self._start_engine_build()
+            return
+        if not build.done or not self._job_runner.free:  # a proof must not run across the exchange
+            return
+        self._engine_build = None
+        try:
+            self._serve_with(build.take())
+        except BuilderDied as error:
+            build.close()
+            self._next_build = now + BUILD_RETRY_S
+            log.warning("%s goes on serving: %s; next try in %.0f s", self._model.served_by, error, BUILD_RETRY_S)
+            details = {"backend": self._model.backend.name, "reason": str(error)}
+            self._audit_writer.record("", "not compiled", details)
+
+    def _close_engine_build(self) -> None:
+        if self._engine_build is not None:
+            self._engine_build.close()
 
     def _serve_with(self, runner: Runner) -> None:
         """Exchange the stand-in: from the next frame on, the requested backend serves the model."""

@@ -7,6 +7,7 @@ pipe. So a full disk costs the next start another build, and this daemon nothing
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import subprocess
@@ -28,6 +29,7 @@ from deploy.backends.protocol import Runner, load_backend
 from deploy.model.frozen import load_frozen
 from deploy.model.program import ModelError
 
+BUILD_RETRY_S = 600.0  # from a builder that died to the next one: it takes the processor for minutes
 PARENT_CHECK_S = 1.0  # how often the process checks that the daemon still runs
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,10 @@ log = logging.getLogger(__name__)
 
 class EngineBuildError(ModelError):
     """The requested backend cannot compile the model, or computes something else. Found while a stand-in serves."""
+
+
+class BuilderDied(OSError):
+    """The process was killed, or the GPU has not enough memory now. A later build may succeed."""
 
 
 class EngineBuild:
@@ -68,7 +74,7 @@ class EngineBuild:
     def take(self) -> Runner:
         """Return the built engine, loaded and compared with the model; the caller closes it.
 
-        Raises EngineBuildError where the model cannot be built or differs, OSError where the process died.
+        Raises EngineBuildError where the model cannot be built or differs, BuilderDied where another build may succeed.
         """
         self._taken = True
         return self._runner.result()
@@ -85,6 +91,10 @@ class EngineBuild:
             return open_runner(self._config, self._model.backend, self._model.frozen, self._receive_engine())
         except ModelError as error:
             raise EngineBuildError(str(error)) from error
+        except OSError as error:
+            if error.errno != errno.ENOMEM:  # such as a GPU that is lost, with which the stand-in is lost, too
+                raise
+            raise BuilderDied(str(error)) from error
 
     def _receive_engine(self) -> bytes:
         """Wait for the process to end, and return the engine it wrote to its standard output."""
@@ -94,7 +104,7 @@ class EngineBuild:
         if code == EX_CONFIG:
             raise ModelError(last)
         if code:
-            raise OSError(f"{step} ended with {code}: {last or 'it gives no reason'}")
+            raise BuilderDied(f"{step} ended with {code}: {last or 'it gives no reason'}")
         if messages:
             log.warning("%s: %s", step, messages)
         return engine

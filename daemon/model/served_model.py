@@ -67,6 +67,10 @@ class ServedModel:
         return replace(self, runner=runner, served_by=self.backend.name)
 
 
+class CachedEngineError(ModelError):
+    """What the cache held is as it was written, and yet does not load or computes something else. It is gone now."""
+
+
 def open_model(config: Config, notifier: Notifier) -> ServedModel:
     """Load Φ, compare its hash with the pinned one, compile it or take it from the cache, and prove it.
 
@@ -77,6 +81,14 @@ def open_model(config: Config, notifier: Notifier) -> ServedModel:
     notifier.status("loading the frozen model")
     frozen = load_frozen(config.model.path, config.model.sha256)
     load_clean_data(frozen, tap(frozen.module))  # so that its errors show at the start, not at the first drift
+    try:
+        return _open(config, backend, frozen, notifier)
+    except CachedEngineError as error:
+        log.warning("%s; it is built again", error)
+        return _open(config, backend, frozen, notifier)
+
+
+def _open(config: Config, backend: Backend, frozen: FrozenModel, notifier: Notifier) -> ServedModel:
     served = _open_stand_in(config, backend, frozen, notifier)
     return served or _open_with(config, backend, backend, frozen, notifier)
 
@@ -87,6 +99,8 @@ def _open_stand_in(config: Config, backend: Backend, frozen: FrozenModel, notifi
         return None
     try:
         return _open_with(config, backend, open_backend(backend.stand_in), frozen, notifier)
+    except CachedEngineError:
+        raise
     except ModelError as error:
         log.warning("nothing serves until the engine of %s is built: %s", backend.name, error)
         return None
@@ -96,8 +110,16 @@ def _open_with(
     config: Config, requested: Backend, serving: Backend, frozen: FrozenModel, notifier: Notifier
 ) -> ServedModel:
     notifier.status(f"compiling the frozen model with {serving.name}")
+    cache = _cache(config, serving, frozen)
+    was_cached = cache.is_cached()
     with extending_timeout(notifier):
-        runner = open_runner(config, serving, frozen, _cache(config, serving, frozen).get())
+        try:
+            runner = open_runner(config, serving, frozen, cache.get())
+        except ModelError as error:
+            if not was_cached:
+                raise
+            cache.discard()
+            raise CachedEngineError(str(error)) from error
     return ServedModel(frozen, requested, runner, Preprocessor(frozen.card), serving.name)
 
 

@@ -29,6 +29,7 @@ class StateWriter:
         self._lock = threading.Lock()
         self._unwritten: dict[tuple[str, str], Write] = {}  # by kind and sensor, the newest alone
         self._failing = False
+        self._reported: dict[tuple[str, str], str] = {}  # by kind and sensor, the error that the log names
 
     def save_active(self, sensor: str, version: str) -> None:
         """Save that `version` serves the sensor from now on."""
@@ -58,9 +59,11 @@ class StateWriter:
         try:
             write()
         except (OSError, StoreError) as error:
-            log.warning("%s: a restart will not know the %s: %s", sensor, kind, error)
-            self._failing = True
+            if self._reported.get((kind, sensor)) != str(error):  # it is tried again each second
+                log.warning("%s: a restart will not know the %s: %s", sensor, kind, error)
+            self._failing, self._reported[kind, sensor] = True, str(error)
             return
+        self._reported.pop((kind, sensor), None)
         with self._lock:
             if self._unwritten.get((kind, sensor)) is write:  # else a newer change waits for its turn
                 del self._unwritten[kind, sensor]

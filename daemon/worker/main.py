@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from daemon.log_limit import log_to_stderr
 from daemon.niceness import lower_priority
 from daemon.worker.context import WorkerContext
 from daemon.worker.fit_job import JOB_ERRORS, FitJob, Send, failure
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 def main(argv: list[str] | None = None) -> int:
     """Load the model, say that the worker is ready, and serve jobs until the daemon ends."""
     args = _parser().parse_args(argv)
-    logging.basicConfig(format="%(levelname)s worker: %(message)s")
+    log_to_stderr("%(levelname)s worker: %(message)s")
     lower_priority()
     torch.set_num_threads(args.threads)
     with Connection(args.connection) as connection:

@@ -14,6 +14,7 @@ class EagerBackend:
 
     name = "eager"
     stand_in = None
+    _threads = 1  # the most that any network of this process was loaded with
 
     def check_device(self) -> None:
         """Nothing to check: every machine has a processor."""
@@ -22,7 +23,10 @@ class EagerBackend:
         return save_program(export_program(module, example))
 
     def load(self, compiled: bytes, threads: int) -> EagerRunner:
-        torch.set_num_threads(threads)  # PyTorch has one setting for the whole process
+        # PyTorch has one setting for all networks of a thread: a homogenizer that asks for one core must not take
+        # those of the model that was loaded before it.
+        EagerBackend._threads = max(threads, EagerBackend._threads)
+        torch.set_num_threads(EagerBackend._threads)
         return EagerRunner(load_program(compiled))
 
     def version(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from deploy.model.frozen import FrozenModel
 from deploy.model.precision import to_precision
 
 CACHE_FOLDER = "compiled"  # below the state directory
+MAX_KEPT = 8  # model and homogenizer by two backends, of this release and of the one before
 CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 log = logging.getLogger(__name__)
@@ -32,6 +35,10 @@ class ModelCache:
     def is_cached(self) -> bool:
         """Check that an intact compiled form is in the cache."""
         return _read(self._path) is not None
+
+    def discard(self) -> None:
+        """Forget the compiled form, so that the next one is built anew. Raises OSError."""
+        self._path.unlink(missing_ok=True)
 
     def get(self) -> bytes:
         """Read the compiled form from the cache, or compile Φ now and keep the result. Raises ModelError."""
@@ -64,6 +71,23 @@ def compile_homogenizer(
     return compiled
 
 
+def prune_cache(state: Path, keep: int = MAX_KEPT) -> int:
+    """Remove all but the `keep` compiled forms that were used last; returns their number.
+
+    A new version of a library, a driver or a model leaves those behind that were built for the old one.
+    """
+    found = []
+    for path in (state / CACHE_FOLDER).glob("*.compiled"):
+        with suppress(OSError):
+            found.append((path.stat().st_mtime_ns, path))
+    removed = 0
+    for _, path in sorted(found, reverse=True)[keep:]:
+        with suppress(OSError):  # a read-only disk: it does no harm
+            path.unlink()
+            removed += 1
+    return removed
+
+
 def is_intact(data: bytes) -> bool:
     """Check a file of the cache: the SHA-256 of the compiled bytes, then these bytes."""
     return hashlib.sha256(data[CHECKSUM_BYTES:]).digest() == data[:CHECKSUM_BYTES]
@@ -94,4 +118,6 @@ def _read(path: Path) -> bytes | None:
     if not is_intact(data):
         log.warning("%s: damaged, building again", path)
         return None
+    with suppress(OSError):  # a read-only disk, where nothing is pruned either
+        os.utime(path)  # shows prune_cache() that it is in use
     return data[CHECKSUM_BYTES:]

@@ -56,6 +56,26 @@ def retain(store: ArtefactStore, sensor: str, keep: int, protected: Collection[s
     return [stored.version for stored in removed]
 
 
+def remove_orphans(store: ArtefactStore) -> int:
+    """Remove weights and compiled forms that belong to no manifest; returns their number.
+
+    A killed writer leaves them: it writes the manifest last, and removes it first. Only for a start, before anybody
+    writes. Where a manifest is damaged, nothing tells what belongs to it, and nothing is removed.
+    """
+    manifests = {path: _read_manifest(path) for path in (store.root / "objects" / "sha256").glob("*/*.json")}
+    if None in manifests.values():
+        return 0
+    used = {path.with_suffix(".safetensors") for path in manifests}
+    used |= {store.compiled_path(stored.compiled) for stored in manifests.values() if stored is not None}
+    removed = 0
+    for path in (store.root / "objects" / "sha256").glob("*/*"):
+        if path.suffix in (".safetensors", ".compiled") and path not in used:
+            with suppress(OSError):  # a read-only disk: it does no harm
+                path.unlink()
+                removed += 1
+    return removed
+
+
 def _read_manifest(path: Path) -> StoredHomogenizer | None:
     try:
         manifest, written = unseal(read_regular(path)), path.stat().st_mtime

@@ -27,10 +27,16 @@ def require_gpu(backend: str) -> None:
 
 
 def describe_gpu() -> str:
-    """Name the GPU, the driver and the CUDA version: kernels are chosen for these three."""
+    """Name all that kernels are chosen for: the GPU, the driver and the CUDA version.
+
+    GPUs of one name differ: a part with fewer multiprocessors, or one that is split (MIG).
+    """
     if not torch.cuda.is_available():
         return "no GPU"
-    return f"{torch.cuda.get_device_name()}, driver {nvidia_driver_version()}, CUDA {torch.version.cuda}"
+    major, minor = torch.cuda.get_device_capability()
+    count = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+    gpu = f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}, {count} multiprocessors"
+    return f"{gpu}, driver {nvidia_driver_version()}, CUDA {torch.version.cuda}"
 
 
 def nvidia_driver_version(path: Path = DRIVER_VERSION_FILE) -> str | None:

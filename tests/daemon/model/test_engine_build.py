@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 from places import SIMULATED_GPU
-from running import Camera, Daemon, recald, write_config
+from running import Camera, Daemon, eventually, recald, write_config
 from synthetic import drifted, images, normalised, trained_network
 
 from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
@@ -135,11 +135,14 @@ def test_a_model_that_is_refused_ends_the_daemon_for_good(jetson):
         assert daemon.log.splitlines()[-1] == "recald run: TensorRT cannot build it: no kernel for this layer"
 
 
-def test_a_builder_that_is_killed_costs_a_restart(jetson):
-    with jetson.daemon(build_s=600) as daemon:
+def test_a_builder_that_is_killed_costs_the_engine_alone(jetson):
+    with jetson.daemon(build_s=600) as daemon, Camera(daemon) as camera:
         builder_of(daemon).kill()
-        assert daemon.process.wait(60) == EX_TEMPFAIL
-        assert "compiling the model with tensorrt ended with -9" in daemon.log.splitlines()[-1]
+        said = "cuda goes on serving: compiling the model with tensorrt ended with -9"
+        eventually(lambda: said in daemon.log, "the death is noticed")
+        assert right(CLEAN[0], camera.ask(CLEAN[0])[1]) and backend_of(daemon) == "cuda"
+        assert daemon.stop()[0] == 0
+    assert '"event": "not compiled"' in recald("history", "--config", jetson.config, "--json").stdout
 
 
 def test_the_builder_ends_with_a_daemon_that_is_killed(jetson):

@@ -14,19 +14,29 @@ from daemon.systemd_notify import Notifier
 from deploy.backends.eager import EagerBackend
 from deploy.model.program import ModelError
 
+OTHER = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4))
 
-def test_a_model_that_was_compiled_wrong_does_not_serve(tiny_model, tmp_path):
-    """What is kept for the next start is believed by its key and digest, and compared all the same."""
+
+@pytest.mark.parametrize("kept", ["another network", "nothing that loads"])
+def test_what_is_kept_with_the_right_hash_and_is_of_no_use_is_built_again_once(tiny_model, tmp_path, caplog, kept):
     config = load_config(write_config(tmp_path, tiny_model))
-    right = open_model(config, Notifier({}))
-    right.runner.close()
-    (kept,) = (tmp_path / "state" / "compiled").iterdir()
-    other = EagerBackend().compile(
-        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4)), torch.zeros(1, 3, 16, 16)
-    )
-    kept.write_bytes(hashlib.sha256(other).digest() + other)
-    with pytest.raises(ModelError, match="eager does not compute what the model does: .* differ by"):
-        open_model(config, Notifier({}))
+    open_model(config, Notifier({})).runner.close()
+    (path,) = (tmp_path / "state" / "compiled").iterdir()
+    whole = path.read_bytes()
+    other = b"x" if kept.startswith("nothing") else EagerBackend().compile(OTHER, torch.zeros(1, 3, 16, 16))
+    path.write_bytes(hashlib.sha256(other).digest() + other)
+    served = open_model(config, Notifier({}))
+    served.runner.close()
+    assert served.served_by == "eager" and caplog.text.count("it is built again") == 1
+    assert len(path.read_bytes()) == len(whole)
+
+
+def test_a_model_that_is_compiled_wrong_does_not_serve(tiny_model, tmp_path, monkeypatch):
+    config, compile_ = load_config(write_config(tmp_path, tiny_model)), EagerBackend.compile
+    monkeypatch.setattr(EagerBackend, "compile", lambda self, module, example: compile_(self, OTHER, example))
+    for _ in range(2):  # the second time, what was kept is built again, and is no better
+        with pytest.raises(ModelError, match="eager does not compute what the model does: .* differ by"):
+            open_model(config, Notifier({}))
 
 
 def test_a_stand_in_that_cannot_run_the_model_leaves_it_to_the_backend(tiny_model, tmp_path, monkeypatch, caplog):

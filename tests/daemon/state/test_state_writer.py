@@ -70,6 +70,10 @@ def test_a_full_disk_delays_it_and_the_newest_is_written(state_writer, store, ba
     state_writer.save_active("front", second)
     written(background)
     assert store.current("front") is None and "a restart will not know" in caplog.text
+    for _ in range(3):
+        state_writer.retry()
+        written(background)
+    assert caplog.text.count("a restart will not know") == 1, "once for each cause, not each second"
     store.full = False
     state_writer.retry()
     written(background)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from deploy.backends.engine_cache import ModelCache, compile_homogenizer
+from deploy.backends.engine_cache import ModelCache, compile_homogenizer, prune_cache
 from deploy.model.card import InputCard, ModelCard
 from deploy.model.frozen import FrozenModel
 
@@ -113,3 +114,28 @@ def test_without_shared_kernels_a_homogenizer_is_compiled_each_time(tmp_path):
     backend = Counting()
     made = [compile_homogenizer(backend, nn.Identity(), torch.zeros(1, 3, 8, 8), tmp_path) for _ in range(2)]
     assert made == [b"product 1", b"product 2"] and not list(tmp_path.iterdir())
+
+
+def test_the_forms_that_were_used_last_are_kept(frozen, tmp_path):
+    for number in range(5):
+        compile_cached(Counting(str(number)), frozen, tmp_path)
+    for age, path in enumerate(sorted((tmp_path / "compiled").iterdir())):
+        os.utime(path, ns=(age, age))
+    compile_cached(Counting("2"), frozen, tmp_path)  # used again
+    assert prune_cache(tmp_path, keep=2) == 3
+    assert ModelCache(Counting("2"), frozen, "float32", tmp_path).is_cached()
+    assert len(list((tmp_path / "compiled").iterdir())) == 2
+    assert prune_cache(tmp_path / "empty") == 0
+
+
+class Sharing(Counting):
+    def with_weights_of(self, homogenizer: nn.Module, compiled: bytes) -> bytes:
+        return compiled
+
+
+def test_an_engine_of_homogenizers_that_is_of_no_use_is_replaced(tmp_path):
+    backend, example = Sharing(), torch.zeros(1, 3, 4, 4)
+    first = compile_homogenizer(backend, nn.Identity(), example, tmp_path)
+    assert compile_homogenizer(backend, nn.Identity(), example, tmp_path) == first == b"product 1"
+    assert compile_homogenizer(backend, nn.Identity(), example, tmp_path, anew=True) == b"product 2"
+    assert compile_homogenizer(backend, nn.Identity(), example, tmp_path) == b"product 2"

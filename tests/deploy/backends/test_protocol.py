@@ -195,12 +195,15 @@ def test_onnx_runtime_uses_the_cores_it_is_given_and_does_not_spin():
     assert runner._session.get_providers() == ["CPUExecutionProvider"]
 
 
-def test_eager_uses_the_cores_it_is_given():
+def test_eager_uses_the_cores_it_is_given_and_a_homogenizer_takes_none_away(monkeypatch):
+    """A restored homogenizer is loaded with one, after the model, in the same thread."""
+    monkeypatch.setattr("deploy.backends.eager.EagerBackend._threads", 1)
     backend = load_backend("eager")
-    before = torch.get_num_threads()
+    compiled, before = backend.compile(homogenizer(), EXAMPLE), torch.get_num_threads()
     try:
-        backend.load(backend.compile(homogenizer(), EXAMPLE), threads=before + 1)
-        assert torch.get_num_threads() == before + 1
+        for threads in (before + 1, 1):
+            backend.load(compiled, threads)
+            assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
 

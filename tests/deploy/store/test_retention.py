@@ -10,7 +10,7 @@ import torch
 
 from calibrate.homogenizer import Homogenizer
 from deploy.store.artefacts import ArtefactStore, StoreError
-from deploy.store.retention import newest_versions, retain, stored_homogenizers
+from deploy.store.retention import newest_versions, remove_orphans, retain, stored_homogenizers
 from deploy.store.verify import store_problems
 
 MODEL = "a" * 64
@@ -77,3 +77,18 @@ def test_a_damaged_manifest_is_left_alone(store):
     assert stored_homogenizers(store) == [] and retain(store, "front", keep=0) == [] and manifest.exists()
     assert newest_versions(store, "front", MODEL, 3) == []
     assert version
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(store):
+    versions = [put(store, number, compiled=b"shared") for number in range(2)]
+    whole = sorted(path for path in store.root.rglob("*") if path.is_file())
+    killed = put(store, 2)  # before its manifest was written
+    (store.root / "objects" / "sha256" / killed[:2] / f"{killed[2:]}.json").unlink()
+    assert remove_orphans(store) == 2
+    assert sorted(path for path in store.root.rglob("*") if path.is_file()) == whole
+    damaged = store.root / "objects" / "sha256" / versions[0][:2] / f"{versions[0][2:]}.json"
+    damaged.write_bytes(b"")  # nobody knows which compiled form is of this one
+    put(store, 3)
+    for path in store.root.rglob("*.compiled"):
+        path.rename(path.with_name("f" * 62 + ".compiled"))
+    assert remove_orphans(store) == 0

@@ -12,6 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 NAME = "a simulated GPU"
+CAPABILITY, MULTIPROCESSORS = (8, 7), 16
 
 _current = threading.local()
 _streams: weakref.WeakValueDictionary[int, Stream] = weakref.WeakValueDictionary()
@@ -147,6 +149,9 @@ CUDA = _Patched(
     torch.cuda,
     is_available=lambda: True,
     get_device_name=lambda: NAME,
+    get_device_capability=lambda: CAPABILITY,
+    current_device=lambda: 0,
+    get_device_properties=lambda device: SimpleNamespace(multi_processor_count=MULTIPROCESSORS),
     current_stream=current_stream,
     synchronize=synchronize,
     Stream=Stream,
