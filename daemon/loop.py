@@ -22,7 +22,8 @@ from daemon.config import Config
 from daemon.frames.latency_monitor import LatencyMonitor
 from daemon.metrics import Metrics
 from daemon.metrics_server import MetricsServer
-from daemon.model.engine_build import BUILD_RETRY_S, BuilderDied, EngineBuild, EngineBuildError
+from daemon.model.engine_build import EngineBuildError
+from daemon.model.engine_supply import EngineSupply
 from daemon.model.served_model import open_model
 from daemon.operator.control import ControlServer
 from daemon.operator.orders import OrderQueue, Orders
@@ -83,8 +84,7 @@ class Daemon:
         self._notifier = notifier
         self._clock = clock
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()  # from other threads, for the controller
-        self._engine_build: EngineBuild | None = None
-        self._next_build = -math.inf
+        self._engine_supply: EngineSupply | None = None
         self._closing = ExitStack()  # what shutdown() closes, the newest first
         self._next_work = self._next_status = -math.inf
 
@@ -128,7 +128,6 @@ class Daemon:
         self._open_sensors()
         self._start_workers()
         self._start_engine_build()
-        self._closing.callback(self._close_engine_build)
         self._publish_start()
         self._open_sockets()
         self._notifier.ready()
@@ -226,8 +225,8 @@ class Daemon:
     def _start_engine_build(self) -> None:
         """Build the engine of the requested backend, where a stand-in serves the model."""
         if self._model.has_stand_in:
-            log.info("%s serves until %s has compiled the model", self._model.served_by, self._model.backend.name)
-            self._engine_build = EngineBuild(self.config, self._model)
+            self._engine_supply = EngineSupply(self.config, self._model, self._audit_writer.record)
+            self._closing.callback(self._engine_supply.close)
 
     def _publish_start(self) -> None:
         """Export and record what serves from this start on."""
@@ -318,7 +317,11 @@ class Daemon:
             raise ThreadDied("a recalibration goes on although its worker was killed: its thread hangs")
         self._audit_writer.check(now)
         self._orders.carry_out_all()
-        self._take_engine(now)
+        if self._engine_supply is not None and self._job_runner.free:  # a proof must not run across the exchange
+            engine = self._engine_supply.take(now)
+            if engine is not None:
+                self._engine_supply = None
+                self._serve_with(engine)
         while not self._events.empty():
             event = self._events.get()
             self._controller.handle(event, self.sensors[event.sensor], now)
@@ -330,29 +333,6 @@ class Daemon:
             self._notifier.status(self._status_line())
             self._state_writer.retry()
             self._metrics_server.retry()
-
-    def _take_engine(self, now: float) -> None:
-        """Let the requested backend serve once its engine is built; where the builder died, build again later."""
-        build = self._engine_build
-        if build is None:
-            if self._model.has_stand_in and now >= self._next_build:
-                self._start_engine_build()
-            return
-        if not build.done or not self._job_runner.free:  # a proof must not run across the exchange
-            return
-        self._engine_build = None
-        try:
-            self._serve_with(build.take())
-        except BuilderDied as error:
-            build.close()
-            self._next_build = now + BUILD_RETRY_S
-            log.warning("%s goes on serving: %s; next try in %.0f s", self._model.served_by, error, BUILD_RETRY_S)
-            details = {"backend": self._model.backend.name, "reason": str(error)}
-            self._audit_writer.record("", "not compiled", details)
-
-    def _close_engine_build(self) -> None:
-        if self._engine_build is not None:
-            self._engine_build.close()
 
     def _serve_with(self, runner: Runner) -> None:
         """Exchange the stand-in: from the next frame on, the requested backend serves the model."""
@@ -374,13 +354,12 @@ class Daemon:
 
     def _status_line(self) -> str:
         """Return one line for `systemctl status`."""
-        progress = [self._problem()] if self._problem() else []
-        progress += [] if self._engine_build is None else [self._engine_build.progress]
+        progress = [self._problem(), "" if self._engine_supply is None else self._engine_supply.progress]
         sensors = [
             f"{s.name}: {s.state_machine.state.value}, drift {s.drift_score:.2f}, ρ {s.path.version[:12]}"
             for s in self.sensors.values()
         ]
-        return "; ".join([*progress, *sensors])
+        return "; ".join(filter(None, [*progress, *sensors]))
 
     # ---- shutdown
 

@@ -29,7 +29,6 @@ from deploy.backends.protocol import Runner, load_backend
 from deploy.model.frozen import load_frozen
 from deploy.model.program import ModelError
 
-BUILD_RETRY_S = 600.0  # from a builder that died to the next one: it takes the processor for minutes
 PARENT_CHECK_S = 1.0  # how often the process checks that the daemon still runs
 
 log = logging.getLogger(__name__)
