@@ -133,9 +133,10 @@ OptionalSensor = Annotated[SensorConfig, BeforeValidator(lambda given: {} if giv
 class InputConfig(Section):
     """Where frames come from: `bind`, `connect` or both."""
 
-    pattern: Literal["sub", "pull"] = "sub"
-    """The kind of ZeroMQ socket: with `sub` cameras publish (PUB), with `pull` they push (PUSH). PUB is the default
-    since a camera that publishes never waits for its reader.
+    pattern: Literal["sub", "pull", "rep"] = "sub"
+    """The kind of ZeroMQ socket: with `sub` cameras publish (PUB), with `pull` they push (PUSH), with `rep` they send
+    requests (REQ, as imagezmq does by default), and each frame is answered `OK`. PUB is the default since a camera
+    that publishes never waits for its reader.
     """
     bind: list[BindEndpoint] = []
     """Endpoints that recald opens and cameras connect to: `ipc://PATH` or `tcp://HOST:PORT`."""

@@ -17,7 +17,7 @@ import torch
 import zmq
 from prometheus_client import CollectorRegistry
 
-from daemon import __version__
+from daemon import UNKNOWN_SENSOR, __version__
 from daemon.config import Config
 from daemon.frames.latency_monitor import LatencyMonitor
 from daemon.metrics import Metrics
@@ -276,6 +276,7 @@ class Daemon:
             "mode": self.config.recalibrate.mode,
             "judged_by": "predictions" if self._classifier else "drift score alone",
             "problem": self._problem(),
+            "unknown_sensor": self._refusals.status(UNKNOWN_SENSOR),
             "sensors": {name: sensor.status() | self._refusals.status(name) for name, sensor in self.sensors.items()},
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram
@@ -25,6 +26,8 @@ class Metrics:
         self._add_durations(common)
         self._add_drift(common)
         self._add_recalibration(common)
+        self._refusals: dict[str, tuple[str, str, str]] = {}  # by sensor, the label values now exported
+        self._refusals_lock = threading.Lock()
         self._homogenizers: dict[str, tuple[str, str, str]] = {}  # by sensor, the label values now exported
 
     def _add_identities(self, common: dict[str, Any]) -> None:
@@ -70,6 +73,19 @@ class Metrics:
             "frames_missed_total",
             "Gaps in the sequence numbers: frames that were lost before they arrived.",
             ("sensor",),
+            **common,
+        )
+        self.sequence_jumps = Counter(
+            "sequence_jumps_total",
+            "Sequence numbers that do not follow the one before: a camera that started again, time stamps as numbers, "
+            "or two senders with one id. They count no missed frames.",
+            ("sensor",),
+            **common,
+        )
+        self.last_refusal_info = Gauge(
+            "last_refusal_info",
+            "Always 1. The labels name why the newest refused frame of a sensor was refused, and the header's field.",
+            ("sensor", "reason", "field"),
             **common,
         )
         self.samples_rejected = Counter(
@@ -211,6 +227,15 @@ class Metrics:
         """Export what serves the frozen model now, in place of what served it before."""
         self.model_info.clear()
         self.model_info.labels(digest, backend).set(1)
+
+    def set_last_refusal(self, sensor: str, reason: str, field: str) -> None:
+        """Export the newest refusal of a sensor, in place of the one before. Any thread may call it."""
+        with self._refusals_lock:
+            before, newest = self._refusals.get(sensor), (sensor, reason, field)
+            self._refusals[sensor] = newest
+            if before not in (None, newest):
+                self.last_refusal_info.remove(*before)
+            self.last_refusal_info.labels(*newest).set(1)
 
     def set_homogenizer(self, sensor: str, version: str, source: str) -> None:
         """Export what serves `sensor` now, in place of what served it before."""

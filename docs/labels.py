@@ -29,7 +29,7 @@ FRAME_REFUSALS = {
     "inference": "See the daemon's log.",
     "parts": "Send `[sensor/, header, payload]`.",
     "sensor": "Compare the id that the camera sends with `sensors` in the configuration.",
-    "header": "Read the message in the log (level DEBUG); compare with the table above.",
+    "header": "Read the message in the log or in `recald status`; compare with the table above.",
     "version": 'Send `"v": 1`.',
     "encoding": "Convert the frame, or name its encoding as below.",
     "size": "Compute `step` and the payload's length again; a raw row may have padding, and `step` counts it. "

@@ -9,7 +9,7 @@ from daemon.operator.terminal import Row, print_table, printable
 from daemon.operator.versions import short_version
 
 ALARM_TEXTS = {True: "yes", False: "no", None: "-"}
-HEADER = ("sensor", "state", "drift", "alarm", "frames", "homogenizer")
+HEADER = ("sensor", "state", "drift", "alarm", "frames", "dropped", "homogenizer")
 
 
 def print_status(answer: dict[str, Any]) -> None:
@@ -21,6 +21,9 @@ def print_status(answer: dict[str, Any]) -> None:
         print(
             f"mode {answer['mode']}: the network is no classifier, so homogenizers are judged by the drift score alone"
         )
+    strangers = answer.get("unknown_sensor", {})
+    if strangers.get("dropped"):
+        print(printable(f"{strangers['dropped']} frames of no sensor: {refusal(strangers)}"))
     if answer.get("problem"):  # an older daemon does not say
         print(printable(answer["problem"]))
 
@@ -33,6 +36,7 @@ def _row(name: str, sensor: dict[str, Any]) -> Row:
         "-" if score is None else f"{score:.2f}",
         ALARM_TEXTS[sensor["drift_alarm"]],
         str(sensor["frames"]),
+        str(sensor.get("dropped", "-")),  # an older daemon does not say
         short_version(sensor["homogenizer"]),
     )
     return Row(cells, list(_notes(sensor)))
@@ -49,4 +53,12 @@ def _notes(sensor: dict[str, Any]) -> Iterator[str]:
         yield f"candidate: {short_version(sensor['candidate'])}"
     if sensor["reason"]:
         yield sensor["reason"]
+    if sensor.get("last_refusal"):
+        yield f"refused: {refusal(sensor)}"
     yield f"last fit: {sensor['last_fit']}"
+
+
+def refusal(counts: dict[str, Any]) -> str:
+    """Return the newest refused frame as one sentence."""
+    newest = counts["last_refusal"]
+    return f"the newest {newest['seconds_ago']:.0f} s ago, {newest['reason']}: {newest['text']}"

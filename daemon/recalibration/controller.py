@@ -227,6 +227,7 @@ class Controller:
         elif isinstance(decision, Fit):
             # Recorded before the fit starts: a fit that ends the daemon counts against the budget, too.
             self._audit_writer.record(sensor.name, "fit begun", {"trigger": decision.trigger})
+            log.info("%s: fit begun, trigger: %s", sensor.name, decision.trigger)
             self._jobs.start(sensor, decision.trigger, self._frames)
         elif isinstance(decision, Recall):
             self._jobs.start(sensor, sensor.state_machine.trigger, self._frames, recall=True)
@@ -319,6 +320,8 @@ class Controller:
         sensor.recorded_state = state
         if state is State.INVALID:
             log.error("%s: %s", sensor.name, reason)
+        elif state is State.AWAITING_APPROVAL:
+            log.warning("%s: a candidate waits for approval: %s", sensor.name, reason)
         self._audit_writer.record(sensor.name, "state", {"state": state.value, "reason": reason})
 
 

@@ -54,6 +54,7 @@ class DriftChecks:
         detector.observe(sensor.drift_score, now)
         if detector.alarm is not alarm_before:
             event = "drift alarm" if detector.alarm else "drift alarm over"
+            log.warning("%s: %s, score %.2f", sensor.name, event, sensor.drift_score)
             score = sensor.drift_score if math.isfinite(sensor.drift_score) else None
             self._audit_writer.record(sensor.name, event, {"score": score, "homogenizer": sensor.path.version})
         if not detector.alarm and detector.evidence == 0 and sensor.drift_score <= detector.threshold:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,8 @@ from daemon.config import InputConfig, SensorConfig
 from daemon.metrics import Metrics
 from daemon.serving.connection_watch import ConnectionWatch, cut_off_sender
 from daemon.serving.message import Frame, FrameError, check_pixels, parse_frame
+from daemon.serving.sequence import SequenceCheck
+from daemon.serving.throttle import Throttle
 from daemon.zmq_sockets import bind, connect, open_socket
 
 INTAKE_POLL_MS = 100  # the longest time that close() waits for the thread
@@ -23,7 +26,12 @@ MAX_DRAINED_MESSAGES = 256  # then the thread looks whether it must stop: a floo
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 5000
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3000  # detects a peer that is gone and did not close its connection
 MAX_KEPT_BLOCK_BYTES = (32 << 20) - (64 << 10)  # glibc never keeps a freed block above 32 MiB
-SOCKET_KINDS = {"sub": zmq.SUB, "pull": zmq.PULL}
+SOCKET_KINDS = {"sub": zmq.SUB, "pull": zmq.PULL, "rep": zmq.REP}
+PEER_KINDS = {"sub": "PUB", "pull": "PUSH", "rep": "REQ"}
+REPLY = b"OK"  # what imagezmq's own hub answers; the senders wait for any
+JUMP_WARNING_INTERVAL_S = 3600.0  # numbers that jump do so for as long as the camera is as it is
+
+log = logging.getLogger(__name__)
 
 
 class Intake:
@@ -48,17 +56,25 @@ class Intake:
         """
         self._sensors = sensors
         self._max_age = config.max_age
+        self._pattern = config.pattern
         self._metrics = metrics
         self._deliver = deliver
         self._refuse = refuse
         self._watch = watch
         self._clock_ns = clock_ns
         self._monotonic = monotonic
-        self._last_seq: dict[str, int] = {}
+        self._sequences = {sensor: SequenceCheck() for sensor in sensors}
+        self._jumps = {sensor: Throttle(JUMP_WARNING_INTERVAL_S) for sensor in sensors}
+        self._strangers = Throttle()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._receive, name="intake", daemon=True)
         self._socket = _input_socket(context, config)
-        watch.add(self._socket, MAX_PENDING_FRAMES * config.max_frame_bytes, metrics.input_disconnects.inc)
+        watch.add(
+            self._socket,
+            MAX_PENDING_FRAMES * config.max_frame_bytes,
+            metrics.input_disconnects.inc,
+            self._warn_of_stranger,
+        )
         try:
             self.endpoints = [bind(self._socket, endpoint) for endpoint in config.bind]
             self.endpoints += [connect(self._socket, endpoint) for endpoint in config.connect]
@@ -85,6 +101,8 @@ class Intake:
             except zmq.Again:
                 return
             self._watch.delivered(parts[0])
+            if self._pattern == "rep":
+                self._socket.send(REPLY, zmq.NOBLOCK)
             self._accept([part.buffer for part in parts])
 
     def _receive_parts(self) -> list[zmq.Frame]:
@@ -113,19 +131,33 @@ class Intake:
             self._metrics.frames_received.labels(error.sensor).inc()
             self._refuse(error)
             if error.frame is not None:  # the header was readable, so this frame was not missed
-                self._count_missed(error.sensor, error.frame.seq)
+                self._count_missed(error.frame)
             return
         self._metrics.frames_received.labels(frame.sensor).inc()
         self._metrics.last_frame_timestamp_seconds.labels(frame.sensor).set(frame.timestamp / 1e9)
-        self._count_missed(frame.sensor, frame.seq)
+        self._count_missed(frame)
         self._deliver(frame)
 
-    def _count_missed(self, sensor: str, seq: int) -> None:
-        """Count the sequence numbers between the last frame and this one."""
-        skipped = seq - self._last_seq.get(sensor, seq) - 1
-        if skipped > 0:  # below 0 the camera has restarted
-            self._metrics.frames_missed.labels(sensor).inc(skipped)
-        self._last_seq[sensor] = seq
+    def _count_missed(self, frame: Frame) -> None:
+        """Count the frames that were lost between the last one and this one."""
+        step = self._sequences[frame.sensor].step(frame.seq, frame.timestamp, frame.received)
+        if step.missed:
+            self._metrics.frames_missed.labels(frame.sensor).inc(step.missed)
+        if step.jump:
+            self._metrics.sequence_jumps.labels(frame.sensor).inc()
+            if count := self._jumps[frame.sensor].passes():
+                log.warning("%s: sequence numbers jumped %d times, the last: %s", frame.sensor, count, step.jump)
+
+    def _warn_of_stranger(self) -> None:
+        """Tell of a peer that could not even agree to talk: ZeroMQ closes such a connection without a word."""
+        if count := self._strangers.passes():
+            log.warning(
+                "%d connection(s) ended before the first message. input.pattern %s talks to %s sockets alone: imagezmq "
+                "sends by REQ unless told otherwise, which needs the pattern rep",
+                count,
+                self._pattern,
+                PEER_KINDS[self._pattern],
+            )
 
     def check(self) -> None:
         """Raise RuntimeError where the receiver thread has died."""
@@ -146,9 +178,10 @@ def _input_socket(context: zmq.Context, config: InputConfig) -> zmq.Socket:
     socket.setsockopt(zmq.MAXMSGSIZE, config.max_frame_bytes)  # libzmq disconnects a peer that sends more
     socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
+    if config.pattern != "rep":  # REQ takes a heartbeat for a reply (libzmq, issue 3060)
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
     if config.pattern == "sub":
         socket.setsockopt(zmq.SUBSCRIBE, b"")  # to all topics: imagezmq sends none; parse_frame checks the sensor
     return socket

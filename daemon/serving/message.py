@@ -14,6 +14,7 @@ from calibrate.errors import RecaldError
 from daemon import UNKNOWN_SENSOR
 from daemon.compressed import image_size, unpack_compressed
 from daemon.levels import WHOLE_WORDS, WORD_BITS, PixelError, PixelValues
+from daemon.serving.clocks import explain
 from daemon.serving.pixels import (
     COMPRESSED_ENCODINGS,
     RAW_LAYOUTS,
@@ -50,18 +51,22 @@ class FrameError(RecaldError):
 
     `reason` is one word, a label value of recald_frames_dropped_total. `sensor` is the id of a configured sensor, or
     "unknown". `frame` is the refused one, where its header could be read: such a frame arrived, it was not missed.
+    `field` is the field of the header that is wrong, if it is one.
     """
 
-    def __init__(self, reason: str, message: str, sensor: str = UNKNOWN_SENSOR, frame: Frame | None = None):
+    def __init__(
+        self, reason: str, message: str, sensor: str = UNKNOWN_SENSOR, frame: Frame | None = None, field: str = ""
+    ):
         super().__init__(message)
+        self.field = field
         self.reason = reason
         self.sensor = sensor
         self.frame = frame
 
     @classmethod
-    def of(cls, frame: Frame, reason: str, message: str) -> FrameError:
+    def of(cls, frame: Frame, reason: str, message: str, field: str = "") -> FrameError:
         """Return the refusal of a frame whose header could be read."""
-        return cls(reason, message, frame.sensor, frame)
+        return cls(reason, message, frame.sensor, frame, field)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +168,11 @@ def _from_imagezmq(header: dict[str, Any], payload: memoryview, now_ns: int) -> 
         return converted | {"width": width, "height": height, "encoding": "jpeg"}
     dtype, shape = header.get("dtype"), header.get("shape")
     if not isinstance(shape, list) or len(shape) not in (2, 3) or any(type(n) is not int for n in shape):
-        raise FrameError("header", f"shape must be [height, width, channels], got {reprlib.repr(shape)}")
+        raise FrameError("header", f"shape must be [height, width, channels], got {reprlib.repr(shape)}", field="shape")
     height, width, channels = shape if len(shape) == 3 else (*shape, 1)
     encoding = IMAGEZMQ_ENCODINGS.get((str(dtype), channels))
     if encoding is None:
-        raise FrameError("encoding", f"no image has {channels} channels of {reprlib.repr(dtype)}")
+        raise FrameError("encoding", f"no image has {channels} channels of {reprlib.repr(dtype)}", field="dtype")
     step = width * RAW_LAYOUTS[encoding].pixel_bytes
     return converted | {"width": width, "height": height, "encoding": encoding, "step": step}
 
@@ -175,7 +180,7 @@ def _from_imagezmq(header: dict[str, Any], payload: memoryview, now_ns: int) -> 
 def _read_frame(sensor: str, header: dict[str, Any], payload: memoryview, received: float) -> Frame:
     version = header.get("v")
     if type(version) is not int or version != FRAME_VERSION:
-        raise FrameError("version", f"v must be {FRAME_VERSION}, got {reprlib.repr(version)}")
+        raise FrameError("version", f"v must be {FRAME_VERSION}, got {reprlib.repr(version)}", field="v")
     encoding = _encoding(header)
     return Frame(
         sensor=sensor,
@@ -196,7 +201,7 @@ def _read_frame(sensor: str, header: dict[str, Any], payload: memoryview, receiv
 def _integer(header: dict[str, Any], key: str, low: int, high: int) -> int:
     value = header.get(key)
     if type(value) is not int or not low <= value <= high:  # isinstance would let true pass as 1
-        raise FrameError("header", f"{key} must be an integer, {low} to {high}, got {reprlib.repr(value)}")
+        raise FrameError("header", f"{key} must be an integer, {low} to {high}, got {reprlib.repr(value)}", field=key)
     return value
 
 
@@ -205,20 +210,22 @@ def _encoding(header: dict[str, Any]) -> str:
     if isinstance(value, str) and (value in RAW_LAYOUTS or value in COMPRESSED_ENCODINGS):
         return value
     known = ", ".join([*(name for name in RAW_LAYOUTS if not name.startswith("bayer")), "bayer_*", "jpeg", "png"])
-    raise FrameError("encoding", f"encoding {reprlib.repr(value)} is not known; known are {known}")
+    raise FrameError("encoding", f"encoding {reprlib.repr(value)} is not known; known are {known}", field="encoding")
 
 
 def _hold(header: dict[str, Any]) -> bool:
     value = header.get("hold", False)
     if not isinstance(value, bool):
-        raise FrameError("header", f"hold must be true or false, got {reprlib.repr(value)}")
+        raise FrameError("header", f"hold must be true or false, got {reprlib.repr(value)}", field="hold")
     return value
 
 
 def _big_endian(header: dict[str, Any]) -> bool:
     value = header.get("is_bigendian", False)
     if type(value) not in (bool, int) or value not in (0, 1):  # ROS has 0 and 1
-        raise FrameError("header", f"is_bigendian must be 0, 1, true or false, got {reprlib.repr(value)}")
+        raise FrameError(
+            "header", f"is_bigendian must be 0, 1, true or false, got {reprlib.repr(value)}", field="is_bigendian"
+        )
     return bool(value)
 
 
@@ -241,16 +248,18 @@ def _check_size(frame: Frame) -> None:
 def _check_age(frame: Frame, now_ns: int, max_age: float) -> None:
     age_ns = now_ns - frame.timestamp
     if age_ns > max_age * 1e9:
-        raise FrameError.of(frame, "stale", f"{age_ns / 1e9:.3f} s old, max_age is {max_age:g} s")
+        text = f"timestamp {frame.timestamp} is {age_ns / 1e9:.3f} s old, max_age is {max_age:g} s"
+        raise FrameError.of(frame, "stale", f"{text}: {explain(frame.timestamp, now_ns)}", "timestamp")
     if age_ns < -MAX_FUTURE_NS:
-        raise FrameError.of(frame, "future", f"{-age_ns / 1e9:.3f} s in the future: check the clocks")
+        text = f"timestamp {frame.timestamp} is {-age_ns / 1e9:.3f} s in the future"
+        raise FrameError.of(frame, "future", f"{text}: {explain(frame.timestamp, now_ns)}", "timestamp")
 
 
 def check_pixels(frame: Frame, most: int) -> None:
     """Raise FrameError where a frame has more pixels than its sensor is configured to send."""
     if (pixels := frame.width * frame.height) > most:
         limit = f"sensors.{frame.sensor}.max_pixels is {most}"
-        raise FrameError.of(frame, "size", f"{frame.width} x {frame.height} is {pixels} pixels, {limit}")
+        raise FrameError.of(frame, "size", f"{frame.width} x {frame.height} is {pixels} pixels, {limit}", "width")
 
 
 # ---- decode

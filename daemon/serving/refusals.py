@@ -25,7 +25,7 @@ class RefusalTally:
 
     warnings: Throttle
     dropped: int = 0  # refused and superseded ones
-    newest: str = ""  # reason and text of the newest refusal
+    newest: FrameError | None = None  # without its frame, whose pixels would stay in memory
     refused_at: float = 0.0  # monotonic clock, s
 
 
@@ -49,8 +49,9 @@ class Refusals:
         with self._lock:
             tally = self._tallies[error.sensor]
             tally.dropped += 1
-            tally.newest, tally.refused_at = f"{error.reason}: {error}", now
+            tally.newest, tally.refused_at = _without_frame(error), now
             count = tally.warnings.passes()
+        self._metrics.set_last_refusal(error.sensor, error.reason, error.field)
         if count:
             log.warning("%s: %s refused, the newest: %s: %s", error.sensor, _frames(count), error.reason, error)
 
@@ -65,8 +66,15 @@ class Refusals:
         with self._lock:
             tally = self._tallies[sensor]
             since = self._clock() - tally.refused_at
-            refusal = {"text": tally.newest, "seconds_ago": round(since, 1)} if tally.newest else None
-            return {"dropped": tally.dropped, "last_refusal": refusal}
+            newest = tally.newest
+        if newest is None:
+            return {"dropped": tally.dropped, "last_refusal": None}
+        refusal = {"reason": newest.reason, "field": newest.field, "text": str(newest), "seconds_ago": round(since, 1)}
+        return {"dropped": tally.dropped, "last_refusal": refusal}
+
+
+def _without_frame(error: FrameError) -> FrameError:
+    return FrameError(error.reason, str(error), error.sensor, field=error.field)
 
 
 def _frames(count: int) -> str:

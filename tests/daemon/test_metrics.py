@@ -18,6 +18,8 @@ LABELS = {  # every metric of the daemon, which later code must feed and dashboa
     "frames_processed_total": ("sensor",),
     "frames_dropped_total": ("sensor", "reason"),
     "frames_missed_total": ("sensor",),
+    "sequence_jumps_total": ("sensor",),
+    "last_refusal_info": ("sensor", "reason", "field"),
     "samples_rejected_total": ("sensor", "reason"),
     "input_disconnects_total": (),
     "last_frame_timestamp_seconds": ("sensor",),
@@ -124,3 +126,14 @@ def test_one_metric_can_be_scraped_alone(metrics, server):
     touch(metrics)
     text = scrape(server.port, "?name[]=recald_fits_total")
     assert re.findall(r"^recald_\w+", text, re.MULTILINE) == ["recald_fits_total"]
+
+
+def test_the_newest_refusal_replaces_the_one_before(metrics, registry):
+    def exported() -> list[tuple[str, str, str]]:
+        samples = next(f for f in registry.collect() if f.name == "recald_last_refusal_info").samples
+        return sorted((s.labels["sensor"], s.labels["reason"], s.labels["field"]) for s in samples)
+
+    for refusal in [("front", "stale", "timestamp"), ("rear", "decode", ""), ("front", "header", "seq")]:
+        metrics.set_last_refusal(*refusal)
+        metrics.set_last_refusal(*refusal)
+    assert exported() == [("front", "header", "seq"), ("rear", "decode", "")]

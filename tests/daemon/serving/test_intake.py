@@ -194,8 +194,8 @@ def test_every_message_is_accounted_for(receive, push, count):
 def missed_after(numbers, receive, push, count) -> float:
     intake = receive()
     camera = push(intake)
-    for seq in numbers:
-        camera.send_multipart(frame(seq=seq))
+    for place, seq in enumerate(numbers):
+        camera.send_multipart(frame(seq=seq, timestamp=NOW - 10**9 + 33_000_000 * place))
     eventually(lambda: count("frames_received", sensor="front") == len(numbers))
     return count("frames_missed", sensor="front")
 
@@ -209,10 +209,43 @@ def missed_after(numbers, receive, push, count) -> float:
         ([900, 0, 1, 2], 0),  # the camera has started again
         ([900, 0, 3], 2),
         ([4, 4, 4], 0),  # imagezmq has no numbers
+        ([5, 2**63 - 1, 6, 7], 0),  # one damaged number
+        ([0, 33_000_000, 66_000_000], 0),  # time stamps as numbers
+        ([100, 5000, 101, 5001], 0),  # two senders with one id
     ],
 )
 def test_skipped_numbers_are_counted_as_missed(numbers, missed, receive, push, count):
     assert missed_after(numbers, receive, push, count) == missed
+
+
+def test_numbers_that_jump_are_counted_apart_and_told_once(receive, push, count, caplog):
+    assert missed_after([100, 5000, 101, 5001], receive, push, count) == 0
+    assert count("sequence_jumps", sensor="front") == 3
+    assert [r.getMessage() for r in caplog.records if "jumped" in r.getMessage()] == [
+        "front: sequence numbers jumped 1 times, the last: number 5000 came 0.033 s after 100: "
+        "are these time stamps, or do two send as one?"
+    ]
+
+
+def test_requests_are_answered_whether_their_frames_are_good_or_not(receive, open_peer, count):
+    intake = receive(pattern="rep")
+    header = {"msg": "rear", "dtype": "uint8", "shape": [4, 4, 3]}
+    good, bad = [json.dumps(header).encode(), IMAGE.tobytes()], [b"no header", b""]
+    senders = [open_peer(zmq.REQ, connect=intake.endpoints[0]) for _ in range(2)]
+    for message in (good, bad, good):
+        for sender in senders:
+            sender.send_multipart(message)
+            assert sender.recv() == b"OK"
+    assert intake.take(WAIT).sensor == "rear"
+    eventually(lambda: count("frames_received", sensor="rear") == 4)
+    assert count("frames_dropped", sensor="unknown", reason="header") == 2
+
+
+def test_a_sender_of_another_kind_is_told_about(receive, open_peer, caplog):
+    intake = receive(pattern="sub")
+    sender = open_peer(zmq.REQ, connect=intake.endpoints[0])
+    sender.send(b"frame")
+    eventually(lambda: "imagezmq sends by REQ" in caplog.text and "PUB sockets alone" in caplog.text)
 
 
 def test_a_stale_frame_is_dropped_but_not_missed(receive, push, count):
