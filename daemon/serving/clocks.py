@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 
-S = 1_000_000_000  # ns
-MIN_VALID_NS = 1_577_836_800 * S  # 2020: a device whose own clock shows less was never set
-MAX_UPTIME_NS = 5 * 365 * 86_400 * S  # a stamp this close to 1970 counts from some start
-UNITS = {"seconds": S, "milliseconds": S // 1000, "microseconds": S // 1_000_000}  # ns
-MAX_UNIT_ERROR_NS = 86_400 * S  # of a stamp read in one of these units, to now
+SECOND_NS = 1_000_000_000
+MIN_VALID_NS = 1_577_836_800 * SECOND_NS  # 2020: a device whose own clock shows less was never set
+MAX_UPTIME_NS = 5 * 365 * 86_400 * SECOND_NS  # a stamp this close to 1970 counts from some start
+UNITS = {"seconds": SECOND_NS, "milliseconds": SECOND_NS // 1000, "microseconds": SECOND_NS // 1_000_000}  # ns
+MAX_UNIT_ERROR_NS = 86_400 * SECOND_NS  # of a stamp read in one of these units, to now
 LEAPS = {37: "TAI, the clock of PTP", 18: "GPS time"}  # s ahead of UTC since 2017
 MAX_LEAP_ERROR_S = 0.5
 ZONE_STEP_S, MAX_ZONE_S, MAX_ZONE_ERROR_S = 900, 14 * 3600, 5
@@ -29,11 +29,11 @@ def explain(timestamp: int, now: int, monotonic_ns: Callable[[], int] = time.mon
             return f"these are {unit} since 1970: send nanoseconds"
     if timestamp < MAX_UPTIME_NS:
         return _since_a_start(timestamp, monotonic_ns())
-    return _offset((timestamp - now) / S, timestamp)
+    return _offset((timestamp - now) / SECOND_NS, timestamp)
 
 
 def _since_a_start(timestamp: int, uptime: int) -> str:
-    if abs(timestamp - uptime) < MAX_LEAP_ERROR_S * S * 20:
+    if abs(timestamp - uptime) < MAX_LEAP_ERROR_S * SECOND_NS * 20:
         return "this is the time since this device started (CLOCK_MONOTONIC): send the wall clock, CLOCK_REALTIME"
     return "it counts from a start, not from 1970: send the wall clock, or set the camera's clock"
 
@@ -53,4 +53,4 @@ def _offset(ahead_s: float, timestamp: int) -> str:
 
 
 def _date(timestamp: int) -> str:
-    return datetime.fromtimestamp(min(timestamp // S, 253_402_300_799), timezone.utc).strftime("%Y-%m-%d %H:%M")
+    return datetime.fromtimestamp(min(timestamp // SECOND_NS, 253_402_300_799), timezone.utc).strftime("%Y-%m-%d %H:%M")

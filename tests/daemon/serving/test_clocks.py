@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.serving.clocks import S, explain
+from daemon.serving.clocks import SECOND_NS as S
+from daemon.serving.clocks import explain
 
 NOW = 1_795_000_000 * S  # November 2026
 UPTIME = 93_784 * S
