@@ -183,11 +183,27 @@ class ControlConfig(Section):
     """
 
 
+def default_state_directory() -> Path:
+    """Return where state is kept unless the configuration says it. Raises ValueError for a user without a home."""
+    if given := os.environ.get("STATE_DIRECTORY", "").partition(":")[0]:
+        return Path(given)
+    if os.geteuid() == 0:
+        return Path("/var/lib/recald")
+    base = Path(os.environ.get("XDG_STATE_HOME", ""))
+    try:
+        return (base if base.is_absolute() else Path.home() / ".local" / "state") / "recald"
+    except RuntimeError:
+        raise ValueError("this user has no home: set state.directory") from None
+
+
 class StateConfig(Section):
     """Where homogenizers, dossiers and the audit log are kept."""
 
-    directory: GivenPath = Path("/var/lib/recald")
-    """A folder for one daemon alone; it is locked. The default is the StateDirectory of the systemd unit."""
+    directory: GivenPath = Field(default_factory=default_state_directory)
+    """A folder for one daemon alone; it is locked. A relative path starts at the folder of the configuration file. The
+    default is `$STATE_DIRECTORY`, which systemd sets for the unit; else `/var/lib/recald` for root, and
+    `$XDG_STATE_HOME/recald` or `~/.local/state/recald` for other users. Not a folder that the system cleans, as `/tmp`.
+    """
 
 
 class DriftConfig(Section):
@@ -293,7 +309,7 @@ class Config(Section):
     """Where Prometheus scrapes."""
     control: ControlConfig = ControlConfig()
     """Where operators' commands arrive."""
-    state: StateConfig = StateConfig()
+    state: StateConfig = Field(default_factory=StateConfig)
     """Where everything that lasts is kept."""
     drift: DriftConfig = DriftConfig()
     """When the drift alarm is raised."""
@@ -343,6 +359,7 @@ def load_config(path: Path) -> Config:
     return config.model_copy(
         update={
             "model": _with_paths_in(folder, config.model, "path"),
+            "state": _with_paths_in(folder, config.state, "directory"),
             "recalibrate": _with_paths_in(folder, config.recalibrate, "envelope", "envelope_key"),
         }
     )

@@ -55,6 +55,8 @@ def _key_row(section: type[Section], name: str, hint: Any, prefix: str) -> list[
     bounds = ", ".join(_bounds(field.metadata, hint))
     value = f"{_kind(hint)}; {bounds}" if bounds else _kind(hint)
     default = "required" if field.is_required() else f"`{_shown(field.default, hint)}`"
+    if field.default_factory is not None:
+        default = "see there"  # depends on the machine
     return [f"`{prefix}{name}`", value, default, one_line(field.description)]
 
 

@@ -12,6 +12,7 @@ from daemon.operator.terminal import printable
 CHECKS = {
     "backend": deployment.check_backend,
     "model": deployment.check_model,
+    "memory": deployment.check_memory,
     "envelope": deployment.check_envelope,
     "state": deployment.check_state,
     "endpoints": deployment.check_endpoints,
@@ -31,7 +32,7 @@ def check_config(path: Path, config: Config) -> None:
         except (ValueError, OSError) as error:
             errors.append(error)
     if errors:
-        lines = [error_text(error) for error in errors]
+        lines = list(dict.fromkeys(map(error_text, errors)))  # two checks read the model
         permanent = any(exit_code(error) == EX_CONFIG for error in errors)
         raise ConfigError(lines) if permanent else TemporaryError("\n".join(lines))
     print(printable(f"{path}: ok, {len(config.sensors)} sensor(s)"))

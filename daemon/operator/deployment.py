@@ -10,14 +10,16 @@ import os
 import shutil
 import socket
 from getpass import getuser
+from pathlib import Path
 
 import torch
 import zmq
 
 from calibrate.features.taps import tap
-from daemon.config import Config
+from daemon.config import Config, ConfigError
 from daemon.model.served_model import open_runner
 from daemon.operator.control import NoAnswerError, ask, explain_taken
+from daemon.operator.memory import WARNING_SHARE, MemoryNeed, available_memory, describe_need
 from daemon.operator.versions import short_version
 from daemon.recalibration.envelope import open_envelope
 from daemon.state.lock import StateClaim
@@ -28,6 +30,8 @@ from deploy.model.frozen import FrozenModel, load_frozen
 from deploy.model.precision import to_precision
 
 STATUS_TIMEOUT_S = 2.0
+TEMPORARY_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+TEMPORARY_ADVICE = "the system may clean this temporary folder while recald runs: set another state.directory"
 
 
 def check_backend(config: Config) -> str:
@@ -59,6 +63,19 @@ def _compiled(config: Config, frozen: FrozenModel) -> str:
     return f"; {backend.name} computes what it does"
 
 
+def check_memory(config: Config) -> str:
+    """Compare what the configuration takes with the memory of this machine. Raises ConfigError where it cannot fit."""
+    need = MemoryNeed.of(config, load_frozen(config.model.path, config.model.sha256))
+    available = available_memory()
+    sentence = describe_need(need, len(config.sensors), available)
+    advice = "take fewer recalibrate.frames, a smaller drift.window, or fewer sensors"
+    if need.in_all > available:
+        raise ConfigError([f"not enough memory: {sentence}: {advice}"])
+    if need.in_all > WARNING_SHARE * available:
+        return f"WARNING: {sentence}: if other programs need memory, {advice}"
+    return sentence
+
+
 def check_envelope(config: Config) -> str:
     """Open the envelope. Raises ConfigError, DocumentError or SignatureError."""
     envelope = open_envelope(config)
@@ -75,7 +92,12 @@ def check_state(config: Config) -> str:
         raise PermissionError(f"{existing} cannot be written by {_user()}: correct its owner, or check as another user")
     if directory.is_dir() and not daemon_status(config):
         StateClaim(directory).close()
-    return f"{directory} can be written, {shutil.disk_usage(existing).free / 2**30:.1f} GiB are free"
+    warning = f"; WARNING: {TEMPORARY_ADVICE}" if _is_temporary(directory) else ""
+    return f"{directory} can be written, {shutil.disk_usage(existing).free / 2**30:.1f} GiB are free{warning}"
+
+
+def _is_temporary(directory: Path) -> bool:
+    return any(directory.resolve().is_relative_to(folder) for folder in TEMPORARY_FOLDERS)
 
 
 def _user() -> str:

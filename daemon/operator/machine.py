@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from daemon import __version__
+from daemon.operator.memory import GIB, available_memory
 from deploy.backends.gpu.device import nvidia_driver_version
 
 JETSON_RELEASE_FILE = Path("/etc/nv_tegra_release")
@@ -26,7 +27,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "memory_gib": round(available_memory() / GIB, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "driver": nvidia_driver_version(),
         "jetson": jetson.read_text().partition("\n")[0] if jetson.exists() else None,

@@ -56,10 +56,43 @@ def test_the_smallest_file_gets_the_defaults(load, tmp_path):
     )
     assert (config.metrics.host, config.metrics.port) == ("127.0.0.1", 9748)
     assert config.control.endpoint == "ipc:///run/recald/control"
-    assert config.state.directory == Path("/var/lib/recald")
     assert (config.recalibrate.every, config.recalibrate.frames) == (3600, 512)
     assert (config.recalibrate.timeout, config.recalibrate.backoff) == (900, 60)
     assert (config.drift.window, config.drift.interval, config.drift.threshold) == (64, 1.0, 1.6)
+
+
+@pytest.mark.parametrize(
+    ("user", "environment", "directory"),
+    [
+        (0, {}, "/var/lib/recald"),
+        (0, {"XDG_STATE_HOME": "/home/a/state"}, "/var/lib/recald"),
+        (1000, {"STATE_DIRECTORY": "/var/lib/private/recald:/srv/b"}, "/var/lib/private/recald"),
+        (1000, {"XDG_STATE_HOME": "/home/a/state"}, "/home/a/state/recald"),
+        (1000, {"XDG_STATE_HOME": "relative"}, "/home/a/.local/state/recald"),
+        (1000, {}, "/home/a/.local/state/recald"),
+    ],
+)
+def test_state_is_kept_where_nobody_cleans(load, monkeypatch, user, environment, directory):
+    for name in ("STATE_DIRECTORY", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"HOME": "/home/a"} | environment).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.geteuid", lambda: user)
+    assert load(MINIMAL).state.directory == Path(directory)
+
+
+def test_a_user_without_a_home_is_told_to_name_a_folder(load, problems, monkeypatch):
+    for name in ("STATE_DIRECTORY", "XDG_STATE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.geteuid", lambda: 4242)
+    monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError))
+    (problem,) = problems(MINIMAL)
+    assert problem.endswith("recald.yaml:1: this user has no home: set state.directory")
+    assert load(changed(state="{directory: /srv/state}")).state.directory == Path("/srv/state")
+
+
+def test_a_relative_state_directory_starts_at_the_folder_of_the_file(load, tmp_path):
+    assert load(changed(state="{directory: state}")).state.directory == tmp_path / "state"
 
 
 def test_an_absolute_model_path_is_kept(load):

@@ -200,8 +200,8 @@ def test_without_a_fault_each_check_is_one_line_and_nothing_is_left(scene: Scene
     assert done.returncode == 0
     first, *lines = done.stdout.splitlines()
     assert first == f"{config}: ok, 2 sensor(s)"
-    assert [line.split(": ")[0] for line in lines] == ["backend", "model", "envelope", "state", "endpoints"]
-    assert "onnx computes what it does" in lines[1] and "all are free" in lines[4]
+    assert [line.split(": ")[0] for line in lines] == ["backend", "model", "memory", "envelope", "state", "endpoints"]
+    assert "onnx computes what it does" in lines[1] and "all are free" in lines[5]
 
 
 def test_a_metrics_port_that_is_taken_is_told_and_stops_nothing(scene: Scene):

@@ -1,0 +1,119 @@
+"""What a configuration takes of the machine's memory: frames that are kept, drift checks, and a fit."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from calibrate.scoring.scorer import SCORE_CHUNK_FRAMES
+from calibrate.search.objective import OBJECTIVE_CHUNK_PIXELS
+from daemon.config import Config, SensorConfig
+from daemon.levels import WORD_BITS
+from deploy.model.card import InputCard
+from deploy.model.frozen import FrozenModel
+
+# Measured on fits and drift checks of 64 to 512 frames of 128x128 and 256x256.
+FIT_BYTES_PER_VALUE = 12  # float32 frames, the part that is fitted to, and its shuffled copy
+FIT_ACTIVATIONS = 3.5  # of a chunk's activations: features, gradients, and what they are computed from
+CHECK_BYTES_PER_VALUE = 5
+PROCESSES_BYTES = 3 * 300 * 2**20  # the daemon and two workers, with their libraries
+WARNING_SHARE = 0.5  # of the memory: other programs, the system and its caches need some
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes. frames: kept by the daemon, all sensors together. check, fit: while a worker is at it."""
+
+    frames: float
+    check: float
+    fit: float
+
+    @property
+    def in_all(self) -> float:
+        """Bytes of all processes while a fit and a drift check run."""
+        return self.frames + self.check + self.fit + PROCESSES_BYTES
+
+    @classmethod
+    def of(cls, config: Config, frozen: FrozenModel) -> MemoryNeed:
+        """Estimate it. Runs the model once, on one frame."""
+        shape, frames, window = frozen.card.input.shape, config.recalibrate.frames, config.drift.window
+        values, activations = math.prod(shape), activation_bytes(frozen.module, shape)
+        bytes_per_value = [_bytes_per_value(sensor, frozen.card.input) for sensor in config.sensors.values()]
+        chunk = max(1, OBJECTIVE_CHUNK_PIXELS // math.prod(shape[1:]))
+        received = max(bytes_per_value)
+        return cls(
+            frames=sum(bytes_per_value) * (frames + window) * values,
+            check=window * values * (CHECK_BYTES_PER_VALUE + received) + min(window, SCORE_CHUNK_FRAMES) * activations,
+            fit=frames * values * (FIT_BYTES_PER_VALUE + received) + min(frames, chunk) * FIT_ACTIVATIONS * activations,
+        )
+
+
+def _bytes_per_value(sensor: SensorConfig, card: InputCard) -> int:
+    """Return 2 for a camera of more than 8 bits, as far as configuration and card say so."""
+    return 2 if sensor.bits is not None or card.bits != WORD_BITS else 1
+
+
+def activation_bytes(module: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Return the bytes that the network keeps of one frame (C, H, W) to compute a gradient."""
+    weights = {tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers())}
+    sizes: dict[int, int] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in weights:
+            sizes[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        output = module(torch.zeros(1, *shape, requires_grad=True))  # kept until the sizes are added up
+    assert output is not None
+    return sum(sizes.values())
+
+
+def describe_need(need: MemoryNeed, sensors: int, available: int) -> str:
+    """Return one sentence about what is needed and what is there."""
+    parts = f"{_gib(need.frames)} for the frames of {sensors} sensor(s), {_gib(need.fit)} for a fit, "
+    parts += f"{_gib(need.check)} for a drift check, {_gib(PROCESSES_BYTES)} for the processes"
+    return f"{_gib(need.in_all)} of memory at most ({parts}); there are {_gib(available)}"
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the bytes that this process may use: those of the machine, or fewer where a control group limits them."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *_limits(proc, cgroups)])
+
+
+def _limits(proc: Path, cgroups: Path) -> Iterator[int]:
+    """Yield the limits of the control groups that this process is in, version 2 and version 1 (cgroups(7))."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers not in ("", "memory"):
+            continue
+        root, name = (cgroups, "memory.max") if not controllers else (cgroups / "memory", "memory.limit_in_bytes")
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            yield from _limit_in(folder / name)
+            if folder == root:
+                break
+
+
+def _limit_in(file: Path) -> Iterator[int]:
+    try:
+        text = file.read_text().strip()
+    except OSError:  # the root group has no such file; in a container the path may be that of the host
+        return
+    if text.isdigit():  # not "max"
+        yield int(text)

@@ -1,0 +1,88 @@
+"""What a configuration takes of the memory, and how much there is."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from running import recald_here, write_config
+from torch import nn
+
+from daemon.config import load_config
+from daemon.exit_codes import EX_CONFIG
+from daemon.operator import deployment
+from daemon.operator.memory import GIB, MemoryNeed, activation_bytes, available_memory
+from deploy.model.frozen import load_frozen
+
+VALUES = 3 * 16 * 16  # of a frame of the tiny model
+
+
+def need(folder: Path, model: Path, **sections) -> MemoryNeed:
+    return MemoryNeed.of(load_config(write_config(folder, model, **sections)), load_frozen(model))
+
+
+def test_frames_are_counted_for_each_sensor_with_their_depth(folder: Path, tiny_model: Path):
+    found = need(folder, tiny_model, recalibrate={"frames": 100}, drift={"window": 20})
+    assert found.frames == 2 * 120 * VALUES
+    deep = need(folder, tiny_model, sensors={"rear": {"bits": 12}}, recalibrate={"frames": 100}, drift={"window": 20})
+    assert deep.frames == 3 * 120 * VALUES
+    assert deep.fit > found.fit and deep.check > found.check
+
+
+def test_more_frames_make_a_fit_larger_and_a_larger_window_a_check(folder: Path, tiny_model: Path):
+    small = need(folder, tiny_model)
+    many = need(folder, tiny_model, recalibrate={"frames": 640})
+    wide = need(folder, tiny_model, drift={"window": 640})
+    assert many.fit > 9 * small.fit and many.check == small.check
+    assert wide.check > 9 * small.check and wide.fit == small.fit
+
+
+def test_what_a_network_keeps_for_its_gradient_is_counted_without_its_weights():
+    kept_by_conv, kept_by_relu = 2 * 64 * 64 * 4, 500 * 64 * 64 * 4  # its input, its output
+    network = nn.Sequential(nn.Conv2d(2, 500, 1), nn.ReLU())
+    assert activation_bytes(network, (2, 64, 64)) == kept_by_conv + kept_by_relu
+    assert not any(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("share", [0.4, 0.9, 1.1])
+def test_what_cannot_fit_is_a_mistake_and_a_large_share_a_warning(
+    folder: Path, tiny_model: Path, monkeypatch, share: float
+):
+    config = write_config(folder, tiny_model)
+    total = need(folder, tiny_model).in_all
+    monkeypatch.setattr(deployment, "available_memory", lambda: int(total / share))
+    done = recald_here("check-config", "--config", config)
+    assert done.returncode == (EX_CONFIG if share > 1 else 0)
+    assert ("not enough memory: 0.9 GiB of memory" in done.stderr) is (share > 1)
+    assert ("memory: WARNING: 0.9 GiB" in done.stdout) is (share == 0.9)
+    assert "take fewer recalibrate.frames" in done.stdout + done.stderr or share == 0.4
+
+
+def control_groups(folder: Path, lines: str, **limits: str) -> int:
+    """The memory that is found where the process is in these groups, and these files limit them."""
+    (folder / "proc" / "self").mkdir(parents=True)
+    (folder / "proc" / "self" / "cgroup").write_text(lines)
+    for path, limit in limits.items():
+        file = folder / "cgroup" / path.replace("__", "/").replace("_dot_", ".")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{limit}\n")
+    return available_memory(folder / "proc", folder / "cgroup")
+
+
+def test_the_memory_is_that_of_the_narrowest_control_group(tmp_path: Path):
+    limits = {"a__b__memory_dot_max": "max", "a__memory_dot_max": str(GIB // 8)}
+    assert control_groups(tmp_path / "2", "0::/a/b\n", **limits) == GIB // 8
+    first = {"memory__a__memory_dot_limit_in_bytes": str(GIB // 16)}
+    assert control_groups(tmp_path / "1", "5:devices:/\n4:memory:/a\n0::/\n", **first) == GIB // 16
+
+
+def test_without_limits_it_is_that_of_the_machine(tmp_path: Path):
+    whole = available_memory(tmp_path / "absent", tmp_path)
+    assert whole >= GIB // 4
+    assert control_groups(tmp_path, "0::/a\n", memory_dot_max="max", a__memory_dot_max="9223372036854771712") == whole
+
+
+def test_all_parts_are_in_the_sum():
+    found = MemoryNeed(frames=1.0, check=2.0, fit=4.0)
+    assert found.in_all - dataclasses.replace(found, frames=0, check=0, fit=0).in_all == 7
