@@ -16,6 +16,7 @@ from calibrate.errors import RecaldError
 VALUES_PER_LEVEL = {np.dtype(np.uint8): 1, np.dtype(np.uint16): 257, np.dtype(np.float32): 1}
 MAX_LEVEL = 255
 WORD_BITS = 16
+DETECTOR_BITS = (10, 12, 14)  # of detectors whose values come in words of 16
 
 
 class PixelError(RecaldError):
@@ -72,6 +73,12 @@ def to_depth(image: np.ndarray, dtype: np.dtype) -> np.ndarray:
         return image
     values = to_levels(image) * np.float32(VALUES_PER_LEVEL[dtype])
     return values if dtype.kind == "f" else np.rint(values).astype(dtype)
+
+
+def enough_bits(images: np.ndarray) -> int | None:
+    """Return the usual number of bits that holds all values of 16-bit images; None where only 16 do, or for others."""
+    highest = int(images.max(initial=0)) if images.dtype == np.uint16 else 2**WORD_BITS
+    return next((bits for bits in DETECTOR_BITS if highest < 2**bits), None)
 
 
 def stack_images(images: Sequence[np.ndarray]) -> np.ndarray:

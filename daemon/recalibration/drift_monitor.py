@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from daemon.config import DriftConfig
+from daemon.levels import WORD_BITS, enough_bits
 from daemon.recalibration.sensor import Sensor
 from daemon.worker.client import WorkerClient, WorkerError, WorkerTimeout
 
@@ -59,6 +62,7 @@ class DriftMonitor:
         self._worker = worker
         self._post = post
         self._checked_up_to = dict.fromkeys(sensors, 0)  # `reservoir.added` at the last check
+        self._hinted: set[str] = set()  # sensors
         self._period = config.interval  # from one round to the next
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drift-monitor", daemon=True)
@@ -120,9 +124,20 @@ class DriftMonitor:
             job |= {"challenger": challenger.version, "role": challenger.role}
         scores = self._worker.call(job, images, CHECK_TIMEOUT_S)
         if "raw" in scores:
+            self._hint_at_bits(sensor, images, scores["raw"])
             self._post(DriftCheck(sensor.name, active, scores, len(images), added, self._period))
         else:
             self._post(CheckFailure(sensor.name, "failed", str(scores.get("reason"))))
+
+    def _hint_at_bits(self, sensor: Sensor, images: np.ndarray, raw: float) -> None:
+        """Say once what looks like a drift and is none: a detector of 12 bits, say, whose words are taken for 16."""
+        if raw <= self._config.threshold or sensor.name in self._hinted or sensor.pixel_values.bits < WORD_BITS:
+            return
+        bits = enough_bits(images)
+        if bits is not None:
+            self._hinted.add(sensor.name)
+            text = "%s: drifted, and no value of its 16-bit frames is above %d: if its detector has %d bits, set "
+            log.warning(text + "sensors.%s.bits: %d", sensor.name, 2**bits - 1, bits, sensor.name, bits)
 
     def _fail(self, sensor: Sensor, error: Exception) -> None:
         if not self._stopping.is_set():

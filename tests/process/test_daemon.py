@@ -78,6 +78,16 @@ def test_another_encoding_of_the_same_picture_has_the_same_answer(camera: Camera
     np.testing.assert_allclose(camera.ask(smooth, encoding=encoding)[1], expected, atol=0.2)
 
 
+def test_another_depth_of_the_same_picture_has_the_same_answer(camera: Camera):
+    expected = camera.ask(CLEAN)[1]
+    for image, encoding in [
+        (CLEAN.astype(np.uint16) * 257, "rgb16"),
+        (CLEAN.astype(np.float32) / 255, "32FC3"),
+        (np.dstack([CLEAN[:, :, ::-1], CLEAN[:, :, 0]]), "bgra8"),
+    ]:
+        np.testing.assert_allclose(camera.ask(image, encoding=encoding)[1], expected, atol=1e-3)
+
+
 # ---- bad input
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from daemon.config import DriftConfig
 from daemon.frames.reservoir import Reservoir
+from daemon.levels import PixelValues
 from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck, DriftMonitor
 from daemon.worker.client import WorkerError, WorkerTimeout
 
@@ -32,7 +33,9 @@ class Watched:
 
     def sensor(self, name: str) -> Any:
         path = SimpleNamespace(version=f"of {name}")
-        return SimpleNamespace(name=name, path=path, reservoir=Reservoir(WINDOW, window=WINDOW), challenger=None)
+        reservoir = Reservoir(WINDOW, window=WINDOW)
+        values = PixelValues(bits=12 if name == "rear" else 16)
+        return SimpleNamespace(name=name, path=path, reservoir=reservoir, challenger=None, pixel_values=values)
 
     def start(self) -> None:
         if self.start_fails:
@@ -42,10 +45,10 @@ class Watched:
     def call(self, job: dict[str, Any], images: np.ndarray, timeout: float) -> dict[str, Any]:
         return self.answers.get(job["active"], lambda: SCORES)()
 
-    def frames(self) -> None:
+    def frames(self, value: int = WINDOW, dtype: type = np.uint8) -> None:
         for sensor in self.sensors.values():
             for number in range(WINDOW):
-                sensor.reservoir.add(np.full((2, 2, 3), number, np.uint8), 0.0)
+                sensor.reservoir.add(np.full((2, 2, 3), value - number, dtype), 0.0)
 
     def results(self, count: int) -> dict[str, str]:
         """What was posted next, by sensor."""
@@ -102,3 +105,27 @@ def test_nothing_is_checked_without_new_frames(watched: Watched):
     watched.results(2)
     with pytest.raises(queue.Empty):
         watched.posted.get(timeout=0.3)
+
+
+@pytest.mark.parametrize(
+    ("raw", "highest", "dtype", "bits"),
+    [
+        (9.0, 4095, np.uint16, 12),
+        (9.0, 4096, np.uint16, 14),
+        (9.0, 900, np.uint16, 10),
+        (9.0, 16_384, np.uint16, None),
+        (1.0, 4095, np.uint16, None),  # then the model is used to it
+        (9.0, 255, np.uint8, None),
+        (9.0, 255, np.float32, None),
+    ],
+)
+def test_a_drift_that_may_be_a_setting_is_told_once(watched: Watched, caplog, raw, highest, dtype, bits):
+    watched.answers = dict.fromkeys(("of front", "of rear"), lambda: {"raw": raw, "homogenized": raw})
+    watched.frames(highest, dtype)
+    watched.monitor.start()
+    assert watched.results(2) == {"front": "done", "rear": "done"}
+    watched.frames(highest, dtype)
+    assert watched.results(2) == {"front": "done", "rear": "done"}
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ([] if bits is None else [told[0]])
+    assert bits is None or told[0].endswith(f"if its detector has {bits} bits, set sensors.front.bits: {bits}")
