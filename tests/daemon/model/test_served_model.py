@@ -12,6 +12,7 @@ from daemon.config import load_config
 from daemon.model.served_model import open_model
 from daemon.systemd_notify import Notifier
 from deploy.backends.eager import EagerBackend
+from deploy.backends.engine_cache import ModelCache
 from deploy.model.program import ModelError
 
 OTHER = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 4))
@@ -50,3 +51,17 @@ def test_a_stand_in_that_cannot_run_the_model_leaves_it_to_the_backend(tiny_mode
 
 def refuse(*_: object) -> None:
     raise ModelError("kernels cannot be captured")
+
+
+def test_an_engine_of_no_use_is_built_again_while_the_stand_in_serves(tiny_model, tmp_path, gpu, caplog):
+    config = load_config(write_config(tmp_path, tiny_model, model={"backend": "tensorrt"}))
+    served = open_model(config, Notifier({}))
+    assert served.served_by == "cuda"
+    cache = ModelCache(served.backend, served.frozen, "float32", tmp_path / "state")
+    cache.get()  # as the builder does
+    assert open_model(config, Notifier({})).served_by == "tensorrt"
+    newest = max((tmp_path / "state" / "compiled").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    newest.write_bytes(hashlib.sha256(b"engine").digest() + b"engine")
+    assert cache.is_cached()
+    assert open_model(config, Notifier({})).served_by == "cuda"
+    assert not cache.is_cached() and "it is built again" in caplog.text

@@ -21,6 +21,7 @@ from daemon.worker.restore_job import restore_stored
 from deploy.backends.engine_cache import compile_homogenizer
 from deploy.model.frozen import load_frozen
 from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
+from deploy.store.compiled import open_compiled
 
 BAND = 1.6
 JOB = {"sensor": "front", "active": FACTORY, "withdrawn": [], "trigger": "drift", "recall": True, "band": BAND}
@@ -99,6 +100,15 @@ def test_a_stored_homogenizer_is_brought_back_unjudged_and_compiled_where_it_mus
     assert manifest["versions"] == {"backend": worker.backend.version()} and manifest["sensor"] == "front"
     with pytest.raises(StoreError, match="missing"):
         restore_stored(worker, {"restore": "0" * 64})
+
+
+def test_a_compiled_form_of_other_weights_is_built_again_before_it_is_brought_back(worker):
+    compiled = compile_homogenizer(worker.backend, with_bias(0.0), torch.zeros(1, *SHAPE), worker.store.root)
+    manifest = {"model": worker.frozen.digest, "sensor": "rear", "versions": worker.provenance["versions"]}
+    version = worker.store.put(with_bias(0.625), manifest, compiled, "eager")
+    restore_stored(worker, {"restore": version})
+    artefact = worker.store.get(version, worker.frozen.digest)
+    open_compiled(worker.backend, artefact, artefact.compiled).close()
 
 
 def test_clean_frames_need_no_fit_and_no_homogenizer(worker, right):
