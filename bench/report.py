@@ -32,7 +32,7 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -
         table.add_column(column, justify="right" if number else "left")
     for row in rows:
         table.add_row(*(f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row))
-    Console(width=TABLE_WIDTH).print(table)
+    Console(width=TABLE_WIDTH, markup=False, emoji=False).print(table)
 
 
 def show_rows(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:

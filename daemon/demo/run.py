@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from daemon.demo.digits import DemoError
     from daemon.demo.scenario import perform
 
-    console = Console()
+    console = Console(markup=False, emoji=False)  # brackets in a path are no markup
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the daemon would outlive the demo
     try:
         summary = perform(args, console)

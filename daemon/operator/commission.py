@@ -38,7 +38,7 @@ def commission(model: Path, pictures: Path, count: int, force: bool = False) -> 
     def convert(image: np.ndarray) -> np.ndarray:
         return preprocessor.to_input_image(values.to_full_range(image))
 
-    with Console(stderr=True).status("measuring clean frames"):
+    with Console(stderr=True, markup=False, emoji=False).status("measuring clean frames"):
         images, _ = load_images(pictures, at_most=count, convert=convert)
         frames, taps = torch.from_numpy(preprocessor.normalise(images)), tap(frozen.module)
         clean = measure_clean(taps, frames)

@@ -29,9 +29,9 @@ def print_table(header: Sequence[str], rows: Sequence[Row], styles: Mapping[str,
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     for line, first in table_lines(header, rows, terminal_width()):
-        text = Text(line)  # as Text: brackets in it are no markup
+        text = Text(line)
         text.stylize((styles or {}).get(first, ""), 0, len(first))
         console.print(text, soft_wrap=True)
 

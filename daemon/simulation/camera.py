@@ -161,7 +161,7 @@ def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
 @contextmanager
 def _progress(frames: int | None) -> Iterator[Callable[[bool], Any]]:
     """Show progress on a terminal; yield what to call after each frame."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False, emoji=False)
     columns = (TextColumn("{task.completed:.0f} frames"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=frames)

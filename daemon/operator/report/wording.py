@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
+from calibrate.judge import MAX_CONFIDENCE_DROP_ERRORS, MIN_SCORE_DROP_SHARE
 from daemon.operator.report.audit_excerpt import details, find_record
 from daemon.operator.versions import short_version
 from daemon.states import Result
@@ -38,8 +39,9 @@ HOMOGENIZER_TEXTS = {
     "band": "the clean band",
 }
 CRITERION_TEXTS = {  # by the name of the criterion in the dossier
-    "score": "The drift score is a fifth below that of {against}",
-    "confidence": "The network is as confident as with {against}, within standard errors",
+    "score": f"The drift score is at least {MIN_SCORE_DROP_SHARE:.0%} below that of {{against}}",
+    "confidence": "The network is as confident as with {against}, "
+    f"within {MAX_CONFIDENCE_DROP_ERRORS:g} standard errors",
     "concentration": "No class takes many more of the answers than with {against}",
     "sureness": "The network is as certain as with {against}, on frames with the same answer",
     "gain": "The network is more certain than with {against}, on all frames",

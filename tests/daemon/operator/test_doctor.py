@@ -18,7 +18,7 @@ from daemon.cli import main
 from daemon.exit_codes import EX_CONFIG
 from daemon.operator import doctor as doctor_module
 from deploy.backends.gpu.device import nvidia_driver_version
-from deploy.backends.protocol import AUTO, BACKENDS, GPU_BACKENDS
+from deploy.backends.protocol import AUTO, BACKENDS, GPU_BACKENDS, BackendUnavailable
 from deploy.files import digest_file
 from deploy.model.card import card_path
 
@@ -57,6 +57,16 @@ def test_people_read_a_table():
     said = " ".join(done.stdout.split())
     assert done.returncode == 0
     assert f"torch {torch.__version__}" in said and "works backend onnx" in said
+
+
+@pytest.mark.parametrize("hint", ["pip install 'recald[tensorrt-rtx]'", "[red]x[/] [/b] :smile: \x1b[31m"])
+def test_a_hint_is_printed_as_it_is(monkeypatch, capsys, hint: str):
+    def missing(name: str) -> str:
+        raise BackendUnavailable(hint)
+
+    monkeypatch.setattr(doctor_module, "_check_backend", missing)
+    assert main(["doctor"]) == EX_CONFIG
+    assert capsys.readouterr().out.count(hint.replace("\x1b", "?")) == len(BACKENDS)
 
 
 @NO_GPU

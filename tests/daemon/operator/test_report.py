@@ -24,6 +24,7 @@ from places import ROOT
 from running import write_config
 
 from calibrate.homogenizer import Homogenizer
+from calibrate.judge import MIN_SCORE_DROP_SHARE
 from daemon.cli import main
 from daemon.exit_codes import EX_CONFIG
 from daemon.operator.report.audit_excerpt import AuditExcerpt
@@ -130,6 +131,7 @@ def test_a_homogenizer_that_serves_is_shown_with_all_its_evidence(place):
         "score 4.25 with factory",
         "the exchange took 31 µs",
         "The drift score lies within the clean band",
+        f"at least {MIN_SCORE_DROP_SHARE:.0%} below that of ",
         "at most 1.6",
         "Frames are not kept: recalibrate.keep_frames was 0.",
         f"record {number} of the audit log",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 
 from hypothesis import example, given
 from hypothesis import strategies as st
+from places import ROOT
+from sources import FILES, PRODUCT
 
-from daemon.operator.orders import MIN_VERSION_DIGITS
+from daemon.operator.stored_version import MIN_VERSION_DIGITS
 from daemon.operator.terminal import Row, print_table, table_lines
 from daemon.operator.versions import SHOWN_DIGITS, short_version
 
@@ -37,7 +40,7 @@ def test_every_word_is_shown_whole_and_nothing_that_a_terminal_obeys(rows: list[
         assert len(lines) == 1 + len(rows), "a row is a line, so that grep finds all of it"
 
 
-@given(ROWS, st.integers(20, 200))
+@given(ROWS, st.integers(24, 200))
 def test_no_line_is_longer_than_the_terminal_unless_a_word_is(rows: list[Row], width: int):
     for line, first in table_lines(("one", "two"), rows, width):
         cells_alone = bool(first) or line.startswith(("one", " " * 5))
@@ -47,6 +50,17 @@ def test_no_line_is_longer_than_the_terminal_unless_a_word_is(rows: list[Row], w
 def test_brackets_are_printed_as_they_are(capsys):
     print_table(("a", "b"), [Row((MARKUP, "x"), [MARKUP])])
     assert capsys.readouterr().out.count(MARKUP) == 2
+
+
+def test_no_console_takes_text_for_markup():
+    """Paths, errors and names of sensors and classes may hold brackets, such as recald[tensorrt-rtx]."""
+    calls = {name: re.findall(r"\bConsole\(([^)]*)\)", text) for name, text in product_sources().items()}
+    assert {name for name, found in calls.items() if found} >= {"daemon/operator/terminal.py", "daemon/demo/run.py"}
+    assert not {name for name, found in calls.items() if any("markup=False" not in call for call in found)}
+
+
+def product_sources() -> dict[str, str]:
+    return {name: (ROOT / name).read_text() for name in FILES if name.split("/")[0] in PRODUCT}
 
 
 def shown(**environment: str) -> str:
