@@ -125,8 +125,11 @@ def export(args: argparse.Namespace) -> int:
         std=args.std,
         classes=args.classes,
         name=args.name,
+        kind=args.output_kind,
     )
     print(f"{args.output}: sha256 {card.sha256}")
+    hint = ", so that results have no label; of a classifier give --classes or --output-kind logits"
+    print(f"output: {card.output}{hint if card.output == 'none' else ''}")
     return 0
 
 
@@ -190,6 +193,13 @@ def _shape(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{path}: cannot be read as text: {error}") from None
+
+
 def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
@@ -250,8 +260,16 @@ def _add_export(commands: Any) -> None:
     command.add_argument(
         "--std", type=_numbers, required=True, help="standard deviation of each channel, of values 0..1"
     )
+    names = command.add_mutually_exclusive_group()
+    names.add_argument("--classes", type=lambda text: text.split(","), help="names of the classes, separated by commas")
+    names.add_argument(
+        "--classes-file", type=_lines, dest="classes", help="a text file with one name of a class a line"
+    )
     command.add_argument(
-        "--classes", type=lambda text: text.split(","), help="names of the classes, separated by commas"
+        "--output-kind",
+        choices=("logits", "probabilities", "none"),
+        help="what the network returns for an image (default: found out; with names of classes logits): without logits "
+        "or probabilities results have no label",
     )
     command.add_argument("--name", help="name of the model in its card (default: the name of the file)")
     command.add_argument("-o", "--output", type=Path, required=True, help="the model file, *.pt2")

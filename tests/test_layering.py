@@ -73,7 +73,10 @@ FILES_AND_PROCESSES = {
 TAKEN_BY_DEPLOY = {
     "calibrate.errors.RecaldError",
     "calibrate.features.overwrites.overwrites_values",
+    "calibrate.features.taps.NoBatchNorm",
     "calibrate.features.taps.Taps",
+    "calibrate.features.taps.is_batchnorm",
+    "calibrate.features.taps.tap",
     "calibrate.homogenizer.Homogenizer",
     "calibrate.source.commissioned.CleanData",
 }

@@ -175,6 +175,7 @@ def _export(data: Path, folder: Path) -> Path:
         input_shape=(3, 32, 32),
         mean=datasets.IMAGENET_MEAN,
         std=datasets.IMAGENET_STD,
+        kind="logits",
     )
     return path
 

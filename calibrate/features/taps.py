@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from calibrate.errors import RecaldError
+from calibrate.features.frame_layout import find_neighbours, group_by_frame
 from calibrate.features.overwrites import overwrites_values
 from calibrate.features.statistics import FeatureStatistics
 
@@ -35,10 +37,15 @@ class UnsupportedModel(RecaldError):
     """The network has no BatchNorm statistics that a fit can aim at, or they cannot be read."""
 
 
+class NoBatchNorm(UnsupportedModel):
+    """The network has no BatchNorm layer at all."""
+
+
 class ForwardPass(NamedTuple):
     """What a feature map returns for frames.
 
-    features: L tensors (N, C_l, ...), for `Taps` the input of each BatchNorm layer.
+    features: L tensors (N, C_l, ...), for `Taps` the input of each BatchNorm layer. Where a network folds k parts of
+    each frame into its batch, they are (N, C_l, k, ...).
     output: the network's output, or None if the pass ended before it.
     """
 
@@ -57,6 +64,17 @@ class Taps:
     names: tuple[str, ...]
     reference: FeatureStatistics
 
+    def __init__(self, names: Sequence[str], means: Sequence[Tensor], variances: Sequence[Tensor]) -> None:
+        for name, mean, variance in zip(names, means, variances, strict=True):
+            if not (torch.isfinite(mean).all() and torch.isfinite(variance).all()):
+                raise UnsupportedModel(
+                    f"BatchNorm layer {name!r} ships running statistics that are not finite: its training overflowed "
+                    "there; re-estimate them on training images and export again"
+                )
+        self.names = tuple(names)
+        self.reference = FeatureStatistics(self.names, tuple(means), tuple(variances), shipped=True)
+        self._neighbours: dict[int, int] = {}  # by layer, of those that get more rows than there are frames
+
     def __call__(self, frames: Tensor, depth: int | None = None) -> ForwardPass:
         """Run the network, or with `depth` only as far as the first `depth` layers of `names` need it.
 
@@ -65,10 +83,42 @@ class Taps:
         """
         if depth is not None and not 1 <= depth <= len(self.names):
             raise ValueError(f"depth must be from 1 to the {len(self.names)} BatchNorm layers, got {depth}")
-        return self._run(frames, depth)
+        features, output = self._run(frames, depth)
+        return ForwardPass([self._by_frame(layer, f, frames) for layer, f in enumerate(features)], output)
+
+    def _by_frame(self, layer: int, feature: Tensor, frames: Tensor) -> Tensor:
+        """Return a layer's input with one row for each frame."""
+        if len(feature) == len(frames):
+            return feature
+        if len(feature) == 0 or len(feature) % len(frames):
+            raise _mixes_frames(self.names[layer], f"{len(feature)} rows for {len(frames)} frames")
+        if len(frames) == 1:
+            return group_by_frame(feature, 1, len(feature))
+        if layer not in self._neighbours:
+            self._neighbours[layer] = self._find_neighbours(layer, frames)
+        return group_by_frame(feature, len(frames), self._neighbours[layer])
+
+    def _find_neighbours(self, layer: int, frames: Tensor) -> int:
+        probe = torch.randn(2, *frames.shape[1:], generator=torch.Generator().manual_seed(0)).to(frames)
+        with torch.no_grad():
+            feature, swapped = (self._run(pair, layer + 1).features[layer] for pair in (probe, probe.flip(0)))
+        found = find_neighbours(feature, swapped)
+        if found is None:
+            raise _mixes_frames(self.names[layer], "rows that mix several frames")
+        return found
 
     def _run(self, frames: Tensor, depth: int | None) -> ForwardPass:
         raise NotImplementedError  # pragma: no cover - _HookTaps and _GraphTaps implement it
+
+
+def is_batchnorm(module: nn.Module) -> bool:
+    """Return whether a layer normalises by running statistics.
+
+    The FrozenBatchNorm2d of torchvision and of detection libraries keeps them as buffers of a plain module.
+    """
+    buffers = {name for name, _ in module.named_buffers(recurse=False)}
+    is_frozen = "FrozenBatchNorm" in type(module).__name__ and {"running_mean", "running_var"} <= buffers
+    return is_frozen or isinstance(module, _BatchNorm)
 
 
 def tap(model: nn.Module) -> Taps:
@@ -96,16 +146,14 @@ class _HookTaps(Taps):
 
     def __init__(self, model: nn.Module):
         self._model = model
-        layers = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+        layers = {name: m for name, m in model.named_modules() if is_batchnorm(m)}
         _check_running_statistics(layers)
         _check_evaluation_mode(model)
         self._layers = tuple(layers.values())
-        self.names = tuple(layers)
-        self.reference = FeatureStatistics(
-            self.names,
-            tuple(_copy_of(m.running_mean) for m in self._layers),
-            tuple(_copy_of(m.running_var) for m in self._layers),
-            shipped=True,
+        super().__init__(
+            tuple(layers),
+            [_copy_of(m.running_mean) for m in self._layers],
+            [_copy_of(m.running_var) for m in self._layers],
         )
 
     def _run(self, frames: Tensor, depth: int | None) -> ForwardPass:
@@ -136,9 +184,9 @@ class _HookTaps(Taps):
         return ForwardPass([features[layer] for layer in wanted], output)
 
 
-def _check_running_statistics(layers: dict[str, _BatchNorm]) -> None:
+def _check_running_statistics(layers: dict[str, nn.Module]) -> None:
     if not layers:
-        raise UnsupportedModel(f"the model has no BatchNorm layer: recald needs their statistics; {EXPORT_HINT}")
+        raise NoBatchNorm(f"the model has no BatchNorm layer: recald needs their statistics; {EXPORT_HINT}")
     for name, layer in layers.items():
         if layer.running_mean is None or layer.running_var is None:
             raise _no_running_statistics(f"BatchNorm layer {name!r}")
@@ -151,9 +199,9 @@ def _check_evaluation_mode(model: nn.Module) -> None:
             raise UnsupportedModel(f"{name or 'the model'} is in training mode: call model.eval() first")
 
 
-def _copy_of(buffer: Tensor | None) -> Tensor:
-    assert buffer is not None
-    return buffer.detach().clone()
+def _copy_of(buffer: Any) -> Tensor:
+    assert isinstance(buffer, Tensor)
+    return buffer.detach().float().clone()
 
 
 class _GraphTaps(Taps):
@@ -162,14 +210,11 @@ class _GraphTaps(Taps):
     def __init__(self, model: GraphModule):
         self._model = model
         self._nodes = _batchnorm_nodes(model.graph)
-        statistics = [_node_statistics(model, node) for node in self._nodes]
-        self.names = tuple(name for name, _, _ in statistics)
-        for name, count in Counter(self.names).items():
+        names, means, variances = zip(*(_node_statistics(model, node) for node in self._nodes), strict=True)
+        for name, count in Counter(names).items():
             if count > 1:
                 raise _runs_twice(name)
-        self.reference = FeatureStatistics(
-            self.names, tuple(m for _, m, _ in statistics), tuple(v for _, _, v in statistics), shipped=True
-        )
+        super().__init__(names, means, variances)
         self._overwrites = overwrites_values(model.graph)  # then layers get copies of their inputs
         self._graphs: dict[int | None, GraphModule] = {}  # by depth
 
@@ -196,11 +241,25 @@ def _node_statistics(model: GraphModule, node: Node) -> tuple[str, Tensor, Tenso
         )
     if not (isinstance(mean, Node) and isinstance(variance, Node)):
         raise _no_running_statistics(f"BatchNorm {node.name!r}")
-    name = str(mean.target).rpartition(".")[0] or node.name
-    return name, _copy_of(_attribute(model, mean)), _copy_of(_attribute(model, variance))
+    name = str(_stored(mean).target).rpartition(".")[0] or node.name
+    return name, _copy_of(_value(model, mean, name)), _copy_of(_value(model, variance, name))
 
 
-def _attribute(model: GraphModule, node: Node) -> Any:
+def _stored(node: Node) -> Node:
+    """Find the stored tensor that a statistic is computed from, as in `running_mean.float()`."""
+    return node if node.op != "call_function" or not node.all_input_nodes else _stored(node.all_input_nodes[0])
+
+
+def _value(model: GraphModule, node: Node, layer: str) -> Any:
+    """Return a stored tensor, or compute one from stored tensors."""
+    if node.op == "placeholder":
+        raise UnsupportedModel(
+            f"BatchNorm layer {layer!r} normalises by statistics of the frames: recald needs those of the training"
+        )
+    if node.op == "call_function":
+        arguments = map_arg((node.args, node.kwargs), lambda n: _value(model, n, layer))
+        with torch.no_grad():
+            return node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
     value: Any = model
     for part in str(node.target).split("."):
         value = getattr(value, part)
@@ -247,6 +306,13 @@ def _runs_twice(name: str) -> UnsupportedModel:
     return UnsupportedModel(
         f"BatchNorm layer {name!r} runs more than once in a forward pass: its statistics mix what each run sees; "
         "train the model with a layer of its own for each"
+    )
+
+
+def _mixes_frames(name: str, what: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"BatchNorm layer {name!r} gets {what}: its statistics cannot be told for single frames; "
+        "reshape in the model so that each row comes from one frame"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch import Tensor
 MIN_PAIRED_FRAMES = 8  # frames in a comparison of two predictions; the spread of fewer is unknown
 # In nats, for a probability of 99 %. Higher log odds depend on the contrast of a frame, and its label does not change.
 MAX_LOG_ODDS = math.log(99)
+MIN_PROBABILITY = 1e-12  # of a class; less has no logarithm in float32 that differs from that of 0
+
+ScoredOutput = Literal["logits", "probabilities", "none"]  # what a network's output is; none: no classifier's
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,16 @@ class Predictions:
         """
         gains = (self.log_odds - other.log_odds)[torch.isfinite(other.log_odds)]
         return float(gains.mean()) if len(gains) >= MIN_PAIRED_FRAMES else math.inf
+
+
+def logits_of(outputs: Tensor, kind: ScoredOutput) -> Tensor | None:
+    """Return the logits (N, K) behind the outputs of a classifier; None for any other network.
+
+    kind: what the outputs are. Logarithms of probabilities are logits.
+    """
+    if kind == "none" or not is_logits(outputs):
+        return None
+    return outputs.float().clamp_min(MIN_PROBABILITY).log() if kind == "probabilities" else outputs
 
 
 def accuracy_proxy(outputs: Tensor) -> AccuracyProxy | None:

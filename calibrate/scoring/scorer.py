@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from calibrate.features.statistics import ImageMoments
 from calibrate.features.taps import ForwardPass, Taps
-from calibrate.scoring.accuracy import AccuracyProxy, Predictions, accuracy_proxy
+from calibrate.scoring.accuracy import AccuracyProxy, Predictions, ScoredOutput, accuracy_proxy, logits_of
 from calibrate.scoring.drift import MATCHED_TOLERANCE, SHIPPED_TOLERANCE, DriftScore, drift_score
 from calibrate.scoring.label_shift import has_label_shift
 from calibrate.source.augmentation import PaddedCrop
@@ -47,16 +47,25 @@ class Scorer:
     taps: of the network, with its shipped statistics.
     crop: the crop of the training frames behind the shipped statistics, if it is known.
     clean: measured on clean frames. It replaces the shipped statistics.
+    output: what the network's output is.
     """
 
     taps: Taps
     crop: PaddedCrop | None = None
     clean: CleanData | None = None
+    output: ScoredOutput = "logits"
 
     @classmethod
-    def of(cls, taps: Taps, shape: Shape, limits: Limits, clean: CleanData | None = None) -> Scorer:
+    def of(
+        cls,
+        taps: Taps,
+        shape: Shape,
+        limits: Limits,
+        clean: CleanData | None = None,
+        output: ScoredOutput = "logits",
+    ) -> Scorer:
         """Use commissioned statistics if given, else the detected training crop. shape: (C, H, W) of the frames."""
-        return cls(taps, clean=clean) if clean else cls(taps, detect_crop(taps, shape, limits.black))
+        return cls(taps, None if clean else detect_crop(taps, shape, limits.black), clean, output)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,8 +86,10 @@ class Scorer:
                 assert output is not None  # the pass runs to its end
                 moments.append(ImageMoments.of(features))
                 outputs.append(output)
-        joined = torch.cat(outputs)
-        return Measurement(self._score(ImageMoments.join(moments)), accuracy_proxy(joined), Predictions.of(joined))
+        drift, logits = self._score(ImageMoments.join(moments)), logits_of(torch.cat(outputs), self.output)
+        if logits is None:
+            return Measurement(drift, None, None)
+        return Measurement(drift, accuracy_proxy(logits), Predictions.of(logits))
 
     def _score(self, moments: ImageMoments) -> DriftScore:
         if self.clean:

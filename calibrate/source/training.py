@@ -93,8 +93,13 @@ def pink_noise(count: int, shape: tuple[int, int], exponent: float, generator: t
 
 
 def _first_layer(taps: Taps, frames: Tensor, crop: PaddedCrop | None = None) -> Tensor:
-    """Return the input of the first BatchNorm layer (N, C_1, H_1, W_1) for frames (N, C, H, W)."""
+    """Return the input of the first BatchNorm layer (N, C_1, ...) for frames (N, C, H, W)."""
     return taps(augment(crop, frames), depth=1).features[0]
+
+
+def _by_channel(features: Tensor) -> Tensor:
+    """Return features (N, C_1, ...) as (C_1, images * positions)."""
+    return features.transpose(0, 1).flatten(1)
 
 
 def _is_affine(taps: Taps, shape: Shape) -> bool:
@@ -117,7 +122,7 @@ def _mean_colour(taps: Taps, shape: Shape, crop: PaddedCrop | None) -> tuple[Ten
     """
 
     def respond(colour: Tensor) -> Tensor:
-        return _first_layer(taps, _uniform_frames(colour, shape, crop), crop).mean((0, 2, 3))
+        return _by_channel(_first_layer(taps, _uniform_frames(colour, shape, crop), crop)).mean(1)
 
     base = respond(torch.zeros(shape[0]))
     columns = torch.stack([respond(unit) - base for unit in torch.eye(shape[0])], 1)  # (C_1, C)
@@ -130,7 +135,7 @@ def _mean_colour(taps: Taps, shape: Shape, crop: PaddedCrop | None) -> tuple[Ten
 
 def _frame_variance(taps: Taps, shape: Shape, mean: Tensor, crop: PaddedCrop | None) -> Tensor:
     """Return the running variances (C_1,) without the part that borders around frames of the mean colour cause."""
-    borders = _first_layer(taps, _uniform_frames(mean, shape, crop), crop).var((0, 2, 3), unbiased=False)
+    borders = _by_channel(_first_layer(taps, _uniform_frames(mean, shape, crop), crop)).var(1, unbiased=False)
     running = taps.reference.variances[0].clamp_min(VARIANCE_FLOOR)
     return torch.maximum(running - borders, MIN_FRAME_VARIANCE_SHARE * running)
 
@@ -183,7 +188,7 @@ def _response_covariances(
     for channel in range(shape[0]):
         images = torch.zeros(PROBE_IMAGES, *shape)
         images[:, channel] = noise
-        response = (_first_layer(taps, images, crop) - zero).transpose(0, 1).flatten(1)  # (C_1, images * positions)
+        response = _by_channel(_first_layer(taps, images, crop) - zero)  # (C_1, images * positions)
         responses.append(response - response.mean(1, keepdim=True))
     stacked = torch.stack(responses, 1)  # (C_1, C, P)
     return stacked @ stacked.transpose(1, 2) / stacked.shape[2]

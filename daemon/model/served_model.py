@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from calibrate.features.taps import tap
-from calibrate.scoring.accuracy import is_logits
 from daemon.config import Config
 from daemon.model.preprocess import Preprocessor
 from daemon.systemd_notify import Notifier, extending_timeout
@@ -53,9 +52,8 @@ class ServedModel:
 
     @property
     def is_classifier(self) -> bool:
-        """Whether the outputs can be those of a classifier, so that predictions judge beside the drift score."""
-        with torch.no_grad():
-            return is_logits(self.frozen.module(torch.from_numpy(golden_noise(self.input_shape))))
+        """Whether the output is that of a classifier, so that predictions judge beside the drift score."""
+        return self.frozen.output != "none"
 
     @property
     def has_stand_in(self) -> bool:

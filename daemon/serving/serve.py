@@ -14,6 +14,7 @@ from daemon.model.served_model import ServedModel
 from daemon.recalibration.sensor import Sensor
 from daemon.serving.decoders import DecodedFrame, age, measured_stage
 from daemon.serving.results import Publisher
+from deploy.model.card import OutputKind
 
 
 class FrameServer:
@@ -21,7 +22,7 @@ class FrameServer:
 
     def __init__(self, model: ServedModel, publisher: Publisher, metrics: Metrics):
         self._digest = model.digest
-        self._classes = model.classes
+        self._classes, self._output_kind = model.classes, model.frozen.output
         self._preprocessor: Preprocessor = model.preprocessor
         self._publisher = publisher
         self._metrics = metrics
@@ -65,15 +66,18 @@ class FrameServer:
             "drift_score": sensor.drift_score,
             "latency_ms": 1e3 * (time.monotonic() - frame.received),
         }
-        return header | _classification(output, self._classes)
+        return header | classification(output, self._output_kind, self._classes)
 
 
-def _classification(output: np.ndarray, classes: Sequence[str] | None) -> dict[str, Any]:
-    """Return label, its class's name and confidence of a classifier's output, logits (1, K); else nothing."""
-    if output.ndim != 2 or output.shape[1] < 2:
+def classification(output: np.ndarray, kind: OutputKind, classes: Sequence[str] | None) -> dict[str, Any]:
+    """Return label, its class's name and confidence of a classifier's output (1, K).
+
+    Nothing for an output of another kind or shape, and where the largest value is not finite.
+    """
+    if kind == "none" or output.ndim != 2 or output.shape[1] < 2 or not np.isfinite(output.max()):
         return {}
-    logits = output[0].astype(np.float64)
-    probabilities = np.exp(logits - logits.max())
-    label = int(probabilities.argmax())
+    values = output[0].astype(np.float64)
+    label = int(values.argmax())
     name = {} if classes is None else {"class": classes[label]}  # the model was loaded, so there is one for each label
-    return {"label": label} | name | {"confidence": float(probabilities[label] / probabilities.sum())}
+    confidence = values[label] if kind == "probabilities" else 1 / np.exp(values - values[label]).sum()
+    return {"label": label} | name | {"confidence": float(confidence)}

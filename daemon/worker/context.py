@@ -38,7 +38,7 @@ class WorkerContext:
         self.limits = Limits.of(frozen.card.normalisation.mean, frozen.card.normalisation.std)
         taps = tap(frozen.module)
         self.commissioned = load_clean_data(frozen, taps)
-        self.scorer = Scorer.of(taps, frozen.card.input.shape, self.limits, self.commissioned)
+        self.scorer = Scorer.of(taps, frozen.card.input.shape, self.limits, self.commissioned, frozen.output)
         self.provenance = self._provenance(taps)
         self._normalise = Preprocessor(frozen.card).normalise
         self._homogenizers: dict[str, nn.Module] = {}  # by version

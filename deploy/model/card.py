@@ -20,6 +20,7 @@ Side = Annotated[int, Field(ge=1, le=MAX_INPUT_SIDE_PX)]
 Bits = Annotated[int, Field(ge=8, le=16)]
 Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Label = Annotated[str, AfterValidator(_check_printable)]  # shown on terminals and in metrics
+OutputKind = Literal["logits", "probabilities", "none"]  # none: neither, so that there are no labels
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # SHA-256
 
 
@@ -67,6 +68,7 @@ class ModelCard(_CardPart):
     """The card of Φ.
 
     sha256: digest of the model file. exported: builder (under the key "factory"), weights and torch version.
+    output: what the network's output is; None on cards of versions that did not say it.
     """
 
     v: Literal[1]
@@ -76,6 +78,7 @@ class ModelCard(_CardPart):
     normalisation: Normalisation
     classes: list[Label] | None
     exported: dict[str, str]
+    output: OutputKind | None = None
     commissioned: CommissionCard | None = None
 
     @model_validator(mode="after")

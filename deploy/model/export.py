@@ -1,38 +1,32 @@
-"""Export a trained float network to a model file and its card, and refuse networks the method cannot use.
-
-A builder is a function without arguments that returns the network. It is named "package.module:function".
-"""
+"""Export a trained float network to a model file and its card, and refuse networks that recald could not run."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
+import io
 import logging
-import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from calibrate.errors import RecaldError
+from calibrate.features.taps import NoBatchNorm, is_batchnorm, tap
 from deploy.files import digest_file, write_atomically
+from deploy.model.builder import build_module, foreign_code, shorten
 from deploy.model.card import CommissionCard, ModelCard, card_path
 from deploy.model.document import DocumentError, load_document
 from deploy.model.frozen import check_class_count
+from deploy.model.frozen_batchnorm import restore_batchnorm_layers
 from deploy.model.mistakes import describe_mistake
+from deploy.model.output import OutputKind, stated_output
 from deploy.model.program import (
-    READ_ERRORS,
     ModelError,
     export_program,
-    first_line,
     load_program,
     relative_error,
     run_once,
@@ -42,9 +36,12 @@ from deploy.model.program import (
 MODEL_SUFFIX = ".pt2"
 EXPORT_TOLERANCE = 1e-5  # the traced program runs the same float32 operators; a larger error is another computation
 CHECK_BATCH_SIZE = 3  # differs from the batch size of the trace, which is 2
-MAX_NAMES_SHOWN = 3  # in an error text
-DATA_PARALLEL_PREFIX = "module."  # nn.DataParallel puts it before every name
-COUNTER_SUFFIX = ".num_batches_tracked"  # a counter that inference does not need, and that some exporters leave out
+MAX_MEAN = 1.0  # no mean of values 0..1 is larger
+MAX_STD = 10.0  # values 0..1 deviate by less; a larger one is on the scale 0..255
+SERVED_TYPES = frozenset(  # of an output: those that numpy and the readers of results have
+    (torch.float16, torch.float32, torch.float64, torch.bool, torch.uint8)
+    + (torch.int8, torch.int16, torch.int32, torch.int64)
+)
 
 log = logging.getLogger(__name__)
 
@@ -59,27 +56,29 @@ def export_model(
     std: Sequence[float],
     classes: Sequence[str] | None = None,
     name: str | None = None,
+    kind: OutputKind | None = None,
 ) -> ModelCard:
     """Write the model file `output` (.pt2) and its card, from a builder and its trained weights.
 
-    `input_shape` is (channels, height, width); `mean` and `std` are those of Normalisation. Raises ModelError for a
-    network that cannot be exported, OSError if a file cannot be written.
+    `input_shape` is (channels, height, width); `mean` and `std` are those of Normalisation; `kind` says what the
+    network's output is, if that is known. Raises ModelError for a network that `recald run` would refuse, OSError if a
+    file cannot be written.
     """
     if output.suffix != MODEL_SUFFIX:
         raise ModelError(f"{output}: a model file is named *{MODEL_SUFFIX}")
+    check_scale(mean, std)
     draft = _draft_card(name or output.stem, input_shape, mean, std, classes)
     try:
-        module = build_module(builder, weights)
-        check_batchnorm(module)
-        data = _export(module, draft)
-    except ModelError as error:
+        data, found = _export(build_module(builder, weights), draft, kind)
+    except RecaldError as error:
         raise ModelError(f"{builder}: {error}") from error
     exported = {  # stored on the card: these keys and texts must not change
         "factory": builder,
         "weights": digest_file(weights) if weights is not None else "from the factory",
         "torch": str(torch.__version__),
     }
-    card = draft.model_copy(update={"sha256": hashlib.sha256(data).hexdigest(), "exported": exported})
+    digest = hashlib.sha256(data).hexdigest()
+    card = draft.model_copy(update={"sha256": digest, "exported": exported, "output": found})
     card = card.model_copy(update={"commissioned": _commission_before(output, card)})
     write_atomically(output, data)  # after a kill between the two writes the old card refuses the new model
     write_atomically(card_path(output), card.to_yaml().encode())
@@ -101,32 +100,33 @@ def _commission_before(output: Path, card: ModelCard) -> CommissionCard | None:
     return None
 
 
-def build_module(builder: str, weights: Path | None) -> nn.Module:
-    """Call the builder "package.module:function" and load all of `weights`; returns it in evaluation mode.
-
-    Raises ModelError.
-    """
-    with _current_folder_importable():
-        module = _import_builder(builder)()
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"builder {builder!r} returned {type(module).__name__}: it must return a torch.nn.Module")
-    if weights is not None:
-        _load_weights(module, weights)
-    return module.eval()
+def check_scale(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Check that mean and std are those of values 0..1, not of grey levels 0..255. Raises ModelError."""
+    if max(map(abs, mean), default=0) <= MAX_MEAN and max(std, default=0) <= MAX_STD:
+        return
+    as_text = [",".join(f"{value / 255:.4g}" for value in values) for values in (mean, std)]
+    raise ModelError(
+        f"mean {', '.join(f'{m:g}' for m in mean)} and std {', '.join(f'{s:g}' for s in std)} are on the scale 0..255: "
+        f"divide them by 255: --mean {as_text[0]} --std {as_text[1]}"
+    )
 
 
 def check_batchnorm(module: nn.Module) -> None:
-    """Check that there are BatchNorm layers, and that all have trained running statistics. Raises ModelError."""
+    """Check that all BatchNorm layers have trained running statistics, and use them. Raises ModelError."""
     layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, _BatchNorm)}
-    if not layers:
-        raise ModelError(_explain_missing_batchnorm(module))
     without = [name for name, layer in layers.items() if layer.running_mean is None]
     if without:
         raise ModelError(
-            f"BatchNorm without running statistics: {_shorten(without)}: build it with track_running_stats=True "
+            f"BatchNorm without running statistics: {shorten(without)}: build it with track_running_stats=True "
             "and train it, or re-estimate the statistics on training images, then export again"
         )
-    if all(_is_untrained(layer) for layer in layers.values()):
+    training = [name for name, layer in layers.items() if layer.training]
+    if training:
+        raise ModelError(
+            f"BatchNorm in training mode after eval(): {shorten(training)}: each frame would change its statistics; "
+            "correct the train() of the network that does not reach it"
+        )
+    if layers and all(_is_untrained(layer) for layer in layers.values()):
         raise ModelError(
             "every BatchNorm layer still has the running statistics it starts with (mean 0, variance 1): "
             "give the trained weights"
@@ -159,93 +159,81 @@ def _draft_card(
         raise ModelError("; ".join(": ".join(filter(None, place)) for place in places)) from error
 
 
-def _export(module: nn.Module, card: ModelCard) -> bytes:
-    """Trace the network, and check that the stored program computes what the network computes."""
+def _export(module: nn.Module, card: ModelCard, kind: OutputKind | None) -> tuple[bytes, OutputKind]:
+    """Trace the network, do with the stored program what `recald run` does; return it, and what its output is."""
     images = torch.randn(CHECK_BATCH_SIZE, *card.input.shape, generator=torch.Generator().manual_seed(0))
-    expected = run_once(module, images)
+    check_batchnorm(module)
+    expected = _run_network(module, images)
     check_class_count(expected, card)
-    data = save_program(export_program(module, images))
-    error = relative_error(run_once(load_program(data), images), expected)
-    if not error <= EXPORT_TOLERANCE:
+    restore_batchnorm_layers(module)
+    with redirect_stderr(io.StringIO()):  # torch prints the graph of a network that it cannot trace
+        data = save_program(export_program(module, images))
+        loaded = load_program(data)
+        again = load_program(save_program(export_program(loaded, images)))  # as the backends trace it
+    for program in (loaded, again):
+        _check_outputs(program, images, expected)
+    _check_taps(module, loaded, images)
+    return data, stated_output(kind, card.classes is not None, loaded, expected)
+
+
+def _run_network(module: nn.Module, images: Tensor) -> Tensor:
+    """Return the output of the network before the trace; check that it serves single frames, and always alike."""
+    try:
+        expected = run_once(module, images)
+        single = run_once(module, images[:1])
+    except ModelError as error:
+        types = {t.dtype for t in module.state_dict().values() if t.is_floating_point()} - {torch.float32}
+        advice = f"; it keeps weights in {' and '.join(map(str, types))}: call .float() in the builder" if types else ""
+        raise ModelError(f"{error}{advice}") from error
+    if expected.dtype not in SERVED_TYPES:
+        raise ModelError(f"its output is of type {expected.dtype}, which results cannot hold: return .float()")
+    if not relative_error(single, expected[:1]) <= EXPORT_TOLERANCE:
         raise ModelError(
-            f"the exported program differs from the network by {error:.1e}: its forward must depend on "
-            "nothing but the images (no random numbers, no Python state)"
+            "one image alone gives another output than the same image in a batch, or in the next pass: its forward "
+            "must depend on nothing but the images (no random numbers, no counters, no statistics of the batch)"
         )
-    return data
+    return expected
 
 
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
+def _check_outputs(program: nn.Module, images: Tensor, expected: Tensor) -> None:
+    """Check that a program computes what the network computes, for single frames too. Raises ModelError."""
+    for count in (len(images), 1):
+        output = run_once(program, images[:count])
+        error = relative_error(output, expected[:count]) if output.shape == expected[:count].shape else torch.inf
+        if not error <= EXPORT_TOLERANCE:
+            raise ModelError(
+                f"the exported program differs from the network by {error:.1e}: its forward must depend on "
+                "nothing but the images (no random numbers, no Python state)"
+            )
+
+
+def _check_taps(module: nn.Module, program: nn.Module, images: Tensor) -> None:
+    """Check that drift checks and fits can read the BatchNorm layers of the program. Raises RecaldError."""
     try:
-        yield
-    finally:
-        sys.path.remove(folder)
-
-
-def _import_builder(builder: str) -> Callable[[], object]:
-    module_name, _, function_name = builder.partition(":")
-    if not module_name or not function_name:
-        raise ModelError(f"builder {builder!r}: write it as package.module:function")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
+        taps = tap(program)
+    except NoBatchNorm as error:
+        raise ModelError(_explain_missing_batchnorm(module)) from error
+    frames = images.clone().requires_grad_()
+    total = torch.stack([feature.float().square().mean() for feature in taps(frames).features]).sum()
+    if total.requires_grad:
+        with foreign_code("the gradient of its BatchNorm layers' inputs"):
+            total.backward()
+    if frames.grad is None or not frames.grad.any():
         raise ModelError(
-            f"builder {builder!r}: {first_line(error)}: run from the folder that holds it, or install it"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise ModelError(f"builder {builder!r}: {module_name} has no function {function_name!r}")
-    return function
-
-
-def _load_weights(module: nn.Module, path: Path) -> None:
-    given = _read_state(path)
-    own = module.state_dict()
-    shared = own.keys() & given.keys()
-    names_by_fault = {
-        "missing": [name for name in own if name not in given and not name.endswith(COUNTER_SUFFIX)],
-        "unexpected": [name for name in given if name not in own],
-        "of another shape": [name for name in own if name in shared and own[name].shape != given[name].shape],
-    }
-    faults = [f"{len(names)} {fault} ({_shorten(names)})" for fault, names in names_by_fault.items() if names]
-    if faults:
-        raise ModelError(f"{path}: the weights are not those of the builder's network: {', '.join(faults)}")
-    module.load_state_dict(given, strict=False)
-
-
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        state = _read_file(path)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnpicklingError as error:
-        raise ModelError(
-            f"{path}: damaged, or holds more than tensors: save only the network's state_dict()"
-        ) from error
-    except (safetensors.SafetensorError, *READ_ERRORS) as error:
-        raise ModelError(f"{path}: not a weights file that can be read: {first_line(error)}") from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ModelError(f"{path}: expected a state_dict of tensors, or one under the key 'state_dict'")
-    return {name.removeprefix(DATA_PARALLEL_PREFIX): tensor for name, tensor in state.items()}
-
-
-def _read_file(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of torch about damaged files, which are refused or load whole
-        return torch.load(path, map_location="cpu", weights_only=True)
+            "no BatchNorm layer's input depends on the frames by a gradient, which fits need: is it detached?"
+        )
 
 
 def _explain_missing_batchnorm(module: nn.Module) -> str:
     if any(_looks_folded(name, layer) for name, layer in module.named_modules()):
         return "its BatchNorm layers were folded into the convolutions: export the unfused float model"
+    idle = [name for name, layer in module.named_modules() if is_batchnorm(layer)]
+    if idle:
+        return f"its forward runs none of its BatchNorm layers ({shorten(idle)}): call them as layers or F.batch_norm"
+    others = {type(layer).__name__: None for layer in module.modules() if "Norm" in type(layer).__name__}
+    found = f", only {shorten(others)}, which ships none" if others else ""
     return (
-        "no BatchNorm layer found: the method needs the running statistics such layers carry "
+        f"no BatchNorm layer found: the method needs the running statistics such layers carry{found} "
         "(if they were folded into the convolutions, export the unfused float model)"
     )
 
@@ -261,9 +249,3 @@ def _looks_folded(name: str, layer: nn.Module) -> bool:
 def _is_untrained(layer: _BatchNorm) -> bool:
     assert layer.running_mean is not None and layer.running_var is not None
     return bool((layer.running_mean == 0).all() and (layer.running_var == 1).all())
-
-
-def _shorten(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = len(listed) - MAX_NAMES_SHOWN
-    return ", ".join(listed[:MAX_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -10,19 +10,24 @@ import torch
 from torch import nn
 
 from deploy.files import read_regular
-from deploy.model.card import ModelCard, card_path
+from deploy.model.card import ModelCard, OutputKind, card_path
 from deploy.model.document import load_document
+from deploy.model.output import assumed_output, check_stated_output
 from deploy.model.program import ModelError, load_program, run_once
 
 
 @dataclass(frozen=True)
 class FrozenModel:
-    """Φ as loaded. `digest` is the SHA-256 of the file's bytes, and equal to the one on the card."""
+    """Φ as loaded. `digest` is the SHA-256 of the file's bytes, and equal to the one on the card.
+
+    output: what Φ's output is, by the card, or found out for a card that does not say it.
+    """
 
     module: nn.Module
     digest: str
     card: ModelCard
     path: Path
+    output: OutputKind
 
 
 def load_frozen(path: Path, pinned: str | None = None) -> FrozenModel:
@@ -53,10 +58,12 @@ def load_frozen(path: Path, pinned: str | None = None) -> FrozenModel:
             "be newer)"
         ) from error
     try:
-        check_class_count(run_once(module, torch.zeros(1, *card.input.shape)), card)
+        output = run_once(module, torch.zeros(1, *card.input.shape))
+        check_class_count(output, card)
+        check_stated_output(card.output, output)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    return FrozenModel(module, digest, card, path)
+    return FrozenModel(module, digest, card, path, card.output or assumed_output(card.classes is not None, output))
 
 
 def check_class_count(output: torch.Tensor, card: ModelCard) -> None:
@@ -64,7 +71,7 @@ def check_class_count(output: torch.Tensor, card: ModelCard) -> None:
     if card.classes is not None and output.shape[1:] != (len(card.classes),):
         raise ModelError(
             f"the card names {len(card.classes)} classes, but an image gives {tuple(output.shape[1:])} "
-            "values: correct the list of classes"
+            "values: correct the list of classes (names that hold commas: --classes-file, one name a line)"
         )
 
 

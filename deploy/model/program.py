@@ -46,8 +46,8 @@ def export_program(module: nn.Module, example: torch.Tensor) -> ExportedProgram:
     try:
         with torch.no_grad():
             program = torch.export.export(module, (batch,), dynamic_shapes=({0: Dim("batch")},))
-    except NETWORK_ERRORS as error:
-        raise ModelError(f"torch.export cannot trace it for any batch size: {first_line(error)}") from error
+    except Exception as error:  # whatever the network's own code raises, too
+        raise ModelError(f"torch.export cannot trace it for any batch size: {_trace_error(error)}") from error
     return _without_history(program)
 
 
@@ -115,18 +115,41 @@ def run_once(module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
     shape = tuple(batch.shape)
     try:
         with torch.no_grad():
-            output = module(batch)
-    except NETWORK_ERRORS as error:
+            output = module(batch.clone())  # it may write into its input
+    except Exception as error:  # whatever the network's own code raises
         raise ModelError(f"it does not run on an input of shape {shape}: {first_line(error)}") from error
     if not isinstance(output, torch.Tensor):
-        raise ModelError(f"it must return one tensor, not {type(output).__name__}: wrap it")
+        raise ModelError(
+            f"it must return one tensor, not {_outline(output)}: let the builder wrap it in a module that returns the "
+            "one to be served"
+        )
     if output.ndim == 0 or output.shape[0] != shape[0]:
         raise ModelError(
-            f"it returned shape {tuple(output.shape)} for {shape[0]} images: its first dimension must match"
+            f"it returned shape {tuple(output.shape)} for {shape[0]} images: its first dimension must match "
+            "(squeeze() without a dimension removes it)"
         )
     if not torch.isfinite(output).all():
         raise ModelError(f"it returned values that are not finite for an input of shape {shape}")
     return output
+
+
+def _outline(output: object) -> str:
+    """Describe what a network returned, with the shape of each tensor."""
+    if isinstance(output, torch.Tensor):
+        return str(tuple(output.shape))
+    parts = list(output.items()) if isinstance(output, dict) else output if isinstance(output, list | tuple) else []
+    shown = [f"{p[0]}: {_outline(p[1])}" if isinstance(output, dict) else _outline(p) for p in list(parts)[:4]]
+    return f"{type(output).__name__}" + (f" of {len(parts)} ({', '.join(shown)})" if shown else "")
+
+
+def _trace_error(error: BaseException) -> str:
+    """Return the first line of the error, and what to do about the commonest one."""
+    if "data-dependent" not in str(error):
+        return first_line(error)
+    return (
+        "its forward branches on the values of tensors, or a shape depends on them (if, while, .item(), nonzero, masks "
+        f"as indices): use torch.where and fixed shapes ({first_line(error)})"
+    )
 
 
 def relative_error(output: torch.Tensor, expected: torch.Tensor) -> float:

@@ -130,10 +130,28 @@ def export(output: Path, *arguments: str, builder: str = "synthetic:trained_netw
 def test_export_writes_a_model_and_its_card(tmp_path: Path):
     model = tmp_path / "corners.pt2"
     done = export(model, "--input", "3x16x16", "--classes", "a,b,c,d", "--name", "corners")
-    assert (done.returncode, done.stdout) == (0, f"{model}: sha256 {digest_file(model)}\n")
+    assert (done.returncode, done.stdout) == (0, f"{model}: sha256 {digest_file(model)}\noutput: logits\n")
     card = ModelCard.model_validate(yaml.safe_load(card_path(model).read_text()))
     assert (card.name, card.sha256, card.classes) == ("corners", digest_file(model), ["a", "b", "c", "d"])
     assert (card.input.channels, card.input.height, card.input.width) == (3, 16, 16)
+
+
+def test_export_reads_names_with_commas_from_a_file_and_says_what_the_output_is(tmp_path: Path, monkeypatch):
+    names = ["tench, Tinca tinca", "goldfish", "rock, stone", "other"]
+    (tmp_path / "names.txt").write_text("\n".join(names) + "\n")
+    monkeypatch.syspath_prepend(SUPPORT)
+    required = ["--builder", "synthetic:trained_network", "--input", "3x16x16", "--mean", "0.5,0.5,0.5"]
+    required += ["--std", "0.25,0.25,0.25", "-o", tmp_path / "m.pt2"]
+    assert recald_here("export", *required, "--classes-file", tmp_path / "names.txt").stdout.endswith(
+        "output: logits\n"
+    )
+    assert ModelCard.model_validate(yaml.safe_load((tmp_path / "m.yaml").read_text())).classes == names
+    said = recald_here("export", *required)
+    assert "output: none, so that results have no label; of a classifier give --classes" in said.stdout
+    refused_line = recald_here("export", *required, "--classes", ",".join(names)).stderr
+    assert "names 6 classes" in refused_line and "--classes-file" in refused_line
+    with pytest.raises(SystemExit):
+        recald_here("export", *required, "--classes-file", tmp_path / "absent.txt")
 
 
 def test_export_says_in_one_line_what_it_cannot_do(tmp_path: Path):

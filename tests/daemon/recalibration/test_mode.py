@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
-from synthetic import trained_network
 
 from calibrate.judge import Evidence, judge_evidence
 from calibrate.scoring.accuracy import AccuracyProxy
@@ -38,20 +36,11 @@ def test_only_the_default_of_a_network_that_is_no_classifier_is_supervised(given
     assert ("as configured" in caplog.text) is (given is not None and not classifier)
 
 
-@pytest.mark.parametrize(
-    ("module", "classifier"),
-    [
-        (trained_network(), True),
-        (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, 1)), False),
-        (torch.nn.Conv2d(3, 2, 1), False),
-    ],
-    ids=["logits", "one number", "a picture"],
-)
-def test_what_counts_as_a_classifier(module, classifier):
+@pytest.mark.parametrize(("output", "classifier"), [("logits", True), ("probabilities", True), ("none", False)])
+def test_what_counts_as_a_classifier(output, classifier):
     unused: Any = None
-    frozen: Any = type("Frozen", (), {"module": module})
-    served = type("Served", (ServedModel,), {"input_shape": (3, 16, 16)})(frozen, unused, unused, unused, "eager")
-    assert served.is_classifier is classifier
+    frozen: Any = type("Frozen", (), {"output": output})
+    assert ServedModel(frozen, unused, unused, unused, "eager").is_classifier is classifier
 
 
 def test_a_verdict_says_when_nothing_but_the_score_judged():

@@ -17,7 +17,7 @@ from daemon.frames.stall_detector import MIN_STALL_S, StallDetector
 from daemon.levels import PixelValues
 from daemon.metrics import Metrics
 from daemon.serving.decoders import DecodedFrame
-from daemon.serving.serve import FrameServer
+from daemon.serving.serve import FrameServer, classification
 
 
 class Scene:
@@ -39,7 +39,12 @@ class Scene:
             frames=0,
         )
         preprocessor = SimpleNamespace(normalise=lambda images: images)
-        model: Any = SimpleNamespace(digest="d" * 64, preprocessor=preprocessor, classes=["a", "b", "c", "d"])
+        model: Any = SimpleNamespace(
+            digest="d" * 64,
+            preprocessor=preprocessor,
+            classes=["a", "b", "c", "d"],
+            frozen=SimpleNamespace(output="logits"),
+        )
         publisher: Any = SimpleNamespace(send=lambda name, header, output: self.published.append(header))
         self.serving = FrameServer(model, publisher, Metrics(self.registry))
 
@@ -53,6 +58,23 @@ class Scene:
 
 def picture(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        ([0.0, np.log(3.0)], "logits", {"label": 1, "confidence": 0.75}),
+        ([-np.inf, 4.0], "logits", {"label": 1, "confidence": 1.0}),
+        ([0.25, 0.75], "probabilities", {"label": 1, "confidence": 0.75}),
+        ([0.25, 0.75], "none", {}),  # two measurements
+        ([np.nan, 1.0], "logits", {}),
+        ([np.nan, np.nan], "probabilities", {}),
+        ([0.0, np.inf], "logits", {}),
+        ([1.0], "logits", {}),
+    ],
+)
+def test_label_and_confidence_are_those_that_the_output_supports(values, kind, expected):
+    assert classification(np.array([values], np.float32), kind, None) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("label", "named"), [(2, {"label": 2, "class": "c"}), (None, {})])

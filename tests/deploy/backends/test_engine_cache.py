@@ -37,7 +37,7 @@ class Counting:
 
 @pytest.fixture
 def frozen() -> FrozenModel:
-    return FrozenModel(nn.Identity(), "a" * 64, card(8), Path("unused.pt2"))
+    return FrozenModel(nn.Identity(), "a" * 64, card(8), Path("unused.pt2"), "none")
 
 
 def card(width: int) -> ModelCard:

@@ -12,9 +12,10 @@ import torch
 
 import deploy.model.frozen
 from deploy.files import digest_file
+from deploy.model.builder import build_module
 from deploy.model.card import CommissionCard, ModelCard, card_path
 from deploy.model.document import DocumentError, load_document
-from deploy.model.export import build_module, export_model
+from deploy.model.export import export_model
 from deploy.model.frozen import FrozenModel, load_frozen
 from deploy.model.program import ModelError
 
@@ -103,7 +104,7 @@ def test_the_loaded_model_computes_what_the_network_computes(exported, batch):
 def test_the_digest_is_that_of_the_file_and_of_the_card(exported):
     frozen = load_frozen(exported)
     digest = hashlib.sha256(exported.read_bytes()).hexdigest()
-    assert frozen == FrozenModel(frozen.module, digest, frozen.card, exported)
+    assert frozen == FrozenModel(frozen.module, digest, frozen.card, exported, "logits")
     assert frozen.card.sha256 == digest_file(exported) == digest
 
 
