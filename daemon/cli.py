@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -16,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from calibrate.errors import RecaldError
 from daemon import CONTROL_ENDPOINT, __version__
 from daemon.exit_codes import EX_CONFIG, EX_INTERRUPTED, EX_SOFTWARE, EX_TEMPFAIL, error_text, exit_code
 from daemon.log_limit import log_to_stderr
@@ -32,12 +34,16 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"recald {args.command}: interrupted", file=sys.stderr)
         return EX_INTERRUPTED
-    except (ValueError, OSError) as error:  # what came from outside: configuration, model, arguments, the machine
+    except (RecaldError, OSError) as error:  # what came from outside: configuration, model, arguments, the machine
         if isinstance(error, BrokenPipeError) and args.command != "run":  # a reader such as `head` has enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would complain at its end
             return EX_TEMPFAIL
         print(f"recald {args.command}: {error_text(error)}", file=sys.stderr)
         return exit_code(error)
+    except Exception:  # a fault of recald: it must not look like a mistake of its user
+        traceback.print_exc()
+        print(f"recald {args.command}: a fault of recald, please report the lines above", file=sys.stderr)
+        return EX_SOFTWARE
     return code
 
 

@@ -5,7 +5,9 @@ TemporaryError: a port, a socket, a file of the state directory, a disk or a GPU
 answers; the daemon is busy. A place that is taken has this code, whichever socket or folder it is.
 
 EX_CONFIG: the command would fail again until somebody changes the configuration, the model, its card, the envelope,
-the installation or the arguments. It is the code of every other ValueError, so also of an order that is refused.
+the installation or the arguments. It is the code of every other RecaldError, so also of an order that is refused.
+
+EX_SOFTWARE: any other exception, of any command. recald is wrong, and not what it was given.
 
 The systemd unit names the same numbers.
 """
@@ -17,7 +19,7 @@ import signal
 
 from calibrate.errors import RecaldError
 
-EX_SOFTWARE = 70  # a fault in recald that ended one of its threads: systemd restarts the service
+EX_SOFTWARE = 70  # a fault in recald, with its traceback: systemd restarts the service
 EX_TEMPFAIL = 75  # try again: systemd restarts the service
 EX_CONFIG = 78  # would fail again: systemd does not restart it (RestartPreventExitStatus=)
 EX_INTERRUPTED = 128 + signal.SIGINT
@@ -34,12 +36,12 @@ ADVICE = {
 }
 
 
-def exit_code(error: ValueError | OSError) -> int:
+def exit_code(error: RecaldError | OSError) -> int:
     """Return the code of a process that ends with this error."""
     return EX_TEMPFAIL if isinstance(error, TemporaryError | OSError) else EX_CONFIG
 
 
-def error_text(error: ValueError | OSError) -> str:
+def error_text(error: RecaldError | OSError) -> str:
     """Return the text of an error, without what a terminal would obey: file names may be anything."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:  # str() would lead with "[Errno 17]"

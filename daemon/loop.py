@@ -17,6 +17,7 @@ import torch
 import zmq
 from prometheus_client import CollectorRegistry
 
+from calibrate.errors import RecaldError
 from daemon import UNKNOWN_SENSOR, __version__
 from daemon.config import Config
 from daemon.frames.latency_monitor import LatencyMonitor
@@ -91,7 +92,7 @@ class Daemon:
     def run(self) -> None:
         """Serve until SIGTERM, SIGINT or SIGHUP.
 
-        Raises ValueError for what a restart cannot cure: a mistake in configuration or model. Any other exception may
+        Raises RecaldError for what a restart cannot cure: a mistake in configuration or model. Any other exception may
         be gone after a restart. ThreadDied: one of the daemon's threads has ended.
         """
         with self._captured_signals(), self._supervision:
@@ -107,7 +108,7 @@ class Daemon:
                 self.on_tick()
         except EngineBuildError:
             raise
-        except ValueError as error:
+        except RecaldError as error:
             # The startup accepted configuration and model. So this is an error of recald, which a restart may cure: it
             # must not look like a mistake in the configuration.
             raise RuntimeError(f"a fault while serving: {error}") from error
@@ -287,8 +288,6 @@ class Daemon:
         frame = self._decoders.take(TICK_S)
         if frame is not None:
             self._serve(frame, self.sensors[frame.sensor])
-        else:
-            self._intake.check()
         now = self._clock()
         if now >= self._next_work:
             self._next_work = now + TICK_S

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from calibrate.errors import RecaldError
 from daemon.config import Config, ConfigError
 from daemon.exit_codes import EX_CONFIG, TemporaryError, error_text, exit_code
 from daemon.operator import deployment
@@ -25,11 +26,11 @@ def check_config(path: Path, config: Config) -> None:
     Raises ConfigError with all mistakes, one in each line, or TemporaryError where each of them may pass.
     """
     results: list[str] = []
-    errors: list[ValueError | OSError] = []
+    errors: list[RecaldError | OSError] = []
     for name, check in CHECKS.items():
         try:
             results.append(f"{name}: {check(config)}")
-        except (ValueError, OSError) as error:
+        except (RecaldError, OSError) as error:
             errors.append(error)
     if errors:
         lines = list(dict.fromkeys(map(error_text, errors)))  # two checks read the model

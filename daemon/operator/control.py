@@ -36,7 +36,7 @@ class ControlServer:
     """Answers requests from `start()` until `close()`, in a thread of its own.
 
     `handler` gets {"command": ..., "peer": Peer, ...} in that thread and returns what is added to {"ok": true}; its
-    ValueError becomes {"ok": false, "error": ...}. The peer is who the kernel says it is.
+    RecaldError becomes {"ok": false, "error": ...}. The peer is who the kernel says it is.
     """
 
     def __init__(self, context: zmq.Context, endpoint: str, handler: Handler):
@@ -70,7 +70,7 @@ class ControlServer:
             return json.dumps({**reply, "ok": True}).encode()
         except TemporaryError as error:
             return _refusal(str(error), temporary=True)
-        except ValueError as error:
+        except RecaldError as error:
             return _refusal(str(error))
         except Exception as error:  # an error in one command must not disable rollback and status
             log.exception("a control command failed")
@@ -103,7 +103,7 @@ def _read_request(parts: list[bytes]) -> dict[str, Any]:
     except (ValueError, RecursionError):
         request = None
     if not isinstance(request, dict) or not isinstance(request.get("command"), str):
-        raise ValueError('a request is one JSON object with a command, such as {"command": "status"}')
+        raise RecaldError('a request is one JSON object with a command, such as {"command": "status"}')
     return request
 
 

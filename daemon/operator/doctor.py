@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from calibrate.errors import RecaldError
 from calibrate.homogenizer import Homogenizer
 from daemon.config import Config, ConfigError, load_config
 from daemon.exit_codes import error_text
@@ -86,7 +87,7 @@ def _check(name: str, check: Callable[[], str], needed: bool) -> Finding:
     try:
         return Finding(name, True, check(), needed)
     except (ValueError, OSError, RuntimeError) as error:
-        text = str(error) if isinstance(error, RuntimeError) else error_text(error)
+        text = error_text(error) if isinstance(error, RecaldError | OSError) else str(error)
         return Finding(name, False, " ".join(text.split()), needed)
 
 

@@ -7,6 +7,7 @@ import json
 from contextlib import closing
 from typing import Any
 
+from calibrate.errors import RecaldError
 from daemon.config import load_config
 from daemon.operator.terminal import Row, print_table
 from daemon.operator.versions import short_version
@@ -20,7 +21,7 @@ def history(args: argparse.Namespace) -> None:
     """Print the audit log, the newest record last. Raises ValueError when there is none."""
     path = audit_path(load_config(args.config).state.directory)
     if not path.exists():
-        raise ValueError(f"{path}: there is no audit log yet; `recald run` begins it")
+        raise RecaldError(f"{path}: there is no audit log yet; `recald run` begins it")
     with closing(AuditLog(path, read_only=True)) as audit:
         records = audit.records(args.sensor, args.limit, () if args.all else HIDDEN_EVENTS)
     if args.json:

@@ -9,6 +9,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import Any
 
+from calibrate.errors import RecaldError
 from daemon.exit_codes import TemporaryError
 from daemon.operator.peer import Peer, claimed_name
 from daemon.operator.stored_version import is_version, no_version
@@ -59,17 +60,17 @@ class OrderQueue:
     def submit(self, request: dict[str, Any]) -> dict[str, Any]:
         """Queue the order of a request and return its answer. Called by the control thread.
 
-        Raises ValueError for a request that is no order for a configured sensor, and for an order that is refused or
+        Raises RecaldError for a request that is no order for a configured sensor, and for an order that is refused or
         not carried out in time.
         """
         command, name, version = request["command"], request.get("sensor"), request.get("version")
         if command not in self._orders.names():
-            raise ValueError(f"unknown command {command!r}: status, {', '.join(self._orders.names())}")
+            raise RecaldError(f"unknown command {command!r}: status, {', '.join(self._orders.names())}")
         if command == "restore":
             stored = self._find_stored(version)
             name, version = stored.sensor if name is None else name, stored.version
         if not isinstance(name, str) or name not in self._sensors:
-            raise ValueError(f"unknown sensor {name!r}: configured are {', '.join(self._sensors)}")
+            raise RecaldError(f"unknown sensor {name!r}: configured are {', '.join(self._sensors)}")
         answer: Future[dict[str, Any]] = Future()
         claimed = claimed_name(request.get("by"))
         order = Order(command, name, request.get("peer", Peer()), version, claimed)
@@ -90,8 +91,8 @@ class OrderQueue:
                 continue
             try:
                 answer.set_result(self._orders.carry_out(order, self._sensors[order.sensor]))
-            except ValueError as error:
-                answer.set_exception(ValueError(f"{order.sensor}: {error}"))
+            except RecaldError as error:
+                answer.set_exception(RecaldError(f"{order.sensor}: {error}"))
 
 
 class Orders:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from contextlib import closing
 
+from calibrate.errors import RecaldError
 from daemon.config import Config, load_config
 from daemon.operator.history import HIDDEN_EVENTS, fit_records
 from deploy.audit.chain import AuditRecord
@@ -36,7 +37,7 @@ def parse_anchor(text: str) -> tuple[int, str]:
     """Parse NUMBER:DIGEST, as `recald history` prints it. Raises ValueError."""
     number, _, digest = text.partition(":")
     if not number.isascii() or not number.isdigit() or not digest:
-        raise ValueError(f"{text[:80]!r} is not NUMBER:DIGEST, such as 17:3fa9...")
+        raise RecaldError(f"{text[:80]!r} is not NUMBER:DIGEST, such as 17:3fa9...")
     return int(number), digest
 
 

@@ -67,15 +67,8 @@ class Decoders:
         self._decoders[frame.sensor].put(frame)
 
     def take(self, timeout: float) -> DecodedFrame | None:
-        """Return the decoded frame that has waited longest; None where none is ready within `timeout` s.
-
-        Raises RuntimeError where a decoder's thread has died.
-        """
-        decoded = self._decoded.take(timeout)
-        if decoded is None:
-            for decoder in self._decoders.values():
-                decoder.check()
-        return decoded
+        """Return the decoded frame that has waited longest; None where none is ready within `timeout` s."""
+        return self._decoded.take(timeout)
 
     def close(self) -> None:
         """Stop the threads."""
@@ -118,11 +111,6 @@ class Decoder:
     def join(self) -> None:
         if self._thread.is_alive():
             self._thread.join(CLOSE_TIMEOUT_S)
-
-    def check(self) -> None:
-        """Raise RuntimeError where the thread has died."""
-        if self._thread.ident and not self._thread.is_alive() and not self._stopping.is_set():
-            raise RuntimeError(f"the thread that decodes {self._sensor} has died, its traceback is in the log")
 
     def _run(self) -> None:
         while not self._stopping.is_set():

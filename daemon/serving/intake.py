@@ -159,11 +159,6 @@ class Intake:
                 PEER_KINDS[self._pattern],
             )
 
-    def check(self) -> None:
-        """Raise RuntimeError where the receiver thread has died."""
-        if self._thread.ident and not self._thread.is_alive() and not self._stopping.is_set():
-            raise RuntimeError("the receiver thread has died, its traceback is in the log")
-
     def close(self) -> None:
         """Stop the thread and close the socket. Safe to call twice, or without start()."""
         self._stopping.set()

@@ -15,7 +15,7 @@ from running import RECALD, recald, recald_here, write_config
 
 from daemon import __version__
 from daemon.cli import build_parser, main
-from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
+from daemon.exit_codes import EX_CONFIG, EX_SOFTWARE, EX_TEMPFAIL
 from daemon.operator.control import ControlServer
 from deploy.files import digest_file
 from deploy.model.card import ModelCard, card_path
@@ -227,3 +227,14 @@ def test_a_reader_that_has_enough_is_no_error(tmp_path: Path, tiny_model: Path):
     command = f"{' '.join(RECALD)} --help; {' '.join(RECALD)} commission --help"
     done = subprocess.run(["sh", "-c", f"({command}) | head -n 1"], capture_output=True, text=True)
     assert (done.stdout.count("\n"), done.stderr) == (1, "")
+
+
+def test_a_fault_of_recald_keeps_its_traceback_and_is_no_mistake_of_the_user(monkeypatch: pytest.MonkeyPatch):
+    def broken(args: object) -> int:
+        return [1, 2].index(3)
+
+    monkeypatch.setattr("daemon.cli.status", broken)
+    done = recald_here("status")
+    assert done.returncode == EX_SOFTWARE
+    assert "in broken" in done.stderr and "ValueError: 3 is not in list" in done.stderr
+    assert done.stderr.splitlines()[-1] == "recald status: a fault of recald, please report the lines above"

@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 
 from calibrate.homogenizer import Homogenizer
 from deploy.backends.protocol import Runner, load_backend
-from deploy.path import MAX_REACH_SPANS, PROOF_WARM_UP_RUNS, InferencePath, PreparedHomogenizer, SwapRejected
+from deploy.path import (
+    MAX_REACH_SPANS,
+    PROOF_WARM_UP_RUNS,
+    InferenceError,
+    InferencePath,
+    PreparedHomogenizer,
+    SwapRejected,
+)
 from deploy.store.artefacts import FACTORY
 
 SHAPE = (3, 4, 5)
@@ -136,7 +143,7 @@ def test_an_output_that_is_not_finite_is_an_error_only_behind_a_homogenizer(valu
     path = InferencePath(Instrumented(lambda batch: batch))
     swap(path, "a", adding(1.0))
     path.infer(FRAME)
-    with pytest.raises(RuntimeError, match="homogenizer a made the model's output not finite"):
+    with pytest.raises(InferenceError, match="homogenizer a made the model's output not finite"):
         path.infer(FRAME + np.float32(value))
     path.rollback()
     assert not np.isfinite(path.infer(FRAME + np.float32(value)).output).any(), "as it would be without recald"

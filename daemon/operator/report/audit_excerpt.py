@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from calibrate.errors import RecaldError
 from daemon.operator.history import fit_records
 from deploy.audit.chain import AuditRecord
 from deploy.audit.log import AuditError, AuditLog
@@ -42,7 +43,7 @@ class AuditExcerpt:
         for digest, record in self._fits.items():
             if record.number == number:
                 return digest
-        raise ValueError(f"record {number} of the audit log names no recalibration; `recald report --list` shows them")
+        raise RecaldError(f"record {number} of the audit log names no recalibration; `recald report --list` shows them")
 
     def before(self, fit: AuditRecord) -> list[AuditRecord]:
         """Return what led to a fit: the newest records of its sensor since the fit before."""

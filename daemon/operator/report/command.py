@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from calibrate.errors import RecaldError
 from daemon.config import load_config
 from daemon.operator.report.audit_excerpt import AuditExcerpt
 from daemon.operator.report.wording import utc_time
@@ -30,7 +31,7 @@ def report(args: argparse.Namespace) -> None:
     dossiers = archive.read_all(args.sensor)
     if not dossiers:
         of = f" of {args.sensor}" if args.sensor else ""
-        raise ValueError(f"{archive.folder}: no recalibration{of} is on record yet; `recald recalibrate` begins one")
+        raise RecaldError(f"{archive.folder}: no recalibration{of} is on record yet; `recald recalibrate` begins one")
     if args.list:
         _print_list(dossiers, audit, args.json)
         return
@@ -53,12 +54,12 @@ def _choose(
         for stored in dossiers:
             if stored.digest == digest:
                 return stored
-        raise ValueError(f"the dossier that record {number} names is not here: removed as an old one, or damaged")
+        raise RecaldError(f"the dossier that record {number} names is not here: removed as an old one, or damaged")
     if version is not None:
         for stored in dossiers:
             if (stored.dossier.candidate or "").startswith(version):
                 return stored
-        raise ValueError(f"no recalibration on record proposed a version that begins with {version[:64]!r}")
+        raise RecaldError(f"no recalibration on record proposed a version that begins with {version[:64]!r}")
     return dossiers[0]
 
 

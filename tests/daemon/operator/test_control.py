@@ -11,6 +11,7 @@ import time
 import pytest
 import zmq
 
+from calibrate.errors import RecaldError
 from daemon.exit_codes import TemporaryError
 from daemon.operator.control import MAX_REQUEST_BYTES, ControlError, ControlServer, NoAnswerError, ask, request
 from daemon.operator.peer import user_name
@@ -23,7 +24,7 @@ def answer(message: dict) -> dict:
         case "status":
             return {"sensors": ["front"], "asked": message}
         case "approve":
-            raise ValueError("there is no candidate to approve")
+            raise RecaldError("there is no candidate to approve")
         case "rollback":
             raise TemporaryError("the daemon is busy")
         case "crash":

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from calibrate.errors import RecaldError
 from calibrate.homogenizer import Homogenizer
 from daemon.config import RecalibrateConfig
 from daemon.exit_codes import TemporaryError
@@ -47,7 +48,7 @@ class Frames:
     def carry_out(self, order: Order, sensor: object) -> dict[str, str]:
         self.done.append((order.name, order.given_by))
         if len(self.done) > 1:
-            raise ValueError("there is nothing to go back to")
+            raise RecaldError("there is nothing to go back to")
         return {"said": "factory serves again"}
 
 

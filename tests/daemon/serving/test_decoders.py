@@ -149,14 +149,6 @@ def test_a_bad_frame_that_took_long_is_refused_once_and_its_sensor_rests():
     assert decode_taking(2 * MAX_DECODE_S, error) == ([], ["decode"], 2 * MAX_DECODE_S * REST_RATIO)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dead_decoder_is_not_mistaken_for_a_quiet_camera(scene: Scene):
-    scene.decoders._decoders["front"]._prepare = lambda frame: 1 / 0  # type: ignore[assignment,return-value]
-    scene.decoders.put(checked())
-    with pytest.raises(RuntimeError, match="decodes front has died"):
-        eventually(lambda: scene.decoders.take(0.01))
-
-
 def largest_gap_during(work: Callable[[], object]) -> float:
     """Return the longest time (s) that another thread of Python had to wait while `work` ran."""
     stop, gaps = threading.Event(), [0.0]

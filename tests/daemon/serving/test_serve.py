@@ -18,6 +18,7 @@ from daemon.levels import PixelValues
 from daemon.metrics import Metrics
 from daemon.serving.decoders import DecodedFrame
 from daemon.serving.serve import FrameServer, classification
+from deploy.path import InferenceError
 
 
 class Scene:
@@ -130,3 +131,12 @@ def test_only_a_served_frame_counts_as_arrived():
     with pytest.raises(RuntimeError):
         scene.serve(picture(1))
     assert scene.sensor.stall_detector.silence(MIN_STALL_S + 1) == MIN_STALL_S + 1
+
+
+def test_a_frame_is_published_once_whatever_breaks_afterwards():
+    scene = Scene(2)
+    scene.sensor.reservoir.add = lambda *given: (_ for _ in ()).throw(RuntimeError("a fault"))
+    with pytest.raises(RuntimeError) as raised:
+        scene.serve(picture(0))
+    assert not isinstance(raised.value, InferenceError)  # that one alone is answered by serving the frame again
+    assert len(scene.published) == 1
