@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from calibrate.scoring.accuracy import AccuracyProxy, Predictions
 from calibrate.scoring.scorer import Measurement, Scorer
 
-HELD_OUT_EVERY = 4  # the judge gets frames 0, 4, 8, ... of a fit; they are not fitted to
+HELD_OUT_EVERY = 4  # 1 frame in so many of a fit is not fitted to: the judge gets it
+HELD_OUT_BLOCKS = 4  # in time: neighbours in a video show nearly the same, so single frames would not be new to the fit
 
 MIN_SCORE_DROP_SHARE = 0.2  # of the champion's score; the spread between windows of clean frames is 0.1
 MAX_CONFIDENCE_DROP_ERRORS = 2.0  # in sums of the standard errors of both confidences
@@ -98,6 +100,20 @@ class Verdict:
             "evidence": {name: evidence.as_dict() for name, evidence in self.evidence.items()},
             "criteria": [criterion.as_dict() for criterion in self.criteria],
         }
+
+
+def held_out_blocks(count: int) -> Tensor:
+    """Return which frames of a fit the judge gets, (count,) bool: ceil(count / HELD_OUT_EVERY), in blocks.
+
+    The frames are in the order of time. A block lies in the middle of each of HELD_OUT_BLOCKS equal periods.
+    """
+    held = torch.zeros(count, dtype=torch.bool)
+    total = math.ceil(count / HELD_OUT_EVERY)
+    for block in range(HELD_OUT_BLOCKS):
+        size = total // HELD_OUT_BLOCKS + (block < total % HELD_OUT_BLOCKS)
+        start = round((block + 0.5) * count / HELD_OUT_BLOCKS - size / 2)
+        held[start : start + size] = True
+    return held
 
 
 def collect_evidence(scorer: Scorer, homogenizer: nn.Module | None, frames: Tensor) -> Evidence:

@@ -250,6 +250,10 @@ class RecalibrateConfig(Section):
     """Seconds after which a fit is stopped, with the result `timeout`. A fit takes about 18 s on two PC cores; the
     default leaves room for a small device.
     """
+    memory_mib: int | None = Field(default=None, ge=256, le=1 << 24)
+    """MiB of memory that the worker of a fit may take; above it is ended, and the fit has failed. By default half of
+    what is free when the fit begins; the log says how much that is.
+    """
     backoff: Duration = Field(default=MINUTE, ge=0, le=DAY)
     """Seconds to wait after a recalibration that led to nothing. The wait doubles each time, up to 64 times or
     `every`, so that a drift that no fit can undo costs little.

@@ -203,6 +203,7 @@ class Daemon:
             self._events.put,
             {"frames": config.recalibrate.keep_frames, "mib": config.recalibrate.keep_frames_mib},
             self._envelope,
+            config.recalibrate.memory_mib,
         )
         self._closing.callback(self._job_runner.close)
         self._controller = Controller(
@@ -238,6 +239,13 @@ class Daemon:
         for sensor in self.sensors.values():
             self._controller.export_homogenizer(sensor, "restored")
             self._controller.export_state(sensor)
+        self._closing.callback(self._record_stop)
+
+    def _record_stop(self) -> None:
+        """Record how a stop ends what runs, and how many frames each sensor served."""
+        for sensor in self.sensors.values():
+            self._controller.stop(sensor)
+        self._audit_writer.record("", "stop", {name: sensor.frames for name, sensor in self.sensors.items()})
 
     def _open_sockets(self) -> None:
         """Open the endpoints: frames in, results out, orders and status, metrics; start to receive."""
@@ -366,8 +374,6 @@ class Daemon:
     def shutdown(self) -> None:
         """Close everything that was opened, in reverse order; safe after a startup that failed halfway."""
         self._notifier.stopping()
-        if self.sensors:
-            self._audit_writer.record("", "stop", {name: sensor.frames for name, sensor in self.sensors.items()})
         self._closing.close()
         log.info("stopped")
 

@@ -47,6 +47,8 @@ class Result(str, Enum):
     FAILED = "failed"  # an error ended it
     TIMEOUT = "timeout"  # it passed a deadline
 
+    STOPPED = "stopped"  # recald was stopped while it ran
+
     __str__ = str.__str__
 
 

@@ -68,9 +68,10 @@ RESULTS = {
     Result.OUTDATED: "Another homogenizer came to serve in the meantime, or the drift was over.",
     Result.FAILED: "Something broke; the log says what.",
     Result.TIMEOUT: "It passed a deadline and was stopped ([deadlines](how-it-decides.md#deadlines)).",
+    Result.STOPPED: "recald was stopped in the meantime.",
 }
-FIT_RESULTS = [result for result in RESULTS if result is not Result.SHADOWED]
-SWAP_RESULTS = [Result.SHADOWED, Result.REJECTED, Result.REFUSED, Result.OUTDATED, Result.TIMEOUT]
+FIT_RESULTS = [result for result in RESULTS if result not in (Result.SHADOWED, Result.STOPPED)]
+SWAP_RESULTS = [Result.SHADOWED, Result.REJECTED, Result.REFUSED, Result.OUTDATED, Result.TIMEOUT, Result.STOPPED]
 
 STATES = {
     State.FACTORY: "At rest; no homogenizer serves (the identity).",

@@ -27,6 +27,7 @@ from daemon.recalibration import state_machine
 from daemon.recalibration.controller import Controller
 from daemon.recalibration.sensor import Sensor
 from daemon.worker.client import WorkerClient
+from daemon.worker.memory import MemoryLimit
 from deploy.path import InferencePath, PreparedHomogenizer
 
 EXCHANGE_LINE = "bench: the exchange took {:.1f} us"
@@ -48,9 +49,10 @@ class StoredHomogenizers(WorkerClient):
         images: np.ndarray,
         timeout: float,
         on_message: Callable[[dict[str, Any]], None] = lambda message: None,
+        memory: MemoryLimit | None = None,
     ) -> dict[str, Any]:
         if job["job"] != "recalibrate":
-            return super().call(job, images, timeout, on_message)
+            return super().call(job, images, timeout, on_message, memory)
         answer = {"result": "accepted", "reason": "the next stored homogenizer", "dossier": None}
         return answer | {"version": next(self._versions)}
 

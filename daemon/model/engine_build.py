@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from daemon.child_process import python_command
 from daemon.config import Config
 from daemon.exit_codes import EX_CONFIG
 from daemon.model.served_model import ServedModel, open_runner
@@ -50,7 +51,7 @@ class EngineBuild:
         arguments += ["--precision", config.model.precision, "--state", config.state.directory, "--daemon", os.getpid()]
         self._config, self._model, self._began = config, model, time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "daemon.model.engine_build", *map(str, arguments)],
+            [*python_command("daemon.model.engine_build"), *map(str, arguments)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

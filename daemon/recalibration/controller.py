@@ -29,10 +29,11 @@ from daemon.recalibration.state_machine import RESULT_EXPECTED, OrderRefused
 from daemon.state.audit_writer import AuditWriter
 from daemon.state.restart import RestartState
 from daemon.state.state_writer import StateWriter
-from daemon.states import HOLD_MEANING, Result, State
+from daemon.states import HOLD_MEANING, IN_WORK, Result, State
 from deploy.path import PreparedHomogenizer
 from deploy.store.artefacts import FACTORY
 
+STOP_REASON = "recald was stopped"
 RECALLED = "recalled"  # why an earlier homogenizer serves, in the audit log
 MAX_SAME_DRIFT_RATIO = 1.5  # of two scores of raw frames that count as one drift; windows of one camera differ by less
 ANOTHER_SERVES = "another homogenizer serves by now"
@@ -105,6 +106,14 @@ class Controller:
         self._audit_writer.record(sensor.name, "rollback", details)
         self._after_exchange(sensor, "rollback")
         sensor.state_machine.rolled_back(version != FACTORY, self._clock(), f"rolled back: {message}")
+
+    def stop(self, sensor: Sensor) -> None:
+        """Record the end of what a stop of the daemon cuts off: a recalibration, or a candidate that never served."""
+        if sensor.state_machine.state in IN_WORK:
+            details = {"trigger": sensor.state_machine.trigger, "dossier": None}
+            self._audit_writer.record(sensor.name, "fit", {"result": Result.STOPPED, "reason": STOP_REASON} | details)
+        if sensor.candidate is not None:
+            self._drop_candidate(sensor, Result.STOPPED, STOP_REASON)
 
     def restore(self, sensor: Sensor, version: str) -> None:
         """Bring a stored homogenizer back, through shadow and probation. Raises OrderRefused."""

@@ -17,6 +17,7 @@ from daemon.recalibration.envelope import Envelope, OutsideEnvelope
 from daemon.recalibration.sensor import Candidate, Sensor
 from daemon.states import WITH_VERSION, Result
 from daemon.worker.client import WorkerClient, WorkerError, WorkerTimeout
+from daemon.worker.memory import MemoryLimit
 from deploy.model.program import ModelError
 from deploy.path import InferencePath, PreparedHomogenizer, SwapRejected
 from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
@@ -68,10 +69,12 @@ class JobRunner:
         post: Post,
         keep: Mapping[str, int],
         envelope: Envelope | None = None,
+        memory_mib: int | None = None,
     ):
         """timeout: s for one recalibration. band: the highest drift score of clean frames.
 
         keep: frames of each recalibration to store on the disk ("frames"), and MiB for all of them ("mib").
+        memory_mib: what a worker may take; None is half of what is free.
         """
         self._worker = worker
         self._store = store
@@ -81,6 +84,7 @@ class JobRunner:
         self._post = post
         self._keep = dict(keep)
         self._envelope = envelope
+        self._memory_mib = memory_mib
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="recalibration")
         self._busy = False
         self._sensor = ""  # of the job that runs
@@ -151,7 +155,9 @@ class JobRunner:
             self._post(JobProgress(sensor.name, message["stage"], message["ratio"], durations))
 
         try:
-            answer = self._worker.call(job, images, self._timeout, report)
+            memory = MemoryLimit(self._memory_mib)
+            log.info("%s: the worker may take %s", sensor.name, memory.told)
+            answer = self._worker.call(job, images, self._timeout, report, memory)
             dossier, result = answer.get("dossier"), Result(answer["result"])
             if result not in WITH_VERSION:
                 return JobResult(sensor.name, result, answer["reason"], dossier=dossier)

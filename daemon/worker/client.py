@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from daemon.child_process import python_command
 from daemon.worker.ipc import receive_message, send_message
+from daemon.worker.memory import MemoryLimit
 
 WORKER_START_TIMEOUT_S = 120.0  # importing torch and loading a model takes 3 s on a PC, far more from a cold flash
+WORKER_LOOK_S = 0.25  # between two looks at a worker that is busy: a fit that grows takes seconds to fill the memory
+KILLED_ADVICE = " (killed; if the kernel's log says that memory ran out, take fewer recalibrate.frames)"
 JOB_SEND_TIMEOUT_S = 10  # a worker that works reads its next job at once
 EXIT_GRACE_S = 2.0  # for a worker that closed its connection: to write its traceback and exit with its own code
 KILL_TIMEOUT_S = 5.0  # a process inside a broken driver does not even end when killed
@@ -58,14 +62,15 @@ class WorkerClient:
         images: np.ndarray,
         timeout: float,
         on_message: Callable[[dict[str, Any]], None] = lambda message: None,
+        memory: MemoryLimit | None = None,
     ) -> dict[str, Any]:
-        """Run a job and return its last message; give the earlier ones to `on_message`.
+        """Run a job and return its last message; give the earlier ones to `on_message`. memory: what it may take.
 
         images: (n, h, w, C). timeout: s. Raises WorkerTimeout or WorkerError.
         """
         self.start()
         with self._ending_on_failure():
-            return self._run(job, images, timeout, on_message)
+            return self._run(job, images, timeout, on_message, memory)
 
     def finish(self) -> None:
         """End the worker after its job; the next job starts a new one. Only for the thread that uses `call`."""
@@ -95,7 +100,9 @@ class WorkerClient:
             raise WorkerTimeout("the worker did not read its job and was killed") from error
         except (EOFError, OSError) as error:
             code = self._end(EXIT_GRACE_S)
-            raise WorkerError(f"the worker process ended with {code}: {str(error) or 'no answer'}") from error
+            advice = KILLED_ADVICE if code == -signal.SIGKILL and not self._closing.is_set() else ""
+            reason = f"the worker process ended with {code}: {str(error) or 'no answer'}{advice}"
+            raise WorkerError(reason) from error
 
     def _start(self) -> None:
         if self._closing.is_set():
@@ -106,7 +113,7 @@ class WorkerClient:
         with theirs:
             arguments = [*map(str, self._arguments), "--connection", str(theirs.fileno())]
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "daemon.worker.main", *arguments],
+                [*python_command("daemon.worker.main"), *arguments],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C in a terminal is for the daemon, which ends its workers
@@ -115,17 +122,25 @@ class WorkerClient:
         self._receive(self._connection, time.monotonic() + WORKER_START_TIMEOUT_S)
 
     def _run(
-        self, job: dict[str, Any], images: np.ndarray, timeout: float, on_message: Callable[[dict[str, Any]], None]
+        self,
+        job: dict[str, Any],
+        images: np.ndarray,
+        timeout: float,
+        on_message: Callable[[dict[str, Any]], None],
+        memory: MemoryLimit | None,
     ) -> dict[str, Any]:
         assert self._connection is not None
         deadline = time.monotonic() + timeout
         send_message(self._connection, job, images)
-        while not (message := self._receive(self._connection, deadline)).get("done"):
+        while not (message := self._receive(self._connection, deadline, memory)).get("done"):
             on_message(message)
         return message
 
-    def _receive(self, connection: Connection, deadline: float) -> dict[str, Any]:
-        while not connection.poll(min(1.0, max(0.0, deadline - time.monotonic()))):
+    def _receive(self, connection: Connection, deadline: float, memory: MemoryLimit | None = None) -> dict[str, Any]:
+        while not connection.poll(min(WORKER_LOOK_S, max(0.0, deadline - time.monotonic()))):
+            process = self._process
+            if memory is not None and process is not None and (excess := memory.exceeded_by(process.pid)):
+                raise WorkerError(excess)
             if self._closing.is_set():
                 raise WorkerError("the daemon is stopping")
             if time.monotonic() >= deadline:

@@ -8,16 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from calibrate.fitting import FitResult, fit
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import (
-    HELD_OUT_EVERY,
     Evidence,
     collect_champions,
     collect_evidence,
+    held_out_blocks,
     judge,
     judge_evidence,
     needs_no_fit,
@@ -52,14 +51,15 @@ def failure(job: dict[str, Any], error: Exception) -> dict[str, Any]:
 class FitJob:
     """One recalibration of one sensor. `run` does it; `send` takes the progress messages.
 
-    images: (N, h, w, C), oldest first. Every HELD_OUT_EVERY-th frame is held out from the fit and judges. A
-    recall fits nothing, so all its frames judge.
+    images: (N, h, w, C), oldest first. Blocks of them are held out from the fit and judge. A recall fits nothing, so
+    all its frames judge.
     """
 
     def __init__(self, context: WorkerContext, job: dict[str, Any], images: np.ndarray, send: Send):
         self._context, self._job, self._send = context, job, send
         self._images = images
-        self._held_out_images = images if job["recall"] else images[::HELD_OUT_EVERY]
+        self._held_out = held_out_blocks(len(images)).numpy()  # (N,) bool
+        self._held_out_images = images if job["recall"] else images[self._held_out]
         self._dossier = DossierBuilder(job, context.provenance)
         self._dossier.add_held_out(self._held_out_images)
 
@@ -80,7 +80,7 @@ class FitJob:
 
     def _recalibrate(self) -> dict[str, Any]:
         context, band, recall = self._context, self._job["band"], self._job["recall"]
-        frames, held_out = context.frames(self._images), context.frames(self._held_out_images)
+        held_out = context.frames(self._held_out_images)
         active = context.homogenizer(self._job["active"])
         against = collect_champions(context.scorer, active, held_out)
         self._dossier.add_champions(against)
@@ -93,7 +93,7 @@ class FitJob:
             return recalled
         if recall:
             return _answer(Result.UNKNOWN, "no earlier homogenizer suits these frames")
-        return self._fit_and_judge(frames, held_out, against)
+        return self._fit_and_judge(held_out, against)
 
     def _try_recalls(self, held_out: Tensor, against: Mapping[str, Evidence]) -> dict[str, Any] | None:
         """Look for an earlier homogenizer that suits the frames, as at nightfall: that costs no fit."""
@@ -116,8 +116,8 @@ class FitJob:
                 return _answer(Result.RECALLED, f"an earlier one is {verdict.reason}", version=version)
         return None
 
-    def _fit_and_judge(self, frames: Tensor, held_out: Tensor, against: Mapping[str, Evidence]) -> dict[str, Any]:
-        fitted, fit_seconds = self._fit(frames)
+    def _fit_and_judge(self, held_out: Tensor, against: Mapping[str, Evidence]) -> dict[str, Any]:
+        fitted, fit_seconds = self._fit()
         self._dossier.add_fit(fitted)
         self._send({"stage": "judging", "ratio": 0.0, "fit_seconds": fit_seconds})
         candidate = fitted.homogenizer.eval()
@@ -127,20 +127,20 @@ class FitJob:
             return _answer(Result.REJECTED, verdict.reason)
         self._send({"stage": "compiling", "ratio": 0.0})
         started = time.perf_counter()
-        manifest = self._manifest(len(frames), fitted, fit_seconds) | {"verdict": verdict.as_dict()}
-        manifest["golden"] = describe_golden(pick_golden(frames.numpy()))
+        manifest = self._manifest(len(self._images), fitted, fit_seconds) | {"verdict": verdict.as_dict()}
+        manifest["golden"] = describe_golden(self._context.frames(pick_golden(self._images)).numpy())
         version = self._compile_and_store(candidate, held_out[:PARITY_FRAMES], manifest)
         compile_seconds = time.perf_counter() - started
         self._dossier.end_stage("compiling")
         return _answer(Result.ACCEPTED, verdict.reason, version=version, compile_seconds=compile_seconds)
 
-    def _fit(self, frames: Tensor) -> tuple[FitResult, float]:
+    def _fit(self) -> tuple[FitResult, float]:
         """Fit to the frames that are not held out; also return the time (s)."""
         context, started = self._context, time.perf_counter()
         commissioned = context.commissioned
         fitted = fit(
             context.frozen.module,
-            frames[torch.arange(len(frames)) % HELD_OUT_EVERY != 0],
+            context.frames(self._images[~self._held_out]),
             commissioned and commissioned.statistics,
             source=commissioned and commissioned.source,
             limits=context.limits,

@@ -1,14 +1,19 @@
 """The judge accepts only a candidate that is better than every champion."""
 
 import json
+import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from synthetic import images, normalised, trained_network
 from torch import nn
 
 from calibrate import tap
 from calibrate.judge import (
+    HELD_OUT_BLOCKS,
+    HELD_OUT_EVERY,
     MAX_LOG_ODDS_DROP_ERRORS,
     MAX_TOP_SHARE_RISE,
     MIN_LOG_ODDS_GAIN_NATS,
@@ -17,6 +22,7 @@ from calibrate.judge import (
     collect_champions,
     collect_evidence,
     compare,
+    held_out_blocks,
     judge,
     needs_no_fit,
     objections_to,
@@ -248,3 +254,14 @@ def test_the_verdict_lists_all_criteria_and_which_are_not_met(scorer, frames):
     assert "; ".join(c["objection"] for c in criteria if not c["met"]) == verdict.reason
     (band,) = (c for c in criteria if c["name"] == "band")
     assert (band["value"], band["limit"], band["met"]) == (verdict.evidence["candidate"].score, BAND, False)
+
+
+@given(st.integers(16, 3000))
+def test_a_quarter_of_the_frames_is_held_out_in_blocks_of_time(count):
+    held = held_out_blocks(count)
+    assert int(held.sum()) == math.ceil(count / HELD_OUT_EVERY)
+    begins = held & ~torch.cat([torch.tensor([False]), held[:-1]])
+    assert int(begins.sum()) == HELD_OUT_BLOCKS and not held[0] and not held[-1]
+    for period in range(HELD_OUT_BLOCKS):
+        middle = int((period + 0.5) * count / HELD_OUT_BLOCKS)
+        assert held[max(0, middle - 1) : middle + 1].any(), "each period is judged"

@@ -598,6 +598,20 @@ def test_a_version_that_was_ruled_out_is_brought_back_through_the_shadow(scene):
         scene.controller.restore(scene.sensor, "b")
 
 
+def test_a_stop_records_the_end_of_what_it_cuts_off(scene):
+    scene.begin_fit()
+    scene.controller.stop(scene.sensor)
+    cut = {"result": "stopped", "reason": "recald was stopped", "trigger": "operator", "dossier": None}
+    assert scene.records[-1] == ("fit", cut)
+    scene.sensor.candidate = Candidate(PreparedHomogenizer("a", runner := Runner()), FACTORY)
+    scene.sensor.state_machine.candidate_ready(scene.now)
+    scene.controller.stop(scene.sensor)
+    assert scene.records[-1][0] == "candidate dropped" and scene.records[-1][1]["result"] == "stopped" and runner.closed
+    before = list(scene.records)
+    Scene().controller.stop(scene.sensor)
+    assert scene.records == before
+
+
 def test_a_stored_version_that_cannot_serve_is_not_tried_again(scene):
     scene.controller.handle(JobResult("front", Result.FAILED, "does not load", unusable="a"), scene.sensor, 0.0)
     assert scene.written == [("withdrawn", ["a"])]

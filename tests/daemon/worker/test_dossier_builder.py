@@ -16,6 +16,7 @@ from synthetic import MEAN, STD, drifted, images
 from calibrate import FitError, fit
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.homogenizer import Homogenizer
+from calibrate.judge import held_out_blocks
 from daemon.levels import to_levels
 from daemon.worker.context import WorkerContext
 from daemon.worker.dossier_builder import RESPONSE_LEVELS, describe_effect, digest_statistics, encode_examples
@@ -123,7 +124,7 @@ def test_frames_are_kept_only_where_asked_for_and_as_they_came(scene):
     answer = scene.recalibrate(frames=3)
     filed = scene.archive.read(scene.archive.path("front", answer["dossier"]))
     kept = [cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR) for png in scene.archive.frames(filed)]
-    assert np.array_equal(np.stack(kept)[..., ::-1], DARK[::4][[0, 5, 10]])
+    assert np.array_equal(np.stack(kept)[..., ::-1], DARK[held_out_blocks(len(DARK))][[0, 5, 10]])
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])

@@ -1,0 +1,31 @@
+"""Start a module in a Python process of its own, from the daemon's installation whatever the current folder holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+# -I: without the current folder, user folders and PYTHON* variables. The path of the daemon comes as an argument.
+RUN_MODULE = (
+    "import json, runpy, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+)
+INSTALLATION = Path(__file__).resolve().parent.parent  # the folder that the packages of recald lie in
+
+
+def python_command(module: str) -> list[str]:
+    """Return the command that runs a module of recald; arguments follow it."""
+    return [sys.executable, "-I", "-c", RUN_MODULE, json.dumps(import_path(sys.path, os.getcwd())), module]
+
+
+def import_path(path: Iterable[str], folder: str) -> list[str]:
+    """Return where a process imports from: as `path`, with the installation of recald, without the current folder.
+
+    `python -m` and scripts put a folder first that is no installation; a file named torch.py there is not PyTorch.
+    """
+    unwanted = {"", folder, os.path.dirname(os.path.abspath(sys.argv[0]))}
+    kept = [entry for entry in path if entry not in unwanted and os.path.abspath(entry) != folder]
+    return kept if str(INSTALLATION) in kept else [str(INSTALLATION), *kept]
