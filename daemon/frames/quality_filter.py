@@ -16,6 +16,7 @@ THUMBNAIL_SIDE = 8  # pixels; the noise of single pixels averages out in it, a s
 MAX_BLANK_STD = 0.5  # levels; standard deviation of the thumbnail
 MIN_SATURATED_SHARE = 0.99  # of the values; a clean dark background, as in digits or X-rays, is black in over 90 %
 MAX_SATURATION_VALUES = 200_000  # of an image that are looked at; all of 640 x 640 pixels would take a millisecond
+FLOAT_TOLERANCE = 1 / 257  # levels, from black and white: resizing makes 254.99998 of white
 MAX_DUPLICATE_DISTANCE = 1.0  # levels; mean distance between two thumbnails of one scene
 MAX_DUPLICATE_CONTRAST_SHARE = 0.2  # the same, as a share of the thumbnail's std: in haze two scenes look alike
 DUPLICATE_INTERVAL_S = 1.0  # then a still scene is kept again: a camera can drift while nothing moves in front of it
@@ -73,8 +74,10 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 def clipped_share(image: np.ndarray) -> float:
     """Return the share of the values that are black or white; of a large image, in evenly spaced rows."""
     rows = image[:: 1 + image.size // MAX_SATURATION_VALUES]
-    white = image.dtype.type(MAX_LEVEL * VALUES_PER_LEVEL[image.dtype])
-    clipped = (rows == 0) | (rows == white) if rows.dtype.kind == "f" else rows + rows.dtype.type(1) <= 1  # wraps
+    if rows.dtype.kind == "f":
+        clipped = (rows < FLOAT_TOLERANCE) | (rows > MAX_LEVEL - FLOAT_TOLERANCE)
+    else:
+        clipped = rows + rows.dtype.type(1) <= 1  # the highest value and 1 make 0
     return np.count_nonzero(clipped) / rows.size
 
 

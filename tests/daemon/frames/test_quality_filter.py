@@ -110,7 +110,7 @@ def test_only_black_and_white_are_clipped():
 
 def test_clipped_is_what_has_reached_the_end_of_its_type():
     assert clipped_share(np.array([[[0, 1, 2, 255]], [[256, 65534, 65535, 65535]]], np.uint16)) == 3 / 8
-    assert clipped_share(np.array([[[0, 0.01, 1, 128]], [[254, 254.9, 255, 255]]], np.float32)) == 3 / 8
+    assert clipped_share(np.array([[[0, 0.01, 1, 128]], [[254, 254.99, 255, 254.99998]]], np.float32)) == 3 / 8
 
 
 # ---- other depths

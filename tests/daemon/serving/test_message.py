@@ -135,6 +135,16 @@ def test_significant_bits_of_a_word_fill_its_range(encoding):
     np.testing.assert_array_equal(decode(deep(encoding)), TWELVE_BITS)
 
 
+@pytest.mark.parametrize("encoding", ["rgb16", "bgr16", "bayer_rggb16"])
+def test_colours_keep_their_order_when_their_bits_are_spread_or_inverted(encoding):
+    colour = np.array([4095, 1000, 0], np.uint16)  # red, green, blue
+    mosaic = np.tile(colour[[[0, 1], [1, 2]]], (4, 4))
+    frame = deep(encoding, mosaic if "bayer" in encoding else np.tile(colour, (4, 4, 1)), bits=12)
+    spread = np.array([65535, 16004, 0])
+    assert np.abs(decode(frame)[2, 2] - spread).max() <= 1
+    assert np.abs(decode(frame, PixelValues(inverted=True))[2, 2] - (65535 - spread)).max() <= 1
+
+
 @pytest.mark.parametrize("bits", [10, 12, 14])
 def test_a_value_beyond_its_bits_is_refused(bits):
     image = np.full((4, 4), 2**bits, np.uint16)
