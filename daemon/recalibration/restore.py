@@ -194,4 +194,5 @@ def start_details(
         "envelope": envelope and envelope.digest,
         "envelope_signed": envelope is not None and envelope.signed,
         "homogenizers": {name: sensor.path.version for name, sensor in sensors.items()},
+        "pixel_values": {name: sensor.pixel_values._asdict() for name, sensor in sensors.items()},
     }

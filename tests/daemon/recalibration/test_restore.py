@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,14 @@ from calibrate.homogenizer import Homogenizer
 from daemon.config import SensorConfig
 from daemon.levels import PixelValues
 from daemon.recalibration.envelope import Envelope
-from daemon.recalibration.restore import load_withdrawn, on_probation, pixel_values, restore, serving_since
+from daemon.recalibration.restore import (
+    load_withdrawn,
+    on_probation,
+    pixel_values,
+    restore,
+    serving_since,
+    start_details,
+)
 from deploy.backends.eager import EagerBackend
 from deploy.model.card import InputCard
 from deploy.path import InferencePath
@@ -66,6 +74,16 @@ class Restart:
 def test_what_values_mean_is_said_by_the_sensor_or_else_by_the_card(sensor, bits, inverted):
     card = InputCard(channels=1, height=8, width=8, bits=12, inverted=True)
     assert pixel_values(SensorConfig(**sensor), card) == PixelValues(bits, inverted)
+
+
+def test_the_record_of_a_start_says_how_values_are_read():
+    """They decide what the model gets, as the normalisation of the card does."""
+    config = SimpleNamespace(model=SimpleNamespace(precision="float32"), recalibrate=SimpleNamespace(mode="locked"))
+    model = SimpleNamespace(backend=BACKEND, digest=MODEL, served_by="eager")
+    sensor = SimpleNamespace(path=SimpleNamespace(version=FACTORY), pixel_values=PixelValues(12, inverted=True))
+    details = start_details(config, model, None, {"front": sensor})
+    assert details["pixel_values"] == {"front": {"bits": 12, "inverted": True}}
+    json.dumps(details)
 
 
 @pytest.fixture
