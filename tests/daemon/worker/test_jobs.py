@@ -157,7 +157,8 @@ def test_when_frames_count_as_clean_without_a_homogenizer(raw, served, clean):
     ("raw", "served", "harmful"),
     [
         (evidence(3.7, 0.9), evidence(29.7, 0.9), True),
-        (evidence(3.7, 0.9), evidence(11.0, 0.9), False),  # not clearly
+        (evidence(3.7, 0.9), evidence(7.5, 0.9), True),
+        (evidence(3.7, 0.9), evidence(7.3, 0.9), False),  # not clearly
         (evidence(0.3, 0.9), evidence(1.5, 0.9), False),  # both are clean
         (evidence(9.0, 0.9), evidence(1.0, 0.9), False),
     ],
