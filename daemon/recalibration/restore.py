@@ -76,7 +76,7 @@ def restore_sensor(
         pixel_values=pixel_values(config.sensors[name], model.frozen.card.input),
         stall_detector=StallDetector(now),
         operator_hold=None,  # until the audit log is read
-        withdrawn=load_withdrawn(name, store),
+        withdrawn=load_withdrawn(name, store, record),
     )
 
 
@@ -170,12 +170,13 @@ def on_probation(since: float | None, now: float, probation: float) -> bool:
     return since is not None and (since < MIN_VALID_TIME_S or now - since < probation)
 
 
-def load_withdrawn(sensor: str, store: ArtefactStore) -> set[str]:
-    """Return the versions that must not be tried again; an empty set when the list cannot be read."""
+def load_withdrawn(sensor: str, store: ArtefactStore, record: Record = unrecorded) -> set[str]:
+    """Return the versions that must not be tried again; an empty set, and a record, when the list cannot be read."""
     try:
         return store.withdrawn(sensor)
     except StoreError as error:
         log.warning("%s: the list of withdrawn homogenizers is forgotten: %s", sensor, error)
+        record(sensor, "withdrawn forgotten", {"reason": str(error)})
         return set()
 
 

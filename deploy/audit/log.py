@@ -33,6 +33,7 @@ ADVICE_BY_WORDS = {  # words of the error message; before Python 3.11 an error c
     "read-only": "make its disk and folder writable",
     "denied": "make its disk and folder writable",
     "unable to open": "make its disk and folder writable",
+    "not a regular file": "remove it; recald then begins another log",
     "locked": f"another process held it for {BUSY_TIMEOUT_S:.0f} s: stop that process",
     "malformed": "restart recald, which sets a damaged log aside and begins another",
     "not a database": "restart recald, which sets a damaged log aside and begins another",

@@ -250,4 +250,6 @@ def test_what_was_taken_back_is_known_unless_it_cannot_be_read(restart, caplog):
     assert load_withdrawn("front", restart.store) == {"x"}
     (path,) = restart.store.root.glob("sensors/front/withdrawn.json")
     path.write_bytes(b"")
-    assert load_withdrawn("front", restart.store) == set() and "forgotten" in caplog.text
+    records = []
+    assert load_withdrawn("front", restart.store, lambda *record: records.append(record)) == set()
+    assert "forgotten" in caplog.text and records[0][:2] == ("front", "withdrawn forgotten")
