@@ -18,13 +18,16 @@ READ_CHUNK_BYTES = 1 << 20
 FileIdentity = tuple[int, int]  # device and inode: the same as long as it is the same file, whatever its path
 
 
-def read_regular(path: Path) -> bytes:
-    """Read a whole file. Raises OSError, also for what is no regular file.
+def read_regular(path: Path, max_bytes: int | None = None) -> bytes:
+    """Read a whole file. Raises OSError, also for what is no regular file, or holds more than `max_bytes`.
 
     To open a FIFO waits for a writer, and a device never ends. Either would hang a start.
     """
     with open_regular(path) as file:
-        return file.read()
+        data = file.read() if max_bytes is None else file.read(max_bytes + 1)
+    if max_bytes is not None and len(data) > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {max_bytes} bytes", str(path))
+    return data
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from deploy.files import open_regular
 from deploy.model.program import READ_ERRORS, ModelError, first_line
 
 MAX_NAMES_SHOWN = 3  # in an error text
@@ -160,6 +161,7 @@ def _without_prefix(name: str) -> str:
 
 
 def _read_file(path: Path) -> Any:
+    open_regular(path).close()  # to read a FIFO would wait for ever
     if path.suffix == ".safetensors":
         return safetensors.torch.load_file(path)
     with warnings.catch_warnings():

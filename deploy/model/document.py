@@ -17,6 +17,7 @@ from deploy.model.mistakes import describe_mistake
 DocumentT = TypeVar("DocumentT", bound=BaseModel)
 Location = tuple[int | str, ...]  # ("input", "bind", 0)
 
+MAX_DOCUMENT_BYTES = 1 << 20  # 30,000 names of classes; to read as much takes 10 s
 PLAIN_VALUE_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "null")}
 TEXT_TAG = "tag:yaml.org,2002:str"
 
@@ -48,7 +49,7 @@ def load_document(path: Path, model: type[DocumentT]) -> DocumentT:
 def read_document(path: Path) -> bytes:
     """Read the bytes of the file. Raises DocumentError if it cannot be read."""
     try:
-        return read_regular(path)
+        return read_regular(path, MAX_DOCUMENT_BYTES)
     except OSError as error:
         raise DocumentError([f"{path}: cannot be read: {error.strerror}"]) from error
 

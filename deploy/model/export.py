@@ -19,7 +19,7 @@ from calibrate.features.taps import NoBatchNorm, is_batchnorm, tap
 from deploy.files import digest_file, write_atomically
 from deploy.model.builder import build_module, foreign_code, shorten
 from deploy.model.card import CommissionCard, ModelCard, card_path
-from deploy.model.document import DocumentError, load_document
+from deploy.model.document import MAX_DOCUMENT_BYTES, DocumentError, load_document
 from deploy.model.frozen import check_class_count
 from deploy.model.frozen_batchnorm import restore_batchnorm_layers
 from deploy.model.mistakes import describe_mistake
@@ -80,8 +80,11 @@ def export_model(
     digest = hashlib.sha256(data).hexdigest()
     card = draft.model_copy(update={"sha256": digest, "exported": exported, "output": found})
     card = card.model_copy(update={"commissioned": _commission_before(output, card)})
+    text = card.to_yaml().encode()
+    if len(text) > MAX_DOCUMENT_BYTES:
+        raise ModelError(f"the card would have {len(text)} bytes, at most {MAX_DOCUMENT_BYTES}: shorten the names")
     write_atomically(output, data)  # after a kill between the two writes the old card refuses the new model
-    write_atomically(card_path(output), card.to_yaml().encode())
+    write_atomically(card_path(output), text)
     return card
 
 

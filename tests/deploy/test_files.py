@@ -165,3 +165,11 @@ def test_a_card_a_configuration_or_an_audit_log_that_is_a_fifo_is_refused_at_onc
     os.mkfifo(tmp_path / "card.yaml")
     with pytest.raises(DocumentError, match="not a regular file"):
         load_document(tmp_path / "card.yaml", ModelCard)
+
+
+def test_a_file_with_more_than_the_most_bytes_is_refused(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read_regular(path, 5) == read_regular(path) == b"12345"
+    with pytest.raises(OSError, match="larger than 4 bytes"):
+        read_regular(path, 4)

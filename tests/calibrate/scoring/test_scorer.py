@@ -1,5 +1,7 @@
 """Frames are scored with the crop of the training; outputs are those of the frames as they are served."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from coloured import BLACK, SHAPE, coloured, network
@@ -91,3 +93,15 @@ def test_a_network_that_is_no_classifier_has_no_proxy(whole):
 def test_a_measurement_keeps_no_gradients(cropped):
     frames = coloured(20, 7).requires_grad_()
     assert not Scorer(cropped, CROP).measure(frames, Gain()).predictions.log_odds.requires_grad
+
+
+def test_probabilities_are_no_logits_and_other_outputs_no_predictions():
+    frames, network = normalised(images(64, 3)), trained_network()
+    ends_in_softmax = nn.Sequential(*network, nn.Softmax(1)).eval()
+    expected = Scorer(tap(network)).measure(frames)
+    found = Scorer(tap(ends_in_softmax), output="probabilities").measure(frames)
+    assert asdict(found.proxy) == pytest.approx(asdict(expected.proxy), abs=1e-5)
+    torch.testing.assert_close(found.predictions.log_odds, expected.predictions.log_odds, atol=1e-4, rtol=1e-4)
+    nothing = Scorer(tap(network), output="none").measure(frames)
+    assert (nothing.proxy, nothing.predictions, nothing.label_shift) == (None, None, False)
+    assert nothing.drift == expected.drift

@@ -48,7 +48,9 @@ class Served:
     def __init__(self, card: ModelCard, values: PixelValues):
         self.batches: list[np.ndarray] = []
         preprocessor, metrics = Preprocessor(card), Metrics(CollectorRegistry())
-        model: Any = SimpleNamespace(digest="d" * 64, classes=None, preprocessor=preprocessor)
+        model: Any = SimpleNamespace(
+            digest="d" * 64, classes=None, preprocessor=preprocessor, frozen=SimpleNamespace(output="none")
+        )
         self.sensor: Any = SimpleNamespace(
             name="front",
             path=SimpleNamespace(infer=self._infer),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -212,6 +213,12 @@ def test_a_builder_whose_module_cannot_be_imported_says_why(folder, text, reason
     with pytest.raises(ModelError, match=re.escape(reason)) as caught:
         build_module(f"{name}:make", None)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_in_a_pipe_are_refused_at_once(builder, folder):
+    os.mkfifo(folder / "weights.pt")
+    with pytest.raises(ModelError, match="weights.pt: cannot be read: not a regular file"):
+        build_module(builder, folder / "weights.pt")
 
 
 def test_weights_are_not_downloaded(builder):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from deploy.model.document import DocumentError, load_document
+from deploy.model.document import MAX_DOCUMENT_BYTES, DocumentError, load_document, read_document
 
 
 class Part(BaseModel):
@@ -182,3 +182,10 @@ def test_nothing_but_a_document_error_is_raised(tmp_path_factory, content):
     except DocumentError as error:
         assert error.problems
         assert all(problem.startswith(str(path)) and "\n" not in problem for problem in error.problems)
+
+
+def test_a_document_that_is_too_large_is_refused_before_it_is_parsed(tmp_path):
+    path = tmp_path / "card.yaml"
+    path.write_text("# " + "x" * MAX_DOCUMENT_BYTES)
+    with pytest.raises(DocumentError, match=f"card.yaml: cannot be read: larger than {MAX_DOCUMENT_BYTES} bytes"):
+        read_document(path)
