@@ -45,13 +45,15 @@ def _details(record: AuditRecord) -> str:
     content = record.content()
     if not isinstance(content, dict):  # somebody changed it; `recald verify` reports that
         return str(content)
-    return ", ".join(f"{name} {_shorten(value)}" for name, value in content.items())
+    return ", ".join(f"{name} {_shorten(value)}" for name, value in content.items() if value not in ("", {}, []))
 
 
 def _shorten(value: Any) -> str:
-    """Convert a value to text, with each digest in it shortened."""
+    """Convert a value to text, with each digest and each number in it shortened."""
     if isinstance(value, dict):
         return " ".join(f"{name}={_shorten(inner)}" for name, inner in value.items())
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return short_version(value) if isinstance(value, str) else json.dumps(value)
 
 

@@ -24,7 +24,7 @@ FIT_ACTIVATIONS = 3.5  # of a chunk's activations: features, gradients, and what
 CHECK_BYTES_PER_VALUE = 5
 PROCESSES_BYTES = 3 * 300 * 2**20  # the daemon and two workers, with their libraries
 WARNING_SHARE = 0.5  # of the memory: other programs, the system and its caches need some
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ def activation_bytes(module: nn.Module, shape: tuple[int, int, int]) -> int:
 
 def describe_need(need: MemoryNeed, sensors: int, available: int) -> str:
     """Return one sentence about what is needed and what is there."""
-    parts = f"{_gib(need.frames)} for the frames of {sensors} sensor(s), {_gib(need.fit)} for a fit, "
-    parts += f"{_gib(need.check)} for a drift check, {_gib(PROCESSES_BYTES)} for the processes"
-    return f"{_gib(need.in_all)} of memory at most ({parts}); there are {_gib(available)}"
+    parts = f"{_readable(need.frames)} for the frames of {sensors} sensor(s), {_readable(need.fit)} for a fit, "
+    parts += f"{_readable(need.check)} for a drift check, {_readable(PROCESSES_BYTES)} for the processes"
+    return f"{_readable(need.in_all)} of memory at most ({parts}); there are {_readable(available)}"
 
 
-def _gib(size: float) -> str:
-    return f"{size / GIB:.1f} GiB"
+def _readable(size: float) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 2 else f"{size / MIB:.0f} MiB"
 
 
 def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:

@@ -46,9 +46,9 @@ def _notes(sensor: dict[str, Any]) -> Iterator[str]:
     """Yield what does not fit into a column, one sentence each."""
     if sensor.get("elapsed_s") is not None:  # an older daemon does not say
         left = sensor["remaining_s"]
-        yield f"at work for {sensor['elapsed_s']:.0f} s" + (
-            "" if left is None else f", this step about {left:.0f} s more"
-        )
+        yield f"at work for {sensor['elapsed_s']:.0f} s"
+        if left is not None:
+            yield f"{sensor['state']} will take at most about {left:.0f} s more"
     if sensor["candidate"] is not None:
         yield f"candidate: {short_version(sensor['candidate'])}"
     if sensor["reason"]:

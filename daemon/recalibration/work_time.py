@@ -6,13 +6,17 @@ from daemon.states import IN_WORK, State
 
 
 class WorkTime:
-    """Times in s; None where no worker is at work, `remaining` also before the stage has reported progress."""
+    """Times in s; None where no worker is at work, `remaining` also before two reports of progress in the stage.
+
+    `remaining` is a bound: a stage that reaches its goal ends early.
+    """
 
     def __init__(self) -> None:
         self.elapsed: float | None = None
         self.remaining: float | None = None
         self._stage: State | None = None
-        self._began = self._stage_began = self._stage_ends = 0.0
+        self._began = self._ends = 0.0
+        self._first: tuple[float, float] | None = None  # when the stage first reported progress, and how much
         self._progress = 0.0
 
     def update(self, state: State, progress: float, now: float) -> None:
@@ -23,10 +27,19 @@ class WorkTime:
         if self._stage is None:
             self._began = now
         if state is not self._stage:
-            self._stage, self._stage_began, self._progress, self.remaining = state, now, 0.0, None
+            self._stage, self._first, self._progress, self.remaining = state, None, 0.0, None
         if progress > self._progress:
-            self._progress = progress
-            self._stage_ends = self._stage_began + (now - self._stage_began) / progress
+            self._estimate(progress, now)
         self.elapsed = now - self._began
-        if self._progress:
-            self.remaining = max(0.0, self._stage_ends - now)
+        if self.remaining is not None:
+            self.remaining = max(0.0, self._ends - now)
+
+    def _estimate(self, progress: float, now: float) -> None:
+        """Estimate the end from the pace since the first report: what comes before it, as loading, is no measure."""
+        self._progress = progress
+        if self._first is None:
+            self._first = now, progress
+            return
+        since, at_first = self._first
+        self._ends = now + (1 - progress) * (now - since) / (progress - at_first)
+        self.remaining = self._ends - now

@@ -62,6 +62,12 @@ def test_people_read_what_was_done_and_brackets_are_no_markup(place, capsys):
     assert "collecting" in capsys.readouterr().out
 
 
+def test_numbers_and_digests_are_short_and_what_is_empty_is_left_out(place, capsys):
+    place.append("rollback", {"pause": 9.109999155043624e-07, "why": "", "homogenizers": {"front": "b" * 64}})
+    place.history()
+    assert "  homogenizers front=bbbbbbbbbbbb, pause 9.11e-07\n" in capsys.readouterr().out
+
+
 def test_programs_read_lines_of_json_chosen_alike(place, capsys):
     place.history(json=True, limit=2)
     assert [json.loads(line)["event"] for line in capsys.readouterr().out.splitlines()] == ["start", "swap"]

@@ -12,23 +12,26 @@ def test_at_rest_there_is_nothing_to_tell():
     assert (timer.elapsed, timer.remaining) == (None, None)
 
 
-def test_the_end_is_estimated_from_the_first_progress_on_and_comes_nearer():
+def test_the_end_is_estimated_from_the_pace_since_the_first_report_and_comes_nearer():
     timer = WorkTime()
-    timer.update(State.FITTING, 0.0, 100.0)
+    timer.update(State.FITTING, 0.0, 50.0)
     assert (timer.elapsed, timer.remaining) == (0.0, None)
-    timer.update(State.FITTING, 0.25, 110.0)
-    assert (timer.elapsed, timer.remaining) == (10.0, 30.0)
+    timer.update(State.FITTING, 0.1, 100.0)
+    assert (timer.elapsed, timer.remaining) == (50.0, None)
     timer.update(State.FITTING, 0.25, 115.0)
-    assert (timer.elapsed, timer.remaining) == (15.0, 25.0)
-    timer.update(State.FITTING, 0.5, 120.0)
-    assert timer.remaining == pytest.approx(20.0)
-    timer.update(State.FITTING, 0.5, 200.0)
-    assert (timer.elapsed, timer.remaining) == (100.0, 0.0)
+    assert timer.remaining == pytest.approx(75.0)
+    timer.update(State.FITTING, 0.25, 120.0)
+    assert (timer.elapsed, timer.remaining) == (70.0, pytest.approx(70.0))
+    timer.update(State.FITTING, 0.6, 150.0)
+    assert timer.remaining == pytest.approx(40.0)
+    timer.update(State.FITTING, 0.6, 500.0)
+    assert (timer.elapsed, timer.remaining) == (450.0, 0.0)
 
 
 def test_each_step_has_its_own_estimate_and_the_next_recalibration_begins_anew():
     timer = WorkTime()
     timer.update(State.FITTING, 0.5, 10.0)
+    timer.update(State.FITTING, 0.6, 12.0)
     timer.update(State.JUDGING, 0.0, 20.0)
     assert (timer.elapsed, timer.remaining) == (10.0, None)
     timer.update(State.SHADOW, 0.3, 30.0)
