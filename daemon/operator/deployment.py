@@ -23,6 +23,7 @@ from daemon.operator.memory import WARNING_SHARE, MemoryNeed, available_memory, 
 from daemon.operator.versions import short_version
 from daemon.recalibration.envelope import open_envelope
 from daemon.state.lock import StateClaim
+from daemon.worker.memory import MIB
 from daemon.zmq_sockets import check_bindable
 from deploy.backends.protocol import BackendUnavailable, open_backend
 from deploy.model.commissioned import load_clean_data
@@ -73,6 +74,9 @@ def check_memory(config: Config) -> str:
         raise ConfigError([f"not enough memory: {sentence}: {advice}"])
     if need.in_all > WARNING_SHARE * available:
         return f"WARNING: {sentence}: if other programs need memory, {advice}"
+    limit = config.recalibrate.memory_mib
+    if limit is not None and need.fit > limit * MIB:
+        return f"WARNING: {sentence}: recalibrate.memory_mib {limit} will end fits: raise it, or {advice}"
     return sentence
 
 

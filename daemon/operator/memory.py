@@ -15,6 +15,7 @@ from calibrate.scoring.scorer import SCORE_CHUNK_FRAMES
 from calibrate.search.objective import OBJECTIVE_CHUNK_PIXELS
 from daemon.config import Config, SensorConfig
 from daemon.levels import WORD_BITS
+from daemon.worker.memory import MIB
 from deploy.model.card import InputCard
 from deploy.model.frozen import FrozenModel
 
@@ -24,7 +25,7 @@ FIT_ACTIVATIONS = 3.5  # of a chunk's activations: features, gradients, and what
 CHECK_BYTES_PER_VALUE = 5
 PROCESSES_BYTES = 3 * 300 * 2**20  # the daemon and two workers, with their libraries
 WARNING_SHARE = 0.5  # of the memory: other programs, the system and its caches need some
-MIB, GIB = 2**20, 2**30
+GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,14 @@ def test_what_cannot_fit_is_a_mistake_and_a_large_share_a_warning(
     assert "take fewer recalibrate.frames" in done.stdout + done.stderr or share == 0.4
 
 
+def test_a_limit_that_would_end_every_fit_is_a_warning(folder: Path, tiny_model: Path, monkeypatch):
+    config = write_config(folder, tiny_model, recalibrate={"memory_mib": 256, "frames": 10_000})
+    assert "recalibrate.memory_mib" not in deployment.check_memory(load_config(config))
+    huge = MemoryNeed(frames=1.0, check=1.0, fit=257.0 * 2**20)
+    monkeypatch.setattr(MemoryNeed, "of", lambda *_: huge)
+    assert "recalibrate.memory_mib 256 will end fits: raise it" in deployment.check_memory(load_config(config))
+
+
 def control_groups(folder: Path, lines: str, **limits: str) -> int:
     """The memory that is found where the process is in these groups, and these files limit them."""
     (folder / "proc" / "self").mkdir(parents=True)
