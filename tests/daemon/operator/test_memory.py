@@ -60,7 +60,7 @@ def test_what_cannot_fit_is_a_mistake_and_a_large_share_a_warning(
 
 
 def test_a_limit_that_would_end_every_fit_is_a_warning(folder: Path, tiny_model: Path, monkeypatch):
-    config = write_config(folder, tiny_model, recalibrate={"memory_mib": 256, "frames": 10_000})
+    config = write_config(folder, tiny_model, recalibrate={"memory_mib": 256})
     assert "recalibrate.memory_mib" not in deployment.check_memory(load_config(config))
     huge = MemoryNeed(frames=1.0, check=1.0, fit=257.0 * 2**20)
     monkeypatch.setattr(MemoryNeed, "of", lambda *_: huge)
