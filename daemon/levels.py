@@ -75,16 +75,21 @@ def to_depth(image: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return values if dtype.kind == "f" else np.rint(values).astype(dtype)
 
 
-def enough_bits(images: np.ndarray) -> int | None:
+def enough_bits(images: Sequence[np.ndarray]) -> int | None:
     """Return the usual number of bits that holds all values of 16-bit images; None where only 16 do, or for others."""
-    highest = int(images.max(initial=0)) if images.dtype == np.uint16 else 2**WORD_BITS
+    highest = max((int(image.max()) if image.dtype == np.uint16 else 2**WORD_BITS for image in images), default=0)
     return next((bits for bits in DETECTOR_BITS if highest < 2**bits), None)
 
 
 def stack_images(images: Sequence[np.ndarray]) -> np.ndarray:
     """Stack images of one shape (h, w, C) to (N, h, w, C), of the finest depth among them; N may be 0."""
+    return np.stack(in_one_depth(images)) if len(images) else np.empty((0, 0, 0, 0), np.uint8)
+
+
+def in_one_depth(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the images, those of a coarser depth than the finest among them converted to it."""
     depths = {image.dtype for image in images}
-    if len(depths) > 1:  # the camera changed its encoding
-        finest = max(depths, key=list(VALUES_PER_LEVEL).index)
-        images = [to_depth(image, finest) for image in images]
-    return np.stack(images) if images else np.empty((0, 0, 0, 0), np.uint8)
+    if len(depths) < 2:
+        return list(images)
+    finest = max(depths, key=list(VALUES_PER_LEVEL).index)  # the camera changed its encoding
+    return [to_depth(image, finest) for image in images]

@@ -339,6 +339,8 @@ class Daemon:
         if now >= self._next_status:
             self._next_status = now + STATUS_INTERVAL_S
             self._notifier.status(self._status_line())
+            for sensor in self.sensors.values():
+                self.metrics.reservoir_bytes.labels(sensor.name).set(sensor.reservoir.memory_bytes)
             self._state_writer.retry()
             self._metrics_server.retry()
 

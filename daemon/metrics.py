@@ -94,6 +94,13 @@ class Metrics:
             ("sensor", "reason"),
             **common,
         )
+        self.reservoir_bytes = Gauge(
+            "reservoir_bytes",
+            "Memory of the frames that are kept for drift checks and fits. It grows to that of recalibrate.frames + "
+            "drift.window frames of the model's input size.",
+            ("sensor",),
+            **common,
+        )
         self.input_disconnects = Counter(
             "input_disconnects_total",
             "Connections of frame senders that were lost. A message above input.max_frame_bytes ends one, too.",

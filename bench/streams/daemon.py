@@ -16,6 +16,7 @@ from calibrate.scoring.drift import DriftDetector
 from daemon.config import DriftConfig, RecalibrateConfig
 from daemon.frames.quality_filter import QualityFilter
 from daemon.frames.reservoir import Reservoir
+from daemon.levels import stack_images
 from daemon.metrics import Metrics
 from daemon.model.preprocess import Preprocessor
 from daemon.model.served_model import ServedModel
@@ -68,10 +69,14 @@ class InProcessWorker:
         self._seed = seed
 
     def call(
-        self, job: dict[str, Any], images: np.ndarray, timeout: float, on_message: Callable[[dict[str, Any]], None]
+        self,
+        job: dict[str, Any],
+        images: list[np.ndarray],
+        timeout: float,
+        on_message: Callable[[dict[str, Any]], None],
     ) -> dict[str, Any]:
         messages: list[dict[str, Any]] = []
-        answer(self._worker, job | {"seed": self._seed}, images, messages.append)
+        answer(self._worker, job | {"seed": self._seed}, stack_images(images), messages.append)
         for message in messages[:-1]:
             on_message(message)
         return messages[-1]
@@ -158,7 +163,7 @@ class SimulatedDaemon:
         job = {"job": "observe", "active": sensor.path.version, "band": self._drift.threshold}
         if (challenger := sensor.challenger) is not None:
             job |= {"challenger": challenger.version, "role": challenger.role}
-        scores = observe(self._worker, job, images)
+        scores = observe(self._worker, job, stack_images(images))
         check = DriftCheck(NAME, sensor.path.version, scores, len(images), sensor.reservoir.added)
         self._controller.handle(check, sensor, self.now)
 

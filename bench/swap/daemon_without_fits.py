@@ -13,7 +13,7 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class StoredHomogenizers(WorkerClient):
     def call(
         self,
         job: dict[str, Any],
-        images: np.ndarray,
+        images: Sequence[np.ndarray],
         timeout: float,
         on_message: Callable[[dict[str, Any]], None] = lambda message: None,
         memory: MemoryLimit | None = None,

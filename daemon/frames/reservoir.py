@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from daemon.levels import stack_images
+from daemon.levels import in_one_depth
 
 # Of the memory, for one class. Not the fair share: the labels of a drifted camera's frames are often wrong, and a
 # memory balanced by them shows another world. Clean CIFAR-10 frames chosen so had a drift score of 0.8, not 0.4.
@@ -110,8 +110,8 @@ class Reservoir:
     def add(self, image: np.ndarray, now: float, label: int | None = None) -> str | None:
         """Offer a preprocessed frame; return why the quality filter refuses it, or None.
 
-        image: (h, w, C), uint8, uint16 or float32; it is stored, not copied. now: monotonic clock, s.
-        label: the predicted class, if any.
+        image: (h, w, C), uint8, uint16 or float32; it is stored, not copied, and never changed.
+        now: monotonic clock, s. label: the predicted class, if any.
         """
         self._offered += 1
         if self._offered % self._every:
@@ -146,19 +146,27 @@ class Reservoir:
         with self._lock:
             return len(self._memory.frames)
 
-    def latest(self, count: int) -> np.ndarray:
-        """Return copies of the newest frames, at most `count` and `window`: (n, h, w, C), oldest first; n may be 0."""
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of all images in it; those that are both among the newest and in the memory for fits count once."""
+        with self._lock:
+            images = {id(image): image.nbytes for image in self._newest}
+            images |= {id(frame.image): frame.image.nbytes for frame in self._memory.frames}
+        return sum(images.values())
+
+    def latest(self, count: int) -> list[np.ndarray]:
+        """Return the newest frames, at most `count` and `window`, oldest first: (h, w, C) each, of one depth.
+
+        They are not copied: to stack hundreds of frames keeps the frame thread waiting. They must not be changed.
+        """
         with self._lock:
             images = list(self._newest)
-        return stack_images(images[max(0, len(images) - count) :])
+        return in_one_depth(images[max(0, len(images) - count) :])
 
-    def sample(self, count: int) -> np.ndarray:
-        """Return copies of at most `count` frames of the memory for fits, spread over classes and time.
-
-        (n, h, w, C), oldest first; n may be 0.
-        """
+    def sample(self, count: int) -> list[np.ndarray]:
+        """Return at most `count` frames of the memory for fits, spread over classes and time; otherwise as `latest`."""
         with self._lock:
             frames = list(self._memory.frames)
         if len(frames) > count:
             frames = FitMemory(count, frames).frames
-        return stack_images([frame.image for frame in frames])
+        return in_one_depth([frame.image for frame in frames])

@@ -129,7 +129,7 @@ class DriftMonitor:
         else:
             self._post(CheckFailure(sensor.name, "failed", str(scores.get("reason"))))
 
-    def _hint_at_bits(self, sensor: Sensor, images: np.ndarray, raw: float) -> None:
+    def _hint_at_bits(self, sensor: Sensor, images: list[np.ndarray], raw: float) -> None:
         """Say once what looks like a drift and is none: a detector of 12 bits, say, whose words are taken for 16."""
         if raw <= self._config.threshold or sensor.name in self._hinted or sensor.pixel_values.bits < WORD_BITS:
             return

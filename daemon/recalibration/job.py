@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from daemon.levels import stack_images
 from daemon.model.served_model import ServedModel
 from daemon.recalibration.envelope import Envelope, OutsideEnvelope
 from daemon.recalibration.sensor import Candidate, Sensor
@@ -137,7 +138,7 @@ class JobRunner:
         self._worker.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _run(self, sensor: Sensor, job: dict[str, Any], read_frames: Callable[[], np.ndarray]) -> None:
+    def _run(self, sensor: Sensor, job: dict[str, Any], read_frames: Callable[[], list[np.ndarray]]) -> None:
         try:
             result = self._recalibrate(sensor, job, read_frames())
             self._post(replace(result, recall=job["recall"]))
@@ -147,7 +148,7 @@ class JobRunner:
         finally:
             self._busy, self._aborted_at = False, None
 
-    def _recalibrate(self, sensor: Sensor, job: dict[str, Any], images: np.ndarray) -> JobResult:
+    def _recalibrate(self, sensor: Sensor, job: dict[str, Any], images: list[np.ndarray]) -> JobResult:
         version = dossier = None
 
         def report(message: dict[str, Any]) -> None:
@@ -162,7 +163,7 @@ class JobRunner:
             if result not in WITH_VERSION:
                 return JobResult(sensor.name, result, answer["reason"], dossier=dossier)
             version = answer["version"]
-            golden = self._model.preprocessor.normalise(pick_golden(images))
+            golden = self._model.preprocessor.normalise(stack_images(pick_golden(images)))
             prepared = self._prepare(sensor.path, version, golden)
             candidate = Candidate(prepared, job["active"], recalled=result is Result.RECALLED)
         except WorkerTimeout as error:

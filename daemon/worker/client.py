@@ -8,7 +8,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -59,14 +59,14 @@ class WorkerClient:
     def call(
         self,
         job: dict[str, Any],
-        images: np.ndarray,
+        images: Sequence[np.ndarray],
         timeout: float,
         on_message: Callable[[dict[str, Any]], None] = lambda message: None,
         memory: MemoryLimit | None = None,
     ) -> dict[str, Any]:
         """Run a job and return its last message; give the earlier ones to `on_message`. memory: what it may take.
 
-        images: (n, h, w, C). timeout: s. Raises WorkerTimeout or WorkerError.
+        images: (h, w, C) each. timeout: s. Raises WorkerTimeout or WorkerError.
         """
         self.start()
         with self._ending_on_failure():
@@ -124,7 +124,7 @@ class WorkerClient:
     def _run(
         self,
         job: dict[str, Any],
-        images: np.ndarray,
+        images: Sequence[np.ndarray],
         timeout: float,
         on_message: Callable[[dict[str, Any]], None],
         memory: MemoryLimit | None,

@@ -8,19 +8,20 @@ that have the same levels are as bright and as rich in contrast as the frames we
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from deploy.store.artefacts import StoreError
 
+Frames = TypeVar("Frames", np.ndarray, list[np.ndarray])
 PROOF_FRAMES = 4  # of the collected frames
 LEVELS = 33  # of one channel, from its darkest to its brightest pixel
 GOLDEN_RATIO = 0.6180339887498949  # steps of it fill an interval evenly and never repeat
 GOLDEN_NOISE_FRAMES = 2
 
 
-def pick_golden(frames: np.ndarray) -> np.ndarray:
+def pick_golden(frames: Frames) -> Frames:
     """Choose PROOF_FRAMES of the collected frames (N, ...), evenly spread."""
     return frames[:: max(1, len(frames) // PROOF_FRAMES)][:PROOF_FRAMES]
 

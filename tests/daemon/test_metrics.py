@@ -21,6 +21,7 @@ LABELS = {  # every metric of the daemon, which later code must feed and dashboa
     "sequence_jumps_total": ("sensor",),
     "last_refusal_info": ("sensor", "reason", "field"),
     "samples_rejected_total": ("sensor", "reason"),
+    "reservoir_bytes": ("sensor",),
     "input_disconnects_total": (),
     "last_frame_timestamp_seconds": ("sensor",),
     "frame_age_seconds": ("sensor",),

@@ -71,7 +71,7 @@ class Scene:
         return finished
 
     def sensor(self) -> Any:
-        reservoir = SimpleNamespace(sample=lambda count: np.zeros((count, 4, 5, 3), np.uint8), refused={})
+        reservoir = SimpleNamespace(sample=lambda count: list(np.zeros((count, 4, 5, 3), np.uint8)), refused={})
         return SimpleNamespace(name="front", path=self.path, reservoir=reservoir, withdrawn=set(), set_aside=set())
 
 

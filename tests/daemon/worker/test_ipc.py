@@ -1,6 +1,8 @@
 """What a worker is sent arrives as it was."""
 
+import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -74,14 +76,26 @@ def test_messages_follow_each_other():
 def test_a_message_that_was_cut_is_refused(cut):
     with pipe() as (ours, theirs):
         send_message(ours, {"job": "observe"}, np.zeros((2, 3, 4, 1), np.uint8))
-        header, payload = theirs.recv_bytes(), theirs.recv_bytes()
-        for parts in ((header[:-cut], payload), (header, payload[:-cut])):
+        header, *payload = (theirs.recv_bytes() for _ in range(3))
+        for parts in ((header[:-cut], *payload), (header, payload[0][:-cut], payload[1]), (header, header * 9)):
             for part in parts:
                 ours.send_bytes(part)
             with pytest.raises(ValueError):
                 receive_message(theirs)
             while theirs.poll():
                 theirs.recv_bytes()
+
+
+def test_images_of_a_list_are_sent_one_by_one_without_a_copy_of_all():
+    sent = [np.full((300, 300, 3), number, np.uint8) for number in range(60)]
+    with pipe() as (ours, theirs), ThreadPoolExecutor(1) as reader:
+        received = reader.submit(receive_message, theirs)
+        tracemalloc.start()
+        send_message(ours, {}, sent)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        np.testing.assert_array_equal(received.result()[1], sent)
+    assert peak < 1.2 * 60 * sent[0].nbytes  # the reader's block alone; it lies in this process, too
 
 
 def test_a_closed_sender_ends_the_messages():
