@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from calibrate.features.class_statistics import Target
 from calibrate.features.feature_maps import FeatureMap
-from calibrate.features.taps import tap
+from calibrate.features.taps import Taps, tap
+from calibrate.gpu import fit_stream, replayable
 from calibrate.homogenizer import Homogenizer
 from calibrate.search.descent import Coordinates, descend
 from calibrate.search.objective import Objective
@@ -33,6 +34,7 @@ from calibrate.search.starts import (
     search_rotation,
 )
 from calibrate.search.tone import TONE_EXPONENTS, tone_start
+from calibrate.source.augmentation import PaddedCrop
 from calibrate.source.description import Limits, Source, frame_shape
 from calibrate.source.training import detect_crop, shipped_source
 from calibrate.validation import MIN_FIT_FRAMES, FitError, validate_frames, validate_labels, validate_reference
@@ -173,11 +175,14 @@ def fit(
     limits: Limits | None = None,
     config: FitConfig | None = None,
     seed: int = 0,
+    chunk: int | None = None,
     progress: FitProgress | None = None,
     clock: Clock | None = None,
 ) -> FitResult:
     """Fit ρ so that the features of ρ(frames) match the statistics shipped in `model`. The model stays unchanged.
 
+    The fit runs where the frames are, on the processor or on a GPU. The model and the features must be there; ρ will
+    be. The draws are the same everywhere.
     frames: (N, C, H, W) float32 in the model's normalised input space, N >= MIN_FIT_FRAMES.
     reference: statistics to aim at instead of the shipped ones. Class-conditional ones need labels, (N,) int64.
     features: the map that statistics are taken of; default: the inputs of all BatchNorm layers.
@@ -185,39 +190,49 @@ def fit(
     source: second-order description of clean frames, if it was measured. Default: it is read from the network.
     limits: black and white in the model's input space. Restored values outside are penalised.
     seed: of the order of the frames and of all random draws. Torch's global random state is not used.
+    chunk: frames that go through the network at once; bounds memory. Default: as many as suit a processor.
     progress: called after each evaluation, of the starts and of the descent; an exception from it ends the fit and is
     raised.
     clock: such as time.perf_counter, for the seconds in the result; without it they are NaN.
     Raises FitError for frames that cannot be fitted, for missing or wrong labels, for a reference of other features
     and for a loss that is not finite; UnsupportedModel for a network without BatchNorm statistics.
     """
-    timer = _StageTimer(clock)
-    config = config or FitConfig()
-    validate_frames(frames := frames.detach())
-    taps = tap(model)
-    features, target = features or taps, reference or taps.reference
-    classes = validate_reference(features, frames, target)
-    validate_labels(frames, target, labels, criterion, classes)
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(frames), generator=generator)  # so that every stage has frames of the whole period
-    frames, labels = frames[order], None if labels is None else labels[order]
-    needs_crop = target.shipped or source is None  # only shipped statistics are those of cropped frames
-    crop = detect_crop(taps, frame_shape(frames), limits.black) if limits is not None and needs_crop else None
-    objective = Objective(features, target, crop if target.shipped else None, criterion, limits)
-    source = source or shipped_source(taps, frame_shape(frames), seed, crop)
-    timer.end("source")
-    tracker = _Tracker(config, len(frames), progress)
-    homogenizer, start, start_losses = _best_start(objective, frames, labels, source, generator, tracker)
-    coordinates = Coordinates(homogenizer, frames, generator)
-    tracker.end_part()
-    timer.end("starts")
-    for count, evaluations in config.stages:
-        goal = STOP_LOSS_PER_FLOOR * objective.clean_floor(coordinates, frames[:count])
-        descend(objective, coordinates, frames[:count], _first(labels, count), evaluations, goal, tracker.add)
+    with fit_stream(frames.device):
+        timer = _StageTimer(clock)
+        config = config or FitConfig()
+        validate_frames(frames := frames.detach())
+        taps = tap(model)
+        features, target = features or taps, (reference or taps.reference).to(frames.device)
+        limits = limits and limits.to(frames.device)
+        source = source and source.to(frames.device)
+        classes = validate_reference(features, frames, target)
+        validate_labels(frames, target, labels, criterion, classes)
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(frames), generator=generator)  # so that every stage has frames of the whole period
+        order = order.to(frames.device)
+        frames, labels = frames[order], None if labels is None else labels[order]
+        needs_crop = target.shipped or source is None  # only shipped statistics are those of cropped frames
+        crop = detect_crop(taps, frame_shape(frames), limits.black) if limits is not None and needs_crop else None
+        objective = Objective(features, target, crop if target.shipped else None, criterion, limits, chunk)
+        source = source or _shipped_source(taps, frames, seed, crop)
+        timer.end("source")
+        tracker = _Tracker(config, len(frames), progress)
+        homogenizer, start, start_losses = _best_start(objective, frames, labels, source, generator, tracker)
+        coordinates = Coordinates(homogenizer, frames, generator)
         tracker.end_part()
-        timer.end(f"{count} frames")
-    fitted = min(len(frames), max((count for count, _ in config.stages), default=0))
-    return FitResult(coordinates.homogenizer(), start, start_losses, tracker.losses, fitted, timer.seconds)
+        timer.end("starts")
+        for count, evaluations in config.stages:
+            goal = STOP_LOSS_PER_FLOOR * objective.clean_floor(coordinates, frames[:count])
+            descend(objective, coordinates, frames[:count], _first(labels, count), evaluations, goal, tracker.add)
+            tracker.end_part()
+            timer.end(f"{count} frames")
+        fitted = min(len(frames), max((count for count, _ in config.stages), default=0))
+        return FitResult(coordinates.homogenizer(), start, start_losses, tracker.losses, fitted, timer.seconds)
+
+
+def _shipped_source(taps: Taps, frames: Tensor, seed: int, crop: PaddedCrop | None) -> Source | None:
+    source = shipped_source(taps, frame_shape(frames), seed, crop)
+    return None if source is None else source.to(frames.device)
 
 
 def _first(labels: Tensor | None, count: int) -> Tensor | None:
@@ -241,9 +256,10 @@ def _best_start(
     starts, spectral = _linear_starts(frames, source)
     if frames.shape[1] == 1:
         starts |= _negative_starts(frames, source, objective.limits)
+    score = _StartScorer(objective, few, few_labels)
 
     def evaluate(start: Homogenizer) -> float:
-        return tracker.add_start(objective.evaluate(start, few, few_labels), len(few))
+        return tracker.add_start(score(start), len(few))
 
     losses = {name: evaluate(start) for name, start in starts.items()}
     best = _lowest(losses)
@@ -260,6 +276,19 @@ def _best_start(
     if best_tone is not None and tone_losses[best_tone] < TONE_START_MAX_LOSS_RATIO * losses[best]:
         return tone_starts[best_tone], best_tone, all_losses
     return starts[best], best, all_losses
+
+
+class _StartScorer:
+    """Computes the objective of starts on the same frames; on a GPU with one launch for each start."""
+
+    def __init__(self, objective: Objective, frames: Tensor, labels: Tensor | None):
+        rho = self._homogenizer = Homogenizer(*frame_shape(frames)).to(frames.device).requires_grad_(False)
+        self._loss = replayable(lambda: objective.loss(rho, frames, labels), objective.can_be_captured(frames, labels))
+
+    def __call__(self, start: Homogenizer) -> float:
+        """Return the objective of the start, in nats."""
+        self._homogenizer.load_state_dict(start.state_dict())
+        return float(self._loss())
 
 
 def _lowest(losses: dict[str, float]) -> str | None:
@@ -286,7 +315,7 @@ def _linear_starts(frames: Tensor, source: Source | None) -> tuple[dict[str, Hom
 
 def _negative_starts(frames: Tensor, source: Source | None, limits: Limits | None) -> dict[str, Homogenizer]:
     """Return the linear starts for a camera that shows black as white."""
-    whole = torch.zeros(frames.shape[1]) if limits is None else limits.black + limits.white
+    whole = frames.new_zeros(frames.shape[1]) if limits is None else limits.black + limits.white
     starts, _ = _linear_starts(whole.view(-1, 1, 1) - frames, source)
     return {f"negative {name}": negative_start(start, whole) for name, start in starts.items()}
 
@@ -313,7 +342,14 @@ def _rotated_start(
     """
     few, few_labels = frames[:ROTATION_SEARCH_FRAMES], _first(labels, ROTATION_SEARCH_FRAMES)
 
-    def score(rotation: Tensor) -> float:
-        return tracker.add_start(objective.evaluate_last_layer(starts.start(rotation), few, few_labels), len(few))
+    tried = few.new_zeros(3)
+    last_layer_loss = replayable(
+        lambda: objective.last_layer_loss(lambda x: starts.restore(x, tried), few, few_labels),
+        objective.can_be_captured(few, few_labels),
+    )
 
-    return starts.start(search_rotation(score, generator))
+    def score(rotation: Tensor) -> float:
+        tried.copy_(rotation)
+        return tracker.add_start(float(last_layer_loss()), len(few))
+
+    return starts.start(search_rotation(score, generator).to(few.device))

@@ -7,6 +7,8 @@ of relu, multiply, add and one convolution, and every compiler supports these.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,8 +61,45 @@ class Homogenizer(nn.Module):
     def mix(self, frames: Tensor) -> Tensor:
         """Apply the colour and deblurring kernel and the bias to frames (N, C, H, W)."""
         margin = self.kernel.shape[-1] // 2
-        padded = F.pad(frames, (margin,) * 4, mode="reflect")
+        padded = reflect_borders(frames, margin)
         return convolve_in_blocks(padded, self.kernel, self.bias, KERNEL_BLOCK_PIXELS)
+
+
+def reflect_borders(frames: Tensor, margin: int) -> Tensor:
+    """Pad frames (N, C, H, W) on each side with `margin` reflected pixels."""
+    if frames.is_cuda and frames.requires_grad:
+        padded: Tensor = _ReflectedBorders.apply(frames, margin)
+        return padded
+    return F.pad(frames, (margin,) * 4, mode="reflect")
+
+
+class _ReflectedBorders(torch.autograd.Function):
+    """F.pad(frames, mode="reflect") with a gradient that is the same in each run.
+
+    PyTorch's own on a GPU adds with atomic operations, in any order: the same seed would not give the same homogenizer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, frames: Tensor, margin: int) -> Tensor:
+        ctx.margin = margin
+        return F.pad(frames, (margin,) * 4, mode="reflect")
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        folded = gradients[0]
+        for dimension in (2, 3):
+            folded = _fold_borders(folded, ctx.margin, dimension)
+        return folded, None
+
+
+def _fold_borders(padded: Tensor, margin: int, dimension: int) -> Tensor:
+    """Add what lies in the borders to the pixels that they reflect; the borders are gone then."""
+    extent = padded.shape[dimension] - 2 * margin
+    folded = padded.narrow(dimension, margin, extent).clone()
+    folded.narrow(dimension, 1, margin).add_(padded.narrow(dimension, 0, margin).flip(dimension))
+    end = padded.narrow(dimension, margin + extent, margin).flip(dimension)
+    folded.narrow(dimension, extent - 1 - margin, margin).add_(end)
+    return folded
 
 
 def apply_tone_curve(frames: Tensor, curve: Tensor) -> Tensor:

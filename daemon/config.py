@@ -294,6 +294,16 @@ class RecalibrateConfig(Section):
         return self
 
 
+class FitDeviceConfig(Section):
+    """Where fits compute."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`cpu`, or `cuda` for an NVIDIA GPU. `auto` takes the GPU if PyTorch finds one and the backend uses it too, or
+    2 GiB of it are free. A GPU that runs out of memory gets fewer frames at once; with `auto` the processor takes
+    over at the end, with `cuda` the fit fails.
+    """
+
+
 class Config(Section):
     """The whole file."""
 
@@ -319,6 +329,8 @@ class Config(Section):
     """When the drift alarm is raised."""
     recalibrate: RecalibrateConfig = RecalibrateConfig()
     """When a homogenizer is fitted, and when one may serve."""
+    fit: FitDeviceConfig = FitDeviceConfig()
+    """Where fits compute."""
     allow_remote: bool = False
     """`true` permits endpoints and metrics that other machines can reach. The default refuses them, since nothing
     is encrypted or authenticated.

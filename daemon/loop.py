@@ -50,6 +50,7 @@ from daemon.state.state_writer import StateWriter
 from daemon.supervision import SupervisedExecutor, Supervision, ThreadDied
 from daemon.systemd_notify import Notifier, extending_timeout
 from daemon.worker.client import WorkerClient
+from daemon.worker.fit_device import check_fit_device
 from deploy.audit.log import AuditLog, audit_path
 from deploy.backends.engine_cache import prune_cache
 from deploy.backends.protocol import Runner
@@ -122,6 +123,7 @@ class Daemon:
         self._envelope = open_envelope(self.config)
         if self._envelope is not None:
             log.info("envelope: %s", self._envelope)
+        check_fit_device(self.config.fit.device)
         self._model = open_model(self.config, self._notifier)
         self._closing.callback(lambda: self._model.runner.close())  # by then it may be another runner
         self._settle_mode()
@@ -193,7 +195,8 @@ class Daemon:
     def _start_workers(self) -> None:
         """Start drift checks and prepare recalibrations, each with a worker process: a fit must not delay a check."""
         config = self.config
-        worker = (config.model.path, self._model.digest, self._model.backend.name, config.state.directory)
+        model = (config.model.path, self._model.digest, self._model.backend.name)
+        worker = (*model, config.state.directory, config.fit.device)
         self._job_runner = JobRunner(
             WorkerClient(*worker, threads=config.model.thread_count),
             self._store,

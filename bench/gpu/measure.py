@@ -9,9 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bench.arguments import add_data
 from bench.gpu.attempt import Budget, attempt, log_progress
+from bench.gpu.beside_fit import measure_beside_fit
 from bench.gpu.ceilings import measure_ceilings, measure_copies
 from bench.gpu.engines import BACKENDS
+from bench.gpu.fit import measure_fits
 from bench.gpu.latency import OPENING_S, measure_latency
 from bench.gpu.swap import AROUND_S, REST_S, measure_swaps
 from bench.gpu.tables import show_tables
@@ -56,18 +59,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", type=_size, nargs="+", default=SIZES, metavar="HxW", help="of frames")
     parser.add_argument("--seconds", type=float, default=8.0, help="of each size and precision (%(default)g)")
     parser.add_argument("--swaps", type=int, default=200, help="under load (%(default)d)")
+    parser.add_argument("--sections", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), help="what to measure")
+    add_data(parser)
     parser.add_argument("--budget", type=float, default=520.0, help="seconds for all of it (%(default)g)")
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Measure all sections. Raises BackendUnavailable without a GPU; any other failure is noted in its row."""
-    require_gpu("cuda")
+    require_gpu("bench gpu")
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     results: dict[str, Any] = {"seeds": {"weights": SEED, "frames": SEED}, "settings": _settings(args)}
     _save(args, results)  # a path that cannot be written is found now, not after the run
     model = network()
     run = Run(args, Budget(args.budget), [Workload(model, *size) for size in args.sizes], results)
-    for name, section in SECTIONS.items():
+    for name in args.sections:
+        section = SECTIONS[name]
         log_progress(name)
         rows = results[name] = []
         for row in _noted(name, section(run)):
@@ -139,7 +145,17 @@ def _throughput(run: Run) -> Iterator[Row]:
         yield measure_throughput(workload, precision, RATE_SHARE * run.args.seconds, run.budget, ceilings + copies)
 
 
+def _fit(run: Run) -> Iterator[Row]:
+    yield from measure_fits(run.args.data, run.budget)
+
+
+def _beside_fit(run: Run) -> Iterator[Row]:
+    yield from measure_beside_fit(run.args.data, run.workloads[0], run.budget)
+
+
 SECTIONS: dict[str, Callable[[Run], Iterator[Row]]] = {
+    "fit": _fit,
+    "beside_fit": _beside_fit,
     "ceilings": _ceilings,
     "copies": _copies,
     "latency": _latency,

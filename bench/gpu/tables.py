@@ -9,6 +9,36 @@ from bench.report import show
 
 # By section: the title, and for each column the path of its value in a row.
 TABLES: dict[str, tuple[str, dict[str, str]]] = {
+    "fit": (
+        "a fit, s",
+        {
+            "network": "network",
+            "draw": "draw",
+            "device": "device",
+            "seconds": "seconds",
+            "first": "first_seconds",
+            "source": "stage_seconds.source",
+            "starts": "stage_seconds.starts",
+            "launches": "launches",
+            "kernels, ms": "kernels_ms",
+            "evaluations": "evaluations",
+            "distorted": "distorted",
+            "restored": "restored",
+            "same bits": "same_bits",
+        },
+    ),
+    "beside_fit": (
+        "frames while another process fits, ms",
+        {
+            "rate": "rate",
+            "away p50": "away.p50_ms",
+            "p99": "away.p99_ms",
+            "frames": "during.count",
+            "during p50": "during.p50_ms",
+            "during p99": "during.p99_ms",
+            "ratio": "during.p99_ratio",
+        },
+    ),
     "ceilings": (
         "limits of the card",
         {"what": "what", "TFLOP/s": "teraflops", "GB/s": "gigabytes_per_second"},
@@ -80,7 +110,7 @@ def show_tables(results: dict[str, Any]) -> None:
     """Print a table for each section of the results."""
     for section, (title, columns) in TABLES.items():
         rows = []
-        for row in results[section]:
+        for row in results.get(section, []):
             reason = str(row.get(NOT_RUN, ""))[:REASON_WIDTH]
             rows.append([*(_cell(row, path) for path in columns.values()), reason])
         show(title, [*columns, "not run"], rows)

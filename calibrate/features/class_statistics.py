@@ -43,6 +43,11 @@ class ClassStatistics:
             self.names, tuple(m[label] for m in self.means), tuple(v[label] for v in self.variances)
         )
 
+    def to(self, device: torch.device) -> ClassStatistics:
+        """Return the same statistics on another device."""
+        means, variances = (tuple(t.to(device) for t in part) for part in (self.means, self.variances))
+        return ClassStatistics(self.names, means, variances, self.counts.to(device))
+
 
 Target = FeatureStatistics | ClassStatistics  # the statistics that a fit aims at
 

@@ -32,9 +32,18 @@ class FeatureStatistics:
     def __post_init__(self) -> None:
         if not len(self.names) == len(self.means) == len(self.variances):
             raise ValueError("statistics need one mean and one variance for each layer")
-        for name, mean, variance in zip(self.names, self.means, self.variances, strict=True):
-            if not (torch.isfinite(mean).all() and torch.isfinite(variance).all()):
-                raise ValueError(f"statistics of layer {name!r} are not finite")
+        values = [value.flatten() for value in (*self.means, *self.variances)]
+        if values and not torch.isfinite(torch.cat(values)).all():  # one question for a GPU instead of one a layer
+            raise ValueError(f"statistics of layer {self._first_not_finite()!r} are not finite")
+
+    def to(self, device: torch.device) -> FeatureStatistics:
+        """Return the same statistics on another device."""
+        means, variances = (tuple(t.to(device) for t in part) for part in (self.means, self.variances))
+        return FeatureStatistics(self.names, means, variances, self.shipped)
+
+    def _first_not_finite(self) -> str:
+        layers = zip(self.names, self.means, self.variances, strict=True)
+        return next(n for n, m, v in layers if not (torch.isfinite(m).all() and torch.isfinite(v).all()))
 
 
 class _PositionMoments(torch.autograd.Function):
@@ -79,6 +88,8 @@ class ImageMoments:
     def join(chunks: Iterable[ImageMoments]) -> ImageMoments:
         """Join the moments of one or more chunks, as if all images had been one batch."""
         parts = list(chunks)
+        if len(parts) == 1:
+            return parts[0]
         layers = range(len(parts[0].first))
         return ImageMoments(
             tuple(torch.cat([p.first[i] for p in parts]) for i in layers),

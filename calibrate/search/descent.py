@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from calibrate.gpu import replayable
 from calibrate.homogenizer import Homogenizer
 from calibrate.search.objective import Objective
 
@@ -26,7 +27,8 @@ class Coordinates(nn.Module):
 
     The taps of a kernel are strongly correlated on natural images: a step on raw taps moves the mean gain far more
     than any detail. `kernel` (C, C * k * k) acts on whitened patches instead:
-    kernel of the homogenizer = kernel of the start + kernel @ whitener.
+    kernel of the homogenizer = kernel of the start + kernel @ whitener. All coordinates are parts of one vector, so
+    that a step is a few operations.
 
     start: the homogenizer at zero; it is frozen. frames: (N, C, H, W) that the patches are drawn from.
     """
@@ -37,31 +39,38 @@ class Coordinates(nn.Module):
         self._size = min(TRAINED_KERNEL_SIZE, start.kernel.shape[-1])
         with torch.no_grad():
             self._whitener = patch_whitener(start.tone(frames) + start.offset, self._size, generator)
-        self.kernel = nn.Parameter(torch.zeros(frames.shape[1], len(self._whitener)))
-        self.bias = nn.Parameter(torch.zeros_like(start.bias))
+        shapes = {"kernel": (frames.shape[1], len(self._whitener)), "bias": start.bias.shape}
         # Refined only if the start found a fixed pattern. Otherwise its thousands of values would fit sampling noise.
-        self.offset = nn.Parameter(torch.zeros_like(start.offset), requires_grad=bool(start.offset.any()))
-        self.curve = nn.Parameter(torch.zeros_like(start.curve))
+        shapes |= {"offset": start.offset.shape} if bool(start.offset.any()) else {}
+        shapes |= {"curve": start.curve.shape}
+        self._shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
+        values = sum(shape.numel() for shape in self._shapes.values())
+        self.vector = nn.Parameter(torch.zeros(values, device=frames.device))
 
     def forward(self, frames: Tensor) -> Tensor:
         return functional_call(self._start, self._values(), (frames,))
 
     def homogenizer(self) -> Homogenizer:
         """Return the homogenizer at these coordinates, in evaluation mode and without gradients."""
-        homogenizer = Homogenizer(**self._start.architecture()).requires_grad_(False)
+        homogenizer = Homogenizer(**self._start.architecture()).to(self.vector.device).requires_grad_(False)
         homogenizer.load_state_dict({name: value.detach() for name, value in self._values().items()})
         return homogenizer.eval()
 
+    def parts(self) -> dict[str, Tensor]:
+        """Return the coordinates by name, as views of the vector; `offset` only if the start has an offset map."""
+        parts = self.vector.split([shape.numel() for shape in self._shapes.values()])
+        return {name: part.view(shape) for part, (name, shape) in zip(parts, self._shapes.items(), strict=True)}
+
     def _values(self) -> dict[str, Tensor]:
         """Return the homogenizer's parameters at these coordinates."""
-        start, channels = self._start, len(self.bias)
-        rim = (start.kernel.shape[-1] - self._size) // 2
-        change = (self.kernel @ self._whitener).view(channels, channels, self._size, self._size)
+        start, parts = self._start, self.parts()
+        channels, rim = len(start.bias), (start.kernel.shape[-1] - self._size) // 2
+        change = (parts["kernel"] @ self._whitener).view(channels, channels, self._size, self._size)
         return {
             "kernel": start.kernel + F.pad(change, (rim,) * 4),
-            "bias": start.bias + self.bias,
-            "offset": start.offset + OFFSET_STEP * self.offset,
-            "curve": start.curve + CURVE_STEP * self.curve,
+            "bias": start.bias + parts["bias"],
+            "offset": start.offset + OFFSET_STEP * parts["offset"] if "offset" in parts else start.offset,
+            "curve": start.curve + CURVE_STEP * parts["curve"],
         }
 
 
@@ -85,8 +94,10 @@ def descend(
     goal: the descent ends once the objective is not above it, in nats.
     on_evaluation: called with every value of the objective. An exception from it ends the descent and is raised.
     """
+    # The optimizer works on the processor, where its hundred small sums a step take less time than on a GPU.
+    position = nn.Parameter(coordinates.vector.detach().to("cpu", copy=True))
     optimizer = torch.optim.LBFGS(
-        [p for p in coordinates.parameters() if p.requires_grad],
+        [position],
         max_iter=evaluations,
         max_eval=evaluations,
         tolerance_grad=0,
@@ -94,17 +105,33 @@ def descend(
         history_size=LBFGS_HISTORY,
         line_search_fn="strong_wolfe",
     )
+    loss_and_gradient = _loss_and_gradient(objective, coordinates, frames, labels)
 
     def closure() -> float:
-        optimizer.zero_grad()
-        loss = float(objective.backpropagate(coordinates, frames, labels))
+        coordinates.vector.data.copy_(position)
+        found = loss_and_gradient().cpu()
+        loss = float(found[0])
         on_evaluation(loss)
         if loss <= goal:
             raise _GoalReached
+        position.grad = found[1:]
         return loss
 
     with suppress(_GoalReached):
         optimizer.step(closure)
+    coordinates.vector.data.copy_(position)
+
+
+def _loss_and_gradient(
+    objective: Objective, coordinates: Coordinates, frames: Tensor, labels: Tensor | None
+) -> Callable[[], Tensor]:
+    """Return a function that computes the objective at the coordinates and its gradient, as one vector."""
+
+    def compute() -> Tensor:
+        loss, (gradient,) = objective.differentiate(coordinates, [coordinates.vector], frames, labels)
+        return torch.cat([loss.view(1), gradient])
+
+    return replayable(compute, objective.can_be_captured(frames, labels))
 
 
 def patch_whitener(frames: Tensor, size: int, generator: torch.Generator) -> Tensor:
@@ -117,11 +144,13 @@ def patch_whitener(frames: Tensor, size: int, generator: torch.Generator) -> Ten
     image = torch.randint(len(frames), draw, generator=generator)
     row = torch.randint(height - size + 1, draw, generator=generator)
     column = torch.randint(width - size + 1, draw, generator=generator)
-    taps = torch.arange(size)
+    image, row, column = (drawn.to(frames.device) for drawn in (image, row, column))
+    taps = torch.arange(size, device=frames.device)
     patches = frames[  # (WHITENING_PATCHES, size, size, C)
         image[:, None, None], :, row[:, None, None] + taps[:, None], column[:, None, None] + taps[None, :]
     ]
     patches = patches.permute(0, 3, 1, 2).flatten(1)
-    values, vectors = torch.linalg.eigh(torch.cov(patches.T).reshape(patches.shape[1], patches.shape[1]))
+    covariance = torch.cov(patches.T).reshape(patches.shape[1], patches.shape[1])
+    values, vectors = torch.linalg.eigh(covariance.cpu())
     scale = (values.clamp_min(0) + WHITENING_RIDGE * values.mean()).rsqrt()
-    return (vectors * scale) @ vectors.T
+    return ((vectors * scale) @ vectors.T).to(frames.device)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from calibrate.features.class_statistics import Target
 from calibrate.features.feature_maps import FeatureMap
@@ -69,6 +70,10 @@ class Objective:
     crop: the crop in the training behind the target.
     criterion: weight of the cross-entropy of the logits with the labels (r_crit of the paper).
     limits: of the restored values. Values outside add LIMIT_EXCESS_WEIGHT times their mean square excess.
+    chunk: frames at once. Default: as many as OBJECTIVE_CHUNK_PIXELS allows.
+
+    `loss`, `last_layer_loss` and `differentiate` return tensors and do not look at them, so that they can be captured
+    (calibrate.gpu) where there are no labels.
 
     All methods take frames (N, C, H, W) in normalised input units and labels (N,) int64, None without classes and
     criterion. They raise ValueError for a target with another number of layers than the features.
@@ -79,92 +84,137 @@ class Objective:
     crop: PaddedCrop | None = None
     criterion: float = 0.0
     limits: Limits | None = None
+    chunk: int | None = None
 
     def clean_floor(self, rho: Transform, frames: Tensor) -> float:
         """Estimate the mean objective of as many clean frames: the sampling error of their own statistics, in nats."""
         with torch.no_grad():
-            moments = self._observe_all(rho, frames).moments
-        triples = zip(moments.first, moments.second, self.target.variances, strict=True)
-        return float(torch.stack([_sampling_divergence(*triple).mean() for triple in triples]).mean())
-
-    def evaluate_last_layer(self, rho: Transform, frames: Tensor, labels: Tensor | None = None) -> float:
-        """Return the divergence of the last layer plus the weighted excess over the limits, in nats."""
-        with torch.no_grad():
-            observed = self._observe_all(rho, frames)
-            divergence = self._divergences(observed.moments, labels)[-1]
-            return float(divergence + LIMIT_EXCESS_WEIGHT * observed.excess.mean())
+            first, second = self._channels(self._observe_all(rho, frames).moments)
+        return float((_sampling_divergence(first, second, self._target_variances) @ self._channel_weights).mean())
 
     def evaluate(self, rho: Transform, frames: Tensor, labels: Tensor | None = None) -> float:
         """Return the objective on all frames at once, in nats."""
-        with torch.no_grad():
-            return float(self._loss(self._observe_all(rho, frames), labels))
+        return float(self.loss(rho, frames, labels))
+
+    def evaluate_last_layer(self, rho: Transform, frames: Tensor, labels: Tensor | None = None) -> float:
+        """Return the divergence of the last layer plus the weighted excess over the limits, in nats."""
+        return float(self.last_layer_loss(rho, frames, labels))
+
+    @torch.no_grad()
+    def loss(self, rho: Transform, frames: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Compute the objective on all frames at once, in nats."""
+        return self._loss(self._observe_all(rho, frames), labels)
+
+    @torch.no_grad()
+    def last_layer_loss(self, rho: Transform, frames: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Compute the divergence of the last layer plus the weighted excess over the limits, in nats."""
+        observed = self._observe_all(rho, frames)
+        last = self._divergences(observed.moments, labels)[:, -self.target.means[-1].shape[-1] :]
+        return last.mean() + LIMIT_EXCESS_WEIGHT * observed.excess.mean()
 
     @torch.enable_grad()
-    def backpropagate(self, rho: nn.Module, batch: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Add the gradient of the objective on the whole batch to the parameters of ρ alone; return the objective.
+    def differentiate(
+        self, rho: Transform, trained: Sequence[Tensor], batch: Tensor, labels: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Compute the objective on the whole batch, and its gradient in each of the tensors that ρ depends on.
 
         A frozen network in evaluation mode does not couple frames. For a batch larger than a chunk the gradient is
         therefore exact in two passes: the first gives the gradient of the objective in what each frame shows, the
-        second carries it back chunk by chunk. An objective that is not finite adds no gradient.
+        second carries it back chunk by chunk. An objective that is not finite has a gradient that means nothing.
         """
-        trained = [p for p in rho.parameters() if p.requires_grad]
-        if len(batch) <= _chunk_size(batch):
+        if self._in_one_chunk(batch):
             loss = self._loss(self._observe(rho, batch, 0), labels)
-            if torch.isfinite(loss):
-                loss.backward(inputs=trained)
-            return loss.detach()
+            return loss.detach(), torch.autograd.grad(loss, trained)
         with torch.no_grad():
             observed = self._observe_all(rho, batch)
         whole = [t.requires_grad_() for t in observed.tensors()]
         loss = self._loss(observed, labels)
-        gradients = torch.autograd.grad(loss, whole)  # one row for each frame
-        if torch.isfinite(loss):
-            for first, chunk in _chunks(batch):
-                tensors = self._observe(rho, chunk, first).tensors()
-                shares = [g[first : first + len(chunk)] for g in gradients]
-                torch.autograd.backward(tensors, shares, inputs=trained)
-        return loss.detach()
+        shares = torch.autograd.grad(loss, whole)  # one row for each frame
+        total = [torch.zeros_like(t) for t in trained]
+        for first, chunk in self._chunks(batch):
+            tensors = self._observe(rho, chunk, first).tensors()
+            parts = torch.autograd.grad(tensors, trained, [s[first : first + len(chunk)] for s in shares])
+            total = [t + part for t, part in zip(total, parts, strict=True)]
+        return loss.detach(), tuple(total)
+
+    def can_be_captured(self, frames: Tensor, labels: Tensor | None) -> bool:
+        """Return whether the work on these frames is worth being captured on a GPU (calibrate.gpu).
+
+        The kernels of many chunks take longer than their launches, and labels have to be looked at.
+        """
+        return frames.is_cuda and labels is None and self._in_one_chunk(frames)
+
+    def _in_one_chunk(self, frames: Tensor) -> bool:
+        return len(frames) <= self._chunk_size(frames)
 
     def _observe(self, rho: Transform, chunk: Tensor, first: int) -> Observation:
         """Observe ρ(chunk). first: index of its first frame, which decides where the frames are cropped."""
         restored = rho(chunk)
         excess = 0 * restored.mean((1, 2, 3)) if self.limits is None else self.limits.excess(restored)
-        device = chunk.device.type  # convolutions in bfloat16 where a processor has it; statistics stay float32
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cpu" and HAS_BFLOAT16):
+        # Convolutions in bfloat16 where a processor has it; statistics stay float32.
+        with torch.autocast("cpu", torch.bfloat16, enabled=chunk.device.type == "cpu" and HAS_BFLOAT16):
             features, output = self.features(augment(self.crop, restored, first))
         logits = output.float() if self.criterion and output is not None else None
         return Observation(ImageMoments.of(features), excess, logits)
 
     def _observe_all(self, rho: Transform, frames: Tensor) -> Observation:
-        return Observation.join([self._observe(rho, chunk, first) for first, chunk in _chunks(frames)])
+        return Observation.join([self._observe(rho, chunk, first) for first, chunk in self._chunks(frames)])
 
     def _loss(self, observed: Observation, labels: Tensor | None) -> Tensor:
-        loss = self._divergences(observed.moments, labels).mean() + LIMIT_EXCESS_WEIGHT * observed.excess.mean()
+        divergence = (self._divergences(observed.moments, labels) @ self._channel_weights).mean()
+        loss = divergence + LIMIT_EXCESS_WEIGHT * observed.excess.mean()
         if self.criterion:
             assert observed.output is not None and labels is not None
             loss = loss + self.criterion * F.cross_entropy(observed.output, labels)
         return loss
 
     def _divergences(self, moments: ImageMoments, labels: Tensor | None) -> Tensor:
-        """Return the divergence of each layer (L,), mean over channels and classes."""
-        weights, rows = _class_averages(self.target, len(moments), labels)
-        layers = []
-        for first, second, mean, variance in zip(
-            moments.first, moments.second, self.target.means, self.target.variances, strict=True
-        ):
-            observed_mean = weights @ first  # (K, C)
-            observed_variance = weights @ second - observed_mean.square()
-            layers.append(gaussian_divergence(observed_mean, observed_variance, mean[rows], variance[rows]).mean())
-        return torch.stack(layers)
+        """Return the divergence of each channel of all layers (K, C) for K classes; K is 1 for plain statistics."""
+        first, second = self._channels(moments)
+        weights, rows = _class_averages(self.target, first, labels)
+        observed_mean = weights @ first  # (K, C)
+        observed_variance = weights @ second - observed_mean.square()
+        return gaussian_divergence(
+            observed_mean, observed_variance, self._target_means[rows], self._target_variances[rows]
+        )
+
+    def _channels(self, moments: ImageMoments) -> tuple[Tensor, Tensor]:
+        """Return first and second moments of the channels of all layers (N, C): a GPU then computes all at once."""
+        if len(moments.first) != len(self.target.means):
+            raise ValueError(f"the target has {len(self.target.means)} layers, the features {len(moments.first)}")
+        return torch.cat(moments.first, 1), torch.cat(moments.second, 1)
+
+    @cached_property
+    def _target_means(self) -> Tensor:
+        return torch.cat(self.target.means, -1)  # (C,), or (classes, C)
+
+    @cached_property
+    def _target_variances(self) -> Tensor:
+        return torch.cat(self.target.variances, -1)
+
+    @cached_property
+    def _channel_weights(self) -> Tensor:
+        """Weights (C,) of the mean over the channels of a layer and then over layers."""
+        means = self.target.means
+        return torch.cat([m.new_full(m.shape[-1:], 1 / (m.shape[-1] * len(means))) for m in means])
+
+    def _chunk_size(self, frames: Tensor) -> int:
+        return self.chunk or default_chunk(frames)
+
+    def _chunks(self, frames: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yield the index of the first frame of each chunk, and the chunk."""
+        size = self._chunk_size(frames)
+        return zip(range(0, len(frames), size), frames.split(size), strict=True)
 
 
-def _class_averages(target: Target, count: int, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _class_averages(target: Target, moments: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return weights (K, N) that average the frames of each class with frames, and the classes' rows in the target.
 
+    moments: (N, C).
     Plain statistics are one class of all frames; indexing their (C,) with None makes them a row.
     """
     if isinstance(target, FeatureStatistics):
-        return torch.full((1, count), 1 / count), None
+        return moments.new_full((1, len(moments)), 1 / len(moments)), None
     assert labels is not None
     present = labels.unique()
     member = (labels == present[:, None]).float()
@@ -181,12 +231,6 @@ def _sampling_divergence(first: Tensor, second: Tensor, variance: Tensor) -> Ten
     return 0.5 * mean_error + 0.25 * log_variance_error(first, second)
 
 
-def _chunk_size(frames: Tensor) -> int:
+def default_chunk(frames: Tensor) -> int:
     """Return how many frames of the size of `frames` (N, C, H, W) make one chunk, at least 1."""
     return max(1, OBJECTIVE_CHUNK_PIXELS // (frames.shape[2] * frames.shape[3]))
-
-
-def _chunks(frames: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the index of the first frame of each chunk, and the chunk."""
-    size = _chunk_size(frames)
-    return zip(range(0, len(frames), size), frames.split(size), strict=True)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
 
 from calibrate.homogenizer import Homogenizer
 from calibrate.source.description import Source
@@ -27,13 +28,15 @@ POWER_RIDGE = 1e-3  # added power, relative to the mean power: frequencies with 
 ROTATION_CUTOFF_CYCLES = 3.0  # cycles per frame: standard deviation of the Gaussian by which a rotation falls off
 RANDOM_ROTATIONS = 48  # random rotations in a search; one of them is mostly within 40 degrees of any rotation
 REFINEMENT_SPREADS_RAD = (0.5, 0.25)  # standard deviation of the tries around the best rotations, one for each turn
+# Matrices up to which they are decomposed on the processor: a GPU's library takes longer to start than these 10 ms.
+MAX_MATRICES_ON_PROCESSOR = 4096
 REFINED_ROTATIONS, TRIES_PER_ROTATION = 3, 4  # best rotations refined in a turn, and tries around each
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
     """Low-pass (1, C, H, W) by a Gaussian of sigma pixels, cut at 2 sigma and normalised at the borders."""
     radius = min(int(2 * sigma), min(image.shape[-2:]) - 1)
-    x = torch.arange(-radius, radius + 1, dtype=image.dtype)
+    x = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
     line = torch.exp(-x.square() / (2 * sigma**2))
     kernel = (line[:, None] * line[None, :]).expand(image.shape[1], 1, -1, -1)
     weight = F.conv2d(torch.ones_like(image), kernel, padding=radius, groups=image.shape[1])
@@ -55,22 +58,29 @@ def monge_map(target: Tensor, source: Tensor) -> Tensor:
     T^-1/2 (T^1/2 S T^1/2)^1/2 T^-1/2: the linear Monge-Kantorovich map of Pitie & Kokaram (2007), "The linear
     Monge-Kantorovitch linear colour mapping for example-based colour transfer".
     """
-    half, inverse = _hermitian_power(target, 0.5), _hermitian_power(target, -0.5)
-    return inverse @ _hermitian_power(half @ source @ half, 0.5) @ inverse
+    half, inverse = _hermitian_powers(target, 0.5, -0.5)
+    return _monge_map(half, inverse, source)
 
 
-def _hermitian_power(matrix: Tensor, power: float) -> Tensor:
-    """Raise positive Hermitian matrices (..., C, C) to a power. Eigenvalues are at least 1e-6 of the largest."""
-    values, vectors = torch.linalg.eigh(matrix)
+def _monge_map(half: Tensor, inverse: Tensor, source: Tensor) -> Tensor:
+    """Return the map from the target's T^1/2 and T^-1/2."""
+    (root,) = _hermitian_powers(half @ source @ half, 0.5)
+    return inverse @ root @ inverse
+
+
+def _hermitian_powers(matrix: Tensor, *powers: float) -> list[Tensor]:
+    """Raise positive Hermitian matrices (..., C, C) to powers. Eigenvalues are at least 1e-6 of the largest."""
+    few = matrix.shape[:-2].numel() <= MAX_MATRICES_ON_PROCESSOR
+    values, vectors = (part.to(matrix.device) for part in torch.linalg.eigh(matrix.cpu() if few else matrix))
     floor = values[..., -1:].clamp_min(1e-12) * 1e-6
-    scaled = torch.maximum(values, floor).pow(power)
-    return (vectors * scaled.unsqueeze(-2)) @ vectors.mH
+    floored = torch.maximum(values, floor)
+    return [(vectors * floored.pow(power).unsqueeze(-2)) @ vectors.mH for power in powers]
 
 
 @torch.no_grad()
 def pattern_start(offset: Tensor) -> Homogenizer:
     """Return the identity plus an offset map (1, C, H, W), which is zero without a fixed pattern."""
-    homogenizer = Homogenizer(*offset.shape[1:])
+    homogenizer = Homogenizer(*offset.shape[1:]).to(offset.device)
     homogenizer.offset.copy_(offset)
     return homogenizer
 
@@ -81,7 +91,7 @@ def colour_start(frames: Tensor, source: Source, offset: Tensor) -> Homogenizer:
     homogenizer = pattern_start(offset)
     pixels = (frames + offset).transpose(0, 1).flatten(1)
     target = torch.cov(pixels).reshape(len(pixels), len(pixels))
-    colour = monge_map(target + POWER_RIDGE * target.trace() * torch.eye(len(target)), source.covariance)
+    colour = monge_map(target + POWER_RIDGE * target.trace() * torch.eye(len(target)).to(target), source.covariance)
     centre = homogenizer.kernel.shape[-1] // 2
     homogenizer.kernel.zero_()
     homogenizer.kernel[:, :, centre, centre] = colour
@@ -97,7 +107,7 @@ def negative_start(start: Homogenizer, whole: Tensor) -> Homogenizer:
     Second-order statistics do not determine the sign of a single colour. Thermal cameras have it as a setting:
     white-hot or black-hot.
     """
-    negative = Homogenizer(**start.architecture())
+    negative = Homogenizer(**start.architecture()).to(whole.device)
     negative.offset.copy_(-start.offset)
     negative.kernel.copy_(-start.kernel)
     negative.bias.copy_(start.bias + start.kernel.sum((2, 3)) @ whole)
@@ -117,35 +127,54 @@ class SpectralStarts:
         self._mean = flat.mean((0, 2, 3))
         target = _with_ridge(cross_spectra(flat))
         clean = _with_ridge(source.profile.at(*self._shape[1:]).to(target))
-        self._unmix, self._mix = _hermitian_power(target, -0.5), _hermitian_power(clean, 0.5)
-        monge = monge_map(target, clean)  # (H, W, C, C)
-        self._polar = _hermitian_power(clean, -0.5) @ monge @ _hermitian_power(target, 0.5)
+        half, self._unmix = _hermitian_powers(target, 0.5, -0.5)
+        self._mix, unmix_clean = _hermitian_powers(clean, 0.5, -0.5)
+        self._polar = unmix_clean @ _monge_map(half, self._unmix, clean) @ half  # (H, W, C, C)
+        frequencies = spatial_frequencies(*self._shape[1:])
+        self._share = torch.exp(-(frequencies / ROTATION_CUTOFF_CYCLES).square() / 2).to(frames.device)
+        self._identity = pattern_start(offset)
 
     @torch.no_grad()
     def start(self, rotation: Tensor | None = None) -> Homogenizer:
         """Return the start for a rotation vector (3,) in radians, for 3 channels. None is the smallest change."""
-        unitary = self._polar if rotation is None else self._rotations(rotation) @ self._polar
-        maps = self._mix @ unitary @ self._unmix
         homogenizer = pattern_start(self._offset)
-        response = torch.fft.fftshift(torch.fft.ifft2(maps.permute(2, 3, 0, 1)).real, dim=(-2, -1))
-        row, column, half = response.shape[-2] // 2, response.shape[-1] // 2, homogenizer.kernel.shape[-1] // 2
-        central = response[..., row - half : row + half + 1, column - half : column + half + 1]
-        kernel = central.flip(-2, -1)  # conv2d correlates
-        homogenizer.kernel.copy_(kernel)
-        homogenizer.bias.copy_(self._source.mean - kernel.sum((2, 3)) @ self._mean)
+        for name, value in self._weights(rotation).items():
+            homogenizer.get_parameter(name).copy_(value)
         return homogenizer
 
+    @torch.no_grad()
+    def restore(self, frames: Tensor, rotation: Tensor) -> Tensor:
+        """Do to frames (N, C, H, W) what the start for this rotation does; can be captured (calibrate.gpu)."""
+        restored: Tensor = functional_call(self._identity, self._weights(rotation), (frames,))
+        return restored
+
+    def _weights(self, rotation: Tensor | None) -> dict[str, Tensor]:
+        unitary = self._polar if rotation is None else self._rotations(rotation) @ self._polar
+        maps = self._mix @ unitary @ self._unmix
+        response = torch.fft.fftshift(torch.fft.ifft2(maps.permute(2, 3, 0, 1)).real, dim=(-2, -1))
+        half = self._identity.kernel.shape[-1] // 2
+        row, column = response.shape[-2] // 2, response.shape[-1] // 2
+        central = response[..., row - half : row + half + 1, column - half : column + half + 1]
+        kernel = central.flip(-2, -1)  # conv2d correlates
+        return {"kernel": kernel, "bias": self._source.mean - kernel.sum((2, 3)) @ self._mean}
+
     def _rotations(self, rotation: Tensor) -> Tensor:
-        """Return the rotation of each frequency (H, W, 3, 3): the whole rotation at zero, none at high ones."""
-        frequencies = spatial_frequencies(*self._shape[1:])
-        share = torch.exp(-(frequencies / ROTATION_CUTOFF_CYCLES).square() / 2)
-        cross_product = torch.linalg.cross(torch.eye(3), rotation.expand(3, 3))  # its matrix, the generator
-        return torch.matrix_exp(share[..., None, None] * cross_product).to(self._polar)
+        """Return the rotation of each frequency (H, W, 3, 3): the whole rotation at zero, none at high ones.
+
+        By the formula of Rodrigues (1840): 1 + sin(a)/a K + (1 - cos(a))/a² K² for the angle a.
+        """
+        identity = torch.eye(3, device=rotation.device)
+        cross_product = torch.linalg.cross(identity, rotation.expand(3, 3))  # its matrix, the generator
+        half = (self._share * rotation.norm() / 2).clamp_min(1e-4)  # of the angle; sin(x) / x is 1 below
+        once = self._share * (2 * half).sin() / (2 * half)
+        twice = (self._share * half.sin() / half).square() / 2
+        square = cross_product @ cross_product
+        return (identity + once[..., None, None] * cross_product + twice[..., None, None] * square).to(self._polar)
 
 
 def _with_ridge(spectra: Tensor) -> Tensor:
     power = spectra.diagonal(dim1=-2, dim2=-1).real.mean()
-    return spectra + POWER_RIDGE * power * torch.eye(spectra.shape[-1])
+    return spectra + POWER_RIDGE * power * torch.eye(spectra.shape[-1], device=spectra.device)
 
 
 def search_rotation(score: Callable[[Tensor], float], generator: torch.Generator) -> Tensor:
@@ -153,6 +182,7 @@ def search_rotation(score: Callable[[Tensor], float], generator: torch.Generator
 
     The search tries no rotation and RANDOM_ROTATIONS random ones, then others around the best. A score that is not
     finite counts as the worst.
+    generator: one of the processor, which makes the vectors.
     """
     ranked = _ranked(score, [torch.zeros(3), *random_rotations(RANDOM_ROTATIONS, generator)])
     for spread in REFINEMENT_SPREADS_RAD:

@@ -26,9 +26,10 @@ def tone_start(frames: Tensor, source: Source, limits: Limits, exponent: float) 
 
     frames: (N, C, H, W) in normalised input units, drifted by v^(1/exponent).
     """
-    homogenizer = Homogenizer(*frames.shape[1:])
-    values = _quantiles(frames)
-    gain, bias = _fit_curve(homogenizer, values, _gamma(values, limits, exponent))
+    homogenizer = Homogenizer(*frames.shape[1:]).to(frames.device)
+    values = _quantiles(frames).cpu()
+    fitted = _fit_curve(homogenizer, values, _gamma(values, limits.to(values.device), exponent))
+    gain, bias = (part.to(frames.device) for part in fitted)
     with torch.no_grad():
         toned = homogenizer.tone(frames) * gain.view(-1, 1, 1) + bias.view(-1, 1, 1)
         colour = colour_start(toned, source, torch.zeros_like(frames[:1]))
@@ -41,7 +42,7 @@ def _quantiles(frames: Tensor) -> Tensor:
     """Return the values (C, TONE_QUANTILES) that divide the pixels of each channel into equal parts."""
     values = frames.transpose(0, 1).flatten(1)
     values = values[:, :: max(values.shape[1] // MAX_TONE_VALUES, 1)].sort(1).values
-    return values[:, torch.linspace(0, values.shape[1] - 1, TONE_QUANTILES).long()]
+    return values[:, torch.linspace(0, values.shape[1] - 1, TONE_QUANTILES).long().to(values.device)]
 
 
 def _gamma(values: Tensor, limits: Limits, exponent: float) -> Tensor:
@@ -52,9 +53,9 @@ def _gamma(values: Tensor, limits: Limits, exponent: float) -> Tensor:
 def _fit_curve(homogenizer: Homogenizer, values: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Set the homogenizer's tone curve so that gain * curve(values) + bias is nearest to `wanted`.
 
-    values, wanted: (C, TONE_QUANTILES). Returns gain and bias, (C,) each.
+    values, wanted: (C, TONE_QUANTILES), on the processor, where so few are faster. Returns gain and bias, (C,) each.
     """
-    stretch = torch.zeros_like(homogenizer.curve, requires_grad=True)  # logarithm of 1 + curve: every curve rises
+    stretch = torch.zeros(homogenizer.curve.shape, requires_grad=True)  # logarithm of 1 + curve: every curve rises
     optimizer = torch.optim.LBFGS([stretch], max_iter=CURVE_FIT_ITERATIONS, line_search_fn="strong_wolfe")
 
     def misfit() -> tuple[Tensor, Tensor, Tensor]:

@@ -40,17 +40,21 @@ class PaddedCrop:
         first: index of the first frame. A frame of the same index is always cropped at the same place.
         """
         count, _, height, width = frames.shape
-        fill = frames.new_tensor(self.fill).view(1, -1, 1, 1)
+        # Everything is made where the frames are: while a GPU's work is captured, nothing can be copied to it.
+        fill = torch.cat([frames.new_full((1, 1, 1, 1), value) for value in self.fill], 1)
         padded = F.pad(frames - fill, (self.padding,) * 4) + fill
-        top, left = self._places(first, count).unbind(0)
-        rows, columns = top[:, None] + torch.arange(height), left[:, None] + torch.arange(width)
-        image = torch.arange(count)[:, None, None]
+        device = frames.device
+        top, left = self._places(first, count, device).unbind(0)
+        rows, columns = (
+            corner[:, None] + torch.arange(extent, device=device) for corner, extent in ((top, height), (left, width))
+        )
+        image = torch.arange(count, device=device)[:, None, None]
         return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
-    def _places(self, first: int, count: int) -> Tensor:
+    def _places(self, first: int, count: int, device: torch.device) -> Tensor:
         """Return top and left corners (2, N), in pixels from 0 to 2 * padding."""
-        index = torch.arange(first, first + count, dtype=torch.float64)
-        even = (index * torch.tensor(R2_STEPS, dtype=torch.float64)[:, None]).frac()
+        index = torch.arange(first, first + count, dtype=torch.float64, device=device)
+        even = torch.stack([index * step for step in R2_STEPS]).frac()
         return (even * (2 * self.padding + 1)).long()
 
 

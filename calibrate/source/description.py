@@ -34,6 +34,10 @@ class Limits(NamedTuple):
         """Return the limits of images with values from 0 to 1 that are normalised as (value - mean) / std."""
         return Limits(*((level - torch.tensor(mean)) / torch.tensor(std) for level in (0.0, 1.0)))
 
+    def to(self, device: torch.device) -> Limits:
+        """Return the same limits on another device."""
+        return Limits(self.black.to(device), self.white.to(device))
+
     def excess(self, frames: Tensor) -> Tensor:
         """Return the mean square (N,) by which values of frames (N, C, H, W) exceed the limits."""
         black, white = self.black.view(-1, 1, 1), self.white.view(-1, 1, 1)
@@ -49,6 +53,11 @@ class Source(NamedTuple):
     mean: Tensor
     covariance: Tensor
     profile: RadialProfile
+
+    def to(self, device: torch.device) -> Source:
+        """Return the same description on another device."""
+        density = RadialProfile(self.profile.density.to(device))
+        return Source(self.mean.to(device), self.covariance.to(device), density)
 
 
 def measured_source(frames: Tensor) -> Source:

@@ -20,16 +20,19 @@ class RadialProfile(NamedTuple):
 
     def at(self, height: int, width: int) -> Tensor:
         """Return the density (H, W, C, C) at each frequency of frames of the measured size."""
-        return self.density[_bins(height, width)]
+        return self.density[_bins(height, width).to(self.density.device)]
 
 
 def radial_profile(spectra: Tensor) -> RadialProfile:
-    """Average cross-spectra (H, W, C, C) over all frequencies of the same bin."""
+    """Average cross-spectra (H, W, C, C) over all frequencies of the same bin.
+
+    The sums are made on the processor: those of a GPU have another order in each run.
+    """
     height, width, *channels = spectra.shape
     bins = _bins(height, width).flatten()
     count = int(bins.max()) + 1
-    total = torch.zeros(count, *channels).index_add_(0, bins, spectra.real.flatten(0, 1).float())
-    return RadialProfile(total / torch.bincount(bins, minlength=count).clamp_min(1).view(-1, 1, 1))
+    total = torch.zeros(count, *channels).index_add_(0, bins, spectra.real.flatten(0, 1).float().cpu())
+    return RadialProfile((total / torch.bincount(bins, minlength=count).clamp_min(1).view(-1, 1, 1)).to(spectra.device))
 
 
 def cross_spectra(frames: Tensor) -> Tensor:
@@ -40,9 +43,9 @@ def cross_spectra(frames: Tensor) -> Tensor:
     """
     height, width = frames.shape[-2:]
     window = torch.hann_window(height)[:, None] * torch.hann_window(width)[None, :]
-    window = window / window.square().mean().sqrt()
+    window = (window / window.square().mean().sqrt()).to(frames.device)
     mean = frames.mean((0, 2, 3), keepdim=True)
-    total = torch.zeros(1)
+    total = torch.zeros(1, device=frames.device)
     for chunk in frames.split(SPECTRA_CHUNK_FRAMES):
         spectrum = torch.fft.fft2((chunk - mean) * window)  # (n, C, H, W)
         total = total + torch.einsum("nchw,ndhw->hwcd", spectrum, spectrum.conj())

@@ -5,6 +5,9 @@ training frames, and its running variance linear in their channel covariance. Th
 one colour and to 1/f noise images gives the equations; the weights are not needed. The means also show borders: a
 network that was trained on random crops of padded frames has the borders in its statistics, and no other
 image content makes the filters respond as the edge of a border does.
+
+Images go through the layer where the network is, which may be a GPU. The equations are small and are solved on the
+processor: there each step takes microseconds. All random numbers are drawn on the processor, the same for every device.
 """
 
 from __future__ import annotations
@@ -54,8 +57,8 @@ def shipped_source(taps: Taps, shape: Shape, seed: int = 0, crop: PaddedCrop | N
         observed = _frame_variance(taps, shape, mean, crop)
         fits = [_fit_covariance(taps, shape, observed, e, generator, crop) for e in NOISE_EXPONENTS]
         best = min(fits, key=lambda fit: fit.residual)
-        noise = pink_noise(4 * PROBE_IMAGES, shape[1:], best.exponent, generator)
-        power = cross_spectra(noise[:, None])  # (H, W, 1, 1), with the leakage of the window
+        noise = pink_noise(4 * PROBE_IMAGES, shape[1:], best.exponent, generator, _device(taps))
+        power = cross_spectra(noise[:, None]).cpu()  # (H, W, 1, 1), with the leakage of the window
     return Source(mean, best.covariance, radial_profile(power * best.covariance))
 
 
@@ -80,21 +83,39 @@ def detect_crop(taps: Taps, shape: Shape, black: Tensor) -> PaddedCrop | None:
     return crop if cropped_misfit < CROP_MAX_MISFIT_RATIO * whole_misfit else None
 
 
-def pink_noise(count: int, shape: tuple[int, int], exponent: float, generator: torch.Generator) -> Tensor:
-    """Draw noise images (count, H, W) of zero mean and unit variance whose power falls as 1/f^exponent."""
+def pink_noise(
+    count: int,
+    shape: tuple[int, int],
+    exponent: float,
+    generator: torch.Generator,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Draw noise images (count, H, W) of zero mean and unit variance whose power falls as 1/f^exponent.
+
+    device: of the images. The generator is one of the processor.
+    """
     height, width = shape
     size = 2 * max(height, width)  # cut from a larger field, so that opposite borders do not match
     fy, fx = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None, :]
     radius = (fy.square() + fx.square()).sqrt().clamp_min(0.5 / size)
-    noise = torch.fft.rfft2(torch.randn(count, size, size, generator=generator))
-    field = torch.fft.irfft2(noise * radius.pow(-exponent / 2), s=(size, size))[:, :height, :width]
+    noise = torch.fft.rfft2(torch.randn(count, size, size, generator=generator).to(device))
+    field = torch.fft.irfft2(noise * radius.pow(-exponent / 2).to(device), s=(size, size))[:, :height, :width]
     field = field - field.mean()
     return field / field.std()
 
 
 def _first_layer(taps: Taps, frames: Tensor, crop: PaddedCrop | None = None) -> Tensor:
     """Return the input of the first BatchNorm layer (N, C_1, ...) for frames (N, C, H, W)."""
-    return taps(augment(crop, frames), depth=1).features[0]
+    return taps(augment(crop, frames.to(_device(taps))), depth=1).features[0]
+
+
+def _device(taps: Taps) -> torch.device:
+    return taps.reference.means[0].device
+
+
+def _reference(taps: Taps) -> tuple[Tensor, Tensor]:
+    """Return mean and variance (C_1,) of the first layer, on the processor; variances are VARIANCE_FLOOR at least."""
+    return taps.reference.means[0].cpu(), taps.reference.variances[0].cpu().clamp_min(VARIANCE_FLOOR)
 
 
 def _by_channel(features: Tensor) -> Tensor:
@@ -122,13 +143,15 @@ def _mean_colour(taps: Taps, shape: Shape, crop: PaddedCrop | None) -> tuple[Ten
     """
 
     def respond(colour: Tensor) -> Tensor:
-        return _by_channel(_first_layer(taps, _uniform_frames(colour, shape, crop), crop)).mean(1)
+        return _by_channel(_first_layer(taps, _uniform_frames(colour, shape, crop), crop)).mean(1).cpu()
 
+    mean, variance = _reference(taps)
     base = respond(torch.zeros(shape[0]))
     columns = torch.stack([respond(unit) - base for unit in torch.eye(shape[0])], 1)  # (C_1, C)
-    weight = taps.reference.variances[0].clamp_min(VARIANCE_FLOOR).rsqrt()
-    equations, wanted = columns * weight[:, None], (taps.reference.means[0] - base) * weight
-    solution = torch.linalg.lstsq(equations, wanted[:, None]).solution[:, 0]
+    weight = variance.rsqrt()
+    equations, wanted = columns * weight[:, None], (mean - base) * weight
+    # By singular values: the default driver reads memory that PyTorch has not set, and gives other last bits each time.
+    solution = torch.linalg.lstsq(equations, wanted[:, None], driver="gelsd").solution[:, 0]
     freedom = max(len(wanted) - shape[0], 1)
     return solution, float(((equations @ solution - wanted).square().sum() / freedom).sqrt())
 
@@ -136,8 +159,8 @@ def _mean_colour(taps: Taps, shape: Shape, crop: PaddedCrop | None) -> tuple[Ten
 def _frame_variance(taps: Taps, shape: Shape, mean: Tensor, crop: PaddedCrop | None) -> Tensor:
     """Return the running variances (C_1,) without the part that borders around frames of the mean colour cause."""
     borders = _by_channel(_first_layer(taps, _uniform_frames(mean, shape, crop), crop)).var(1, unbiased=False)
-    running = taps.reference.variances[0].clamp_min(VARIANCE_FLOOR)
-    return torch.maximum(running - borders, MIN_FRAME_VARIANCE_SHARE * running)
+    _, running = _reference(taps)
+    return torch.maximum(running - borders.cpu(), MIN_FRAME_VARIANCE_SHARE * running)
 
 
 def _fit_covariance(
@@ -182,13 +205,14 @@ def _response_covariances(
     crop: PaddedCrop | None,
 ) -> Tensor:
     """Return Q (C_1, C, C): at each output the covariance of its responses to the same noise in channels c and c'."""
-    noise = pink_noise(PROBE_IMAGES, shape[1:], exponent, generator)
-    zero = _first_layer(taps, torch.zeros(PROBE_IMAGES, *shape), crop)
+    device = _device(taps)
+    noise = pink_noise(PROBE_IMAGES, shape[1:], exponent, generator, device)
+    zero = _first_layer(taps, torch.zeros(PROBE_IMAGES, *shape, device=device), crop)
     responses = []
     for channel in range(shape[0]):
-        images = torch.zeros(PROBE_IMAGES, *shape)
+        images = torch.zeros(PROBE_IMAGES, *shape, device=device)
         images[:, channel] = noise
         response = _by_channel(_first_layer(taps, images, crop) - zero)  # (C_1, images * positions)
         responses.append(response - response.mean(1, keepdim=True))
     stacked = torch.stack(responses, 1)  # (C_1, C, P)
-    return stacked @ stacked.transpose(1, 2) / stacked.shape[2]
+    return (stacked @ stacked.transpose(1, 2) / stacked.shape[2]).cpu()

@@ -26,6 +26,10 @@ WORKER_LOOK_S = 0.25  # between two looks at a worker that is busy: a fit that g
 KILLED_ADVICE = " (killed; if the kernel's log says that memory ran out, take fewer recalibrate.frames)"
 JOB_SEND_TIMEOUT_S = 10  # a worker that works reads its next job at once
 EXIT_GRACE_S = 2.0  # for a worker that closed its connection: to write its traceback and exit with its own code
+WORKER_ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "passive",  # no spinning on cores that frames need
+    "CUDA_MPS_CLIENT_PRIORITY": "1",  # below the daemon's, where NVIDIA's MPS shares the GPU between processes
+}
 KILL_TIMEOUT_S = 5.0  # a process inside a broken driver does not even end when killed
 
 
@@ -43,8 +47,9 @@ class WorkerClient:
     digest: SHA-256 of the model that the daemon serves; the worker refuses a file that was exchanged since.
     """
 
-    def __init__(self, model: Path, digest: str, backend: str, state: Path, threads: int):
+    def __init__(self, model: Path, digest: str, backend: str, state: Path, fit_device: str, threads: int):
         self._arguments = ["--model", model, "--sha256", digest, "--backend", backend, "--state", state]
+        self._arguments += ["--fit-device", fit_device]
         self._arguments += ["--threads", threads]
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
@@ -117,7 +122,7 @@ class WorkerClient:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C in a terminal is for the daemon, which ends its workers
-                env=os.environ | {"OMP_WAIT_POLICY": "passive"},  # no spinning on cores that frames need
+                env=os.environ | WORKER_ENVIRONMENT,
             )
         self._receive(self._connection, time.monotonic() + WORKER_START_TIMEOUT_S)
 

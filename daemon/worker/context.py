@@ -16,7 +16,7 @@ from calibrate.source.description import Limits
 from daemon import __version__
 from daemon.model.preprocess import Preprocessor
 from daemon.worker.dossier_builder import digest_statistics
-from deploy.backends.protocol import load_backend
+from deploy.backends.protocol import AUTO, load_backend
 from deploy.model.commissioned import load_clean_data
 from deploy.model.frozen import FrozenModel
 from deploy.store.artefacts import FACTORY, ArtefactStore
@@ -32,8 +32,9 @@ MAX_LOADED_HOMOGENIZERS = 64  # in memory, each some hundred kB
 class WorkerContext:
     """One frozen model and everything known about it."""
 
-    def __init__(self, frozen: FrozenModel, backend: str, store: ArtefactStore):
-        """Raises ModelError for commissioned statistics that cannot be used."""
+    def __init__(self, frozen: FrozenModel, backend: str, store: ArtefactStore, fit_device: str = AUTO):
+        """Raises ModelError for commissioned statistics that cannot be used. fit_device: as in the configuration."""
+        self.fit_device = fit_device
         self.frozen = frozen
         self.backend = load_backend(backend)
         self.store = store

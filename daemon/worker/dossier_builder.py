@@ -63,9 +63,9 @@ class DossierBuilder:
         tried = {"version": version, "accepted": verdict.accepted, "reason": verdict.reason}
         self._content["earlier"].append(tried)
 
-    def add_fit(self, result: FitResult) -> None:
-        """Note how the fit went, and to how many frames it fitted."""
-        fit = {"start": result.start, "start_losses": result.start_losses, "history": result.history}
+    def add_fit(self, result: FitResult, device: str) -> None:
+        """Note how the fit went, to how many frames it fitted, and where it computed, in words."""
+        fit = {"start": result.start, "start_losses": result.start_losses, "history": result.history, "device": device}
         self._content |= {"fit": json_values(fit)}
         self._content["seconds"] += [(f"fit: {stage}", seconds) for stage, seconds in result.stage_seconds.items()]
         self._frames["fitted"] = result.frames

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from calibrate.fitting import FitResult, fit
+from calibrate.fitting import FitResult
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import (
     Evidence,
@@ -26,6 +26,7 @@ from calibrate.validation import FitError
 from daemon.states import Result
 from daemon.worker.context import WorkerContext, clean_band
 from daemon.worker.dossier_builder import DossierBuilder, encode_examples
+from daemon.worker.fit_device import fit_on_device
 from deploy.backends.protocol import ParityError, same_backend_version
 from deploy.model.program import ModelError
 from deploy.store.artefacts import FACTORY, StoreError
@@ -117,8 +118,8 @@ class FitJob:
         return None
 
     def _fit_and_judge(self, held_out: Tensor, against: Mapping[str, Evidence]) -> dict[str, Any]:
-        fitted, fit_seconds = self._fit()
-        self._dossier.add_fit(fitted)
+        fitted, device, fit_seconds = self._fit()
+        self._dossier.add_fit(fitted, device)
         self._send({"stage": "judging", "ratio": 0.0, "fit_seconds": fit_seconds})
         candidate = fitted.homogenizer.eval()
         verdict = judge(self._context.scorer, candidate, held_out, against, self._job["band"])
@@ -127,28 +128,30 @@ class FitJob:
             return _answer(Result.REJECTED, verdict.reason)
         self._send({"stage": "compiling", "ratio": 0.0})
         started = time.perf_counter()
-        manifest = self._manifest(len(self._images), fitted, fit_seconds) | {"verdict": verdict.as_dict()}
+        manifest = self._manifest(len(self._images), fitted, device, fit_seconds) | {"verdict": verdict.as_dict()}
         manifest["golden"] = describe_golden(self._context.frames(pick_golden(self._images)).numpy())
         version = self._compile_and_store(candidate, held_out[:PARITY_FRAMES], manifest)
         compile_seconds = time.perf_counter() - started
         self._dossier.end_stage("compiling")
         return _answer(Result.ACCEPTED, verdict.reason, version=version, compile_seconds=compile_seconds)
 
-    def _fit(self) -> tuple[FitResult, float]:
-        """Fit to the frames that are not held out; also return the time (s)."""
+    def _fit(self) -> tuple[FitResult, str, float]:
+        """Fit to the frames that are not held out; also return the device in words, and the time (s)."""
         context, started = self._context, time.perf_counter()
         commissioned = context.commissioned
-        fitted = fit(
+        fitted, device = fit_on_device(
+            context.fit_device,
+            context.backend.name,
             context.frozen.module,
             context.frames(self._images[~self._held_out]),
-            commissioned and commissioned.statistics,
+            reference=commissioned and commissioned.statistics,
             source=commissioned and commissioned.source,
             limits=context.limits,
             seed=self._job["seed"],
             progress=lambda done, of, _: self._send({"stage": "fitting", "ratio": done / of}),
             clock=time.perf_counter,
         )
-        return fitted, time.perf_counter() - started
+        return fitted, device, time.perf_counter() - started
 
     def _compile_and_store(self, candidate: Homogenizer, golden: Tensor, manifest: dict[str, Any]) -> str:
         """Compile, check and store the candidate, and remove the sensor's oldest ones; returns its version."""
@@ -158,7 +161,7 @@ class FitJob:
         retain(store, self._job["sensor"], MAX_STORED_PER_SENSOR, protected=(self._job["active"], version))
         return version
 
-    def _manifest(self, frames: int, fitted: FitResult, seconds: float) -> dict[str, Any]:
+    def _manifest(self, frames: int, fitted: FitResult, device: str, seconds: float) -> dict[str, Any]:
         """Return what is stored beside the weights; the keys are a file format."""
         job = self._job
         return {
@@ -168,7 +171,7 @@ class FitJob:
             "trigger": job["trigger"],
             "seed": job["seed"],
             "frames": {"count": frames, "until": job["until"]},
-            "fit": {"start": fitted.start, "steps": fitted.steps, "seconds": seconds},
+            "fit": {"start": fitted.start, "steps": fitted.steps, "seconds": seconds, "device": device},
             "versions": self._context.provenance["versions"],
         }
 

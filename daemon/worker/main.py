@@ -37,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     lower_priority()
     torch.set_num_threads(args.threads)
     with Connection(args.connection) as connection:
-        context = WorkerContext(load_frozen(args.model, args.sha256), args.backend, ArtefactStore(args.state))
+        frozen, store = load_frozen(args.model, args.sha256), ArtefactStore(args.state)
+        context = WorkerContext(frozen, args.backend, store, args.fit_device)
         try:
             send_message(connection, {"ready": True})
             serve(context, connection)
@@ -83,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sha256", required=True, help="of the model that the daemon serves")
     parser.add_argument("--backend", required=True)
     parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--fit-device", required=True)
     parser.add_argument("--threads", type=int, required=True)
     return parser
 

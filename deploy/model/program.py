@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import struct
@@ -88,7 +89,7 @@ def load_program(data: bytes) -> nn.Module:
 
 def read_program(data: bytes) -> ExportedProgram:
     """Read the program in .pt2 bytes. Raises ModelError, also for bytes that could run code."""
-    with _read_errors():
+    with _read_errors(), _without_buffer_warning():
         return torch.export.load(io.BytesIO(checked_archive(data)))
 
 
@@ -102,6 +103,18 @@ def evaluation_module(program: ExportedProgram) -> nn.Module:
     for name in ("train", "eval"):  # torch.export makes both raise, even if a module around this one calls them
         vars(module).pop(name, None)
     return module.eval().requires_grad_(False)
+
+
+def module_on(module: nn.Module, device: str) -> nn.Module:
+    """Copy a network to another device. A traced one also names its device in operators that make tensors."""
+    moved = copy.deepcopy(module).to(device)
+    for part in moved.modules():
+        if isinstance(part, GraphModule):
+            for node in part.graph.nodes:
+                if "device" in node.kwargs:
+                    node.update_kwarg("device", torch.device(device))
+            part.recompile()
+    return moved
 
 
 def input_shapes(program: ExportedProgram) -> dict[str, tuple[int, ...]]:
@@ -180,6 +193,14 @@ def without_pytree_warning() -> Iterator[None]:
     """Suppress a warning of torch 2.13: it copies its own pytree specs in a way that it has deprecated."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        yield
+
+
+@contextmanager
+def _without_buffer_warning() -> Iterator[None]:
+    """Suppress a warning of torch 2.9 to 2.12: its reader makes tensors of the bytes that it has read itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
         yield
 
 

@@ -94,11 +94,13 @@ class FitRecord(_DossierPart):
 
     start: the closed form it began with. start_losses: the objective of each closed form that was tried (nats).
     history: the objective at each evaluation (nats).
+    device: where the fit computed, and why there; None in a dossier of an earlier release.
     """
 
     start: str
     start_losses: dict[str, NumberOrNone]
     history: list[NumberOrNone]
+    device: str | None = None
 
 
 class HomogenizerRecord(_DossierPart):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+import pytest
 
 from daemon.recalibration.envelope import Envelope, EnvelopeDocument, HomogenizerLimits
 from deploy.audit.signature import signature_path
@@ -19,13 +18,16 @@ def envelope_of(**homogenizer: Any) -> Envelope:
 
 
 def sign(path: Path) -> Path:
-    """Sign the file by a new key; returns the public key's file, beside it."""
-    private, key = Ed25519PrivateKey.generate(), path.with_name("key.pub")
+    """Sign the file by a new key; returns the public key's file, beside it. Skips the test without `cryptography`."""
+    ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
+    private, key = ed25519.Ed25519PrivateKey.generate(), path.with_name("key.pub")
     signature_path(path).write_bytes(private.sign(path.read_bytes()))
     key.write_bytes(public_pem(private))
     return key
 
 
 def public_pem(private: Any) -> bytes:
+    from cryptography.hazmat.primitives import serialization  # an extra, and only signatures need it
+
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     return private.public_key().public_bytes(serialization.Encoding.PEM, form)

@@ -48,7 +48,7 @@ class GpuBackend(ABC):
         self._engines: dict[str, GpuEngine] = {}  # by SHA-256: one for Φ, and one for ρ of each frame shape
 
     def check_device(self) -> None:
-        require_gpu(self.name)
+        require_gpu(f"backend {self.name!r}")
 
     def compile(self, module: nn.Module, example: torch.Tensor) -> bytes:
         weights = _homogenizer_weights(module)

@@ -20,10 +20,13 @@ class GpuLost(OSError):
     """The GPU failed, and CUDA refuses all further work of this process. Only a restart of the process helps."""
 
 
-def require_gpu(backend: str) -> None:
-    """Check that this process can use a GPU. Raises BackendUnavailable, which says what to install."""
+def require_gpu(user: str) -> None:
+    """Check that this process can use a GPU. Raises BackendUnavailable, which says what to install.
+
+    user: what needs it, as the configuration names it.
+    """
     if not torch.cuda.is_available():
-        raise BackendUnavailable(f"backend {backend!r} needs an NVIDIA GPU: {_explain_missing_gpu()}")
+        raise BackendUnavailable(f"{user} needs an NVIDIA GPU: {_explain_missing_gpu()}")
 
 
 def describe_gpu() -> str:

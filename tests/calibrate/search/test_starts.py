@@ -154,6 +154,17 @@ def test_no_rotation_is_the_rotation_by_zero(source):
         torch.testing.assert_close(by_zero.state_dict()[name], value, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rotation", [torch.zeros(3), *ROTATIONS])
+def test_frames_are_restored_as_the_start_for_a_rotation_does_it(source, rotation):
+    drifted = mixed(coloured(16, 4))
+    starts = starts_of(drifted, source)
+    made = starts.start(rotation)
+    with torch.no_grad():
+        torch.testing.assert_close(starts.restore(drifted, rotation), made(drifted), rtol=1e-4, atol=1e-4)
+    whole = starts._rotations(rotation)[0, 0].real  # of the frequency zero
+    torch.testing.assert_close(whole, rotation_matrix(rotation), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("rotation", ROTATIONS)
 def test_a_rotation_is_right_to_second_order_too(source, rotation):
     drifted = mixed(coloured(256, 4))

@@ -225,7 +225,7 @@ def test_the_worker_measures_and_fits_by_it(model, tmp_path, monkeypatch):
     assert observe(worker, job, drifted(images(64, seed=5)))["raw"] < 1
     assert observe(worker, job, images(64, seed=5))["raw"] > 2
     results = []
-    monkeypatch.setattr("daemon.worker.fit_job.fit", lambda *a, **k: results.append(fit(*a, **k)) or results[-1])
+    monkeypatch.setattr("daemon.worker.fit_device.fit", lambda *a, **k: results.append(fit(*a, **k)) or results[-1])
     job |= {"job": "recalibrate", "recall": False, "seed": 0, "trigger": "operator", "until": 0, "withdrawn": []}
     job |= {"refused": {}, "keep": {"frames": 0, "mib": 1}}
     FitJob(worker, job, images(256, seed=6), lambda message: None).run()

@@ -59,7 +59,7 @@ def scene(tmp_path: Path, tiny_model: Path, monkeypatch) -> Scene:
             FITS.append(fit(*given, **options))
         return FITS[0]
 
-    monkeypatch.setattr("daemon.worker.fit_job.fit", fit_once)
+    monkeypatch.setattr("daemon.worker.fit_device.fit", fit_once)
     return Scene(tmp_path, tiny_model)
 
 
@@ -104,7 +104,7 @@ def test_a_failed_recalibration_is_recorded_with_the_reason(scene, monkeypatch):
     def fail(*_: Any, **__: Any) -> Any:
         raise FitError("the loss is not finite")
 
-    monkeypatch.setattr("daemon.worker.fit_job.fit", fail)
+    monkeypatch.setattr("daemon.worker.fit_device.fit", fail)
     told = scene.dossier(scene.recalibrate())
     assert (told.result, told.reason) == ("failed", "FitError: the loss is not finite")
     assert set(told.evidence) == {"factory"}

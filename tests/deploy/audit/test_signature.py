@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from envelopes import public_pem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deploy.audit.signature import SIGNATURE_BYTES, SignatureError, check_signature, signature_path
+
+serialization = pytest.importorskip("cryptography.hazmat.primitives.serialization")
+ec = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ec")
+ed25519 = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
 
 CONTENT = b"version: 1\n"
 
