@@ -198,18 +198,15 @@ def fit(
     and for a loss that is not finite; UnsupportedModel for a network without BatchNorm statistics.
     """
     with fit_stream(frames.device):
-        timer = _StageTimer(clock)
-        config = config or FitConfig()
+        timer, config = _StageTimer(clock), config or FitConfig()
         validate_frames(frames := frames.detach())
         taps = tap(model)
         features, target = features or taps, (reference or taps.reference).to(frames.device)
         limits = limits and limits.to(frames.device)
         source = source and source.to(frames.device)
-        classes = validate_reference(features, frames, target)
-        validate_labels(frames, target, labels, criterion, classes)
+        validate_labels(frames, target, labels, criterion, validate_reference(features, frames, target))
         generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(frames), generator=generator)  # so that every stage has frames of the whole period
-        order = order.to(frames.device)
+        order = torch.randperm(len(frames), generator=generator).to(frames.device)  # every stage sees the whole period
         frames, labels = frames[order], None if labels is None else labels[order]
         needs_crop = target.shipped or source is None  # only shipped statistics are those of cropped frames
         crop = detect_crop(taps, frame_shape(frames), limits.black) if limits is not None and needs_crop else None
@@ -222,9 +219,7 @@ def fit(
         tracker.end_part()
         timer.end("starts")
         for count, evaluations in config.stages:
-            goal = STOP_LOSS_PER_FLOOR * objective.clean_floor(coordinates, frames[:count])
-            descend(objective, coordinates, frames[:count], _first(labels, count), evaluations, goal, tracker.add)
-            tracker.end_part()
+            _descend_on(objective, coordinates, frames[:count], _first(labels, count), evaluations, tracker)
             timer.end(f"{count} frames")
         fitted = min(len(frames), max((count for count, _ in config.stages), default=0))
         return FitResult(coordinates.homogenizer(), start, start_losses, tracker.losses, fitted, timer.seconds)
@@ -233,6 +228,20 @@ def fit(
 def _shipped_source(taps: Taps, frames: Tensor, seed: int, crop: PaddedCrop | None) -> Source | None:
     source = shipped_source(taps, frame_shape(frames), seed, crop)
     return None if source is None else source.to(frames.device)
+
+
+def _descend_on(
+    objective: Objective,
+    coordinates: Coordinates,
+    frames: Tensor,
+    labels: Tensor | None,
+    evaluations: int,
+    tracker: _Tracker,
+) -> None:
+    """Run one stage: descend until the objective is that of as many clean frames, or the evaluations are used up."""
+    goal = STOP_LOSS_PER_FLOOR * objective.clean_floor(coordinates, frames)
+    descend(objective, coordinates, frames, labels, evaluations, goal, tracker.add)
+    tracker.end_part()
 
 
 def _first(labels: Tensor | None, count: int) -> Tensor | None:

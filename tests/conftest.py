@@ -26,6 +26,7 @@ for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 # all other tests that start no process. `make test-fast` leaves them out, like all tests marked `data`.
 SLOW = (
     "bench/",
+    "calibrate/test_device.py",
     "calibrate/test_fitting.py",
     "daemon/demo/",
     "daemon/operator/test_commission.py",

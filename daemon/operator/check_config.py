@@ -12,6 +12,7 @@ from daemon.operator.terminal import printable
 
 CHECKS = {
     "backend": deployment.check_backend,
+    "fits": deployment.check_fit_device,
     "model": deployment.check_model,
     "memory": deployment.check_memory,
     "envelope": deployment.check_envelope,

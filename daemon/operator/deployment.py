@@ -23,6 +23,7 @@ from daemon.operator.memory import WARNING_SHARE, MemoryNeed, available_memory, 
 from daemon.operator.versions import short_version
 from daemon.recalibration.envelope import open_envelope
 from daemon.state.lock import StateClaim
+from daemon.worker import fit_device
 from daemon.worker.memory import MIB
 from daemon.zmq_sockets import check_bindable
 from deploy.backends.protocol import BackendUnavailable, open_backend
@@ -38,6 +39,12 @@ TEMPORARY_ADVICE = "the system may clean this temporary folder while recald runs
 def check_backend(config: Config) -> str:
     """Open the backend. Raises BackendUnavailable."""
     return open_backend(config.model.backend).name
+
+
+def check_fit_device(config: Config) -> str:
+    """Check that the device for fits is here. Raises BackendUnavailable."""
+    fit_device.check_fit_device(config.fit.device)
+    return f"fit.device {config.fit.device}"
 
 
 def check_model(config: Config) -> str:

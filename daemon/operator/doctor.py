@@ -75,6 +75,7 @@ def _check_backends(config: Config | None) -> Iterator[Finding]:
 
 def _check_deployment(config: Config) -> Iterator[Finding]:
     """Check what a daemon with this configuration would find."""
+    yield _check("fits", partial(deployment.check_fit_device, config), needed=True)
     yield _check("model", partial(deployment.check_model, config), needed=True)
     yield _check("memory", partial(deployment.check_memory, config), needed=True)
     yield _check("envelope", partial(_check_envelope, config), needed=config.recalibrate.envelope is not None)

@@ -107,7 +107,8 @@ def evaluation_module(program: ExportedProgram) -> nn.Module:
 
 def module_on(module: nn.Module, device: str) -> nn.Module:
     """Copy a network to another device. A traced one also names its device in operators that make tensors."""
-    moved = copy.deepcopy(module).to(device)
+    with without_pytree_warning():
+        moved = copy.deepcopy(module).to(device)
     for part in moved.modules():
         if isinstance(part, GraphModule):
             for node in part.graph.nodes:

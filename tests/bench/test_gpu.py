@@ -15,6 +15,7 @@ from torch import nn
 
 from bench.__main__ import main
 from bench.gpu.attempt import Budget
+from bench.gpu.beside_fit import _compared
 from bench.gpu.engines import BACKENDS, EAGER, ENGINES, INDUCTOR, open_pair
 from bench.gpu.latency import _run_in_turns
 from bench.gpu.measure import SECTIONS
@@ -75,10 +76,18 @@ def run(simulated, no_tensorrt, tmp_path):
 
     def run(*arguments: str) -> dict:
         path = tmp_path / "gpu.json"
-        assert main(["gpu", "--json", str(path), "--sizes", SIZE, "--seconds", "0.05", *arguments]) == 0
+        given = ["--json", str(path), "--sizes", SIZE, "--seconds", "0.05", "--data", str(tmp_path / "absent")]
+        assert main(["gpu", *given, *arguments]) == 0
         return json.loads(path.read_text())
 
     return run
+
+
+def test_frames_are_compared_with_those_beside_a_fit():
+    sent, latency = np.array([0.0, 1.0, 1.9, 4.0]), np.array([0.5, 0.5, 0.2, 0.5])
+    found = _compared(sent, latency, [(2.0, 3.0)])
+    assert (found["away"]["count"], found["during"]["count"]) == (3, 1)
+    assert found["during"]["p99_ratio"] == pytest.approx(0.4) and found["fit_seconds"] == [1.0]
 
 
 def by(rows: list[dict], *keys: str) -> dict[tuple, dict]:
@@ -93,6 +102,7 @@ def test_every_section_has_its_rows_and_a_failure_stops_no_other(run, simulated,
 
     monkeypatch.setattr(simulated.TORCH, "compile", refuse)
     monkeypatch.setattr("bench.gpu.measure.measure_weights", lambda *_: 1 / 0)
+    monkeypatch.setattr("bench.gpu.measure.measure_beside_fit", lambda *_: 1 / 0)  # it starts a process
     found = run("--swaps", str(SWAPS))
     assert found["bench"] == "gpu" and found["settings"]["gpu"].startswith(simulated.NAME)
     assert set(SECTIONS) < set(found)
@@ -102,6 +112,8 @@ def test_every_section_has_its_rows_and_a_failure_stops_no_other(run, simulated,
     assert teraflops["float16",]["teraflops"] > 0 and teraflops["memory",]["gigabytes_per_second"] > 0
     copies = by(found["copies"], "size", "direction", "pinned")
     assert len(copies) == 4 and all(row["ms"] > 0 for row in copies.values())
+
+    assert len(found["fit"]) == 6 and all("absent" in row["not_run"] for row in found["fit"])
 
     latency = by(found["latency"], "size", "precision", "engine")
     assert set(latency) == {(SIZE, precision, engine) for precision in ("float32", "float16") for engine in ENGINES}

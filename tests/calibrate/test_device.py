@@ -10,13 +10,15 @@ from calibrate import FitConfig, PaddedCrop, fit, measured_source
 from calibrate.search import starts as starts_module
 from calibrate.source.description import Limits
 
-CONFIG = FitConfig(stages=((32, 3), (48, 3)))
+CONFIG = FitConfig(stages=((32, 2), (48, 2)))
 LIMITS = Limits.of(MEAN, STD)
 
 
 @pytest.fixture(autouse=True)
-def exact(monkeypatch):
+def exact_and_short(monkeypatch):
     monkeypatch.setattr("calibrate.search.objective.HAS_BFLOAT16", False)
+    monkeypatch.setattr("calibrate.search.starts.RANDOM_ROTATIONS", 4)
+    monkeypatch.setattr("calibrate.search.starts.REFINEMENT_SPREADS_RAD", (0.5,))
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +51,13 @@ def same(model, frames, **options) -> None:
     torch.testing.assert_close(found, weights(here), atol=1e-2, rtol=0)
 
 
-@pytest.mark.parametrize("chunk", [None, 20])
-def test_everything_is_made_where_the_frames_are(network, frames, chunk):
-    same(network, frames, limits=LIMITS, chunk=chunk)
-
-
-def test_what_is_given_may_be_on_the_processor(network, frames):
-    source = measured_source(normalised(images(256, seed=3)))
-    reference = fit(network, frames, config=FitConfig(stages=()))  # any fit: only its devices count
-    assert reference.start
-    same(network, frames, limits=LIMITS, source=source)
+@pytest.mark.parametrize("given", [False, True])
+def test_everything_is_made_where_the_frames_are(network, frames, given):
+    """What is given may be on the processor. Matrices are decomposed on either device."""
+    source = measured_source(normalised(images(256, seed=3))) if given else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(starts_module, "MAX_MATRICES_ON_PROCESSOR", 0 if given else 4096)
+        same(network, frames, limits=LIMITS, source=source, chunk=20 if given else None)
 
 
 def test_labels_and_single_channels_have_their_place_too(frames):
@@ -81,11 +80,6 @@ def test_crops_are_made_there(frames):
     with other_device():
         found = crop(OtherDeviceTensor(frames), 5)
         torch.testing.assert_close(found.cpu(), crop(frames, 5))
-
-
-def test_many_small_matrices_are_decomposed_there(network, frames, monkeypatch):
-    monkeypatch.setattr(starts_module, "MAX_MATRICES_ON_PROCESSOR", 0)
-    same(network, frames, limits=LIMITS)
 
 
 def test_a_tensor_left_on_the_processor_would_be_noticed(frames):

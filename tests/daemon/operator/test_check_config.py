@@ -79,6 +79,12 @@ def the_backend_is_missing(scene: Scene) -> Path:
     return scene.config(model={"backend": "tensorrt-rtx"})
 
 
+def the_gpu_for_fits_is_missing(scene: Scene) -> Path:
+    if torch.cuda.is_available():
+        pytest.skip("there is an NVIDIA GPU")
+    return scene.config(fit={"device": "cuda"})
+
+
 def the_envelope_is_narrower(scene: Scene) -> Path:
     (scene.folder / "envelope.yaml").write_text("version: 1\noperation: {modes: [locked]}\n")
     return scene.config(recalibrate={"envelope": "envelope.yaml"})
@@ -149,7 +155,13 @@ def another_daemon_has_the_state_directory(scene: Scene) -> Path:
 
 MISTAKES = [another_model_is_pinned, the_model_was_exchanged, the_model_is_missing, the_card_is_missing]
 MISTAKES += [the_card_has_a_mistake, the_card_names_too_few_classes, the_measured_clean_frames_are_missing]
-MISTAKES += [the_backend_is_missing, the_envelope_is_narrower, two_sockets_have_one_place, a_key_is_unknown]
+MISTAKES += [
+    the_backend_is_missing,
+    the_gpu_for_fits_is_missing,
+    the_envelope_is_narrower,
+    two_sockets_have_one_place,
+    a_key_is_unknown,
+]
 TEMPORARY = [the_port_for_frames_is_taken, the_port_for_results_is_taken, the_socket_for_frames_is_taken]
 TEMPORARY += [a_file_is_where_a_socket_belongs, the_address_is_not_of_this_machine]
 TEMPORARY += [the_control_socket_belongs_to_a_daemon_that_hangs, the_state_directory_is_a_file]
@@ -200,8 +212,10 @@ def test_without_a_fault_each_check_is_one_line_and_nothing_is_left(scene: Scene
     assert done.returncode == 0
     first, *lines = done.stdout.splitlines()
     assert first == f"{config}: ok, 2 sensor(s)"
-    assert [line.split(": ")[0] for line in lines] == ["backend", "model", "memory", "envelope", "state", "endpoints"]
-    assert "onnx computes what it does" in lines[1] and "all are free" in lines[5]
+    names = ["backend", "fits", "model", "memory", "envelope", "state", "endpoints"]
+    assert [line.split(": ")[0] for line in lines] == names
+    assert lines[1] == "fits: fit.device auto"
+    assert "onnx computes what it does" in lines[2] and "all are free" in lines[6]
 
 
 def test_a_metrics_port_that_is_taken_is_told_and_stops_nothing(scene: Scene):

@@ -81,13 +81,13 @@ def test_a_missing_backend_is_reported_with_what_to_do():
 def test_a_backend_that_is_asked_for_and_does_not_work_is_a_mistake(folder: Path, tiny_model: Path):
     code, found = doctor("--config", write_config(folder, tiny_model, model={"backend": "tensorrt-rtx"}))
     assert code == EX_CONFIG
-    assert needed(found) == {"backend tensorrt-rtx", "model", "memory", "state", "endpoints"}
+    assert needed(found) == {"backend tensorrt-rtx", "fits", "model", "memory", "state", "endpoints"}
 
 
 @NO_GPU
 def test_what_auto_picks_is_needed(folder: Path, tiny_model: Path):
     code, found = doctor("--config", write_config(folder, tiny_model, model={"backend": AUTO}))
-    assert (code, needed(found)) == (0, {"backend onnx", "model", "memory", "state", "endpoints"})
+    assert (code, needed(found)) == (0, {"backend onnx", "fits", "model", "memory", "state", "endpoints"})
     assert "is onnx, because" in found["backend auto"]["said"]
 
 

@@ -22,6 +22,7 @@ from deploy.model.program import (
     export_program,
     export_static,
     load_program,
+    module_on,
     relative_error,
     run_once,
     save_program,
@@ -196,6 +197,32 @@ def test_a_damaged_archive_raises_nothing_else(stored, data):
         damaged[data.draw(st.integers(0, len(stored) - 1))] ^= data.draw(st.integers(1, 255))
     with suppress(ModelError):
         load_program(bytes(damaged[: data.draw(st.sampled_from([len(stored), len(stored) - 7]))]))
+
+
+class MakesTensors(nn.Module):
+    """A network that makes a tensor itself, on the device that its trace names."""
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return frames.mean((2, 3)) + torch.arange(3.0, device=frames.device)
+
+
+def test_a_traced_network_moves_with_the_device_that_its_operators_name():
+    program = load_program(save_program(export_program(MakesTensors(), EXAMPLE)))
+    moved = module_on(program, "meta")
+    assert moved(EXAMPLE.to("meta")).device.type == "meta"
+    torch.testing.assert_close(program(EXAMPLE), torch.arange(3.0)[None])  # the original stays where it is
+    assert {p.device.type for p in module_on(network(), "meta").parameters()} == {"meta"}
+
+
+def test_a_reader_of_torch_that_warns_of_its_own_buffers_is_not_heard(stored, monkeypatch):
+    load = torch.export.load
+
+    def load_with_a_warning(file: io.BytesIO) -> object:
+        torch.frombuffer(b"1234", dtype=torch.uint8)  # as torch 2.9 to 2.12 do
+        return load(file)
+
+    monkeypatch.setattr(torch.export, "load", load_with_a_warning)
+    assert isinstance(load_program(stored), nn.Module)
 
 
 @OLDER_TORCH_WARNS
