@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     """Load the model, say that the worker is ready, and serve jobs until the daemon ends."""
     args = _parser().parse_args(argv)
     log_to_stderr("%(levelname)s worker: %(message)s")
+    logging.getLogger("daemon.worker").setLevel(logging.INFO)  # such as where a fit computes
     lower_priority()
     torch.set_num_threads(args.threads)
     with Connection(args.connection) as connection:
