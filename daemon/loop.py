@@ -54,6 +54,7 @@ from daemon.worker.fit_device import check_fit_device
 from deploy.audit.log import AuditLog, audit_path
 from deploy.backends.engine_cache import prune_cache
 from deploy.backends.protocol import Runner
+from deploy.frame_gaps import FrameGaps
 from deploy.path import InferenceError, InferencePath
 from deploy.store.artefacts import FACTORY, ArtefactStore
 from deploy.store.retention import remove_orphans
@@ -168,9 +169,10 @@ class Daemon:
 
     def _open_sensors(self) -> None:
         """Let the homogenizers serve again that served before the restart."""
+        gaps = FrameGaps()
         with extending_timeout(self._notifier):  # they may have to be compiled
             for name in self.config.sensors:
-                path = InferencePath(self._model.runner, closer=self._close_later)
+                path = InferencePath(self._model.runner, closer=self._close_later, gaps=gaps)
                 self._closing.callback(path.close)
                 self.sensors[name] = restore_sensor(
                     name,

@@ -15,6 +15,7 @@ from torch import nn
 from calibrate.errors import RecaldError
 from deploy.backends.gpu.runner import GpuRunner
 from deploy.backends.protocol import ParityError, Runner, check_parity
+from deploy.frame_gaps import FrameGaps
 from deploy.store.artefacts import FACTORY
 
 PROOF_WARM_UP_RUNS = 3  # after these, lazy allocation, kernel choice and graph capture are over
@@ -67,7 +68,10 @@ class InferencePath:
         *,
         closer: Callable[[Runner], None] = lambda runner: runner.close(),
         clock: Callable[[], float] = time.perf_counter,
+        gaps: FrameGaps | None = None,
     ) -> None:
+        """gaps: shared by all paths whose frames share a processor or a GPU; by default this path is alone."""
+        self._gaps = gaps or FrameGaps()
         self._model = model
         self._closer = closer
         self._clock = clock
@@ -96,10 +100,13 @@ class InferencePath:
         Raises InferenceError if a runner fails, or if the output behind a ρ is not finite.
         """
         active = self._active  # read once, so that version and runner belong together
+        self._gaps.begin_frame()
         try:
             output = _run_chain(active.runner, self._model, batch)
         except RuntimeError as error:
             raise InferenceError(str(error)) from error
+        finally:
+            self._gaps.end_frame()
         if active.runner is not None and not np.isfinite(output).all():
             raise InferenceError(f"homogenizer {active.version[:12]} made the model's output not finite")
         return InferenceResult(output, active.version)
@@ -113,7 +120,7 @@ class InferencePath:
         *,
         bounded: bool = True,
     ) -> PreparedHomogenizer:
-        """Warm up a new ρ and prove it on golden frames (N, C, H, W), float32.
+        """Warm up a new ρ and prove it on golden frames (N, C, H, W), float32, one by one between the camera's frames.
 
         With `eager`, the outputs must also equal those of this module. bounded: the golden frames are as bright as the
         camera's, and ρ may not leave their range. Pass the returned value to `commit` or to `discard`. Raises
@@ -126,6 +133,7 @@ class InferencePath:
             try:
                 cost_s = self._prove(version, runner, golden, bounded)
                 if eager is not None:
+                    self._gaps.wait_for_turn()
                     check_parity(runner, eager, torch.from_numpy(golden))
             except ParityError as error:
                 raise SwapRejected(f"homogenizer {version[:12]} is not what it was compiled from: {error}") from error
@@ -177,9 +185,11 @@ class InferencePath:
         Other work on the machine only makes a run longer, so the shortest run shows the cost of ρ itself.
         """
         for _ in range(PROOF_WARM_UP_RUNS):
+            self._gaps.wait_for_turn()
             self._model.run(runner.run(golden[:1]))
         durations = []
         for frame in np.split(golden, len(golden)):  # one by one, as frames are served
+            self._gaps.wait_for_turn()
             start = self._clock()
             homogenized = runner.run(frame)
             durations.append(self._clock() - start)

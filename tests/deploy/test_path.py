@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from calibrate.homogenizer import Homogenizer
 from deploy.backends.protocol import Runner, load_backend
+from deploy.frame_gaps import FrameGaps
 from deploy.path import (
     MAX_REACH_SPANS,
     PROOF_WARM_UP_RUNS,
@@ -241,6 +242,25 @@ def test_three_stops_of_exposure_on_dark_golden_frames_are_a_camera_correction()
     path.commit(path.prepare("bright", Instrumented(lambda batch: (batch + 2) * 8 - 2), dark))
     assert path.version == "bright"
     assert MAX_REACH_SPANS > 8
+
+
+class CountedTurns(FrameGaps):
+    """Notes how often Φ ran before each turn."""
+
+    def __init__(self, model: Instrumented) -> None:
+        super().__init__()
+        self.runs_before: list[int] = []
+        self._model = model
+
+    def wait_for_turn(self) -> None:
+        self.runs_before.append(self._model.runs)
+
+
+def test_a_proof_waits_for_a_turn_before_each_run_of_the_model():
+    model = mean()
+    turns = CountedTurns(model)
+    InferencePath(model, gaps=turns).prepare("a" * 64, adding(1), GOLDEN)
+    assert turns.runs_before == list(range(model.runs)) and model.runs == PROOF_WARM_UP_RUNS + len(GOLDEN)
 
 
 def test_a_prepared_homogenizer_is_warm():
