@@ -411,15 +411,17 @@ def test_a_network_that_overflows_is_refused(frames, config):
 
 
 def test_a_loss_that_becomes_nan_ends_the_fit(network, frames, monkeypatch):
-    before, reports, intact = digest(network), [], Objective.backpropagate
+    before, evaluated, intact = digest(network), [], Objective.differentiate
 
     def breaking(self, *arguments):
-        return torch.tensor(torch.nan) if len(reports) == 4 else intact(self, *arguments)
+        evaluated.append(arguments)
+        loss, gradient = intact(self, *arguments)
+        return (loss if len(evaluated) < 5 else torch.full_like(loss, torch.nan)), gradient
 
-    monkeypatch.setattr(Objective, "backpropagate", breaking)
+    monkeypatch.setattr(Objective, "differentiate", breaking)
     with pytest.raises(FitError, match="loss is not finite"):
-        fit(network, frames, config=LONGER, progress=lambda *step: reports.append(step))
-    assert len(reports) == 4
+        fit(network, frames, config=LONGER)
+    assert len(evaluated) == 5
     assert digest(network) == before
 
 
