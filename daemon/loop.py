@@ -197,10 +197,9 @@ class Daemon:
     def _start_workers(self) -> None:
         """Start drift checks and prepare recalibrations, each with a worker process: a fit must not delay a check."""
         config = self.config
-        model = (config.model.path, self._model.digest, self._model.backend.name)
-        worker = (*model, config.state.directory, config.fit.device)
+        worker = (config.model.path, self._model.digest, self._model.backend.name, config.state.directory)
         self._job_runner = JobRunner(
-            WorkerClient(*worker, threads=config.model.thread_count),
+            WorkerClient(*worker, config.model.thread_count, config.fit.device),
             self._store,
             self._model,
             config.recalibrate.timeout,

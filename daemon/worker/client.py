@@ -30,6 +30,7 @@ WORKER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # no spinning on cores that frames need
     "CUDA_MPS_CLIENT_PRIORITY": "1",  # below the daemon's, where NVIDIA's MPS shares the GPU between processes
 }
+DEFAULT_FIT_DEVICE = "auto"  # as in the configuration; only fits ask for it
 KILL_TIMEOUT_S = 5.0  # a process inside a broken driver does not even end when killed
 
 
@@ -47,10 +48,11 @@ class WorkerClient:
     digest: SHA-256 of the model that the daemon serves; the worker refuses a file that was exchanged since.
     """
 
-    def __init__(self, model: Path, digest: str, backend: str, state: Path, fit_device: str, threads: int):
+    def __init__(
+        self, model: Path, digest: str, backend: str, state: Path, threads: int, fit_device: str = DEFAULT_FIT_DEVICE
+    ):
         self._arguments = ["--model", model, "--sha256", digest, "--backend", backend, "--state", state]
-        self._arguments += ["--fit-device", fit_device]
-        self._arguments += ["--threads", threads]
+        self._arguments += ["--threads", threads, "--fit-device", fit_device]
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._closing = threading.Event()
