@@ -9,7 +9,7 @@ from calibrate.features.feature_maps import FeatureMap
 from calibrate.features.statistics import ImageMoments
 from calibrate.search.objective import default_chunk
 
-MEMORY_SHARE = 0.5  # of the free memory of the GPU that a fit may take
+GPU_MEMORY_SHARE = 0.5  # of the free memory of the GPU that a fit may take
 MEASURED_FRAMES = 8  # with which the memory of one frame is measured
 
 
@@ -20,7 +20,7 @@ def affordable_chunk(features: FeatureMap, frames: Tensor) -> int:
     free memory differs a little at each fit.
     """
     free, _ = torch.cuda.mem_get_info(frames.device)
-    chunk, affordable = default_chunk(frames), int(MEMORY_SHARE * free / _bytes_per_frame(features, frames))
+    chunk, affordable = default_chunk(frames), int(GPU_MEMORY_SHARE * free / _bytes_per_frame(features, frames))
     return chunk if affordable >= chunk else 2 ** (affordable.bit_length() - 1) if affordable else 0
 
 
