@@ -120,6 +120,34 @@ class _Connection:
 # ---- frames
 
 
+class Readers:
+    """Knows whether anybody reads a sensor's frames from a socket of `open_camera`."""
+
+    def __init__(self, socket: zmq.Socket[bytes], sensor: str) -> None:
+        self._socket = socket
+        self._topic = f"{sensor}/".encode()
+        self._publishes = socket.getsockopt(zmq.TYPE) == zmq.XPUB
+        self._subscribed: set[bytes] = set()
+        self.event = zmq.POLLIN if self._publishes else zmq.POLLOUT  # what to poll for while there is none
+
+    def present(self) -> bool:
+        """Return whether somebody reads now; does not wait."""
+        if not self._publishes:
+            return bool(self._socket.poll(0, zmq.POLLOUT))
+        self._read_subscriptions()
+        return any(self._topic.startswith(prefix) for prefix in self._subscribed)
+
+    def _read_subscriptions(self) -> None:
+        """Note who subscribed and who left; libzmq tells it once for each topic, of all readers together."""
+        with suppress(zmq.Again):
+            while True:
+                message = self._socket.recv(zmq.NOBLOCK)
+                if message.startswith(SUBSCRIBED):
+                    self._subscribed.add(message[1:])
+                elif message.startswith(UNSUBSCRIBED):
+                    self._subscribed.discard(message[1:])
+
+
 class Camera(_Connection):
     """Publishes the frames of one sensor. A context: entering it waits for a reader, leaving it closes the socket.
 
@@ -146,9 +174,8 @@ class Camera(_Connection):
         super().__init__(lambda context: open_camera(context, endpoint, pattern=pattern, binds=bind))
         self.sensor = sensor
         self.sent = self.dropped = 0
-        self._publishes = pattern == "pub"
+        self._readers = Readers(self._socket, sensor)
         self._reader_wait_s = reader_wait_s
-        self._subscribed: set[bytes] = set()
 
     def __enter__(self) -> Camera:
         self.wait_for_reader(self._reader_wait_s)
@@ -157,7 +184,7 @@ class Camera(_Connection):
     def wait_for_reader(self, seconds: float) -> bool:
         """Wait at most so many seconds until somebody reads this sensor; return whether somebody does."""
         deadline = time.monotonic() + seconds
-        event = zmq.POLLIN if self._publishes else zmq.POLLOUT
+        event = self._readers.event
         while not self.has_reader():
             left_s = deadline - time.monotonic()
             if left_s <= 0 or not self._socket.poll(int(left_s * 1000), event):
@@ -166,11 +193,7 @@ class Camera(_Connection):
 
     def has_reader(self) -> bool:
         """Return whether somebody reads this sensor now; does not wait."""
-        if not self._publishes:
-            return bool(self._socket.poll(0, zmq.POLLOUT))
-        self._read_subscriptions()
-        topic = f"{self.sensor}/".encode()
-        return any(topic.startswith(prefix) for prefix in self._subscribed)
+        return self._readers.present()
 
     def publish(
         self,
@@ -197,16 +220,6 @@ class Camera(_Connection):
         taken = self.has_reader() and send(self._socket, parts)
         self.sent, self.dropped = self.sent + taken, self.dropped + (not taken)
         return taken
-
-    def _read_subscriptions(self) -> None:
-        """Note who subscribed and who left; libzmq tells it once for each topic, of all readers together."""
-        with suppress(zmq.Again):
-            while True:
-                message = self._socket.recv(zmq.NOBLOCK)
-                if message.startswith(SUBSCRIBED):
-                    self._subscribed.add(message[1:])
-                elif message.startswith(UNSUBSCRIBED):
-                    self._subscribed.discard(message[1:])
 
 
 # ---- results

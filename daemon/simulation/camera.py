@@ -19,7 +19,7 @@ import zmq
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from daemon.client import READER_WAIT_S, build_frame, open_camera, send
+from daemon.client import READER_WAIT_S, Readers, build_frame, open_camera, send
 from daemon.images import load_images
 from daemon.levels import to_depth
 from daemon.simulation.drifts import DRIFT_KINDS, Drift, parse_drift
@@ -79,13 +79,13 @@ def publish(
     images: (N, H, W, 3) RGB, uint8 or uint16.
     frames: how many to send; None for no end. on_frame: called after each frame with whether it had a reader.
     """
-    start, sent = monotonic(), 0
+    start, sent, readers = monotonic(), 0, Readers(socket, sensor)
     for seq in paced(fps, wait, frames=frames, monotonic=monotonic):
         image = images[seq % len(images)]
         if drift is not None and monotonic() - start >= after:
             image = drift(image, seq)
         parts = build_frame(sensor, picture(image, encoding), seq=seq, timestamp=wall_ns(), encoding=encoding)
-        taken = send(socket, parts)
+        taken = readers.present() and send(socket, parts)
         sent += taken
         on_frame(taken)
     return sent

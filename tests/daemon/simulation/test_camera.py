@@ -307,3 +307,12 @@ def test_the_command_says_in_one_line_what_is_wrong(images):
         _, error = process.communicate(timeout=60)
     assert process.returncode != 0
     assert error.splitlines() == [error.strip()] and "drift 'fog' is not known; choose from haze" in error
+
+
+def test_a_published_frame_that_nobody_subscribes_to_does_not_count_as_sent(context, open_peer, tmp_path):
+    endpoint = f"ipc://{tmp_path}/frames"
+    other = open_peer(zmq.SUB, bind=endpoint, subscribe=b"rear/")
+    with open_camera(context, endpoint) as sender:
+        while not wait_for_reader(sender, 0.01):
+            other.poll(10)
+        assert publish(sender, "front", grey(1, (1, 4, 4, 3)), fps=500, wait=never, frames=5) == 0
