@@ -9,6 +9,7 @@ import errno
 import os
 import shutil
 import socket
+from contextlib import suppress
 from getpass import getuser
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from daemon.operator.control import NoAnswerError, ask, explain_taken
 from daemon.operator.memory import WARNING_SHARE, MemoryNeed, available_memory, describe_need
 from daemon.operator.versions import short_version
 from daemon.recalibration.envelope import open_envelope
+from daemon.recalibration.mode import with_default_mode
 from daemon.state.lock import StateClaim
 from daemon.worker import fit_device
 from daemon.worker.memory import MIB
@@ -30,6 +32,7 @@ from deploy.backends.protocol import BackendUnavailable, open_backend
 from deploy.model.commissioned import load_clean_data
 from deploy.model.frozen import FrozenModel, load_frozen
 from deploy.model.precision import to_precision
+from deploy.model.program import ModelError
 
 STATUS_TIMEOUT_S = 2.0
 TEMPORARY_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
@@ -88,9 +91,17 @@ def check_memory(config: Config) -> str:
 
 
 def check_envelope(config: Config) -> str:
-    """Open the envelope. Raises ConfigError, DocumentError or SignatureError."""
+    """Open the envelope, also for the mode that suits the network where the configuration names none.
+
+    Raises ConfigError, DocumentError or SignatureError.
+    """
     envelope = open_envelope(config)
-    return "none" if envelope is None else f"{envelope}; the configuration is inside of it"
+    if envelope is None:
+        return "none"
+    with suppress(ModelError):  # check_model says so
+        frozen = load_frozen(config.model.path, config.model.sha256)
+        open_envelope(with_default_mode(config, frozen.output != "none"))
+    return f"{envelope}; the configuration is inside of it"
 
 
 def check_state(config: Config) -> str:

@@ -90,6 +90,12 @@ def the_envelope_is_narrower(scene: Scene) -> Path:
     return scene.config(recalibrate={"envelope": "envelope.yaml"})
 
 
+def the_envelope_forbids_the_mode_of_a_network_that_is_no_classifier(scene: Scene) -> Path:
+    scene.change_card(output="none", classes=None)
+    (scene.folder / "envelope.yaml").write_text("version: 1\noperation: {modes: [autonomous]}\n")
+    return scene.config(recalibrate={"envelope": "envelope.yaml"})
+
+
 def two_sockets_have_one_place(scene: Scene) -> Path:
     return scene.config(output={"bind": f"ipc://{scene.folder}/frames"})
 
@@ -155,6 +161,7 @@ def another_daemon_has_the_state_directory(scene: Scene) -> Path:
 
 MISTAKES = [another_model_is_pinned, the_model_was_exchanged, the_model_is_missing, the_card_is_missing]
 MISTAKES += [the_card_has_a_mistake, the_card_names_too_few_classes, the_measured_clean_frames_are_missing]
+MISTAKES += [the_envelope_forbids_the_mode_of_a_network_that_is_no_classifier]
 MISTAKES += [
     the_backend_is_missing,
     the_gpu_for_fits_is_missing,
