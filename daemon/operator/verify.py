@@ -10,7 +10,6 @@ from contextlib import closing
 from calibrate.errors import RecaldError
 from daemon.config import Config, load_config
 from daemon.operator.history import HIDDEN_EVENTS, fit_records
-from daemon.operator.terminal import printable
 from deploy.audit.chain import AuditRecord
 from deploy.audit.log import AuditError, AuditLog, audit_path
 
