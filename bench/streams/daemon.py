@@ -28,6 +28,7 @@ from daemon.recalibration.state_machine import StateMachine
 from daemon.state.state_writer import StateWriter
 from daemon.worker.context import WorkerContext
 from daemon.worker.main import answer
+from daemon.worker.memory import MemoryLimit
 from daemon.worker.observe_job import observe
 from deploy.backends.protocol import load_backend
 from deploy.model.frozen import load_frozen
@@ -51,7 +52,8 @@ class ImmediateExecutor(Executor):
 class Records(list[tuple[float, str, dict[str, Any]]]):
     """Replaces the audit log: a list of (time, event, details)."""
 
-    failing = False
+    problem = ""
+    state_moved = False
 
     def __init__(self, clock: Callable[[], float]):
         super().__init__()
@@ -74,6 +76,7 @@ class InProcessWorker:
         images: list[np.ndarray],
         timeout: float,
         on_message: Callable[[dict[str, Any]], None],
+        memory: MemoryLimit | None = None,
     ) -> dict[str, Any]:
         messages: list[dict[str, Any]] = []
         answer(self._worker, job | {"seed": self._seed}, stack_images(images), messages.append)
