@@ -240,7 +240,8 @@ def test_a_worse_homogenizer_goes_back_whatever_holds(scene, cause):
         scene.compare_on_new_frames()
     scene.step()
     scene.sensor.operator_hold = "anna holds" if cause == "operator" else ""
-    scene.record.failing, scene.sensor.hold = cause == "audit log", cause == "camera"
+    scene.record.problem = "the disk is full" if cause == "audit log" else ""
+    scene.sensor.hold = cause == "camera"
     for _ in range(2):
         scene.compare_on_new_frames()
     scene.step()
