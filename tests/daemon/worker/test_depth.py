@@ -83,7 +83,7 @@ def test_every_value_of_a_detector_reaches_the_homogenizer_and_the_reservoir(val
     served = Served(card(1, 64), values)
     batch = served.serve(ALL_OF_12_BITS, "mono16")
     assert len(np.unique(batch)) == 4096
-    for stored in (served.sensor.reservoir.latest(1), served.sensor.reservoir.sample(1)):
+    for (stored,) in (served.sensor.reservoir.latest(1), served.sensor.reservoir.sample(1)):
         assert stored.dtype == np.uint16 and len(np.unique(stored)) == 4096
     black, white = np.sort([batch.min(), batch.max()])
     assert black == -2 and white == pytest.approx(2 if values.bits == 12 else -2 + 4 * 4095 / 65535, abs=1e-4)
@@ -95,7 +95,7 @@ def test_floats_reach_the_homogenizer_as_they_are():
     image = np.random.default_rng(0).random((64, 64)).astype(np.float32)
     batch = served.serve(image, "32FC1")
     np.testing.assert_allclose(batch[0, 0], (image - 0.5) / 0.25, atol=1e-6)
-    assert served.sensor.reservoir.latest(1).dtype == np.float32
+    assert served.sensor.reservoir.latest(1)[0].dtype == np.float32
 
 
 def detector(pictures: np.ndarray, seed: int) -> np.ndarray:
@@ -110,7 +110,7 @@ def test_a_fit_that_must_multiply_by_16_sees_every_value_and_does(tiny_model: Pa
     for image in detector(images(FRAMES + WINDOW, 5), 0):
         served.serve(image, "rgb16")
     worker = WorkerContext(load_frozen(tiny_model), "eager", ArtefactStore(tmp_path / "state"))
-    collected = served.sensor.reservoir.sample(FRAMES)
+    collected = np.stack(served.sensor.reservoir.sample(FRAMES))  # as the worker receives them
     assert len(collected) == FRAMES
     assert len(np.unique(worker.frames(collected))) > 3000  # 17 where frames are rounded to 8 bits
     answer = FitJob(worker, JOB, collected, lambda message: None).run()
