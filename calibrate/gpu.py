@@ -27,9 +27,12 @@ def fit_stream(device: torch.device) -> Iterator[None]:
         return
     stream, outside = _stream(device), torch.cuda.current_stream(device)
     stream.wait_stream(outside)
-    with _exact_kernels(), torch.cuda.stream(stream):
-        yield
-    outside.wait_stream(stream)
+    try:
+        with _exact_kernels(), torch.cuda.stream(stream):
+            yield
+    finally:
+        outside.wait_stream(stream)
+        torch.cuda.empty_cache()  # PyTorch would keep the memory of each captured graph, and no capture can free it
 
 
 @cache

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 # A gap is long enough if the work of one frame fits into it this many times: the next frame may be early.
 GAP_MARGIN = 1.5
-# Frames to let pass where no gap is long enough: work after each of them delays less than 1 % of the frames.
-FRAMES_BETWEEN_TURNS = 128
-MAX_WAIT_S = 1.0  # for a turn, so that a proof ends behind a network that takes long
+# Frames to let pass where no gap is long enough: a turn delays one or two, which is less than 1 % of them.
+FRAMES_BETWEEN_TURNS = 320
+MAX_WAIT_S = 5.0  # for a turn, so that a proof ends behind a network that takes long
 QUIET_S = 0.05  # without a frame: none is delayed
 
 
@@ -23,7 +23,7 @@ class FrameGaps:
         self._ended = threading.Event()
         self._frames = 0
         self._begin, self._end = -math.inf, -math.inf
-        self._gap_s = math.inf
+        self._frame_s, self._gap_s = 0.0, math.inf  # of the last frame that ended, and before the last that began
 
     def begin_frame(self) -> None:
         """Note that a frame begins."""
@@ -33,6 +33,7 @@ class FrameGaps:
     def end_frame(self) -> None:
         """Note that a frame ends."""
         self._end = self._clock()
+        self._frame_s = self._end - self._begin
         self._frames += 1
         self._ended.set()
 
@@ -47,4 +48,5 @@ class FrameGaps:
                 return
 
     def _is_turn(self, waited: int) -> bool:
-        return self._gap_s >= GAP_MARGIN * (self._end - self._begin) or waited >= FRAMES_BETWEEN_TURNS
+        # Not from `_begin` and `_end`: the next frame may have begun by now.
+        return self._gap_s >= GAP_MARGIN * self._frame_s or waited >= FRAMES_BETWEEN_TURNS

@@ -135,6 +135,7 @@ class InferencePath:
                 if eager is not None:
                     self._gaps.wait_for_turn()
                     check_parity(runner, eager, torch.from_numpy(golden))
+                self._gaps.wait_for_turn()  # so that the exchange is not beside the last run of the proof
             except ParityError as error:
                 raise SwapRejected(f"homogenizer {version[:12]} is not what it was compiled from: {error}") from error
             except RuntimeError as error:

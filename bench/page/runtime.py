@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.intake.measure import MIN_BARE_RATIO
-from bench.page.result import Result, blocks, find, percent, prose, table
+from bench.page.result import Result, blocks, find, notes, percent, prose, table
 
 Results = Mapping[str, Result]
 
@@ -18,6 +18,7 @@ PHASES = {
     "during_fit": "daemon, during a fit",
     "across_swap": "daemon, within a second of a swap",
 }
+GPU_FILES = ("gpu", "gpu-h200")
 STAGES = {"rest": "at rest", "beside": "fit, judgement or compile", "fitting": "fit", "judging": "judgement"}
 STAGES |= {"compiling": "compile"}
 
@@ -212,20 +213,44 @@ def precision(results: Results) -> str:
 
 def gpu(results: Results) -> str:
     """Return the section about a GPU."""
-    result = results["gpu"]
+    sections = [_gpu_fits(results["gpu"])]
+    for name in GPU_FILES:
+        sections.append(_gpu_latency(results[name]))
+    text = prose(
+        """A frame's way is from an array in host memory to the result there, by the same pinned copies for all engines,
+        which take turns frame by frame. ρ computes in float32, Φ in the given precision; TF32 is off. The files also
+        hold copies, throughput against the card's limits, swaps and the time from weights to a runner."""
+    )
+    return blocks(*sections, text, notes(results, "gpu"))
+
+
+def _gpu_fits(result: Result) -> str:
     rows = []
-    for row in result["latency"]:
-        cells = [row["size"], row["precision"], row["engine"]]
+    for row in result["fit"]:
+        cells = [row["network"], str(row["draw"]), row["device"]]
         if "not_run" in row:
-            rows.append([*cells, "not run", row["not_run"].replace("|", "\\|"), "", "", ""])
+            rows.append([*cells, "not run: " + row["not_run"].partition(".")[0], "", "", "", "", ""])
             continue
+        stages = row["stage_seconds"]
+        starts, source = f"{stages['starts']:.2f}", f"{stages['source']:.2f}"
+        launches = f"{row['launches']:,}" if "launches" in row else ""
+        accuracies = [percent(row["distorted"]), percent(row["restored"])]
+        rows.append([*cells, f"{row['seconds']:.2f}", source, starts, launches, *accuracies])
+    head = ("network", "draw", "device", "fit, s", "source, s", "starts, s", "launches", "before", "after")
+    return blocks(
+        prose("Fits to 512 frames under the paper's perturbation; the fastest of three after a first one:"),
+        table(head, rows),
+        result.provenance(),
+    )
+
+
+def _gpu_latency(result: Result) -> str:
+    rows = []
+    for row in (row for row in result["latency"] if "not_run" not in row):
+        cells = [row["size"], row["precision"], row["engine"]]
         times = [f"{row[part]['p50_ms']:.2f}" for part in ("homogenizer", "network", "chained")]
         rows.append([*cells, *times, f"{row['chained']['p99_ms']:.2f}", percent(100 * row["added"])])
     head = ("size", "precision", "engine", "ρ p50, ms", "Φ p50, ms", "both p50, ms", "p99, ms", "added by ρ")
-    text = prose(
-        f"""{result["settings"]["gpu"]}. A frame's way is from an array in host memory to the result there, by the same
-        pinned copies for all engines, which take turns frame by frame. ρ computes in float32, Φ in the given precision;
-        TF32 is off. The file also holds copies, throughput against the card's limits, swaps and the time from weights
-        to a runner."""
-    )
-    return blocks(table(head, rows), result.provenance(), text)
+    missing = ", ".join(dict.fromkeys(row["engine"] for row in result["latency"] if "not_run" in row))
+    text = f"{result['settings']['gpu']}; not run: {missing or 'none'}."
+    return blocks(prose(text), table(head, rows), result.provenance())

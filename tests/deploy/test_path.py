@@ -260,7 +260,7 @@ def test_a_proof_waits_for_a_turn_before_each_run_of_the_model():
     model = mean()
     turns = CountedTurns(model)
     InferencePath(model, gaps=turns).prepare("a" * 64, adding(1), GOLDEN)
-    assert turns.runs_before == list(range(model.runs)) and model.runs == PROOF_WARM_UP_RUNS + len(GOLDEN)
+    assert turns.runs_before == list(range(model.runs + 1)) and model.runs == PROOF_WARM_UP_RUNS + len(GOLDEN)
 
 
 def test_a_prepared_homogenizer_is_warm():
