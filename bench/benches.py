@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from bench import curve, demo, drifts, fit, latency, overhead, peers, precision, speed
+from bench import curve, demo, drifts, fit, handover, latency, overhead, peers, precision, speed
 from bench.gpu import measure as gpu
 from bench.intake import measure as intake
 from bench.judge import measure as judge
@@ -25,6 +25,7 @@ BENCHES: dict[str, ModuleType] = {
     "streams": streams,
     "paper": paper,
     "latency": latency,
+    "handover": handover,
     "swap": swap,
     "intake": intake,
     "overhead": overhead,

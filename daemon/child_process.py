@@ -26,6 +26,7 @@ def import_path(path: Iterable[str], folder: str) -> list[str]:
 
     `python -m` and scripts put a folder first that is no installation; a file named torch.py there is not PyTorch.
     """
-    unwanted = {"", folder, os.path.dirname(os.path.abspath(sys.argv[0]))}
-    kept = [entry for entry in path if entry not in unwanted and os.path.abspath(entry) != folder]
-    return kept if str(INSTALLATION) in kept else [str(INSTALLATION), *kept]
+    installation = str(INSTALLATION)
+    unwanted = {folder, os.path.dirname(os.path.abspath(sys.argv[0]))}
+    kept = [entry for entry in path if entry == installation or entry and os.path.abspath(entry) not in unwanted]
+    return kept if installation in kept else [installation, *kept]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from rich.console import Console
 
 from bench.material.camera import SENSOR, Camera
 from daemon.demo.datasets import Dataset, digits_dataset
-from daemon.demo.processes import DaemonProcess, RunFolder, Scrape, export, free_port, write_config
+from daemon.demo.processes import QUICK_ALARM, DaemonProcess, RunFolder, Scrape, export, free_port, write_config
 from deploy.backends.protocol import Runner, load_backend
 from deploy.model.frozen import load_frozen
 
@@ -70,17 +70,22 @@ class DaemonRun:
 
 @contextmanager
 def daemon_run(
-    digits: Dataset, size: int, fit_frames: int, command: Sequence[str] | None = None, **recalibrate: Any
+    digits: Dataset,
+    size: int,
+    fit_frames: int,
+    command: Sequence[str] | None = None,
+    drift: Mapping[str, Any] = QUICK_ALARM,
+    **recalibrate: Any,
 ) -> Iterator[DaemonRun]:
     """Export the network for this input size and serve it by `recald run`, or by `command`.
 
-    `recalibrate` holds further keys of that section of the configuration.
+    `drift` and `recalibrate` hold further keys of these sections of the configuration.
     """
     with tempfile.TemporaryDirectory(prefix="recald-bench-") as name, zmq.Context() as context:
         folder = RunFolder(Path(name))
         export(digits.network, folder.model, shape=f"3x{size}x{size}")
         port = free_port()
-        write_config(folder, (SENSOR,), port, fit_frames, **recalibrate)
+        write_config(folder, (SENSOR,), port, fit_frames, drift, **recalibrate)
         with DaemonProcess(folder.config, folder.log, port, command) as daemon:
             daemon.wait_until_serving()
             camera = Camera(context, folder, pictures(digits, size))

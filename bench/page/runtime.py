@@ -18,6 +18,7 @@ PHASES = {
     "during_fit": "daemon, during a fit",
     "across_swap": "daemon, within a second of a swap",
 }
+HANDOVER_PHASES = {"unwatched": "no checks, no fit", "watched": "drift checks", "handover": "frames go to a fit"}
 GPU_FILES = ("gpu", "gpu-h200")
 STAGES = {"rest": "at rest", "beside": "fit, judgement or compile", "fitting": "fit", "judging": "judgement"}
 STAGES |= {"compiling": "compile"}
@@ -45,6 +46,29 @@ def latency(results: Results) -> str:
         measured there. Measured with both cores to itself.""",
     ]
     return blocks(table(("size", "phase", *TIME_HEAD), rows), result.provenance(), *map(prose, text))
+
+
+def handover(results: Results) -> str:
+    """Return the section about drift checks and the frames that go to a fit."""
+    result = results["handover"]
+    rows, text = [], []
+    for size, measured in result["sizes"].items():
+        rows += [[size, name, *_times(measured[phase])] for phase, name in HANDOVER_PHASES.items()]
+        text.append(
+            f"""At {size} the latest frame came {_later(measured):.1f} ms later than the latest without drift checks and
+            fits; {result["settings"]["claim_ms"]:g} ms are claimed. The reservoir held {measured["reservoir_mb"]:.0f}
+            MB."""
+        )
+    settings = result["settings"]
+    head = f"""A network of one layer, so that the daemon and not the network decides the time. A hand-over is the
+        {settings["after_order_s"]:g} s after an order to fit, {settings["handovers"]} orders at each size: all frames
+        of the reservoir go to the worker, which then computes beside the daemon."""
+    return blocks(table(("size", "phase", *TIME_HEAD), rows), result.provenance(), *map(prose, (head, *text)))
+
+
+def _later(measured: Mapping[str, Any]) -> float:
+    busy = max(measured["watched"]["max_ms"], measured["handover"]["max_ms"])
+    return float(busy - measured["unwatched"]["max_ms"])
 
 
 def _times(measured: Mapping[str, Any], digits: int = 1) -> list[str]:

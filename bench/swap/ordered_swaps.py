@@ -35,7 +35,7 @@ AROUND_SWAP_S = 0.2
 SWAP_TIMEOUT_S = 60.0
 SETTLED_SWAPS = 100  # swaps before the first comparison of memory
 CURVE_POINTS = 20
-WITHOUT_WAITING = {"shadow": 0, "probation": 0, "fits_a_day": 86_400, "swaps_a_day": 86_400}
+WITHOUT_WAITING: dict[str, Any] = {"shadow": 0, "probation": 0, "fits_a_day": 86_400, "swaps_a_day": 86_400}
 COMMAND = [sys.executable, "-m", "bench.swap.daemon_without_fits"]
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ DAEMON_STOP_TIMEOUT_S = 5.0
 SCRAPE_TIMEOUT_S = 2.0
 SCRAPE_RETRY_S = 0.2
 RECALD = [sys.executable, "-m", "daemon"]
+QUICK_ALARM = {"hold": "2s"}
 
 
 class Network(NamedTuple):
@@ -64,7 +65,14 @@ def last_line(text: str) -> str:
     return next(reversed(text.strip().splitlines()), "it printed nothing")
 
 
-def write_config(folder: RunFolder, sensors: Sequence[str], port: int, frames: int, **recalibrate: Any) -> None:
+def write_config(
+    folder: RunFolder,
+    sensors: Sequence[str],
+    port: int,
+    frames: int,
+    drift: Mapping[str, Any] = QUICK_ALARM,
+    **recalibrate: Any,
+) -> None:
     """Write a user's configuration, but with a quicker alarm and fewer frames for a fit."""
     config = {
         "version": 1,
@@ -75,7 +83,7 @@ def write_config(folder: RunFolder, sensors: Sequence[str], port: int, frames: i
         "metrics": {"host": "127.0.0.1", "port": port},
         "control": {"endpoint": folder.endpoint("control")},
         "state": {"directory": str(folder.state)},
-        "drift": {"hold": "2s"},
+        "drift": dict(drift),
         "recalibrate": {"every": "1h", "frames": frames, "collect": 0, "backoff": "10s"} | recalibrate,
     }
     folder.config.write_text(yaml.safe_dump(config, sort_keys=False))
