@@ -16,12 +16,12 @@ class CheckWatch:
 
     def __init__(self) -> None:
         self._due_since: float | None = None
-        self._period = 0.0
+        self.period = 0.0  # s from one check to the next; 0 before the first success
         self._failure = NEVER_ENDED
 
     def succeeded(self, period: float) -> None:
         """Note a check that ended well. period: s in which the next one is expected."""
-        self._due_since, self._period, self._failure = None, period, "they do not end"
+        self._due_since, self.period, self._failure = None, period, "they do not end"
 
     def failed(self, reason: str) -> bool:
         """Note a check that failed; return whether this reason is a new one."""
@@ -35,6 +35,6 @@ class CheckWatch:
         elif self._due_since is None:
             self._due_since = now
         waited = 0.0 if self._due_since is None else now - self._due_since
-        if waited <= max(MIN_OVERDUE_S, MAX_MISSED_PERIODS * self._period):
+        if waited <= max(MIN_OVERDUE_S, MAX_MISSED_PERIODS * self.period):
             return ""
         return f"no drift check for {waited:.0f} s: {self._failure}"

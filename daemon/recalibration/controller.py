@@ -218,6 +218,7 @@ class Controller:
             unwatched=sensor.unwatched,
             silent=sensor.silent_s > 0,
             missed_comparisons=sensor.missed_comparisons,
+            check_period=sensor.check_watch.period,
         )
 
     def _hold_reason(self, sensor: Sensor) -> str:

@@ -10,12 +10,12 @@ MIN_COMPARISONS = 3  # before a candidate leaves the shadow, and before a probat
 MIN_COLLECT_DEADLINE_S = HOUR  # frames that come more slowly add up over several tries
 COLLECT_DEADLINE_RATIO = 4.0  # to `recalibrate.collect`
 WORK_GRACE_S = 10 * MINUTE  # after `recalibrate.timeout`: to start a worker, and to load what it built
-COMPARISON_DEADLINE_S = 10 * MINUTE  # since the last comparison, if frames for MIN_COMPARISONS came
+MIN_COMPARISON_DEADLINE_S = 10 * MINUTE  # since the last comparison, if frames for MIN_COMPARISONS came
 APPROVAL_DEADLINE_S = 7 * DAY
 
 
 class Deadlines:
-    """Counts the seconds of a state, without the time of a stopped camera. States at rest end by timer or back-off."""
+    """Counts the seconds of a state in which it can go on. States at rest end by timer or back-off."""
 
     def __init__(self, config: RecalibrateConfig, now: float):
         self._config = config
@@ -30,10 +30,10 @@ class Deadlines:
         """Note a comparison of the challenger."""
         self._uncompared_s = 0.0
 
-    def count_time(self, now: float, silent: bool) -> None:
-        """Count the time since the last call. silent: the camera has stopped."""
+    def count_time(self, now: float, stands_still: bool) -> None:
+        """Count the time since the last call. stands_still: the camera has stopped, or a fit waits for its turn."""
         elapsed, self._last = now - self._last, now
-        if not silent:
+        if not stands_still:
             self._seconds += elapsed
             self._uncompared_s += elapsed
 
@@ -51,9 +51,9 @@ class Deadlines:
     def _collecting(self, facts: Facts) -> str:
         if self._seconds <= max(MIN_COLLECT_DEADLINE_S, COLLECT_DEADLINE_RATIO * self._config.collect):
             return ""
-        cause = f"{facts.collected} of {self._config.frames} frames came" if facts.worker_free else "no worker was free"
-        return f"{cause} in {self._seconds / MINUTE:.0f} min"
+        return f"{facts.collected} of {self._config.frames} frames came in {self._seconds / MINUTE:.0f} min"
 
     def _comparing(self, facts: Facts) -> str:
-        overdue = facts.missed_comparisons >= MIN_COMPARISONS and self._uncompared_s > COMPARISON_DEADLINE_S
+        limit = max(MIN_COMPARISON_DEADLINE_S, (MIN_COMPARISONS + 1) * facts.check_period)
+        overdue = facts.missed_comparisons >= MIN_COMPARISONS and self._uncompared_s > limit
         return f"no comparison on new frames for {self._uncompared_s / MINUTE:.0f} min" if overdue else ""

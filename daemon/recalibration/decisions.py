@@ -17,7 +17,7 @@ class Facts:
     hold_reason: why no new homogenizer may serve, or ""; the way back, to the one before or to none, stays open.
     latency_problem: how much slower than expected a frame is, or "". unwatched: why there is no drift score although
     frames come, or ""; `alarm` then says nothing. silent: the camera has stopped. missed_comparisons: how many the
-    newest frames were enough for, and that did not come.
+    newest frames were enough for, and that did not come. check_period: s from one drift check to the next.
     """
 
     alarm: bool = False
@@ -31,6 +31,7 @@ class Facts:
     unwatched: str = ""
     silent: bool = False
     missed_comparisons: int = 0
+    check_period: float = 0.0
 
 
 @dataclass(frozen=True)

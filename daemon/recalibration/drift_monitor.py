@@ -122,10 +122,14 @@ class DriftMonitor:
         job = {"job": "observe", "active": active, "band": self._config.threshold}
         if (challenger := sensor.challenger) is not None:
             job |= {"challenger": challenger.version, "role": challenger.role}
+        started = time.monotonic()
         scores = self._worker.call(job, images, CHECK_TIMEOUT_S)
+        # In the first round the period is not known yet, and a challenger makes checks longer.
+        estimate = (1 + PAUSE_TO_CHECK_RATIO) * len(self._sensors) * (time.monotonic() - started)
         if "raw" in scores:
             self._hint_at_bits(sensor, images, scores["raw"])
-            self._post(DriftCheck(sensor.name, active, scores, len(images), added, self._period))
+            period = max(self._period, estimate)
+            self._post(DriftCheck(sensor.name, active, scores, len(images), added, period))
         else:
             self._post(CheckFailure(sensor.name, "failed", str(scores.get("reason"))))
 

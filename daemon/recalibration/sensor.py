@@ -39,7 +39,11 @@ class Challenger(NamedTuple):
 
 @dataclass
 class Sensor:
-    """The frame thread owns it; other threads only read `reservoir` and `path.version`."""
+    """The frame thread alone changes it.
+
+    Drift checks read `reservoir`, `path.version`, `challenger` and `pixel_values` from their thread; a recalibration
+    reads `reservoir`, and `path` prepares a homogenizer there; the control thread reads `status()`.
+    """
 
     name: str
     path: InferencePath

@@ -180,7 +180,8 @@ class StateMachine:
 
     def step(self, now: float, facts: Facts) -> Decision | None:
         """Return what to do now, or None."""
-        self._deadlines.count_time(now, facts.silent)
+        waits = self.state is State.COLLECTING and self.progress == 1.0 and not facts.worker_free
+        self._deadlines.count_time(now, facts.silent or waits)
         if (to_factory := self._serve_factory(now, facts)) is not None:
             return to_factory
         if (overdue := self._pass_deadline(now, facts)) is not None:
@@ -208,7 +209,8 @@ class StateMachine:
             return ServeFactory(CLEAN_REASON, keep_work=self.state in IN_WORK)
         if not facts.harmful or (self.state in AT_REST and self._find_trigger(now, facts)):
             return None  # collecting begins first; it goes on when factory serves
-        return ServeFactory(HARMFUL_REASON, keep_work=self.state in (*RESULT_EXPECTED, *WITH_CANDIDATE))
+        other_candidate = self.state in WITH_CANDIDATE and not self._candidate_is_factory
+        return ServeFactory(HARMFUL_REASON, keep_work=self.state in RESULT_EXPECTED or other_candidate)
 
     def _pass_deadline(self, now: float, facts: Facts) -> Decision | None:
         """Return what ends a state that has lasted too long, or None."""
@@ -217,7 +219,7 @@ class StateMachine:
             return None
         if self.state in WITH_CANDIDATE:
             return Discard(Result.TIMEOUT, why)
-        if self.state is State.PROBATION:  # the factory homogenizer needs no proof
+        if self.state is State.PROBATION:
             return RollBack("unproven", why) if self._serving else None
         if self.state is State.COLLECTING and facts.label_shift:  # no failure: the view waits for more classes
             self._enter(self._resting_state(), now, LABEL_SHIFT_REASON)
@@ -291,7 +293,10 @@ class StateMachine:
         if facts.label_shift and self.trigger != "operator":
             self.reason = LABEL_SHIFT_REASON
             return None
-        if self.progress < 1.0 or not facts.worker_free:
+        if self.progress < 1.0:
+            return None
+        if not facts.worker_free:
+            self.reason = f"{facts.collected} frames are collected; the fit waits for its turn"
             return None
         self.budget.count_fit(now)
         self._enter(State.FITTING, now)
@@ -337,6 +342,9 @@ class StateMachine:
         return Commit()
 
     def _step_probation(self, now: float, facts: Facts) -> Decision | None:
+        if not self._serving and (why := self._deadlines.passed(self.state, now, facts)):
+            self._enter(self._resting_state(), now, why)  # the factory homogenizer needs no proof
+            return None
         self.progress = _done_ratio(now - self._state_since, self._config.probation)
         newest = list(self._comparisons)[-ROLLBACK_COMPARISONS:]
         previous_better = len(newest) == ROLLBACK_COMPARISONS and all(newest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -10,22 +11,23 @@ from torch import Tensor
 from calibrate.judge import Evidence, objections_to
 from calibrate.scoring.scorer import Measurement
 from daemon.worker.context import WorkerContext, is_harmful, raw_frames_clean
-from deploy.store.artefacts import FACTORY
+from deploy.store.artefacts import FACTORY, StoreError
+
+log = logging.getLogger(__name__)
 
 
 def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> dict[str, Any]:
     """Return drift scores of images (N, h, w, C), raw and as served, and accuracy proxies.
 
     job: `active`, `band`, and for a comparison `challenger` (a version) and its `role`.
-    Raises StoreError for a homogenizer that cannot be read, ValueError for too few images.
+    Raises StoreError for an active homogenizer that cannot be read, ValueError for too few images.
     """
     frames = context.frames(images)
     homogenizer = context.homogenizer(job["active"])
     raw = context.scorer.measure(frames)
     served = context.scorer.measure(frames, homogenizer) if homogenizer else raw
     proxy = served.proxy
-    compared = {"challenger": _compare(context, job, frames, raw, served)} if "challenger" in job else {}
-    return compared | {
+    return _comparison(context, job, frames, raw, served) | {
         "raw": raw.drift.score,
         "raw_clean": raw_frames_clean(Evidence.of(raw), Evidence.of(served), job["band"]),
         "harmful": is_harmful(Evidence.of(raw), Evidence.of(served), job["band"]),
@@ -34,6 +36,19 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
         "layers": dict(zip(context.scorer.names, served.drift.layers, strict=True)),
         "proxy": {"confidence": proxy.confidence, "certainty": proxy.certainty} if proxy else {},
     }
+
+
+def _comparison(
+    context: WorkerContext, job: dict[str, Any], frames: Tensor, raw: Measurement, served: Measurement
+) -> dict[str, Any]:
+    """Return {"challenger": ...}; {} without one. One that cannot be read costs the comparison, and not the scores."""
+    if "challenger" not in job:
+        return {}
+    try:
+        return {"challenger": _compare(context, job, frames, raw, served)}
+    except StoreError as error:
+        log.warning("%s %s is not compared: %s", job["role"], job["challenger"][:12], error)
+        return {}
 
 
 def _compare(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 from daemon.config import DriftConfig
 from daemon.frames.reservoir import Reservoir
 from daemon.levels import PixelValues
-from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck, DriftMonitor
+from daemon.recalibration.drift_monitor import PAUSE_TO_CHECK_RATIO, CheckFailure, DriftCheck, DriftMonitor
 from daemon.worker.client import WorkerError, WorkerTimeout
 
 WINDOW = 8
@@ -105,6 +106,13 @@ def test_nothing_is_checked_without_new_frames(watched: Watched):
     watched.results(2)
     with pytest.raises(queue.Empty):
         watched.posted.get(timeout=0.3)
+
+
+def test_the_first_check_tells_how_long_a_round_of_all_sensors_will_take(watched: Watched):
+    watched.answers["of front"] = lambda: time.sleep(0.1) or SCORES
+    watched.monitor.start()
+    first = watched.posted.get(timeout=10)
+    assert isinstance(first, DriftCheck) and first.period >= 2 * (0.1 + PAUSE_TO_CHECK_RATIO * 0.1)
 
 
 @pytest.mark.parametrize(

@@ -282,6 +282,15 @@ def test_a_candidate_outlives_the_way_to_factory_and_is_compared_anew(machine):
     assert step(machine, 111.0, alarm=True) == Commit()
 
 
+def test_a_factory_candidate_ends_with_the_way_to_factory(machine):
+    at_rest_with_a_homogenizer(machine, 100.0)
+    begin_fit_with_earlier(machine, 101.0)
+    machine.candidate_ready(102.0, factory=True)
+    assert step(machine, 103.0, alarm=True, harmful=True) == ServeFactory(HARMFUL_REASON, keep_work=False)
+    machine.committed(False, 103.0)
+    assert machine.state is State.PROBATION
+
+
 def test_without_a_refit_in_sight_a_harmful_homogenizer_gives_way_at_once():
     machine = machine_in(fits_a_day=1)
     at_rest_with_a_homogenizer(machine, 100.0)
@@ -671,11 +680,20 @@ def test_collecting_ends_without_a_failure_when_few_classes_stay_in_view(machine
     assert step(machine, 3603.0, alarm=True) == Collect(forget=True), "no back-off"
 
 
-def test_collecting_that_never_gets_a_worker_says_so(machine):
+def test_the_time_in_which_a_fit_waits_for_its_turn_does_not_count(machine):
     step(machine, 1.0, alarm=True)
     step(machine, 2.0, alarm=True, collected=64, worker_free=False)
-    overdue = step(machine, 3602.0, alarm=True, collected=64, worker_free=False)
-    assert overdue == Abort("no worker was free in 60 min")
+    for hours in range(1, 5):
+        assert step(machine, 3600.0 * hours, alarm=True, collected=64, worker_free=False) is None
+    assert machine.reason == "64 frames are collected; the fit waits for its turn"
+    assert step(machine, 14_401.0, alarm=True, collected=64) == Fit("drift")
+
+
+def test_a_worker_that_is_busy_excuses_no_frames_that_do_not_come(machine):
+    step(machine, 1.0, alarm=True)
+    step(machine, 2.0, alarm=True, collected=3, worker_free=False)
+    overdue = step(machine, 3602.0, alarm=True, collected=3, worker_free=False)
+    assert overdue == Abort("3 of 64 frames came in 60 min")
 
 
 @pytest.mark.parametrize("stage", IN_WORK)
@@ -717,10 +735,20 @@ def test_a_probation_without_comparisons_goes_one_step_back(machine):
     assert step(machine, 611.0, **BLIND) == RollBack("unproven", "no comparison on new frames for 10 min")
 
 
-def test_the_factory_homogenizer_needs_no_proof(machine):
+@pytest.mark.parametrize("world", [BLIND, {"missed_comparisons": MIN_COMPARISONS}], ids=["no scores", "scores"])
+def test_the_factory_homogenizer_needs_no_proof(machine, world):
     on_probation(machine, 10.0)
     machine.committed(False, 20.0)
-    assert step(machine, 5000.0, **BLIND) is None
+    assert step(machine, 609.0, **world) is None and machine.state is State.PROBATION
+    assert step(machine, 611.0, **world) is None
+    assert machine.state is State.FACTORY and machine.reason == "no comparison on new frames for 10 min"
+
+
+def test_slow_drift_checks_have_the_time_that_comparisons_take(machine):
+    slow = {"missed_comparisons": MIN_COMPARISONS, "check_period": 600.0}
+    on_probation(machine, 10.0)
+    assert step(machine, 2400.0, **slow) is None
+    assert step(machine, 2411.0, **slow) == RollBack("unproven", "no comparison on new frames for 40 min")
 
 
 def test_the_time_of_a_stopped_camera_does_not_count(machine):

@@ -131,6 +131,14 @@ def test_a_candidate_is_compared_on_any_classes(worker, right, wrong, view):
     ]
 
 
+def test_a_challenger_that_cannot_be_read_costs_the_comparison_and_no_scores(worker, right, caplog):
+    seen = observe(worker, drifted(images(64, seed=5)), active=right, challenger="0" * 64, role="previous")
+    assert seen["homogenized"] < seen["raw"] and "challenger" not in seen
+    assert "previous 000000000000 is not compared: " in caplog.text
+    with pytest.raises(StoreError):
+        observe(worker, images(64, seed=5), active="0" * 64, challenger=right, role="previous")
+
+
 # ---- a label shift: few classes, of which the network is sure
 
 
