@@ -58,10 +58,27 @@ class Normalisation(_CardPart):
 
 
 class CommissionCard(_CardPart):
-    """The measurement of `recald commission`: the number of clean frames, and the SHA-256 of the file it is in."""
+    """The measurement of `recald commission`: the number of clean frames, and the SHA-256 of the file it is in.
+
+    input, normalisation: of the card by which the frames were read; None on cards of versions that did not say it.
+    """
 
     frames: int = Field(ge=1)
     sha256: Digest
+    input: InputCard | None = None
+    normalisation: Normalisation | None = None
+
+    def differences(self, card: ModelCard) -> list[str]:
+        """Say which fields of `card` read frames in another way than the measurement did."""
+        return [
+            *_differences("input", self.input, card.input),
+            *_differences("normalisation", self.normalisation, card.normalisation),
+        ]
+
+
+def _differences(section: str, then: _CardPart | None, now: _CardPart) -> list[str]:
+    fields = [(name, value, getattr(now, name)) for name, value in then or ()]
+    return [f"{section}.{name} was {value} and is {new}" for name, value, new in fields if value != new]
 
 
 class ModelCard(_CardPart):

@@ -41,7 +41,9 @@ def save_clean_data(frozen: FrozenModel, tensors: dict[str, Tensor], frames: int
     data = safetensors.torch.save(tensors)
     digest = hashlib.sha256(data).hexdigest()
     write_atomically(clean_data_path(frozen.path, digest), data)
-    _replace_card(frozen, CommissionCard(frames=frames, sha256=digest))
+    card = frozen.card
+    named = CommissionCard(frames=frames, sha256=digest, input=card.input, normalisation=card.normalisation)
+    _replace_card(frozen, named)
 
 
 def remove_clean_data(frozen: FrozenModel) -> None:
@@ -52,11 +54,17 @@ def remove_clean_data(frozen: FrozenModel) -> None:
 def load_clean_data(frozen: FrozenModel, taps: Taps) -> CleanData | None:
     """Load the measurement that the card names; None if it names none.
 
-    Raises ModelError if the file is missing, damaged, or belongs to another model.
+    Raises ModelError if the file is missing, damaged, or belongs to another model, or the card now reads frames in
+    another way than the measurement did.
     """
     tensors, card = read_clean_tensors(frozen), frozen.card
     if tensors is None or card.commissioned is None:
         return None
+    if differences := card.commissioned.differences(card):
+        raise ModelError(
+            f"{card_path(frozen.path)}: changed since clean frames were measured: {'; '.join(differences)}: "
+            f"{CLEAN_DATA_ADVICE}"
+        )
     try:
         return CleanData.of_tensors(tensors, card.commissioned.frames, taps.reference, card.input.channels)
     except ValueError as error:

@@ -18,7 +18,7 @@ from calibrate.errors import RecaldError
 from calibrate.features.taps import NoBatchNorm, is_batchnorm, tap
 from deploy.files import digest_file, write_atomically
 from deploy.model.builder import build_module, foreign_code, shorten
-from deploy.model.card import CommissionCard, ModelCard, card_path
+from deploy.model.card import CommissionCard, InputCard, ModelCard, card_path
 from deploy.model.document import MAX_DOCUMENT_BYTES, DocumentError, load_document
 from deploy.model.frozen import check_class_count
 from deploy.model.frozen_batchnorm import restore_batchnorm_layers
@@ -67,7 +67,7 @@ def export_model(
     if output.suffix != MODEL_SUFFIX:
         raise ModelError(f"{output}: a model file is named *{MODEL_SUFFIX}")
     check_scale(mean, std)
-    draft = _draft_card(name or output.stem, input_shape, mean, std, classes)
+    before, draft = _card_before(output), _draft_card(name or output.stem, input_shape, mean, std, classes)
     try:
         data, found = _export(build_module(builder, weights), draft, kind)
     except RecaldError as error:
@@ -79,7 +79,9 @@ def export_model(
     }
     digest = hashlib.sha256(data).hexdigest()
     card = draft.model_copy(update={"sha256": digest, "exported": exported, "output": found})
-    card = card.model_copy(update={"commissioned": _commission_before(output, card)})
+    if before is not None:
+        card = card.model_copy(update={"input": _with_values_of(before, card.input, output)})
+        card = card.model_copy(update={"commissioned": _commission_of(before, card, output)})
     text = card.to_yaml().encode()
     if len(text) > MAX_DOCUMENT_BYTES:
         raise ModelError(f"the card would have {len(text)} bytes, at most {MAX_DOCUMENT_BYTES}: shorten the names")
@@ -88,18 +90,41 @@ def export_model(
     return card
 
 
-def _commission_before(output: Path, card: ModelCard) -> CommissionCard | None:
-    """Return the measurement that the card before names, if it holds for the new one; say so where it is dropped."""
+def _card_before(output: Path) -> ModelCard | None:
+    """Return the card that the export replaces; say so where it cannot be read."""
     try:
-        before = load_document(card_path(output), ModelCard) if card_path(output).exists() else None
-    except DocumentError:  # it names nothing that could be used
+        return load_document(card_path(output), ModelCard) if card_path(output).exists() else None
+    except DocumentError as error:
+        log.warning("the card before cannot be read, so nothing of it is kept: %s", error.problems[0])
         return None
-    if before is None or before.commissioned is None:
+
+
+def _with_values_of(before: ModelCard, new: InputCard, output: Path) -> InputCard:
+    """Keep what the values of pictures mean, which people write into the card by hand; say so."""
+    values = {"bits": before.input.bits, "inverted": before.input.inverted}
+    kept = new.model_copy(update=values)
+    if kept != new:
+        said = ", ".join(f"{name} {value}" for name, value in values.items())
+        log.warning("%s: kept from the card before: %s", output, said.lower())
+    return kept
+
+
+def _commission_of(before: ModelCard, card: ModelCard, output: Path) -> CommissionCard | None:
+    """Return the measurement that the card before names, if it holds for the new one; say so where it is dropped."""
+    commissioned = before.commissioned
+    if commissioned is None:
         return None
-    if (before.sha256, before.input, before.normalisation) == (card.sha256, card.input, card.normalisation):
-        return before.commissioned
-    frames, advice = before.commissioned.frames, "commission this one with `recald commission`"
-    log.warning("%s: the measurement of %d clean frames was of the model before: %s", output, frames, advice)
+    read_by = {  # where the measurement does not say it, the card does that names it
+        "input": commissioned.input or before.input,
+        "normalisation": commissioned.normalisation or before.normalisation,
+    }
+    differences = commissioned.model_copy(update=read_by).differences(card)
+    if before.sha256 != card.sha256:
+        differences.append(f"sha256 was {before.sha256[:12]}… and is {card.sha256[:12]}…")
+    if not differences:
+        return commissioned
+    of_what = f"{commissioned.frames} clean frames was of the model before ({'; '.join(differences)})"
+    log.warning("%s: the measurement of %s: commission this one with `recald commission`", output, of_what)
     return None
 
 

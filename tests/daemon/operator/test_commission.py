@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from running import recald, recald_here, write_config
 from synthetic import drifted, images, normalised, trained_network
 
@@ -193,6 +194,30 @@ def test_measurements_of_another_shape_are_refused(model):
         save_clean_data(frozen, whole | {name: torch.cat([value.flatten(), value.flatten()])}, COUNT)
         with pytest.raises(ModelError, match=f"{name} is missing or of another shape"):
             kept(load_frozen(model))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("bits: 16", "bits: 12", "input.bits was 16 and is 12"),
+        ("inverted: false", "inverted: true", "input.inverted was False and is True"),
+        ("- 0.25", "- 0.125", "normalisation.std was [0.25, 0.25, 0.25] and is [0.125, 0.25, 0.25]"),
+    ],
+)
+def test_measurements_by_another_reading_of_frames_are_refused(model, old, new, said):
+    frozen = commission_model(model, images(COUNT, seed=3))
+    card_path(model).write_text(card_path(model).read_text().replace(old, new, 1))
+    with pytest.raises(ModelError, match=re.escape(f"tiny.yaml: changed since clean frames were measured: {said}: ")):
+        kept(load_frozen(model))
+    remove_clean_data(frozen)
+    assert kept(load_frozen(model)) is None
+
+
+def test_a_measurement_of_an_earlier_version_that_says_less_is_read(model):
+    card = commission_model(model, images(COUNT, seed=3)).card
+    less = {"frames": card.commissioned.frames, "sha256": card.commissioned.sha256}
+    card_path(model).write_text(yaml.safe_dump(card.model_dump() | {"commissioned": less}))
+    assert kept(load_frozen(model)) is not None
 
 
 def test_files_that_no_card_names_go_with_the_next_exchange(model):

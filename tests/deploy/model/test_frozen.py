@@ -126,8 +126,25 @@ def test_an_export_keeps_the_measurement_of_the_same_model_and_says_what_it_drop
     card_path(path).write_text(card.to_yaml())
     again = export_model(output=path, **arguments | change)
     assert again.commissioned == load_document(card_path(path), ModelCard).commissioned == (named if kept else None)
-    said = "measured.pt2: the measurement of 300 clean frames was of the model before: commission this one"
-    assert (said in caplog.text) is not kept
+    assert ("measured.pt2: the measurement of 300 clean frames was of the model before (" in caplog.text) is not kept
+    differs = "sha256 was aaaaaaaaaaaa… and is" if card.sha256 == "a" * 64 else "normalisation.std was [0."
+    assert (differs in caplog.text and "): commission this one" in caplog.text) is not kept
+
+
+def test_an_export_keeps_what_the_values_of_pictures_mean_and_says_so(folder, caplog):
+    path = folder / "detector.pt2"
+    card = export_model("frozen_networks:make", None, path, **SETTINGS)
+    assert "card before" not in caplog.text
+    seen = card.input.model_copy(update={"bits": 12, "inverted": True})
+    named = CommissionCard(frames=300, sha256="c" * 64, input=seen, normalisation=card.normalisation)
+    card = card.model_copy(update={"input": seen, "commissioned": named})
+    card_path(path).write_text(card.to_yaml())
+    again = export_model("frozen_networks:make", None, path, **SETTINGS)
+    assert again == card == load_document(card_path(path), ModelCard)
+    assert "detector.pt2: kept from the card before: bits 12, inverted true" in caplog.text
+    card_path(path).write_text("bits: 12")
+    assert export_model("frozen_networks:make", None, path, **SETTINGS).input.bits == 16
+    assert "the card before cannot be read, so nothing of it is kept: " in caplog.text
 
 
 def test_the_weights_digest_is_recorded(folder):
