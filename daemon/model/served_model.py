@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
@@ -130,13 +131,16 @@ def open_runner(config: Config, backend: Backend, frozen: FrozenModel, compiled:
 
     Raises ModelError where the two differ, or the compiled form does not run.
     """
-    runner = backend.load(compiled, config.model.thread_count)
     golden = torch.from_numpy(golden_noise(frozen.card.input.shape))
     tolerance = PRECISIONS[config.model.precision].tolerance
-    try:
-        error = check_parity(runner, frozen.module, golden, tolerance)
-    except (ParityError, RuntimeError) as failure:
-        runner.close()
-        raise ModelError(f"{frozen.path}: {backend.name} does not compute what the model does: {failure}") from failure
+    with ExitStack() as on_failure:
+        runner = backend.load(compiled, config.model.thread_count)
+        on_failure.callback(runner.close)
+        try:
+            error = check_parity(runner, frozen.module, golden, tolerance)
+        except (ParityError, RuntimeError) as failure:
+            reason = f"{backend.name} does not compute what the model does: {failure}"
+            raise ModelError(f"{frozen.path}: {reason}") from failure
+        on_failure.pop_all()
     log.info("%s is within %.0e of the eager model, at most %.0e", backend.name, error, tolerance)
     return runner

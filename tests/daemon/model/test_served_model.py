@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -38,6 +41,16 @@ def test_a_model_that_is_compiled_wrong_does_not_serve(tiny_model, tmp_path, mon
     for _ in range(2):  # the second time, what was kept is built again, and is no better
         with pytest.raises(ModelError, match="eager does not compute what the model does: .* differ by"):
             open_model(config, Notifier({}))
+
+
+def test_a_model_that_fails_in_its_proof_is_closed(tiny_model, tmp_path, monkeypatch):
+    """A GPU without memory is no fault of the model: its error goes on as it is."""
+    error, closed = OSError(errno.ENOMEM, "the GPU has no memory left"), []
+    runner = SimpleNamespace(run=Mock(side_effect=error), close=lambda: closed.append(True))
+    monkeypatch.setattr(EagerBackend, "load", lambda *_: runner)
+    with pytest.raises(OSError, match="the GPU has no memory left"):
+        open_model(load_config(write_config(tmp_path, tiny_model)), Notifier({}))
+    assert closed == [True]
 
 
 def test_a_stand_in_that_cannot_run_the_model_leaves_it_to_the_backend(tiny_model, tmp_path, monkeypatch, caplog):
