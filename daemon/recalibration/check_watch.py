@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from daemon.worker.client import WORKER_START_TIMEOUT_S
+
+CHECK_PASS_TIMEOUT_S = 60.0  # for each forward pass of a window
+MAX_FIRST_CHECK_S = WORKER_START_TIMEOUT_S + CHECK_PASS_TIMEOUT_S  # what takes longer fails, and is told as a failure
 MIN_OVERDUE_S = 30.0  # a worker that died is started again within 10 s, and loads the model in a few
 MAX_MISSED_PERIODS = 3.0  # the time from one check to the next varies with the load of the machine
 NEVER_ENDED = "none has ended yet"
@@ -35,6 +39,7 @@ class CheckWatch:
         elif self._due_since is None:
             self._due_since = now
         waited = 0.0 if self._due_since is None else now - self._due_since
-        if waited <= max(MIN_OVERDUE_S, MAX_MISSED_PERIODS * self.period):
+        limit = MAX_FIRST_CHECK_S if self._failure == NEVER_ENDED else MIN_OVERDUE_S
+        if waited <= max(limit, MAX_MISSED_PERIODS * self.period):
             return ""
         return f"no drift check for {waited:.0f} s: {self._failure}"

@@ -128,7 +128,7 @@ class Controller:
         if version in sensor.withdrawn:
             sensor.withdrawn.remove(version)
             self._state_writer.save_withdrawn(sensor.name, set(sensor.withdrawn))
-        self._jobs.start(sensor, sensor.state_machine.trigger, self._frames, restore=version)
+        sensor.job = self._jobs.start(sensor, sensor.state_machine.trigger, self._frames, restore=version)
 
     def export_homogenizer(self, sensor: Sensor, source: str) -> None:
         """Export which homogenizer serves. source: where it came from, a label of the metric."""
@@ -148,7 +148,9 @@ class Controller:
         if job.unusable is not None:
             self._withdraw(sensor, job.unusable)
             details["withdrawn"] = job.unusable
-        if job.recall and job.result in (Result.UNKNOWN, Result.FAILED, Result.TIMEOUT):
+        if job.job == sensor.aborted_job:
+            self._discard(sensor, job)
+        elif job.recall and job.result in (Result.UNKNOWN, Result.FAILED, Result.TIMEOUT):
             level = logging.INFO if job.result is Result.UNKNOWN else logging.WARNING
             log.log(level, "%s: no earlier homogenizer is recalled: %s", sensor.name, job.reason)
         elif sensor.state_machine.state not in RESULT_EXPECTED:
@@ -160,6 +162,9 @@ class Controller:
         """Drop a result that nobody waits for: another homogenizer came to serve, or the drift was over."""
         self._metrics.fits.labels(sensor.name, Result.OUTDATED).inc()
         self._audit_writer.record(sensor.name, "fit", details | {"result": Result.OUTDATED})
+        self._discard(sensor, job)
+
+    def _discard(self, sensor: Sensor, job: JobResult) -> None:
         if job.candidate is not None:
             sensor.path.discard(job.candidate.prepared)
 
@@ -238,9 +243,9 @@ class Controller:
             # Recorded before the fit starts: a fit that ends the daemon counts against the budget, too.
             self._audit_writer.record(sensor.name, "fit begun", {"trigger": decision.trigger})
             log.info("%s: fit begun, trigger: %s", sensor.name, decision.trigger)
-            self._jobs.start(sensor, decision.trigger, self._frames)
+            sensor.job = self._jobs.start(sensor, decision.trigger, self._frames)
         elif isinstance(decision, Recall):
-            self._jobs.start(sensor, sensor.state_machine.trigger, self._frames, recall=True)
+            sensor.job = self._jobs.start(sensor, sensor.state_machine.trigger, self._frames, recall=True)
         elif isinstance(decision, Abort):
             self._abort(sensor, decision.reason, now)
         elif isinstance(decision, Commit):
@@ -259,9 +264,10 @@ class Controller:
             self.roll_back(sensor, decision.reason, decision.detail)
 
     def _abort(self, sensor: Sensor, reason: str, now: float) -> None:
-        """End a recalibration that has passed its deadline; a result that still comes is too late."""
+        """End a recalibration that has passed its deadline; its end is told here, and not by a result that follows."""
         log.error("%s: recalibration %s: %s", sensor.name, Result.TIMEOUT, reason)
         self._jobs.abort(sensor.name)
+        sensor.aborted_job = sensor.job
         self._metrics.fits.labels(sensor.name, Result.TIMEOUT).inc()
         details = {"result": Result.TIMEOUT, "reason": reason, "trigger": sensor.state_machine.trigger, "dossier": None}
         self._audit_writer.record(sensor.name, "fit", details)

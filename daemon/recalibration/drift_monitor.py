@@ -13,10 +13,11 @@ import numpy as np
 
 from daemon.config import DriftConfig
 from daemon.levels import WORD_BITS, enough_bits
+from daemon.recalibration.check_watch import CHECK_PASS_TIMEOUT_S
 from daemon.recalibration.sensor import Sensor
 from daemon.worker.client import WorkerClient, WorkerError, WorkerTimeout
+from deploy.store.artefacts import FACTORY
 
-CHECK_TIMEOUT_S = 60.0  # a check is one forward pass of a window
 CHECK_RETRY_S = 10.0  # from a failed check to the next, so that a worker that dies at once costs little
 PAUSE_TO_CHECK_RATIO = 4.0  # at least: checks of large frames then take at most a fifth of a core
 
@@ -122,8 +123,9 @@ class DriftMonitor:
         job = {"job": "observe", "active": active, "band": self._config.threshold}
         if (challenger := sensor.challenger) is not None:
             job |= {"challenger": challenger.version, "role": challenger.role}
+        passes = len({FACTORY, active, job.get("challenger", active)})
         started = time.monotonic()
-        scores = self._worker.call(job, images, CHECK_TIMEOUT_S)
+        scores = self._worker.call(job, images, passes * CHECK_PASS_TIMEOUT_S)
         # In the first round the period is not known yet, and a challenger makes checks longer.
         estimate = (1 + PAUSE_TO_CHECK_RATIO) * len(self._sensors) * (time.monotonic() - started)
         if "raw" in scores:

@@ -19,13 +19,16 @@ from daemon.recalibration.sensor import Candidate, Sensor
 from daemon.states import WITH_VERSION, Result
 from daemon.worker.client import WorkerClient, WorkerError, WorkerTimeout
 from daemon.worker.memory import MemoryLimit
+from deploy.frame_gaps import MAX_WAIT_S
 from deploy.model.program import ModelError
-from deploy.path import InferencePath, PreparedHomogenizer, SwapRejected
+from deploy.path import PROOF_WARM_UP_RUNS, InferencePath, PreparedHomogenizer, SwapRejected
 from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
 from deploy.store.compiled import input_shape, open_compiled
-from deploy.store.golden import golden_of, pick_golden
+from deploy.store.golden import PROOF_FRAMES, golden_of, pick_golden
 
-ABORT_GRACE_S = 60.0  # for the thread of a job whose worker was killed; after it the thread itself hangs
+MAX_PROOF_TURNS = PROOF_WARM_UP_RUNS + 2 * PROOF_FRAMES + 2  # frames of the camera and stored ones; parity; the end
+# For the thread of a job whose worker was killed, which may be at a proof; after it the thread itself hangs.
+ABORT_GRACE_S = 60.0 + MAX_PROOF_TURNS * MAX_WAIT_S
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class JobResult:
     unusable: str | None = None  # a stored version that cannot or may not serve
     recall: bool = False  # only earlier homogenizers were tested
     dossier: str | None = None  # digest of the worker's dossier; None when it could not write one
+    job: int = 0  # the number that `JobRunner.start` has returned
 
 
 Post = Callable[[JobProgress | JobResult], None]
@@ -88,6 +92,7 @@ class JobRunner:
         self._memory_mib = memory_mib
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="recalibration")
         self._busy = False
+        self._number = 0  # of the newest job
         self._sensor = ""  # of the job that runs
         self._aborted_at: float | None = None  # of the job that runs, monotonic
 
@@ -100,7 +105,7 @@ class JobRunner:
     def hangs(self) -> bool:
         """Return whether a job goes on although its worker was killed: its thread waits for something in here."""
         aborted_at = self._aborted_at
-        return aborted_at is not None and time.monotonic() - aborted_at > ABORT_GRACE_S
+        return self._busy and aborted_at is not None and time.monotonic() - aborted_at > ABORT_GRACE_S
 
     def abort(self, sensor: str) -> None:
         """Kill the worker if it is busy with this sensor; its job then fails."""
@@ -108,14 +113,13 @@ class JobRunner:
             self._aborted_at = time.monotonic()
             self._worker.kill()
 
-    def start(
-        self, sensor: Sensor, trigger: str, frames: int, recall: bool = False, restore: str | None = None
-    ) -> None:
-        """Start a recalibration, only when `free`.
+    def start(self, sensor: Sensor, trigger: str, frames: int, recall: bool = False, restore: str | None = None) -> int:
+        """Start a recalibration, only when `free`; return its number.
 
         recall: only test earlier homogenizers, on the newest frames. restore: only bring this stored version back.
         """
-        self._busy, self._sensor = True, sensor.name
+        self._aborted_at = None  # an abort may have come when the job before had just ended
+        self._number, self._busy, self._sensor = self._number + 1, True, sensor.name
         job = {
             "job": "recalibrate" if restore is None else "restore",
             "restore": restore,
@@ -131,22 +135,25 @@ class JobRunner:
             "seed": int(time.time()),
         }
         read_frames = sensor.reservoir.latest if recall or restore else sensor.reservoir.sample
-        self._executor.submit(self._run, sensor, job, partial(read_frames, frames))
+        self._executor.submit(self._run, sensor, job, partial(read_frames, frames), self._number)
+        return self._number
 
     def close(self) -> None:
         """End the worker at once, and wait for the thread."""
         self._worker.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _run(self, sensor: Sensor, job: dict[str, Any], read_frames: Callable[[], list[np.ndarray]]) -> None:
+    def _run(
+        self, sensor: Sensor, job: dict[str, Any], read_frames: Callable[[], list[np.ndarray]], number: int
+    ) -> None:
         try:
             result = self._recalibrate(sensor, job, read_frames())
-            self._post(replace(result, recall=job["recall"]))
+            self._post(replace(result, recall=job["recall"], job=number))
         except Exception as error:  # whatever it is: without a result the sensor would wait for ever
             log.exception("recalibration of %s broke", sensor.name)
-            self._post(JobResult(sensor.name, Result.FAILED, str(error), recall=job["recall"]))
+            self._post(JobResult(sensor.name, Result.FAILED, str(error), recall=job["recall"], job=number))
         finally:
-            self._busy, self._aborted_at = False, None
+            self._busy = False
 
     def _recalibrate(self, sensor: Sensor, job: dict[str, Any], images: list[np.ndarray]) -> JobResult:
         version = dossier = None

@@ -74,6 +74,8 @@ class Sensor:
     compared_up_to: int = 0  # `reservoir.added` when the challenger was last compared, or appeared
     recorded_state: State | None = None  # the newest state in the audit log
     frames: int = 0  # served
+    job: int | None = None  # number of the newest recalibration
+    aborted_job: int | None = None  # the newest one that was aborted: its result was told already
     last_result: str = field(default="none yet")  # of the last recalibration, for `recald status`
 
     @property

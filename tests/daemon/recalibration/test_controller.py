@@ -514,6 +514,29 @@ def test_a_recalibration_that_passes_its_deadline_is_stopped_counted_and_recorde
     assert told["result"] == "timeout" and scene.sensor.last_result.startswith("timeout: no result")
 
 
+def test_the_result_of_an_aborted_recalibration_is_dropped_whatever_the_sensor_does_by_then():
+    scene = Scene(backoff=0, timeout=100)
+    numbers = iter(range(1, 9))
+    scene.recalibration.start = lambda *given, **more: next(numbers)
+    scene.begin_fit()
+    scene.now += 701
+    scene.sensor.stall_detector.arrived(scene.now)
+    scene.step()
+    scene.sensor.state_machine.request()
+    scene.step()
+    assert scene.sensor.state_machine.state is State.COLLECTING
+    records = list(scene.records)
+    for candidate in (None, Candidate(PreparedHomogenizer("a", runner := Runner()), FACTORY)):
+        late = JobResult("front", Result.FAILED, "it died", candidate, job=1)
+        scene.controller.handle(late, scene.sensor, scene.now)
+    assert scene.sensor.state_machine.state is State.COLLECTING and scene.records == records and runner.closed
+    assert scene.metric("fits_total", {"result": "timeout"}) == 1
+    assert all(scene.metric("fits_total", {"result": result}) is None for result in ("failed", "outdated"))
+    scene.step()
+    scene.controller.handle(JobResult("front", Result.FAILED, "it died", job=2), scene.sensor, scene.now)
+    assert scene.metric("fits_total", {"result": "failed"}) == 1
+
+
 # ---- what is tried again, and when
 
 

@@ -14,8 +14,11 @@ import pytest
 from daemon.config import DriftConfig
 from daemon.frames.reservoir import Reservoir
 from daemon.levels import PixelValues
+from daemon.recalibration.check_watch import CHECK_PASS_TIMEOUT_S
 from daemon.recalibration.drift_monitor import PAUSE_TO_CHECK_RATIO, CheckFailure, DriftCheck, DriftMonitor
+from daemon.recalibration.sensor import Challenger
 from daemon.worker.client import WorkerError, WorkerTimeout
+from deploy.store.artefacts import FACTORY
 
 WINDOW = 8
 SCORES = {"raw": 1.0, "homogenized": 1.0}
@@ -28,6 +31,7 @@ class Watched:
         self.answers: dict[str, Callable[[], dict[str, Any]]] = {}  # by active version; else scores
         self.posted: queue.Queue[DriftCheck | CheckFailure] = queue.Queue()
         self.starts = self.start_fails = 0
+        self.timeouts: list[float] = []  # s, of each check
         self.sensors: dict[str, Any] = {name: self.sensor(name) for name in ("front", "rear")}
         worker: Any = SimpleNamespace(start=self.start, call=self.call, close=lambda: None, finish=lambda: None)
         self.monitor = DriftMonitor(DriftConfig(window=WINDOW, interval=0.05), self.sensors, worker, self.posted.put)
@@ -44,6 +48,7 @@ class Watched:
             raise WorkerError("the worker process ended with 1: no answer")
 
     def call(self, job: dict[str, Any], images: np.ndarray, timeout: float) -> dict[str, Any]:
+        self.timeouts.append(timeout)
         return self.answers.get(job["active"], lambda: SCORES)()
 
     def frames(self, value: int = WINDOW, dtype: type = np.uint8) -> None:
@@ -106,6 +111,14 @@ def test_nothing_is_checked_without_new_frames(watched: Watched):
     watched.results(2)
     with pytest.raises(queue.Empty):
         watched.posted.get(timeout=0.3)
+
+
+def test_a_check_has_time_for_each_homogenizer_that_it_tries(watched: Watched):
+    watched.sensors["rear"].path.version = FACTORY
+    watched.sensors["front"].challenger = Challenger("previous", "of yesterday")
+    watched.monitor.start()
+    watched.results(2)
+    assert watched.timeouts == [3 * CHECK_PASS_TIMEOUT_S, CHECK_PASS_TIMEOUT_S]
 
 
 def test_the_first_check_tells_how_long_a_round_of_all_sensors_will_take(watched: Watched):

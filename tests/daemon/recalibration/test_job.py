@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import queue
 import re
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,13 +18,16 @@ from compiled import compile_once
 from envelopes import envelope_of
 
 from calibrate.homogenizer import Homogenizer
+from daemon.recalibration import job
 from daemon.recalibration.envelope import Envelope
 from daemon.recalibration.job import JobResult, JobRunner
 from daemon.worker.client import WorkerError, WorkerTimeout
 from deploy.backends.eager import EagerBackend
+from deploy.frame_gaps import MAX_WAIT_S
 from deploy.model.program import ModelError
 from deploy.path import InferencePath
 from deploy.store.artefacts import ArtefactStore
+from deploy.store.golden import PROOF_FRAMES, describe_golden, golden_of
 
 SHAPE = (3, 4, 5)
 MODEL = "d" * 64
@@ -57,13 +62,16 @@ class Scene:
         (path,) = self.store.root.glob(f"objects/sha256/*/*{suffix}")
         return path
 
-    def recalibrate(self) -> JobResult:
+    def runner(self) -> JobRunner:
         preprocessor = SimpleNamespace(normalise=lambda images: golden())
         model: Any = SimpleNamespace(digest=MODEL, backend=self.backend, preprocessor=preprocessor)
         worker: Any = self.worker
         keep = {"frames": 0, "mib": 1}
         post = self.posted.put
-        recalibration = JobRunner(worker, self.store, model, 1.0, 1.2, post, keep, self.envelope)
+        return JobRunner(worker, self.store, model, 1.0, 1.2, post, keep, self.envelope)
+
+    def recalibrate(self) -> JobResult:
+        recalibration = self.runner()
         recalibration.start(self.sensor(), "operator", FRAMES)
         finished: JobResult = self.posted.get(timeout=10)
         recalibration.close()
@@ -84,6 +92,13 @@ def homogenizer(bias: float) -> Homogenizer:
 
 def golden() -> np.ndarray:
     return np.linspace(-2, 2, 120, dtype=np.float32).reshape(2, *SHAPE)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def raising(error: Exception) -> Callable[..., Any]:
@@ -154,6 +169,56 @@ def test_a_compiled_form_of_other_weights_than_those_measured_does_not_serve(sce
     finished = scene.recalibrate()
     assert (finished.result, finished.unusable) == ("failed", scene.version)
     assert "its compiled form does not compute what its weights say" in finished.reason
+
+
+def test_an_abort_that_comes_when_the_job_has_just_ended_is_no_hang(scene: Scene, monkeypatch):
+    runner, go_on = scene.runner(), threading.Event()
+    scene.worker.kill = lambda: None
+    scene.worker.call = lambda *given: go_on.wait(10) and scene.answer(*given)
+    assert runner.start(scene.sensor(), "operator", FRAMES) == 1
+
+    def ends_meanwhile() -> float:
+        go_on.set()
+        wait_until(lambda: runner.free)
+        return -1000.0
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "time", SimpleNamespace(monotonic=ends_meanwhile))
+        runner.abort("front")
+    assert runner.free and not runner.hangs
+    go_on.clear()
+    assert runner.start(scene.sensor(), "operator", FRAMES) == 2
+    assert not runner.hangs, "it is another job"
+    go_on.set()
+    assert [scene.posted.get(timeout=10).job for _ in range(2)] == [1, 2]
+    runner.close()
+
+
+def test_a_job_that_goes_on_long_after_its_abort_hangs(scene: Scene, monkeypatch):
+    monkeypatch.setattr(job, "ABORT_GRACE_S", 0.0)
+    runner, go_on = scene.runner(), threading.Event()
+    scene.worker.kill = lambda: None
+    scene.worker.call = lambda *given: go_on.wait(10) and scene.answer(*given)
+    runner.start(scene.sensor(), "operator", FRAMES)
+    runner.abort("rear")
+    assert not runner.hangs, "it is the job of another sensor"
+    runner.abort("front")
+    wait_until(lambda: runner.hangs)
+    go_on.set()
+    scene.posted.get(timeout=10)
+    runner.close()
+
+
+def test_an_aborted_job_has_the_time_of_a_proof_whose_turns_do_not_come(scene: Scene):
+    stored = golden_of({"golden": describe_golden(golden())}, SHAPE)
+    assert stored is not None and len(stored) == PROOF_FRAMES
+    turns: list[None] = []
+    gaps: Any = SimpleNamespace(wait_for_turn=lambda: turns.append(None))
+    frames = np.concatenate([stored, stored])
+    InferencePath(scene.load(torch.nn.Identity()), gaps=gaps).prepare(
+        "a", scene.load(homogenizer(0.5)), frames, homogenizer(0.5)
+    )
+    assert len(turns) == job.MAX_PROOF_TURNS and len(turns) * MAX_WAIT_S < job.ABORT_GRACE_S
 
 
 def test_a_worker_that_took_too_long_has_a_result_of_its_own(scene: Scene):
