@@ -14,12 +14,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    StringConstraints,
     model_validator,
 )
 
 from daemon import CONTROL_ENDPOINT, UNKNOWN_SENSOR, endpoints
 from daemon.endpoints import Endpoint
+from deploy.model.card import Digest
 from deploy.model.document import DocumentError, MisplacedValue, load_document
 
 SECONDS_BY_UNIT = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -89,7 +89,7 @@ class ModelConfig(Section):
     """The number format in which the model computes; the homogenizer always computes in float32. `float16` and
     `bfloat16` are faster on a GPU and less exact. The default is the format in which networks are trained.
     """
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    sha256: Digest | None = None
     """The SHA-256 of the model file, 64 hexadecimal digits, as `recald export` prints it. recald then refuses every
     other model, also one that was replaced together with its card. By default only the card is checked.
     """

@@ -75,9 +75,14 @@ def to_depth(image: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return values if dtype.kind == "f" else np.rint(values).astype(dtype)
 
 
-def enough_bits(images: Sequence[np.ndarray]) -> int | None:
-    """Return the usual number of bits that holds all values of 16-bit images; None where only 16 do, or for others."""
-    highest = max((int(image.max()) if image.dtype == np.uint16 else 2**WORD_BITS for image in images), default=0)
+def enough_bits(images: Sequence[np.ndarray], inverted: bool = False) -> int | None:
+    """Return the usual number of bits that holds all values of 16-bit images; None where only 16 do, or for others.
+
+    inverted: the images were turned round after the camera sent them.
+    """
+    if any(image.dtype != np.uint16 for image in images):
+        return None
+    highest = max((int(np.invert(image.min()) if inverted else image.max()) for image in images), default=0)
     return next((bits for bits in DETECTOR_BITS if highest < 2**bits), None)
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+SHA256_PATTERN = "^[0-9a-f]{64}$"
 SEAL_KEY = "seal"  # the key of a sealed document that holds the SHA-256 of all other keys
 READ_CHUNK_BYTES = 1 << 20
 FileIdentity = tuple[int, int]  # device and inode: the same as long as it is the same file, whatever its path

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,15 +31,20 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes. frames: kept by the daemon, all sensors together. check, fit: while a worker is at it."""
+    """Bytes. frames: kept by the daemon, all sensors together. check, fit: while a worker is at it.
+
+    more_for_words, more_for_floats: what is added where every camera sends 16 bits, or floats.
+    """
 
     frames: float
     check: float
     fit: float
+    more_for_words: float = 0.0
+    more_for_floats: float = 0.0
 
     @property
     def in_all(self) -> float:
-        """Bytes of all processes while a fit and a drift check run."""
+        """Bytes of all processes while a fit and a drift check run, with frames of the depth that is configured."""
         return self.frames + self.check + self.fit + PROCESSES_BYTES
 
     @classmethod
@@ -49,10 +55,17 @@ class MemoryNeed:
         bytes_per_value = [_bytes_per_value(sensor, frozen.card.input) for sensor in config.sensors.values()]
         chunk = max(1, OBJECTIVE_CHUNK_PIXELS // math.prod(shape[1:]))
         received = max(bytes_per_value)
+
+        def more_for(dtype: type[np.generic]) -> float:
+            missing = [max(0, np.dtype(dtype).itemsize - size) for size in (*bytes_per_value, received)]
+            return sum(missing) * (frames + window) * values
+
         return cls(
             frames=sum(bytes_per_value) * (frames + window) * values,
             check=window * values * (CHECK_BYTES_PER_VALUE + received) + min(window, SCORE_CHUNK_FRAMES) * activations,
             fit=frames * values * (FIT_BYTES_PER_VALUE + received) + min(frames, chunk) * FIT_ACTIVATIONS * activations,
+            more_for_words=more_for(np.uint16),
+            more_for_floats=more_for(np.float32),
         )
 
 
@@ -81,7 +94,10 @@ def describe_need(need: MemoryNeed, sensors: int, available: int) -> str:
     """Return one sentence about what is needed and what is there."""
     parts = f"{_readable(need.frames)} for the frames of {sensors} sensor(s), {_readable(need.fit)} for a fit, "
     parts += f"{_readable(need.check)} for a drift check, {_readable(PROCESSES_BYTES)} for the processes"
-    return f"{_readable(need.in_all)} of memory at most ({parts}); there are {_readable(available)}"
+    words, floats = need.in_all + need.more_for_words, need.in_all + need.more_for_floats
+    depth = "with frames of 8 bits where sensors.ID.bits and the card say no more; "
+    depth += f"{_readable(words)} with 16 bits, {_readable(floats)} with floats"
+    return f"{_readable(need.in_all)} of memory ({parts}), {depth}; there are {_readable(available)}"
 
 
 def _readable(size: float) -> str:

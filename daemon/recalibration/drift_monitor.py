@@ -139,7 +139,7 @@ class DriftMonitor:
         """Say once what looks like a drift and is none: a detector of 12 bits, say, whose words are taken for 16."""
         if raw <= self._config.threshold or sensor.name in self._hinted or sensor.pixel_values.bits < WORD_BITS:
             return
-        bits = enough_bits(images)
+        bits = enough_bits(images, sensor.pixel_values.inverted)
         if bits is not None:
             self._hinted.add(sensor.name)
             text = "%s: drifted, and no value of its 16-bit frames is above %d: if its detector has %d bits, set "

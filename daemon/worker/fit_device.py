@@ -13,7 +13,7 @@ from calibrate.fitting import FitResult, fit
 from calibrate.search.memory import affordable_chunk
 from deploy.backends.gpu.device import describe_gpu, require_gpu
 from deploy.backends.protocol import AUTO, GPU_BACKENDS, NO_GPU_REASON
-from deploy.model.program import module_on
+from deploy.model.program import first_line, module_on
 
 CPU, CUDA = "cpu", "cuda"  # of the configuration, beside AUTO
 MIN_FREE_BYTES = 2 * 2**30  # on a GPU that the backend does not use: PyTorch alone takes a quarter of it
@@ -32,17 +32,17 @@ def fit_on_device(asked: str, backend: str, model: nn.Module, frames: Tensor, **
     """Fit on the device of the configuration; returns the result, on the processor, and the device in words.
 
     backend: of the daemon. options: of calibrate.fitting.fit. With AUTO a fit for which the GPU has no memory, or in
-    which it fails, is made again on the processor. Raises what `fit` raises, and torch.OutOfMemoryError.
+    which it fails, is made again on the processor. Raises what `fit` raises, and with CUDA what the GPU does.
     """
     device, reason = _choose(asked, backend)
     log.info("fitting on %s: %s", device, reason)
     if device == CUDA:
         try:
             return _fit_on_gpu(model, frames, options)
-        except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
+        except RuntimeError as error:  # PyTorch raises it for the GPU, its libraries, and tensors on another device
             if asked == CUDA:
                 raise
-            reason = f"the GPU could not: {str(error).partition(chr(10))[0]}"
+            reason = f"the GPU could not: {first_line(error)}"
             log.warning("fitting on cpu: %s", reason)
     return fit(model, frames, **options), f"cpu, {reason}"
 
@@ -55,7 +55,10 @@ def _choose(asked: str, backend: str) -> tuple[str, str]:
         return CPU, NO_GPU_REASON
     if backend in GPU_BACKENDS:
         return CUDA, f"the backend {backend} uses it too"
-    free, _ = torch.cuda.mem_get_info()
+    try:
+        free, _ = torch.cuda.mem_get_info()
+    except RuntimeError as error:
+        return CPU, f"the GPU could not: {first_line(error)}"
     return (CUDA if free >= MIN_FREE_BYTES else CPU), f"{free / 2**30:.1f} GiB of the GPU are free"
 
 
@@ -68,7 +71,7 @@ def _fit_on_gpu(model: nn.Module, frames: Tensor, options: dict[str, Any]) -> tu
             try:
                 result = fit(model, frames, chunk=chunk, **options)
             except torch.OutOfMemoryError as error:
-                log.warning("%d frames at once are too many for the GPU: %s", chunk, str(error).partition("\n")[0])
+                log.warning("%d frames at once are too many for the GPU: %s", chunk, first_line(error))
                 chunk //= 2
                 torch.cuda.empty_cache()
                 continue

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from deploy.files import SHA256_PATTERN
+
 
 def _check_printable(text: str) -> str:
     if not text.isprintable() or not text.strip():
@@ -21,7 +23,7 @@ Bits = Annotated[int, Field(ge=8, le=16)]
 Deviation = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Label = Annotated[str, AfterValidator(_check_printable)]  # shown on terminals and in metrics
 OutputKind = Literal["logits", "probabilities", "none"]  # none: neither, so that there are no labels
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # SHA-256
+Digest = Annotated[str, Field(pattern=SHA256_PATTERN)]
 
 
 class _CardPart(BaseModel):

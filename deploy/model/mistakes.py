@@ -7,8 +7,9 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
+from deploy.files import SHA256_PATTERN
+
 MAX_SHOWN_CHARACTERS = 60  # of a wrong value
-SHA256_PATTERN = "^[0-9a-f]{64}$"
 
 EXPECTED = {  # by the beginning of pydantic's name of the mistake
     "int": "a whole number",

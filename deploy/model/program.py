@@ -35,6 +35,10 @@ READ_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
 )
+UNREADABLE = "not a torch.export program that can be read"
+NOT_REWRITTEN = (
+    "it overwrites values that it reads later (x += y) and cannot be rewritten; build it without and export it again"
+)
 
 
 class ModelError(RecaldError):
@@ -89,7 +93,7 @@ def load_program(data: bytes) -> nn.Module:
 
 def read_program(data: bytes) -> ExportedProgram:
     """Read the program in .pt2 bytes. Raises ModelError, also for bytes that could run code."""
-    with _read_errors(), _without_buffer_warning():
+    with _read_errors(UNREADABLE), _without_buffer_warning():
         return torch.export.load(io.BytesIO(checked_archive(data)))
 
 
@@ -98,8 +102,10 @@ def evaluation_module(program: ExportedProgram) -> nn.Module:
 
     It overwrites no value that somebody may still read, whatever the program does.
     """
-    with _read_errors(), without_pytree_warning():
-        module = functional_module(program) if overwrites_values(program.graph) else program.module()
+    with _read_errors(UNREADABLE):
+        overwrites = overwrites_values(program.graph)
+    with _read_errors(NOT_REWRITTEN if overwrites else UNREADABLE), without_pytree_warning():
+        module = functional_module(program) if overwrites else program.module()
     for name in ("train", "eval"):  # torch.export makes both raise, even if a module around this one calls them
         vars(module).pop(name, None)
     return module.eval().requires_grad_(False)
@@ -206,10 +212,10 @@ def _without_buffer_warning() -> Iterator[None]:
 
 
 @contextmanager
-def _read_errors() -> Iterator[None]:
-    """Turn every error of reading a program into a ModelError of one line."""
+def _read_errors(what: str) -> Iterator[None]:
+    """Turn every error of reading a program into a ModelError of one line that begins with `what`."""
     try:
         with quiet_logger("torch.export"):  # it warns with a traceback of what the error below says in one line
             yield
     except READ_ERRORS as error:
-        raise ModelError(f"not a torch.export program that can be read: {first_line(error)}") from error
+        raise ModelError(f"{what}: {first_line(error)}") from error

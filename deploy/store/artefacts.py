@@ -15,11 +15,10 @@ import torch
 
 from calibrate.errors import RecaldError
 from calibrate.homogenizer import Homogenizer
-from deploy.files import read_regular, seal, sweep, unseal, write_atomically
+from deploy.files import SHA256_PATTERN, read_regular, seal, sweep, unseal, write_atomically
 
 FACTORY = "factory"  # version of the identity homogenizer, which is always available and never stored
 MANIFEST_FORMAT = 1
-DIGEST_PATTERN = re.compile("[0-9a-f]{64}")
 SENSOR_ID_PATTERN = re.compile(r"(?!\.+$)[A-Za-z0-9_.-]{1,64}")  # a file name: no separator, not "." and not ".."
 FieldT = TypeVar("FieldT")
 
@@ -218,7 +217,7 @@ class ArtefactStore:
         return data
 
     def _object(self, digest: str, suffix: str) -> Path:
-        if not DIGEST_PATTERN.fullmatch(digest):
+        if not re.fullmatch(SHA256_PATTERN, digest):
             raise StoreError(f"{digest[:80]!r} is not a version: expected 64 hexadecimal digits")
         return self.root / "objects" / "sha256" / digest[:2] / (digest[2:] + suffix)
 

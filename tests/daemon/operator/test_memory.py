@@ -12,7 +12,7 @@ from torch import nn
 from daemon.config import load_config
 from daemon.exit_codes import EX_CONFIG
 from daemon.operator import deployment
-from daemon.operator.memory import GIB, MemoryNeed, activation_bytes, available_memory
+from daemon.operator.memory import GIB, MemoryNeed, activation_bytes, available_memory, describe_need
 from deploy.model.frozen import load_frozen
 
 VALUES = 3 * 16 * 16  # of a frame of the tiny model
@@ -28,6 +28,18 @@ def test_frames_are_counted_for_each_sensor_with_their_depth(folder: Path, tiny_
     deep = need(folder, tiny_model, sensors={"rear": {"bits": 12}}, recalibrate={"frames": 100}, drift={"window": 20})
     assert deep.frames == 3 * 120 * VALUES
     assert deep.fit > found.fit and deep.check > found.check
+
+
+def test_what_deeper_frames_take_is_told_beside_the_assumed_depth(folder: Path, tiny_model: Path):
+    counts = {"recalibrate": {"frames": 10_000}, "drift": {"window": 20}}
+    found = need(folder, tiny_model, **counts)
+    deep = need(folder, tiny_model, sensors={"front": {"bits": 12}, "rear": {"bits": 12}}, **counts)
+    assert found.in_all + found.more_for_words == deep.in_all and deep.more_for_words == 0
+    assert found.more_for_floats == deep.more_for_floats + found.more_for_words == 3 * 3 * 10_020 * VALUES
+    said = describe_need(found, 2, 8 * GIB)
+    assert "with frames of 8 bits where sensors.ID.bits and the card say no more; " in said and "at most" not in said
+    for size, name in ((found.more_for_words, "16 bits"), (found.more_for_floats, "floats")):
+        assert f"{(found.in_all + size) / GIB:.1f} GiB with {name}" in said
 
 
 def test_more_frames_make_a_fit_larger_and_a_larger_window_a_check(folder: Path, tiny_model: Path):

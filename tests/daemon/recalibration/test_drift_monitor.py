@@ -150,3 +150,16 @@ def test_a_drift_that_may_be_a_setting_is_told_once(watched: Watched, caplog, ra
     told = [record.getMessage() for record in caplog.records]
     assert told == ([] if bits is None else [told[0]])
     assert bits is None or told[0].endswith(f"if its detector has {bits} bits, set sensors.front.bits: {bits}")
+
+
+def test_the_bits_of_an_inverted_detector_are_told_as_it_sends_them(watched: Watched, caplog):
+    watched.answers = dict.fromkeys(("of front", "of rear"), lambda: {"raw": 9.0, "homogenized": 9.0})
+    sent = PixelValues(inverted=True)
+    watched.sensors["front"].pixel_values = sent
+    for number in range(WINDOW):
+        image = sent.to_full_range(np.full((2, 2, 3), 4095 - number, np.uint16))
+        watched.sensors["front"].reservoir.add(image, 0.0)
+    watched.monitor.start()
+    watched.results(2)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "is above 4095: " in told and told.endswith("set sensors.front.bits: 12")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -92,10 +93,31 @@ def test_without_any_memory_auto_ends_on_the_processor_and_cuda_fails(monkeypatc
     assert ("processor", None) not in gpu.fits[before:]
 
 
-def test_a_gpu_that_breaks_leaves_the_fit_to_the_processor(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: unspecified launch failure\nmore"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED\nmore"),
+        RuntimeError("Expected all tensors to be on the same device"),
+        torch.linalg.LinAlgError("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR"),
+    ],
+)
+def test_a_gpu_that_breaks_leaves_the_fit_to_the_processor(monkeypatch, caplog, error):
     gpu = Gpu(monkeypatch)
-    gpu.error = torch.AcceleratorError("CUDA error: unspecified launch failure\nmore")
-    assert fitted("auto") == "cpu, the GPU could not: CUDA error: unspecified launch failure"
+    gpu.error = error
+    said = "the GPU could not: " + str(error).splitlines()[0]
+    assert fitted("auto") == f"cpu, {said}" and f"fitting on cpu: {said}" in caplog.text
+    assert gpu.fits == [("GPU", 64), ("processor", None)]
+    with pytest.raises(type(error)):
+        fitted("cpu:0")  # as CUDA is called here
+    assert gpu.fits[2:] == [("GPU", 64)]
+
+
+def test_a_gpu_that_does_not_tell_its_memory_is_not_taken(monkeypatch):
+    gpu = Gpu(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", Mock(side_effect=RuntimeError("CUDA error: device is busy")))
+    assert fitted("auto", "onnx") == "cpu, the GPU could not: CUDA error: device is busy"
+    assert gpu.fits == [("processor", None)]
 
 
 def test_a_fault_of_the_fit_is_no_fault_of_the_gpu(monkeypatch):

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -204,6 +205,24 @@ class MakesTensors(nn.Module):
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         return frames.mean((2, 3)) + torch.arange(3.0, device=frames.device)
+
+
+def test_a_program_that_cannot_be_rewritten_is_not_called_unreadable(monkeypatch):
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x * 2
+            x += self.norm(x)
+            return x
+
+    data = save_program(export_program(Overwrites().eval(), torch.randn(2, 3, 8, 8)))
+    load_program(data)
+    monkeypatch.setattr("deploy.model.program.functional_module", Mock(side_effect=RuntimeError("no rule\nfor it")))
+    with pytest.raises(ModelError, match=r"^it overwrites values that it reads later .* export it again: no rule$"):
+        load_program(data)
 
 
 def test_a_traced_network_moves_with_the_device_that_its_operators_name():
