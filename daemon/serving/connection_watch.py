@@ -5,34 +5,38 @@ yet it keeps without any bound, and shows them to nobody: 64 bytes for each part
 knows how many bytes a TCP connection has received, each message tells its connection, and a connection that is shut
 down frees all of that.
 
+Nobody is cut off for memory that he cannot have taken: what counts is what ZeroMQ took beyond the bytes that arrived,
+while this message was under way, and only a connection that sent enough for its share of that.
+
 A UNIX socket has no such count. There the mode of its folder says who may connect.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import socket as unix
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from queue import Empty, SimpleQueue
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from daemon.serving.receiver_memory import MemoryTaken, ReceiverMemory
 from daemon.serving.throttle import Throttle
 
 WATCH_INTERVAL_S = 0.02  # a sender of tiny parts takes 5 MiB of memory in this time
-MIN_PENDING_BYTES = 16 << 10  # of a message that is not whole; a connection with less is never cut off
-MAX_MEMORY_RATIO = 8  # memory that the process may take to what such a connection sent: tiny parts take 30 times
-MAX_GROWTH_BYTES = 256 << 20  # memory that the process may take while a message arrives, for all connections together
-FREE_GROWTH_BYTES = 32 << 20  # below this the process grows for many reasons
+MIN_PENDING_BYTES = 16 << 10  # of a message that is not whole; below, heartbeats and the start of a message
+MEMORY_RATIO = 32  # memory that empty parts take to what they are on the wire: 64 bytes to 2
+MAX_UNSENT_BYTES = 64 << 20  # memory beyond all that was sent meanwhile: a million empty parts, seconds to read
+MAX_OVERHEAD_BYTES = 256 << 20  # memory beyond what is not whole, whatever was sent meanwhile
 RENEWAL_S = 600.0  # then what a connection has sent counts anew: heartbeats are no message
 TCP_INFO_RECEIVED = 128  # tcpi_bytes_received in struct tcp_info, Linux 4.1 and later
+RESET = struct.pack("ii", 1, 0)  # struct linger: a close ends the connection on both sides at once
 OPENED = zmq.Event.ACCEPTED | zmq.Event.CONNECTED
 AGREED = zmq.Event.HANDSHAKE_SUCCEEDED
 ENDED = zmq.Event.DISCONNECTED
@@ -42,33 +46,89 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class WatchedConnection:
-    """What a connection had sent when it last delivered a message, and the memory of the process then."""
+    """What a connection has sent since it last delivered a message, and the memory that was taken when it began to."""
 
     most_pending: int  # bytes of a message that is not whole
-    received: int = 0  # bytes
-    memory: int = 0  # bytes
+    pending: int = 0  # bytes that it has sent of such a message
+    sent: int = 0  # bytes, in all
+    whole: int = 0  # bytes that it had sent before this message
+    memory: MemoryTaken = MemoryTaken()
     since: float = 0.0  # monotonic clock, s
     agreed: bool = False  # the handshake is over, and the peer's kind of socket fits
 
+    def count(self, sent: int, delivered: bool, now: float) -> int:
+        """Note how many bytes it has sent in all, and whether a message of it was read; return how many are new."""
+        if delivered or now - self.since > RENEWAL_S:
+            self.whole, self.since = sent, now
+        self.agreed |= delivered
+        self.pending, new, self.sent = max(0, sent - self.whole), max(0, sent - self.sent), sent
+        return new
 
-@dataclass
+
 class WatchedSocket:
-    monitor: zmq.Socket[bytes]
-    most_pending: int
-    on_disconnect: Callable[[], None]
-    on_stranger: Callable[[], None]
+    """A socket's connections. A descriptor that is closed may be another socket's next, so each has its own."""
+
+    def __init__(
+        self,
+        monitor: zmq.Socket[bytes],
+        most_pending: int,
+        on_disconnect: Callable[[], None],
+        on_no_agreement: Callable[[], None],
+    ):
+        self.monitor = monitor
+        self.connections: dict[int, WatchedConnection] = {}  # by file descriptor
+        self._most_pending = most_pending
+        self._on_disconnect = on_disconnect
+        self._on_no_agreement = on_no_agreement
+        self._delivered: SimpleQueue[int] = SimpleQueue()  # descriptors with a message since the last look
+
+    def delivered(self, part: zmq.Frame) -> None:
+        """Note that the connection of this part has delivered a message. Any thread may call it."""
+        if (descriptor := _source(part)) is not None:
+            self._delivered.put(descriptor)
+
+    def take_event(self, memory: MemoryTaken, now: float) -> None:
+        event = recv_monitor_message(self.monitor)
+        descriptor = int(event["value"])
+        if event["event"] & OPENED:
+            self.connections[descriptor] = WatchedConnection(self._most_pending, memory=memory, since=now)
+        elif event["event"] == AGREED:
+            self._agree()
+        elif event["event"] & ENDED:
+            self._end(self.connections.pop(descriptor, None))
+
+    def _agree(self) -> None:
+        """Note a finished handshake. ZeroMQ does not tell whose: the oldest open one is taken, or a message tells."""
+        for connection in self.connections.values():
+            if not connection.agreed:
+                connection.agreed = True
+                return
+
+    def _end(self, connection: WatchedConnection | None) -> None:
+        self._on_disconnect()
+        if connection is not None and not connection.agreed:
+            self._on_no_agreement()
+
+    def count(self, now: float) -> int:
+        """Note what each connection has sent by now; return how many bytes are new."""
+        delivered, new = set(_drained(self._delivered)), 0
+        for descriptor, connection in self.connections.items():
+            if (received := received_bytes(descriptor)) is not None:
+                new += connection.count(received, descriptor in delivered, now)
+        return new
 
 
 class ConnectionWatch:
     """A thread that watches the TCP connections of sockets, from `start()` to `close()`."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, memory: Callable[[], int] | None = None):
-        """clock: monotonic, s. memory: bytes that the process takes."""
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, memory: Callable[[], MemoryTaken] | None = None
+    ) -> None:
+        """clock: monotonic, s."""
         self._clock = clock
-        self._memory = memory or resident_bytes
+        self._memory = memory or ReceiverMemory()
         self._sockets: list[WatchedSocket] = []
-        self._connections: dict[int, WatchedConnection] = {}  # by file descriptor
-        self._delivered: set[int] = set()  # descriptors with a message since the last look
+        self._sent = 0  # bytes, by all connections
         self._warnings = Throttle(clock=clock)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
@@ -78,15 +138,18 @@ class ConnectionWatch:
         socket: zmq.Socket[bytes],
         most_pending: int,
         on_disconnect: Callable[[], None] = lambda: None,
-        on_stranger: Callable[[], None] = lambda: None,
-    ) -> None:
+        on_no_agreement: Callable[[], None] = lambda: None,
+    ) -> WatchedSocket:
         """Watch a socket; call it before the socket is bound, and before `start`.
 
+        Tell what it returns of each message that is read; untold, all that a peer sends in 10 minutes counts as one.
         most_pending: bytes that a peer may send before its message is whole. on_disconnect: called on the thread when
-        a connection ends; on_stranger: also, when it ends before both sides have agreed to talk.
+        a connection ends; on_no_agreement: also, when it ends before both sides have agreed to talk.
         """
         monitor = socket.get_monitor_socket(OPENED | AGREED | ENDED)
-        self._sockets.append(WatchedSocket(monitor, most_pending, on_disconnect, on_stranger))
+        watched = WatchedSocket(monitor, most_pending, on_disconnect, on_no_agreement)
+        self._sockets.append(watched)
+        return watched
 
     def start(self) -> None:
         self._thread.start()
@@ -99,72 +162,57 @@ class ConnectionWatch:
         for watched in self._sockets:
             watched.monitor.close(linger=0)
 
-    def delivered(self, part: zmq.Frame) -> None:
-        """Note that the connection of this part has delivered a message. Any thread may call it."""
-        if (descriptor := _source(part)) is not None:
-            self._delivered.add(descriptor)
-
     def _run(self) -> None:
         while not self._stopping.wait(WATCH_INTERVAL_S):
-            for watched in self._sockets:
-                while watched.monitor.poll(0):
-                    self._take_event(watched)
+            self.take_events()
             self.look()
 
-    def _take_event(self, watched: WatchedSocket) -> None:
-        event = recv_monitor_message(watched.monitor)
-        descriptor = int(event["value"])
-        if event["event"] & OPENED:
-            connection = WatchedConnection(watched.most_pending, memory=self._memory(), since=self._clock())
-            self._connections[descriptor] = connection
-        elif event["event"] == AGREED:
-            self._agree()
-        elif event["event"] & ENDED:
-            self._end(watched, self._connections.pop(descriptor, None))
-
-    def _agree(self) -> None:
-        """Note a finished handshake. ZeroMQ does not tell whose: the oldest open one is taken, or a message tells."""
-        for connection in self._connections.values():
-            if not connection.agreed:
-                connection.agreed = True
-                return
-
-    def _end(self, watched: WatchedSocket, connection: WatchedConnection | None) -> None:
-        watched.on_disconnect()
-        if connection is not None and not connection.agreed:
-            watched.on_stranger()
+    def take_events(self) -> None:
+        """Take what has happened until all sockets are quiet: a descriptor may go from one to another meanwhile."""
+        while pending := [watched for watched in self._sockets if watched.monitor.poll(0)]:
+            for watched in pending:
+                watched.take_event(replace(self._memory(), sent=self._sent), self._clock())
 
     def look(self) -> None:
         """Look at each connection once, and cut off those that send too much."""
-        if not self._connections:
+        if not any(watched.connections for watched in self._sockets):
             return
-        memory, now = self._memory(), self._clock()
-        delivered, self._delivered = self._delivered, set()
-        for descriptor, connection in self._connections.items():
-            received = received_bytes(descriptor)
-            if received is None:
-                continue
-            if descriptor in delivered or now - connection.since > RENEWAL_S:
-                connection.received, connection.memory, connection.since = received, memory, now
-                connection.agreed |= descriptor in delivered
-            elif reason := fault(connection, received - connection.received, memory - connection.memory):
+        memory, now = self._memory(), self._clock()  # before the bytes: what arrives in between counts as sent
+        self._sent += sum(watched.count(now) for watched in self._sockets)
+        memory = replace(memory, sent=self._sent)
+        connections = [item for watched in self._sockets for item in watched.connections.items()]
+        pending = sum(connection.pending for _, connection in connections)
+        senders = sum(connection.pending >= MIN_PENDING_BYTES for _, connection in connections)
+        for descriptor, connection in connections:
+            if connection.pending < MIN_PENDING_BYTES:
+                connection.memory = memory
+            elif reason := fault(connection, memory, pending, senders):
                 if count := self._warnings.passes():
                     log.warning("connections cut off: %d, the last: %s", count, reason)
                 cut_off(descriptor)
 
 
-def fault(connection: WatchedConnection, pending: int, growth: int) -> str:
-    """Return why a connection must be cut off, or "".
+def fault(connection: WatchedConnection, memory: MemoryTaken, pending: int, senders: int) -> str:
+    """Return why a connection with a message that is not whole must be cut off, or "".
 
-    pending: bytes that it has sent since its last message. growth: of the process's memory since then, bytes.
+    memory: what is taken now. pending, senders: bytes of all messages that are not whole, and how many send one. Where
+    empty parts take too much, one of the senders, at least, sent enough to have taken its share.
     """
-    if pending > connection.most_pending:
-        return f"it sent {pending >> 20} MiB without the end of a message, at most {connection.most_pending >> 20} MiB"
-    if pending < MIN_PENDING_BYTES or growth < FREE_GROWTH_BYTES:
-        return ""
-    if growth > max(MAX_GROWTH_BYTES, connection.most_pending) or growth > MAX_MEMORY_RATIO * pending:
-        return f"memory grew by {growth >> 20} MiB while it sent {pending >> 10} KiB without the end of a message"
+    own, most = connection.pending, connection.most_pending
+    if own > most:
+        return f"it sent {own >> 20} MiB without the end of a message, at most {most >> 20} MiB"
+    unsent = memory.unsent_since(connection.memory)
+    overhead = memory.received_since(connection.memory) - pending
+    for taken, bound in ((unsent, MAX_UNSENT_BYTES), (overhead, max(MAX_OVERHEAD_BYTES, most))):
+        if taken > bound and own * MEMORY_RATIO * senders >= bound:
+            return f"memory grew by {taken >> 20} MiB while it sent {own >> 10} KiB without the end of a message"
     return ""
+
+
+def _drained(notes: SimpleQueue[int]) -> Iterator[int]:
+    with suppress(Empty):
+        while True:
+            yield notes.get_nowait()
 
 
 def cut_off_sender(part: zmq.Frame) -> None:
@@ -184,6 +232,7 @@ def _source(part: zmq.Frame) -> int | None:
 def cut_off(descriptor: int) -> None:
     """Shut a connection down in both directions; ZeroMQ then closes it and frees what it had sent."""
     with suppress(OSError), _borrowed(descriptor) as connection:  # OSError: it has ended by itself
+        connection.setsockopt(unix.SOL_SOCKET, unix.SO_LINGER, RESET)  # a peer whose buffers are full learns of it, too
         connection.shutdown(unix.SHUT_RDWR)
 
 
@@ -207,8 +256,3 @@ def _borrowed(descriptor: int) -> Iterator[unix.socket]:
         yield connection
     finally:
         connection.detach()
-
-
-def resident_bytes() -> int:
-    """Return the resident memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -60,7 +60,6 @@ class Intake:
         self._metrics = metrics
         self._deliver = deliver
         self._refuse = refuse
-        self._watch = watch
         self._clock_ns = clock_ns
         self._monotonic = monotonic
         self._sequences = {sensor: SequenceCheck() for sensor in sensors}
@@ -69,7 +68,7 @@ class Intake:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._receive, name="intake", daemon=True)
         self._socket = _input_socket(context, config)
-        watch.add(
+        self._watched = watch.add(
             self._socket,
             MAX_PENDING_FRAMES * config.max_frame_bytes,
             metrics.input_disconnects.inc,
@@ -100,7 +99,7 @@ class Intake:
                 parts = self._receive_parts()
             except zmq.Again:
                 return
-            self._watch.delivered(parts[0])
+            self._watched.delivered(parts[0])
             if self._pattern == "rep":
                 self._socket.send(REPLY, zmq.NOBLOCK)
             self._accept([part.buffer for part in parts])

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zmtp import part, raw_peer, sent_until_cut
 
-from daemon.serving.connection_watch import ConnectionWatch, resident_bytes
+from daemon.serving.connection_watch import ConnectionWatch
+from daemon.serving.receiver_memory import resident_bytes
 from daemon.serving.results import (
     MAX_FOREIGN_TOPICS,
     PUBLISHER_QUEUE_MESSAGES,
