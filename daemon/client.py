@@ -23,7 +23,7 @@ import zmq
 from calibrate.errors import RecaldError
 from daemon.exit_codes import TemporaryError
 from daemon.operator.control import ControlError, ask
-from daemon.serving.message import MAX_HEADER_INTEGER, build_frame
+from daemon.serving.message import MAX_HEADER_INTEGER, build_frame, topic_of
 from daemon.serving.results import ResultError, parse_result
 from daemon.zmq_sockets import SUBSCRIBED, UNSUBSCRIBED, connect, open_socket
 from daemon.zmq_sockets import bind as bind_socket
@@ -82,7 +82,7 @@ def send(socket: zmq.Socket[bytes], parts: list[bytes]) -> bool:
 
 def _open_reader(context: zmq.Context, endpoint: str, sensor: str | None) -> zmq.Socket[bytes]:
     socket = open_socket(context, zmq.SUB)
-    socket.setsockopt(zmq.SUBSCRIBE, b"" if sensor is None else f"{sensor}/".encode())
+    socket.setsockopt(zmq.SUBSCRIBE, b"" if sensor is None else topic_of(sensor))
     _attach(socket, endpoint, connect)
     return socket
 
@@ -125,7 +125,7 @@ class Readers:
 
     def __init__(self, socket: zmq.Socket[bytes], sensor: str) -> None:
         self._socket = socket
-        self._topic = f"{sensor}/".encode()
+        self._topic = topic_of(sensor)
         self._publishes = socket.getsockopt(zmq.TYPE) == zmq.XPUB
         self._subscribed: set[bytes] = set()
         self.event = zmq.POLLIN if self._publishes else zmq.POLLOUT  # what to poll for while there is none

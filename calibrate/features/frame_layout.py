@@ -11,24 +11,24 @@ from torch import Tensor
 MAX_LAYOUT_ERROR = 1e-2  # largest difference relative to the largest feature; bfloat16 rounds to 4e-3
 
 
-def group_by_frame(feature: Tensor, frames: int, neighbours: int) -> Tensor:
+def group_by_frame(feature: Tensor, frames: int, rows_in_sequence: int) -> Tensor:
     """Return features (rows, C, ...) as (N, C, rows / N, ...).
 
-    neighbours: how many rows in a row belong to one frame, before those of the next.
+    rows_in_sequence: how many rows of one frame follow each other, before those of the next.
     """
-    parts = feature.unflatten(0, (-1, frames, neighbours))  # (repeats, N, neighbours, C, ...)
+    parts = feature.unflatten(0, (-1, frames, rows_in_sequence))  # (repeats, N, rows in sequence, C, ...)
     return parts.transpose(0, 1).flatten(1, 2).transpose(1, 2)
 
 
-def find_neighbours(feature: Tensor, swapped: Tensor) -> int | None:
-    """Return how many neighbouring rows belong to one frame; None if rows do not belong to one frame each.
+def find_rows_in_sequence(feature: Tensor, swapped: Tensor) -> int | None:
+    """Return how many rows of one frame follow each other; None if rows do not belong to one frame each.
 
     feature, swapped: the features (rows, C, ...) of two different frames, and of the same frames in the other order.
     """
     rows = len(feature) // 2
-    for neighbours in (n for n in range(rows, 0, -1) if rows % n == 0):
-        as_given, as_swapped = (group_by_frame(f, 2, neighbours) for f in (feature, swapped))
+    for count in (n for n in range(rows, 0, -1) if rows % n == 0):
+        as_given, as_swapped = (group_by_frame(f, 2, count) for f in (feature, swapped))
         error = (as_given - as_swapped.flip(0)).abs().max()
         if error <= MAX_LAYOUT_ERROR * feature.abs().max():
-            return neighbours
+            return count
     return None

@@ -17,7 +17,7 @@ from torch.fx.node import map_arg
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from calibrate.errors import RecaldError
-from calibrate.features.frame_layout import find_neighbours, group_by_frame
+from calibrate.features.frame_layout import find_rows_in_sequence, group_by_frame
 from calibrate.features.overwrites import overwrites_values
 from calibrate.features.statistics import FeatureStatistics
 
@@ -73,7 +73,7 @@ class Taps:
                 )
         self.names = tuple(names)
         self.reference = FeatureStatistics(self.names, tuple(means), tuple(variances), shipped=True)
-        self._neighbours: dict[int, int] = {}  # by layer, of those that get more rows than there are frames
+        self._rows_in_sequence: dict[int, int] = {}  # by layer, of those that get more rows than there are frames
 
     def __call__(self, frames: Tensor, depth: int | None = None) -> ForwardPass:
         """Run the network, or with `depth` only as far as the first `depth` layers of `names` need it.
@@ -94,15 +94,15 @@ class Taps:
             raise _mixes_frames(self.names[layer], f"{len(feature)} rows for {len(frames)} frames")
         if len(frames) == 1:
             return group_by_frame(feature, 1, len(feature))
-        if layer not in self._neighbours:
-            self._neighbours[layer] = self._find_neighbours(layer, frames)
-        return group_by_frame(feature, len(frames), self._neighbours[layer])
+        if layer not in self._rows_in_sequence:
+            self._rows_in_sequence[layer] = self._find_rows_in_sequence(layer, frames)
+        return group_by_frame(feature, len(frames), self._rows_in_sequence[layer])
 
-    def _find_neighbours(self, layer: int, frames: Tensor) -> int:
+    def _find_rows_in_sequence(self, layer: int, frames: Tensor) -> int:
         probe = torch.randn(2, *frames.shape[1:], generator=torch.Generator().manual_seed(0)).to(frames)
         with torch.no_grad():
             feature, swapped = (self._run(pair, layer + 1).features[layer] for pair in (probe, probe.flip(0)))
-        found = find_neighbours(feature, swapped)
+        found = find_rows_in_sequence(feature, swapped)
         if found is None:
             raise _mixes_frames(self.names[layer], "rows that mix several frames")
         return found

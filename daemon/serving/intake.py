@@ -64,7 +64,7 @@ class Intake:
         self._monotonic = monotonic
         self._sequences = {sensor: SequenceCheck() for sensor in sensors}
         self._jumps = {sensor: Throttle(JUMP_WARNING_INTERVAL_S) for sensor in sensors}
-        self._strangers = Throttle()
+        self._disagreements = Throttle()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._receive, name="intake", daemon=True)
         self._socket = _input_socket(context, config)
@@ -72,7 +72,7 @@ class Intake:
             self._socket,
             MAX_PENDING_FRAMES * config.max_frame_bytes,
             metrics.input_disconnects.inc,
-            self._warn_of_stranger,
+            self._warn_of_no_agreement,
         )
         try:
             self.endpoints = [bind(self._socket, endpoint) for endpoint in config.bind]
@@ -147,9 +147,9 @@ class Intake:
             if count := self._jumps[frame.sensor].passes():
                 log.warning("%s: sequence numbers jumped %d times, the last: %s", frame.sensor, count, step.jump)
 
-    def _warn_of_stranger(self) -> None:
+    def _warn_of_no_agreement(self) -> None:
         """Tell of a peer that could not even agree to talk: ZeroMQ closes such a connection without a word."""
-        if count := self._strangers.passes():
+        if count := self._disagreements.passes():
             log.warning(
                 "%d connection(s) ended before the first message. input.pattern %s talks to %s sockets alone: imagezmq "
                 "sends by REQ unless told otherwise, which needs the pattern rep",

@@ -288,6 +288,11 @@ def _unpack(frame: Frame) -> np.ndarray:
 # ---- build
 
 
+def topic_of(sensor: str) -> bytes:
+    """Return the topic of a sensor's frames and results. The slash keeps a subscription to cam1 from reading cam10."""
+    return f"{sensor}/".encode()
+
+
 def build_frame(
     sensor: str,
     image: np.ndarray,
@@ -308,4 +313,4 @@ def build_frame(
     header = {"v": FRAME_VERSION, "seq": seq, "timestamp": timestamp, "width": width, "height": height}
     header |= {"encoding": encoding, "hold": hold}
     header |= ({"step": step} if step else {}) | ({} if bits is None else {"bits": bits})
-    return [f"{sensor}/".encode(), json.dumps(header).encode(), payload]
+    return [topic_of(sensor), json.dumps(header).encode(), payload]

@@ -13,6 +13,7 @@ import zmq
 
 from calibrate.errors import RecaldError
 from daemon.serving.connection_watch import ConnectionWatch, cut_off_sender
+from daemon.serving.message import topic_of
 from daemon.serving.throttle import Throttle
 from daemon.zmq_sockets import SUBSCRIBED, UNSUBSCRIBED, bind, open_socket
 
@@ -39,7 +40,7 @@ class Publisher:
         """Open the socket, an XPUB: a PUB that tells who subscribes. OSError where the endpoint cannot be bound."""
         self._topics = [topic_of(sensor) for sensor in sensors]
         self._foreign: set[bytes] = set()  # topics that readers wait for in vain
-        self._strangers, self._cuts = Throttle(), Throttle()
+        self._foreign_warnings, self._cut_warnings = Throttle(), Throttle()
         self._socket = open_socket(context, zmq.XPUB)
         self._socket.setsockopt(zmq.SNDHWM, PUBLISHER_QUEUE_MESSAGES)
         self._socket.setsockopt(zmq.RCVHWM, SUBSCRIPTION_QUEUE_MESSAGES)
@@ -73,21 +74,16 @@ class Publisher:
         elif kind == SUBSCRIBED and any(known.startswith(topic) for known in self._topics):
             return
         elif kind != SUBSCRIBED or len(self._foreign) == MAX_FOREIGN_TOPICS:
-            if count := self._cuts.passes():
+            if count := self._cut_warnings.passes():
                 log.warning("readers of results cut off: %d, which subscribe to too much that no sensor has", count)
             cut_off_sender(message)
         else:
             self._foreign.add(topic)
-            if self._strangers.passes():
+            if self._foreign_warnings.passes():
                 log.warning("a reader of results waits for %r, and no sensor is of this name", topic[:64])
 
     def close(self) -> None:
         self._socket.close()
-
-
-def topic_of(sensor: str) -> bytes:
-    """Return the topic of a sensor's results. The slash keeps a subscription to cam1 from reading cam10."""
-    return f"{sensor}/".encode()
 
 
 def parse_result(parts: Sequence[bytes]) -> tuple[str, dict[str, Any], np.ndarray]:

@@ -176,11 +176,11 @@ def test_rows_that_mix_frames_are_refused_with_the_name_of_the_layer():
             tap(network.eval())(FRAMES)
 
 
-@pytest.mark.parametrize("neighbours", [1, 2, 6])
-def test_rows_are_grouped_by_frame(neighbours):
-    repeats, frames = 6 // neighbours, 3
-    rows = torch.arange(frames).repeat_interleave(neighbours).repeat(repeats)
+@pytest.mark.parametrize("rows_in_sequence", [1, 2, 6])
+def test_rows_are_grouped_by_frame(rows_in_sequence):
+    repeats, frames = 6 // rows_in_sequence, 3
+    rows = torch.arange(frames).repeat_interleave(rows_in_sequence).repeat(repeats)
     feature = rows.float().view(-1, 1, 1).expand(-1, 5, 7)
-    grouped = group_by_frame(feature, frames, neighbours)
+    grouped = group_by_frame(feature, frames, rows_in_sequence)
     assert grouped.shape == (3, 5, 6, 7)
     assert all(bool((grouped[frame] == frame).all()) for frame in range(frames))
