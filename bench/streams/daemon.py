@@ -53,6 +53,7 @@ class Records(list[tuple[float, str, dict[str, Any]]]):
     """Replaces the audit log: a list of (time, event, details)."""
 
     problem = ""
+    pending = False
     state_moved = False
 
     def __init__(self, clock: Callable[[], float]):
@@ -138,6 +139,8 @@ class SimulatedDaemon:
             self._due.remove((due, event))
             self._controller.handle(event, self.sensor, self.now)
         self._controller.step(self.sensor, self.now)
+        if self.sensor.swap_begun:  # its record is written at once, and simulated time does not pass meanwhile
+            self._controller.step(self.sensor, self.now)
         while not self._jobs.free:  # simulated time does not pass meanwhile
             time.sleep(0.01)
         return labels

@@ -18,7 +18,7 @@ HIDDEN_EVENTS = ("state",)  # shown with --all only: they are many, and say litt
 
 
 def history(args: argparse.Namespace) -> None:
-    """Print the audit log, the newest record last. Raises ValueError when there is none."""
+    """Print the audit log, the newest record last. Raises RecaldError where there is none."""
     path = audit_path(load_config(args.config).state.directory)
     if not path.exists():
         raise RecaldError(f"{path}: there is no audit log yet; `recald run` begins it")

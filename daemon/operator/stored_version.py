@@ -8,7 +8,7 @@ from daemon.recalibration.state_machine import OrderRefused
 from deploy.store.artefacts import FACTORY, ArtefactStore
 from deploy.store.retention import StoredHomogenizer, stored_homogenizers
 
-MIN_VERSION_DIGITS = 8  # of a version; `recald status` shows as many
+MIN_VERSION_DIGITS = 8  # of a version; `recald status` shows 12
 
 
 def is_version(text: object) -> bool:

@@ -34,7 +34,7 @@ def verify(args: argparse.Namespace) -> bool:
 
 
 def parse_anchor(text: str) -> tuple[int, str]:
-    """Parse NUMBER:DIGEST, as `recald history` prints it. Raises ValueError."""
+    """Parse NUMBER:DIGEST, as `recald history` prints it. Raises RecaldError."""
     number, _, digest = text.partition(":")
     if not number.isascii() or not number.isdigit() or not digest:
         raise RecaldError(f"{text[:80]!r} is not NUMBER:DIGEST, such as 17:3fa9...")

@@ -230,6 +230,8 @@ class Controller:
         """Return why no new homogenizer may serve now, or ""."""
         if problem := self._audit_writer.problem:
             return f"the audit log cannot be written: {problem}"
+        if self._audit_writer.pending:
+            return "the audit log is being written"
         if sensor.operator_hold is None:
             return "the audit log is not yet read"
         if sensor.operator_hold:
@@ -249,9 +251,7 @@ class Controller:
         elif isinstance(decision, Abort):
             self._abort(sensor, decision.reason, now)
         elif isinstance(decision, Commit):
-            assert sensor.candidate is not None
-            candidate, sensor.candidate = sensor.candidate, None
-            self._swap(sensor, candidate.prepared, RECALLED if candidate.recalled else "judged")
+            self._commit(sensor)
         elif isinstance(decision, Discard):
             self._drop_candidate(sensor, decision.result, decision.reason)
             sensor.last_result = f"{decision.result}: {decision.reason}"
@@ -261,7 +261,26 @@ class Controller:
                 self._drop_candidate(sensor, Result.OUTDATED)
             self._swap(sensor, PreparedHomogenizer(FACTORY, None), decision.reason, keep_work=decision.keep_work)
         elif isinstance(decision, RollBack):
-            self.roll_back(sensor, decision.reason, decision.detail)
+            if sensor.path.version != FACTORY or self._has_begun(sensor, sensor.path.fallback):
+                self.roll_back(sensor, decision.reason, decision.detail)
+
+    def _commit(self, sensor: Sensor) -> None:
+        candidate = sensor.candidate
+        assert candidate is not None
+        if self._has_begun(sensor, candidate.prepared.version):
+            sensor.candidate = None
+            self._swap(sensor, candidate.prepared, RECALLED if candidate.recalled else "judged")
+
+    def _has_begun(self, sensor: Sensor, version: str) -> bool:
+        """Return whether the swap to this version is recorded; else record it, and the swap waits until that is written.
+
+        Without it, a crash or a full disk could leave a homogenizer that serves without a record.
+        """
+        if version in (FACTORY, sensor.swap_begun):  # the way to factory is never delayed
+            return True
+        sensor.swap_begun = version
+        self._audit_writer.record(sensor.name, "swap begun", {"from": sensor.path.version, "to": version})
+        return False
 
     def _abort(self, sensor: Sensor, reason: str, now: float) -> None:
         """End a recalibration that has passed its deadline; its end is told here, and not by a result that follows."""
@@ -300,6 +319,7 @@ class Controller:
 
         added_cost: s per frame. keep_alarm: a recalibration goes on because of it.
         """
+        sensor.swap_begun = ""
         sensor.latency_monitor.swapped(added_cost)
         self._drift.reset(sensor, keep_alarm)
         self.export_homogenizer(sensor, source)
@@ -308,7 +328,7 @@ class Controller:
     def _drop_candidate(self, sensor: Sensor, result: Result, reason: str = ANOTHER_SERVES) -> None:
         if sensor.candidate is None:
             return
-        candidate, sensor.candidate = sensor.candidate, None
+        candidate, sensor.candidate, sensor.swap_begun = sensor.candidate, None, ""
         sensor.path.discard(candidate.prepared)
         self._metrics.swaps.labels(sensor.name, result).inc()
         version = candidate.prepared.version

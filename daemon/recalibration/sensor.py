@@ -66,6 +66,7 @@ class Sensor:
     hold: bool = False  # the newest frame asks for no new homogenizer
     operator_hold: str | None = ""  # why the operator allows no new one; "": allowed, None: not read from the log yet
     candidate: Candidate | None = None  # in the shadow or waiting for approval
+    swap_begun: str = ""  # the version that is to serve next, once the audit log holds that
     raw_at_swap: float = math.nan  # drift score of the raw frames when what serves came to serve; NaN when recalled
     withdrawn: set[str] = field(default_factory=set)  # versions that failed on their own drift: no recall tries them
     set_aside: set[str] = field(

@@ -76,6 +76,11 @@ class AuditWriter:
             return f"the disk has not answered for {waited:.0f} s"
         return self._problem
 
+    @property
+    def pending(self) -> bool:
+        """Whether a record is not yet on the disk: a crash now would lose it."""
+        return bool(self._pending) or self._dropped > self._reported
+
     def record(self, sensor: str, event: str, details: dict[str, Any]) -> None:
         """Add a record of now; `details` are plain values."""
         if len(self._pending) < MAX_PENDING_RECORDS:

@@ -50,6 +50,7 @@ def test_a_stream_leads_to_exactly_these_decisions(records):
         (196.0, "state", "compiling"),
         (212.0, "fit", "accepted"),
         (212.0, "state", "shadow"),
+        (260.0, "swap begun", version),
         (260.0, "swap", version),
         (260.0, "state", "probation"),
         (320.0, "state", "active"),
@@ -62,6 +63,7 @@ def test_a_stream_leads_to_exactly_these_decisions(records):
         (732.0, "state", "collecting"),
         (756.0, "fit", "recalled"),  # without two minutes of collecting and without a fit
         (756.0, "state", "shadow"),
+        (804.0, "swap begun", version),
         (804.0, "swap", version),
         (804.0, "state", "probation"),
         (864.0, "state", "active"),

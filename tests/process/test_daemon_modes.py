@@ -110,8 +110,8 @@ def test_a_candidate_serves_once_it_is_approved_and_not_if_it_is_refused(in_mode
         assert "front: no candidate waits for approval: " in refusal(daemon, "approve")
     events = [(record["event"], record["details"]) for record in audit(config) if record["sensor"] == "front"]
     names = [name for name, _ in events if name not in ("state", "drift alarm over")]
-    fitted, recalled = ["fit begun", "fit", "order", "swap"], ["fit", "order", "candidate dropped"]
-    assert names[:11] == ["drift alarm", *fitted, "drift alarm", "swap", "drift alarm", *recalled]
+    fitted, recalled = ["fit begun", "fit", "order", "swap begun", "swap"], ["fit", "order", "candidate dropped"]
+    assert names[:12] == ["drift alarm", *fitted, "drift alarm", "swap", "drift alarm", *recalled]
     swaps = [(details["from"], details["to"]) for name, details in events if name == "swap"]
     assert swaps == [("factory", status["candidate"]), (status["candidate"], "factory")]
     assert recald_here("verify", "--config", config).returncode == 0

@@ -175,6 +175,8 @@ def record_text(record: AuditRecord) -> str:
             pause = recorded.get("pause")
             took = f"; the exchange took {1e6 * pause:.0f} µs" if isinstance(pause, int | float) else ""
             return f"{after} serves instead of {before}{took}"
+        case "swap begun":
+            return f"{after} is to serve instead of {before}"
         case "rollback":
             return f"{after} serves again instead of {before}: {_rollback_text(recorded)}"
         case "order":

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +23,11 @@ from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck
 from daemon.recalibration.job import JobProgress, JobResult
 from daemon.recalibration.sensor import Candidate, Sensor
 from daemon.recalibration.state_machine import OrderRefused, StateMachine
+from daemon.state.audit_writer import AuditWriter
 from daemon.state.restart import RestartState
 from daemon.states import Result, State
+from deploy.audit.chain import AuditRecord
+from deploy.audit.log import AuditError, AuditLog
 from deploy.path import InferencePath, PreparedHomogenizer
 from deploy.store.artefacts import FACTORY
 
@@ -42,7 +48,7 @@ class Recorded:
     """Stands in for the audit writer."""
 
     def __init__(self, records: list[tuple[str, dict[str, Any]]]) -> None:
-        self.records, self.problem, self.state_moved = records, "", False
+        self.records, self.problem, self.pending, self.state_moved = records, "", False, False
 
     def record(self, sensor: str, event: str, details: dict[str, Any]) -> None:
         self.records.append((event, details))
@@ -51,7 +57,7 @@ class Recorded:
 class Scene:
     """One sensor, a factory homogenizer that serves, and whatever is written down."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, audit_writer: Any = None, **settings: Any) -> None:
         self.now, self.records, self.written = 0.0, [], []
         config = RecalibrateConfig(frames=64, collect=0, shadow=0, **settings)
         self.sensor = Sensor(
@@ -61,7 +67,7 @@ class Scene:
             DriftDetector(1.6, 10.0),
             StateMachine(config, 0.0),
         )
-        self.record: Any = Recorded(self.records)
+        self.record: Any = audit_writer or Recorded(self.records)
         state_writer: Any = SimpleNamespace(
             save_active=lambda _, version: self.written.append(("serves", version)),
             save_withdrawn=lambda _, versions: self.written.append(("withdrawn", sorted(versions))),
@@ -128,6 +134,8 @@ class Scene:
         for _ in range(times):
             self.now += 0.05
             self.controller.step(self.sensor, self.now)
+            if self.sensor.swap_begun:  # its record is written at once
+                self.controller.step(self.sensor, self.now)
 
     @property
     def events(self) -> list[str]:
@@ -231,6 +239,79 @@ def test_nothing_is_swapped_while_the_audit_log_cannot_be_written(scene):
     scene.record.problem = ""
     scene.step()
     assert scene.sensor.path.version == "a"
+
+
+def test_a_homogenizer_serves_once_the_log_holds_that_its_swap_begins(scene):
+    scene.fit("a")
+    for _ in range(3):
+        scene.compare_on_new_frames()
+    scene.record.pending = True
+    scene.step(3)
+    assert scene.sensor.path.version == FACTORY and "swap begun" not in scene.events, "earlier records come first"
+    assert scene.sensor.state_machine.reason == "the candidate waits: the audit log is being written"
+    scene.record.pending = False
+    scene.controller.step(scene.sensor, scene.now)
+    assert scene.records[-1] == ("swap begun", {"from": FACTORY, "to": "a"}) and scene.sensor.path.version == FACTORY
+    scene.record.pending = True
+    scene.step(3)
+    assert scene.sensor.path.version == FACTORY and scene.events.count("swap begun") == 1
+    scene.record.pending = False
+    scene.step()
+    assert scene.sensor.path.version == "a" and scene.events[-3:] == ["swap begun", "swap", "state"]
+
+
+def test_no_record_no_swap_on_a_disk_that_takes_no_more_just_before_it(tmp_path, monkeypatch):
+    """The log lies in its place as before, and every check of that succeeds; only an append finds the disk full."""
+    append, full = AuditLog.append, False
+
+    def append_unless_full(audit: AuditLog, *given: Any) -> AuditRecord:
+        if full:
+            raise AuditError("the disk is full")
+        return append(audit, *given)
+
+    monkeypatch.setattr(AuditLog, "append", append_unless_full)
+    path = tmp_path / "audit.sqlite"
+    with ThreadPoolExecutor(1) as background:
+        writer = AuditWriter(partial(AuditLog, path), background, Metrics(CollectorRegistry()))
+        scene = Scene(writer, mode="supervised")
+        scene.fit("a")
+        for _ in range(3):
+            scene.compare_on_new_frames()
+        background.submit(lambda: None).result()
+        scene.step()
+        assert scene.sensor.state_machine.state is State.AWAITING_APPROVAL
+        background.submit(lambda: None).result()
+        full = True
+        scene.sensor.state_machine.approve()
+        writer.record("front", "order", {"order": "approve"})
+        for _ in range(4):
+            scene.step()
+            background.submit(lambda: None).result()
+            assert not writer.pending or scene.sensor.path.version == FACTORY
+        assert scene.sensor.path.version == FACTORY and "the disk is full" in scene.sensor.state_machine.reason
+        full = False
+        for _ in range(4):
+            writer.check(math.inf)
+            background.submit(lambda: None).result()
+            scene.step()
+        assert scene.sensor.path.version == "a"
+    writer.close()
+    with closing(AuditLog(path, read_only=True)) as audit:
+        events = [record.event for record in audit.records(exclude=("state",))]
+        assert events[-3:] == ["order", "swap begun", "swap"]
+
+
+def test_the_fitted_homogenizer_before_returns_from_factory_once_that_is_recorded(scene):
+    scene.serve("a")
+    scene.sensor.drift_detector.alarm, scene.sensor.raw_clean = True, True
+    scene.step()
+    assert scene.sensor.path.version == FACTORY and "swap begun" not in scene.events[-2:], "never delayed"
+    for _ in range(2):
+        scene.compare_on_new_frames()
+    scene.controller.step(scene.sensor, scene.now)
+    assert scene.sensor.path.version == FACTORY
+    scene.step()
+    assert scene.sensor.path.version == "a" and scene.events[-3:-1] == ["swap begun", "rollback"]
 
 
 @pytest.mark.parametrize("cause", ["operator", "audit log", "camera"])
