@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import getpass
 import json
 import logging
 import os
@@ -171,10 +170,9 @@ def order(args: argparse.Namespace) -> int:
 
 def _user() -> str:
     """Return the name that an order carries as a note; the daemon itself finds out whose process gives it."""
-    try:
-        return os.environ.get("SUDO_USER") or getpass.getuser()
-    except (KeyError, OSError):  # in a container a user may have no name
-        return str(os.getuid())
+    from daemon.operator.peer import user_name
+
+    return os.environ.get("SUDO_USER") or user_name(os.getuid())
 
 
 def _ask(args: argparse.Namespace, message: dict[str, Any]) -> dict[str, Any]:

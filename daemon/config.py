@@ -14,11 +14,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     model_validator,
 )
 
 from daemon import CONTROL_ENDPOINT, UNKNOWN_SENSOR, endpoints
 from daemon.endpoints import Endpoint
+from daemon.state_place import default_state_directory, earlier_state_directory
 from deploy.model.card import Digest
 from deploy.model.document import DocumentError, MisplacedValue, load_document
 
@@ -183,19 +185,6 @@ class ControlConfig(Section):
     """
 
 
-def default_state_directory() -> Path:
-    """Return where state is kept unless the configuration says it. Raises ValueError for a user without a home."""
-    if given := os.environ.get("STATE_DIRECTORY", "").partition(":")[0]:
-        return Path(given)
-    if os.geteuid() == 0:
-        return Path("/var/lib/recald")
-    base = Path(os.environ.get("XDG_STATE_HOME", ""))
-    try:
-        return (base if base.is_absolute() else Path.home() / ".local" / "state") / "recald"
-    except RuntimeError:
-        raise ValueError("this user has no home: set state.directory") from None
-
-
 class StateConfig(Section):
     """Where homogenizers, dossiers and the audit log are kept."""
 
@@ -204,6 +193,18 @@ class StateConfig(Section):
     default is `$STATE_DIRECTORY`, which systemd sets for the unit; else `/var/lib/recald` for root, and
     `$XDG_STATE_HOME/recald` or `~/.local/state/recald` for other users. Not a folder that the system cleans, as `/tmp`.
     """
+    _earlier_directory: Path | None = PrivateAttr(None)
+
+    @property
+    def earlier_directory(self) -> Path | None:
+        """Return where the first releases kept the state with the same file; None where no file was read."""
+        return self._earlier_directory
+
+    def with_paths_in(self, folder: Path) -> StateConfig:
+        """Let a relative path start at the folder."""
+        state = self.model_copy(update={"directory": folder / self.directory})
+        state._earlier_directory = earlier_state_directory(self.directory, "directory" in self.model_fields_set)
+        return state
 
 
 class DriftConfig(Section):
@@ -375,7 +376,7 @@ def load_config(path: Path) -> Config:
     return config.model_copy(
         update={
             "model": _with_paths_in(folder, config.model, "path"),
-            "state": _with_paths_in(folder, config.state, "directory"),
+            "state": config.state.with_paths_in(folder),
             "recalibrate": _with_paths_in(folder, config.recalibrate, "envelope", "envelope_key"),
         }
     )

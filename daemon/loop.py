@@ -44,6 +44,7 @@ from daemon.serving.refusals import Refusals
 from daemon.serving.results import Publisher
 from daemon.serving.serve import FrameServer
 from daemon.state.audit_writer import AuditWriter
+from daemon.state.earlier_place import check_earlier_place
 from daemon.state.lock import StateClaim
 from daemon.state.restart import restart_state
 from daemon.state.state_writer import StateWriter
@@ -119,6 +120,7 @@ class Daemon:
 
     def startup(self) -> None:
         """Prove everything before the first socket opens; report READY to systemd once frames are served."""
+        check_earlier_place(self.config.state)
         self._claim = StateClaim(self.config.state.directory)
         self._closing.callback(self._claim.close)
         self._envelope = open_envelope(self.config)

@@ -45,7 +45,7 @@ class EngineSupply:
         Raises EngineBuildError for a model that cannot be built, or that comes out as something else.
         """
         if self._build is None and now >= self._next_build:
-            self._build = self._begin()
+            self._begin_again(now)
         if self._build is None or not self._build.done:
             return None
         build, self._build = self._build, None
@@ -53,10 +53,19 @@ class EngineSupply:
             return build.take()
         except BuilderDied as error:
             build.close()
-            self._next_build = now + BUILD_RETRY_S
-            log.warning("%s goes on serving: %s; next try in %.0f s", self._served_by, error, BUILD_RETRY_S)
-            self._record("", "not compiled", {"backend": self._backend, "reason": str(error)})
+            self._wait(error, now)
             return None
+
+    def _begin_again(self, now: float) -> None:
+        try:
+            self._build = self._begin()
+        except OSError as error:  # no process can be started now, for want of memory or of a process number
+            self._wait(error, now)
+
+    def _wait(self, error: OSError, now: float) -> None:
+        self._next_build = now + BUILD_RETRY_S
+        log.warning("%s goes on serving: %s; next try in %.0f s", self._served_by, error, BUILD_RETRY_S)
+        self._record("", "not compiled", {"backend": self._backend, "reason": str(error)})
 
     def close(self) -> None:
         """End the build."""

@@ -10,7 +10,6 @@ import os
 import shutil
 import socket
 from contextlib import suppress
-from getpass import getuser
 from pathlib import Path
 
 import torch
@@ -21,9 +20,11 @@ from daemon.config import Config, ConfigError
 from daemon.model.served_model import open_runner
 from daemon.operator.control import NoAnswerError, ask, explain_taken
 from daemon.operator.memory import WARNING_SHARE, MemoryNeed, available_memory, describe_need
+from daemon.operator.peer import user_name
 from daemon.operator.versions import short_version
 from daemon.recalibration.envelope import open_envelope
 from daemon.recalibration.mode import with_default_mode
+from daemon.state.earlier_place import check_earlier_place
 from daemon.state.lock import StateClaim
 from daemon.worker import fit_device
 from daemon.worker.memory import MIB
@@ -105,13 +106,15 @@ def check_envelope(config: Config) -> str:
 
 
 def check_state(config: Config) -> str:
-    """Check that the state directory can be made, written and locked. Raises OSError."""
+    """Check that the state directory can be made, written and locked. Raises OSError, or ConfigError."""
+    check_earlier_place(config.state)
     directory = config.state.directory
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, f"{existing} is a file: move it, or set another state.directory")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(f"{existing} cannot be written by {_user()}: correct its owner, or check as another user")
+        advice = "correct its owner, or check as another user"
+        raise PermissionError(f"{existing} cannot be written by the user {user_name(os.geteuid())}: {advice}")
     if directory.is_dir() and not daemon_status(config):
         StateClaim(directory).close()
     warning = f"; WARNING: {TEMPORARY_ADVICE}" if _is_temporary(directory) else ""
@@ -120,13 +123,6 @@ def check_state(config: Config) -> str:
 
 def _is_temporary(directory: Path) -> bool:
     return any(directory.resolve().is_relative_to(folder) for folder in TEMPORARY_FOLDERS)
-
-
-def _user() -> str:
-    try:
-        return f"the user {getuser()}"
-    except (KeyError, OSError):  # in a container a user may have no name
-        return f"user {os.getuid()}"
 
 
 def check_endpoints(config: Config) -> str:

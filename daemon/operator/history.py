@@ -9,6 +9,7 @@ from typing import Any
 
 from calibrate.errors import RecaldError
 from daemon.config import load_config
+from daemon.operator.state_directory import used_state_directory
 from daemon.operator.terminal import Row, print_table
 from daemon.operator.versions import short_version
 from deploy.audit.chain import AuditRecord
@@ -19,7 +20,7 @@ HIDDEN_EVENTS = ("state",)  # shown with --all only: they are many, and say litt
 
 def history(args: argparse.Namespace) -> None:
     """Print the audit log, the newest record last. Raises RecaldError where there is none."""
-    path = audit_path(load_config(args.config).state.directory)
+    path = audit_path(used_state_directory(load_config(args.config)))
     if not path.exists():
         raise RecaldError(f"{path}: there is no audit log yet; `recald run` begins it")
     with closing(AuditLog(path, read_only=True)) as audit:

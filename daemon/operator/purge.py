@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from daemon.config import load_config
+from daemon.operator.state_directory import used_state_directory
 from deploy.audit.log import AuditLog, audit_path
 from deploy.store.dossier_archive import DossierArchive
 
@@ -14,8 +15,9 @@ from deploy.store.dossier_archive import DossierArchive
 def purge(args: argparse.Namespace, user: str) -> None:
     """Delete the kept frames, and record the user in the audit log."""
     config = load_config(args.config)
-    count = DossierArchive(config.state.directory).purge(args.sensor)
-    _record_purge(audit_path(config.state.directory), args.sensor or "", count, user)
+    state = used_state_directory(config)
+    count = DossierArchive(state).purge(args.sensor)
+    _record_purge(audit_path(state), args.sensor or "", count, user)
     print(f"{args.sensor or 'all sensors'}: {count} kept frame(s) deleted; the dossiers of the recalibrations stay")
     if config.recalibrate.keep_frames:
         print(f"recalibrate.keep_frames is {config.recalibrate.keep_frames}: set it to 0, or the next fit keeps others")

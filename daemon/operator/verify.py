@@ -10,17 +10,18 @@ from contextlib import closing
 from calibrate.errors import RecaldError
 from daemon.config import Config, load_config
 from daemon.operator.history import HIDDEN_EVENTS, fit_records
+from daemon.operator.state_directory import used_state_directory
 from deploy.audit.chain import AuditRecord
 from deploy.audit.log import AuditError, AuditLog, audit_path
 
 
 def verify(args: argparse.Namespace) -> bool:
-    """Print every problem; return whether there is none."""
+    """Print every problem; return whether there is none. Raises ConfigError where there is no state to check."""
     from deploy.store.artefacts import ArtefactStore
     from deploy.store.verify import CompiledCheck, store_problems
 
     config = load_config(args.config)
-    store = ArtefactStore(config.state.directory)
+    store = ArtefactStore(used_state_directory(config))
     check = CompiledCheck()
     problems = [*_model_problems(config), *store_problems(store, check), *_audit_problems(config, args.anchor)]
     if args.json:

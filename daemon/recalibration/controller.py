@@ -272,7 +272,7 @@ class Controller:
             self._swap(sensor, candidate.prepared, RECALLED if candidate.recalled else "judged")
 
     def _has_begun(self, sensor: Sensor, version: str) -> bool:
-        """Return whether the swap to this version is recorded; else record it, and the swap waits until that is written.
+        """Return whether it is recorded that the swap to this version begins; else record it, and the swap waits.
 
         Without it, a crash or a full disk could leave a homogenizer that serves without a record.
         """

@@ -13,6 +13,7 @@ from calibrate.errors import RecaldError
 from daemon.config import load_config
 from daemon.operator.report.audit_excerpt import AuditExcerpt
 from daemon.operator.report.wording import utc_time
+from daemon.operator.state_directory import used_state_directory
 from daemon.operator.terminal import Row, print_table
 from daemon.operator.versions import short_version
 from deploy.audit.log import audit_path
@@ -24,9 +25,9 @@ from deploy.store.dossier_archive import DossierArchive, StoredDossier
 def report(args: argparse.Namespace) -> None:
     """Write what was asked for. It only reads the state directory, so the daemon may run meanwhile.
 
-    Raises ValueError when there is no such recalibration.
+    Raises RecaldError where there is no such recalibration.
     """
-    state = load_config(args.config).state.directory
+    state = used_state_directory(load_config(args.config))
     archive, audit = DossierArchive(state), AuditExcerpt.read(audit_path(state))
     dossiers = archive.read_all(args.sensor)
     if not dossiers:

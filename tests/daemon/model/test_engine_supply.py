@@ -31,6 +31,8 @@ def supply(*outcomes: Any) -> tuple[EngineSupply, list[Build], list[tuple[str, d
 
     def begin(*_: object) -> Any:
         builds.append(Build(outcomes[len(builds)]))
+        if isinstance(builds[-1].outcome, BlockingIOError):
+            raise builds[-1].outcome
         return builds[-1]
 
     model: Any = SimpleNamespace(served_by="cuda", backend=SimpleNamespace(name="tensorrt"))
@@ -54,6 +56,15 @@ def test_after_a_builder_that_died_the_next_one_begins_later():
     assert supplied.take(BUILD_RETRY_S) is None and len(builds) == 2
     builds[1].done = True
     assert supplied.take(BUILD_RETRY_S + 1) == "engine"
+
+
+def test_a_builder_that_cannot_be_started_is_tried_again_later():
+    supplied, builds, records = supply(BuilderDied("ended"), BlockingIOError(11, "no process"), "engine")
+    builds[0].done = True
+    assert supplied.take(0.0) is None
+    assert supplied.take(BUILD_RETRY_S) is None and supplied.progress == "" and "no process" in records[-1][1]["reason"]
+    assert supplied.take(2 * BUILD_RETRY_S - 1) is None and len(builds) == 2
+    assert supplied.take(2 * BUILD_RETRY_S) is None and len(builds) == 3 and supplied.progress == "compiling"
 
 
 def test_a_model_that_cannot_be_built_and_a_gpu_that_is_lost_are_not_tried_again():

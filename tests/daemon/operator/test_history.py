@@ -13,6 +13,8 @@ from dossiers import AT, dossier
 from running import write_config
 
 import deploy.store.dossier_archive
+from daemon.cli import main
+from daemon.exit_codes import EX_CONFIG
 from daemon.operator.history import history
 from daemon.operator.verify import parse_anchor, verify
 from deploy.audit.log import AuditLog, audit_path
@@ -114,6 +116,17 @@ def test_a_missing_log_is_reported_where_something_was_served(place, capsys):
     (place.path.parent / "sensors").mkdir()
     assert not place.verify()
     assert "missing, though the state directory shows that recald has run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [("verify",), ("history",), ("purge",), ("report", "--list")])
+def test_a_state_directory_that_no_daemon_has_used_is_no_intact_one(folder, tiny_model, command, capsys):
+    config, state = write_config(folder, tiny_model), folder / "state"
+    for _ in range(2):
+        assert main([*command, "--config", str(config)]) == EX_CONFIG
+        said = capsys.readouterr()
+        assert said.err.count("\n") == 1 and f"{state}: no state of a recald is here: " in said.err and not said.out
+        state.mkdir(exist_ok=True)
+    assert not list(state.iterdir())
 
 
 def test_a_missing_dossier_that_the_log_names_is_reported(place, capsys, monkeypatch):

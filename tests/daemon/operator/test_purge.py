@@ -38,7 +38,7 @@ def place(folder: Path, tiny_model: Path) -> Place:
 
 
 def test_frames_are_deleted_and_the_log_names_the_user(place, monkeypatch, capsys):
-    monkeypatch.setattr("daemon.cli._user", lambda: "ada")
+    monkeypatch.setattr("daemon.operator.peer.user_name", lambda uid: "ada")
     with closing(AuditLog(place.audit)) as audit:
         assert place.purge("--sensor", "rear") == place.purge() == 0
         told = [(record.sensor, record.event, record.content()) for record in audit.records()][1:]
