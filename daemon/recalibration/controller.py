@@ -178,7 +178,7 @@ class Controller:
             sensor.state_machine.finished(job.result, now, job.reason)
             return
         self._audit_writer.record(sensor.name, "fit", details | {"candidate": job.candidate.prepared.version})
-        sensor.candidate = job.candidate
+        sensor.candidate, sensor.swap_begun = job.candidate, ""
         if job.candidate.prepared.version == sensor.path.version:
             sensor.candidate = None
             sensor.state_machine.finished(Result.UNNEEDED, now, job.reason)
