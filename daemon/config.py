@@ -20,12 +20,12 @@ from pydantic import (
 
 from daemon import CONTROL_ENDPOINT, UNKNOWN_SENSOR, endpoints
 from daemon.endpoints import Endpoint
-from daemon.state_place import default_state_directory, earlier_state_directory
 from deploy.model.card import Digest
 from deploy.model.document import DocumentError, MisplacedValue, load_document
 
 SECONDS_BY_UNIT = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0  # s
+SYSTEM_STATE = Path("/var/lib/recald")
 
 
 class ConfigError(DocumentError):
@@ -185,6 +185,18 @@ class ControlConfig(Section):
     """
 
 
+def default_state_directory() -> Path:
+    """Return where state is kept unless the configuration says it. Raises ValueError for a user without a home."""
+    given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    if given or os.geteuid() == 0:
+        return Path(given or SYSTEM_STATE)
+    base = Path(os.environ.get("XDG_STATE_HOME", ""))
+    try:
+        return (base if base.is_absolute() else Path.home() / ".local" / "state") / "recald"
+    except RuntimeError:
+        raise ValueError("this user has no home: set state.directory") from None
+
+
 class StateConfig(Section):
     """Where homogenizers, dossiers and the audit log are kept."""
 
@@ -201,9 +213,10 @@ class StateConfig(Section):
         return self._earlier_directory
 
     def with_paths_in(self, folder: Path) -> StateConfig:
-        """Let a relative path start at the folder."""
-        state = self.model_copy(update={"directory": folder / self.directory})
-        state._earlier_directory = earlier_state_directory(self.directory, "directory" in self.model_fields_set)
+        """Let a relative path start at the folder; before it started at the working directory."""
+        given = "directory" in self.model_fields_set or "STATE_DIRECTORY" in os.environ
+        state = _with_paths_in(folder, self, "directory")
+        state._earlier_directory = self.directory if given else SYSTEM_STATE
         return state
 
 

@@ -10,7 +10,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from running import write_config
 
-import daemon.state_place
+import daemon.config
 from daemon.cli import main
 from daemon.config import ConfigError, StateConfig, load_config
 from daemon.exit_codes import EX_CONFIG
@@ -50,7 +50,7 @@ def test_a_relative_folder_that_started_at_the_working_directory(folder, tiny_mo
 
 
 def test_the_default_of_a_user_that_was_the_system_folder(folder, tiny_model, earlier, monkeypatch):
-    monkeypatch.setattr(daemon.state_place, "SYSTEM_STATE", earlier)
+    monkeypatch.setattr(daemon.config, "SYSTEM_STATE", earlier)
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     monkeypatch.setenv("XDG_STATE_HOME", str(folder / "home"))
