@@ -94,10 +94,6 @@ class InferencePath:
         """The version that serves after a rollback."""
         return FACTORY if self._previous is None else self._previous.version
 
-    def wait_for_turn(self) -> None:
-        """Wait, on any other thread than that of the frames, for a gap between the frames of all paths."""
-        self._gaps.wait_for_turn()
-
     def infer(self, batch: np.ndarray) -> InferenceResult:
         """Compute Φ(ρ(batch)) for a batch (N, C, H, W), float32, in Φ's normalised input space.
 
@@ -137,7 +133,8 @@ class InferencePath:
             try:
                 cost_s = self._prove(version, runner, golden, bounded)
                 if eager is not None:
-                    check_parity(runner, eager, torch.from_numpy(golden), before_each=self._gaps.wait_for_turn)
+                    self._gaps.wait_for_turn()
+                    check_parity(runner, eager, torch.from_numpy(golden))
                 self._gaps.wait_for_turn()  # so that the exchange is not beside the last run of the proof
             except ParityError as error:
                 raise SwapRejected(f"homogenizer {version[:12]} is not what it was compiled from: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -137,30 +137,11 @@ def same_backend_version(backend: Backend, manifest: Mapping[str, Any]) -> bool:
     return isinstance(versions, Mapping) and versions.get("backend") == backend.version()
 
 
-def check_parity(
-    runner: Runner,
-    module: nn.Module,
-    golden: torch.Tensor,
-    tolerance: float = PARITY_TOLERANCE,
-    *,
-    before_each: Callable[[], None] | None = None,
-) -> float:
+def check_parity(runner: Runner, module: nn.Module, golden: torch.Tensor, tolerance: float = PARITY_TOLERANCE) -> float:
     """Compare `runner` with the eager `module` on golden frames (N, C, H, W); returns the relative error.
 
-    before_each: called before each frame, such as to wait for a gap between those of the camera. Without it all frames
-    are one batch. Raises ParityError for another output shape, for values that are not finite, and for an error above
-    `tolerance`.
+    Raises ParityError for another output shape, for values that are not finite, and for an error above `tolerance`.
     """
-    if before_each is None:
-        return _compare(runner, module, golden, tolerance)
-    errors = []
-    for frame in golden.split(1):
-        before_each()
-        errors.append(_compare(runner, module, frame, tolerance))
-    return max(errors)
-
-
-def _compare(runner: Runner, module: nn.Module, golden: torch.Tensor, tolerance: float) -> float:
     with torch.no_grad():
         expected = module(golden).cpu()
     output = torch.tensor(runner.run(golden.cpu().numpy()))

@@ -263,14 +263,6 @@ def test_a_proof_waits_for_a_turn_before_each_run_of_the_model():
     assert turns.runs_before == list(range(model.runs + 1)) and model.runs == PROOF_WARM_UP_RUNS + len(GOLDEN)
 
 
-def test_a_comparison_with_the_weights_waits_for_a_turn_before_each_frame():
-    shift = Homogenizer(*SHAPE, kernel_size=1).requires_grad_(False)
-    runner = Instrumented(lambda batch: batch)
-    turns = CountedTurns(runner)
-    InferencePath(mean(), gaps=turns).prepare("same", runner, GOLDEN, shift)
-    assert turns.runs_before[-1 - len(GOLDEN) :] == list(range(runner.runs - len(GOLDEN), runner.runs + 1))
-
-
 def test_a_prepared_homogenizer_is_warm():
     runner = adding(0.1)
     InferencePath(mean()).prepare("one", runner, GOLDEN)
