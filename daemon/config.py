@@ -186,7 +186,7 @@ class ControlConfig(Section):
 
 
 def default_state_directory() -> Path:
-    """Return where state is kept unless the configuration says it. Raises ValueError for a user without a home."""
+    """Return where state is kept unless the configuration says it. Raises ConfigError for a user without a home."""
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     if given or os.geteuid() == 0:
         return Path(given or SYSTEM_STATE)
@@ -194,7 +194,7 @@ def default_state_directory() -> Path:
     try:
         return (base if base.is_absolute() else Path.home() / ".local" / "state") / "recald"
     except RuntimeError:
-        raise ValueError("this user has no home: set state.directory") from None
+        raise ConfigError(["this user has no home: set state.directory"]) from None
 
 
 class StateConfig(Section):

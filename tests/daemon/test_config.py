@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.config import Config, ConfigError, OutputConfig, load_config
+from daemon.config import Config, ConfigError, OutputConfig, StateConfig, load_config
 from deploy.backends.protocol import AUTO, BACKENDS
 from deploy.model.document import DocumentError
 
@@ -88,6 +88,8 @@ def test_a_user_without_a_home_is_told_to_name_a_folder(load, problems, monkeypa
     monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError))
     (problem,) = problems(MINIMAL)
     assert problem.endswith("recald.yaml:1: this user has no home: set state.directory")
+    with pytest.raises(ConfigError, match="this user has no home: set state.directory"):
+        StateConfig()
     assert load(changed(state="{directory: /srv/state}")).state.directory == Path("/srv/state")
 
 
