@@ -19,7 +19,7 @@ from calibrate.features.taps import tap
 from daemon.config import Config, ConfigError
 from daemon.model.served_model import open_runner
 from daemon.operator.control import NoAnswerError, ask, explain_taken
-from daemon.operator.memory import WARNING_SHARE, MemoryNeed, available_memory, describe_need
+from daemon.operator.memory import WARNING_SHARE, MemoryNeed, describe_need
 from daemon.operator.peer import user_name
 from daemon.operator.versions import short_version
 from daemon.recalibration.envelope import open_envelope
@@ -27,6 +27,7 @@ from daemon.recalibration.mode import with_default_mode
 from daemon.state.earlier_place import check_earlier_place
 from daemon.state.lock import StateClaim
 from daemon.worker import fit_device
+from daemon.worker.machine_memory import total_memory
 from daemon.worker.memory import MIB
 from daemon.zmq_sockets import check_bindable
 from deploy.backends.protocol import BackendUnavailable, open_backend
@@ -78,7 +79,7 @@ def _compiled(config: Config, frozen: FrozenModel) -> str:
 def check_memory(config: Config) -> str:
     """Compare what the configuration takes with the memory of this machine. Raises ConfigError where it cannot fit."""
     need = MemoryNeed.of(config, load_frozen(config.model.path, config.model.sha256))
-    available = available_memory()
+    available = total_memory()
     sentence = describe_need(need, len(config.sensors), available)
     advice = "take fewer recalibrate.frames, a smaller drift.window, or fewer sensors"
     if need.in_all > available:

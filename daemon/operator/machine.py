@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from daemon import __version__
-from daemon.operator.memory import GIB, available_memory
+from daemon.operator.memory import GIB
+from daemon.worker.machine_memory import total_memory
 from deploy.backends.gpu.device import nvidia_driver_version
 
 JETSON_RELEASE_FILE = Path("/etc/nv_tegra_release")
@@ -27,7 +28,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(available_memory() / GIB, 1),
+        "memory_gib": round(total_memory() / GIB, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "driver": nvidia_driver_version(),
         "jetson": jetson.read_text().partition("\n")[0] if jetson.exists() else None,

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -102,35 +99,3 @@ def describe_need(need: MemoryNeed, sensors: int, available: int) -> str:
 
 def _readable(size: float) -> str:
     return f"{size / GIB:.1f} GiB" if size >= GIB / 2 else f"{size / MIB:.0f} MiB"
-
-
-def available_memory(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes that this process may use: those of the machine, or fewer where a control group limits them."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *_limits(proc, cgroups)])
-
-
-def _limits(proc: Path, cgroups: Path) -> Iterator[int]:
-    """Yield the limits of the control groups that this process is in, version 2 and version 1 (cgroups(7))."""
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for _, controllers, path in (line.split(":", 2) for line in lines):
-        if controllers not in ("", "memory"):
-            continue
-        root, name = (cgroups, "memory.max") if not controllers else (cgroups / "memory", "memory.limit_in_bytes")
-        group = root / path.lstrip("/")
-        for folder in (group, *group.parents):
-            yield from _limit_in(folder / name)
-            if folder == root:
-                break
-
-
-def _limit_in(file: Path) -> Iterator[int]:
-    try:
-        text = file.read_text().strip()
-    except OSError:  # the root group has no such file; in a container the path may be that of the host
-        return
-    if text.isdigit():  # not "max"
-        yield int(text)

@@ -144,15 +144,20 @@ class WorkerClient:
         return message
 
     def _receive(self, connection: Connection, deadline: float, memory: MemoryLimit | None = None) -> dict[str, Any]:
+        self._look(deadline, memory)  # also while one message follows the other
         while not connection.poll(min(WORKER_LOOK_S, max(0.0, deadline - time.monotonic()))):
-            process = self._process
-            if memory is not None and process is not None and (excess := memory.exceeded_by(process.pid)):
-                raise WorkerError(excess)
-            if self._closing.is_set():
-                raise WorkerError("the daemon is stopping")
-            if time.monotonic() >= deadline:
-                raise WorkerTimeout("the worker took too long and was killed")
+            self._look(deadline, memory)
         return receive_message(connection)[0]
+
+    def _look(self, deadline: float, memory: MemoryLimit | None) -> None:
+        """Raise WorkerError for a worker that takes too much memory, WorkerTimeout for one that takes too long."""
+        process = self._process
+        if memory is not None and process is not None and (excess := memory.exceeded_by(process.pid)):
+            raise WorkerError(excess)
+        if self._closing.is_set():
+            raise WorkerError("the daemon is stopping")
+        if time.monotonic() >= deadline:
+            raise WorkerTimeout("the worker took too long and was killed")
 
     def _end(self, grace: float = 0.0) -> int | None:
         """Wait `grace` s, then kill the worker. Returns its exit code, or None when it cannot be killed."""

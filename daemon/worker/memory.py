@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from daemon.worker.machine_memory import CGROUPS, PROC, free_memory
+
 MEMORY_SHARE = 0.5  # of what is free when a fit begins, where the configuration gives no limit
 MIB = 1 << 20
-PROC = Path("/proc")
 
 
 class MemoryLimit:
     """Bytes that a worker may take, files that it maps left aside. `told` says where the limit comes from."""
 
-    def __init__(self, mib: int | None, proc: Path = PROC):
+    def __init__(self, mib: int | None, proc: Path = PROC, cgroups: Path = CGROUPS):
         self._proc = proc
-        free = _available(proc)
+        free = free_memory(proc, cgroups)
         self.bytes: int | None = None
         if mib is not None:
             self.bytes, self.told = mib * MIB, f"{mib} MiB, recalibrate.memory_mib"
@@ -36,15 +37,6 @@ class MemoryLimit:
             return ""
         advice = "take fewer recalibrate.frames, free memory, or set recalibrate.memory_mib"
         return f"the worker took {taken // MIB} MiB and was killed (limit: {self.told}): {advice}"
-
-
-def _available(proc: Path) -> int | None:
-    """Return the bytes that the machine has free, or None when it does not say."""
-    try:
-        lines = (proc / "meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, ValueError, IndexError, StopIteration):
-        return None
 
 
 def _taken(proc: Path, pid: int) -> int | None:

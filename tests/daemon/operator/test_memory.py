@@ -12,7 +12,7 @@ from torch import nn
 from daemon.config import load_config
 from daemon.exit_codes import EX_CONFIG
 from daemon.operator import deployment
-from daemon.operator.memory import GIB, MemoryNeed, activation_bytes, available_memory, describe_need
+from daemon.operator.memory import GIB, MemoryNeed, activation_bytes, describe_need
 from deploy.model.frozen import load_frozen
 
 VALUES = 3 * 16 * 16  # of a frame of the tiny model
@@ -63,7 +63,7 @@ def test_what_cannot_fit_is_a_mistake_and_a_large_share_a_warning(
 ):
     config = write_config(folder, tiny_model)
     total = need(folder, tiny_model).in_all
-    monkeypatch.setattr(deployment, "available_memory", lambda: int(total / share))
+    monkeypatch.setattr(deployment, "total_memory", lambda: int(total / share))
     done = recald_here("check-config", "--config", config)
     assert done.returncode == (EX_CONFIG if share > 1 else 0)
     assert ("not enough memory: 0.9 GiB of memory" in done.stderr) is (share > 1)
@@ -77,30 +77,6 @@ def test_a_limit_that_would_end_every_fit_is_a_warning(folder: Path, tiny_model:
     huge = MemoryNeed(frames=1.0, check=1.0, fit=257.0 * 2**20)
     monkeypatch.setattr(MemoryNeed, "of", lambda *_: huge)
     assert "recalibrate.memory_mib 256 will end fits: raise it" in deployment.check_memory(load_config(config))
-
-
-def control_groups(folder: Path, lines: str, **limits: str) -> int:
-    """The memory that is found where the process is in these groups, and these files limit them."""
-    (folder / "proc" / "self").mkdir(parents=True)
-    (folder / "proc" / "self" / "cgroup").write_text(lines)
-    for path, limit in limits.items():
-        file = folder / "cgroup" / path.replace("__", "/").replace("_dot_", ".")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{limit}\n")
-    return available_memory(folder / "proc", folder / "cgroup")
-
-
-def test_the_memory_is_that_of_the_narrowest_control_group(tmp_path: Path):
-    limits = {"a__b__memory_dot_max": "max", "a__memory_dot_max": str(GIB // 8)}
-    assert control_groups(tmp_path / "2", "0::/a/b\n", **limits) == GIB // 8
-    first = {"memory__a__memory_dot_limit_in_bytes": str(GIB // 16)}
-    assert control_groups(tmp_path / "1", "5:devices:/\n4:memory:/a\n0::/\n", **first) == GIB // 16
-
-
-def test_without_limits_it_is_that_of_the_machine(tmp_path: Path):
-    whole = available_memory(tmp_path / "absent", tmp_path)
-    assert whole >= GIB // 4
-    assert control_groups(tmp_path, "0::/a\n", memory_dot_max="max", a__memory_dot_max="9223372036854771712") == whole
 
 
 def test_all_parts_are_in_the_sum():

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from multiprocessing.connection import Pipe
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from daemon.worker.client import WorkerClient, WorkerError
+from daemon.worker.client import WorkerClient, WorkerError, WorkerTimeout
+from daemon.worker.ipc import send_message
 from daemon.worker.memory import MIB, MemoryLimit
 
 
@@ -40,10 +41,25 @@ def test_what_is_not_known_limits_nothing(tmp_path: Path, available: str):
     assert MemoryLimit(64, tmp_path).exceeded_by(8) == "", "it has ended meanwhile"
 
 
-def test_a_worker_above_the_limit_is_ended_while_its_job_runs():
-    client = WorkerClient(Path("model.pt2"), "0" * 64, "eager", Path(), 1)
-    ours, _theirs = Pipe()
+def busy(client: WorkerClient) -> tuple[Connection, Connection]:
     process: Any = SimpleNamespace(pid=os.getpid())
     client._process = process
+    return Pipe()
+
+
+@pytest.mark.parametrize("messages", [False, True])
+def test_a_worker_above_the_limit_is_ended_while_its_job_runs_whether_or_not_messages_come(messages: bool):
+    client = WorkerClient(Path("model.pt2"), "0" * 64, "eager", Path(), 1)
+    ours, theirs = busy(client)
+    if messages:
+        send_message(theirs, {"stage": "fitting", "ratio": 0.5})
     with pytest.raises(WorkerError, match=r"the worker took \d+ MiB and was killed \(limit: 1 MiB, recalibrate"):
         client._receive(ours, time.monotonic() + 10, MemoryLimit(1))
+
+
+def test_messages_that_follow_each_other_do_not_outlast_the_time_of_a_job():
+    client = WorkerClient(Path("model.pt2"), "0" * 64, "eager", Path(), 1)
+    ours, theirs = busy(client)
+    send_message(theirs, {"stage": "fitting", "ratio": 0.5})
+    with pytest.raises(WorkerTimeout):
+        client._receive(ours, time.monotonic())
