@@ -122,9 +122,9 @@ class InferencePath:
     ) -> PreparedHomogenizer:
         """Warm up a new ρ and prove it on golden frames (N, C, H, W), float32, one by one between the camera's frames.
 
-        With `eager`, the outputs must also equal those of this module. bounded: the golden frames are as bright as the
-        camera's, and ρ may not leave their range. Pass the returned value to `commit` or to `discard`. Raises
-        SwapRejected if the proof fails; `runner` is closed after any exception.
+        With `eager`, the outputs must also equal those of this module, for all of them at once. bounded: the golden
+        frames are as bright as the camera's, and ρ may not leave their range. Pass the returned value to `commit` or to
+        `discard`. Raises SwapRejected if the proof fails; `runner` is closed after any exception.
         """
         if runner is None:
             return PreparedHomogenizer(version, None)
