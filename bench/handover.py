@@ -29,6 +29,7 @@ FIT_TIMEOUT_S = 4.0  # a fit is ended then, so that the next one can be ordered
 RECALIBRATION_TIMEOUT_S = 60.0
 ORDER_TIMEOUT_S = 5.0
 UNWATCHED = {"interval": "1h"}
+ONLY_ORDERED = {"hold": "1h"}  # no fit that an alarm starts
 MAX_LATER_MS = 5.0
 PHASES = ("unwatched", "watched", "handover")
 
@@ -70,7 +71,7 @@ def _measure_size(material: Dataset, size: int, seconds: float) -> dict[str, Any
     with daemon_run(material, size, frames, drift=UNWATCHED, mode="locked") as run:
         _fill(run, frames)
         unwatched = run.camera.run_for(seconds)
-    with daemon_run(material, size, frames, timeout=f"{FIT_TIMEOUT_S}s", mode="shadow") as run:
+    with daemon_run(material, size, frames, drift=ONLY_ORDERED, timeout=f"{FIT_TIMEOUT_S}s", mode="shadow") as run:
         _fill(run, frames)
         watched = run.camera.run_for(seconds)
         handover = _hand_over(run)
