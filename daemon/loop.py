@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import queue
@@ -112,9 +113,7 @@ class Daemon:
         except EngineBuildError:
             raise
         except RecaldError as error:
-            # The startup accepted configuration and model. So this is an error of recald, which a restart may cure: it
-            # must not look like a mistake in the configuration.
-            raise RuntimeError(f"a fault while serving: {error}") from error
+            raise RuntimeError(f"a fault while serving: {error}") from error  # no mistake of the user's configuration
 
     # ---- startup
 
@@ -135,6 +134,8 @@ class Daemon:
         self._start_workers()
         self._start_engine_build()
         self._publish_start()
+        gc.collect()
+        gc.freeze()  # a search of all that PyTorch made for garbage keeps frames waiting for 0.1 s and more
         self._open_sockets()
         self._notifier.ready()
         log.info("serving %s on %s", ", ".join(self.sensors), ", ".join(self._intake.endpoints))

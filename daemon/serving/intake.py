@@ -172,7 +172,7 @@ def _input_socket(context: zmq.Context, config: InputConfig) -> zmq.Socket:
     socket.setsockopt(zmq.MAXMSGSIZE, config.max_frame_bytes)  # libzmq disconnects a peer that sends more
     socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS)
-    if config.pattern != "rep":  # REQ takes a heartbeat for a reply (libzmq, issue 3060)
+    if config.pattern != "rep":  # libzmq's REQ takes a heartbeat for a reply
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
         socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)

@@ -6,6 +6,8 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -333,6 +335,27 @@ def test_a_closed_terminal_ends_it_as_cleanly_as_an_order_to_stop(tiny_model: Pa
         _stop(daemon, signal.SIGHUP)
         done = recald("history", "--json", "--config", daemon.config)
     assert json.loads(done.stdout.splitlines()[-1])["event"] == "stop"
+
+
+STARTED = """
+import gc, sys
+from pathlib import Path
+from prometheus_client import CollectorRegistry
+from daemon.config import load_config
+from daemon.loop import Daemon
+from daemon.systemd_notify import Notifier
+daemon = Daemon(load_config(Path(sys.argv[1])), CollectorRegistry(), Notifier())
+daemon.startup()
+print(gc.get_freeze_count(), len(gc.get_objects()))
+daemon.shutdown()
+"""
+
+
+def test_no_frame_waits_while_all_that_pytorch_made_is_searched_for_garbage(tiny_model: Path, folder: Path):
+    config = write_config(folder, tiny_model)
+    done = subprocess.run([sys.executable, "-c", STARTED, config], capture_output=True, text=True, timeout=60)
+    left_out, searched = map(int, done.stdout.split())
+    assert left_out > 10 * searched, done.stderr
 
 
 def test_a_stop_in_the_middle_of_startup_is_obeyed(tiny_model: Path, folder: Path):
