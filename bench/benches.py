@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from bench import curve, demo, drifts, fit, handover, latency, overhead, peers, precision, speed
+from bench.attack import measure as attack
 from bench.gpu import measure as gpu
 from bench.intake import measure as intake
 from bench.judge import measure as judge
@@ -26,6 +27,7 @@ BENCHES: dict[str, ModuleType] = {
     "paper": paper,
     "latency": latency,
     "handover": handover,
+    "attack": attack,
     "swap": swap,
     "intake": intake,
     "overhead": overhead,

@@ -10,7 +10,7 @@ from bench.benches import BENCHES, claim
 from bench.page.accuracy import curve, demo, drifts, fits, paper, peers
 from bench.page.decisions import judge, streams
 from bench.page.result import Result, find, load, percent, prose, table, with_worst
-from bench.page.runtime import gpu, handover, intake, latency, overhead, precision, speed, swap
+from bench.page.runtime import attack, gpu, handover, intake, latency, overhead, precision, speed, swap
 from bench.provenance import ROOT
 
 FOLDER, PAGE = ROOT / "bench" / "results", ROOT / "docs" / "results.md"
@@ -20,8 +20,8 @@ PARTS = {
     "Accuracy": {"demo": demo, "fit": fits, "curve": curve, "peers": peers, "drifts": drifts, "paper": paper},
     "Decisions": {"judge": judge, "streams": streams},
     "Time and memory": {
-        **{"latency": latency, "handover": handover, "swap": swap, "intake": intake, "overhead": overhead},
-        **{"speed": speed, "precision": precision, "gpu": gpu},
+        **{"latency": latency, "handover": handover, "attack": attack, "swap": swap, "intake": intake},
+        **{"overhead": overhead, "speed": speed, "precision": precision, "gpu": gpu},
     },
 }
 TITLES = {
@@ -35,6 +35,7 @@ TITLES = {
     "streams": "Hours of a camera",
     "latency": "Latency",
     "handover": "Frames that go to a fit",
+    "attack": "Senders that mean harm",
     "swap": "Swaps",
     "intake": "Receiving frames",
     "overhead": "Overhead of the homogenizer",

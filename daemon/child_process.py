@@ -1,4 +1,8 @@
-"""Start a module in a Python process of its own, from the daemon's installation whatever the current folder holds."""
+"""Start a module in a Python process of its own: of lower priority, and from the daemon's installation.
+
+The current folder may hold anything, such as a file torch.py. The priority is lowered before the module is imported,
+since PyTorch takes a core for seconds to be imported.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from pathlib import Path
 # -I: without the current folder, user folders and PYTHON* variables. The path of the daemon comes as an argument.
 RUN_MODULE = (
     "import json, runpy, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+    "from daemon.niceness import lower_priority; lower_priority(); "
     "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 )
 INSTALLATION = Path(__file__).resolve().parent.parent  # the folder that the packages of recald lie in

@@ -144,7 +144,7 @@ class InputConfig(Section):
     """Endpoints that recald opens and cameras connect to: `ipc://PATH` or `tcp://HOST:PORT`."""
     connect: list[ConnectEndpoint] = []
     """Endpoints that cameras open and recald connects to: `ipc://PATH` or `tcp://HOST:PORT`."""
-    max_frame_bytes: int = Field(default=64 << 20, ge=64 << 10, le=1 << 30)  # a header may have 64 KiB
+    max_frame_bytes: int = Field(default=64 << 20, ge=64 << 10, le=1 << 30)
     """Bytes that one part of a message may have; ZeroMQ disconnects a sender of more. The default, 64 MiB, holds a
     raw 4K frame (25 MB) twice.
     """

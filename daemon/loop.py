@@ -131,7 +131,7 @@ class Daemon:
         self._settle_mode()
         self._open_state()
         self._open_sensors()
-        self._start_workers()
+        self._prepare_workers()
         self._start_engine_build()
         self._publish_start()
         gc.collect()
@@ -197,8 +197,8 @@ class Daemon:
             if sensor.candidate is not None:
                 sensor.path.discard(sensor.candidate.prepared)
 
-    def _start_workers(self) -> None:
-        """Start drift checks and prepare recalibrations, each with a worker process: a fit must not delay a check."""
+    def _prepare_workers(self) -> None:
+        """Prepare drift checks and recalibrations, each with a worker process: a fit must not delay a check."""
         config = self.config
         worker = (config.model.path, self._model.digest, self._model.backend.name, config.state.directory)
         self._job_runner = JobRunner(
@@ -227,9 +227,9 @@ class Daemon:
             self.sensors,
             partial(find_stored, self._store, self._model.digest),
         )
-        drift_monitor = DriftMonitor(config.drift, self.sensors, WorkerClient(*worker, threads=1), self._events.put)
-        self._closing.callback(drift_monitor.close)
-        drift_monitor.start()
+        check_worker = WorkerClient(*worker, threads=1)
+        self._drift_monitor = DriftMonitor(config.drift, self.sensors, check_worker, self._events.put)
+        self._closing.callback(self._drift_monitor.close)
 
     def _start_engine_build(self) -> None:
         """Build the engine of the requested backend, where a stand-in serves the model."""
@@ -255,12 +255,11 @@ class Daemon:
         self._audit_writer.record("", "stop", {name: sensor.frames for name, sensor in self.sensors.items()})
 
     def _open_sockets(self) -> None:
-        """Open the endpoints: frames in, results out, orders and status, metrics; start to receive."""
-        config = self.config
+        """Open the endpoints: frames in, results out, orders and status, metrics; start to receive and to check."""
         context = self._closing.enter_context(zmq.Context())
         watch = ConnectionWatch()
         self._closing.callback(watch.close)
-        publisher = Publisher(context, config.output.bind, self.sensors, watch)
+        publisher = Publisher(context, self.config.output.bind, self.sensors, watch)
         self._closing.callback(publisher.close)
         self._frame_server = FrameServer(self._model, publisher, self.metrics)
         values = {name: sensor.pixel_values for name, sensor in self.sensors.items()}
@@ -268,17 +267,18 @@ class Daemon:
         self._decoders = Decoders(self.sensors, preparer, self._refusals.add, self._refusals.superseded)
         self._closing.callback(self._decoders.close)
         self._intake = Intake(
-            context, config.input, config.sensors, self.metrics, self._decoders.put, self._refusals.add, watch
+            context, self.config.input, self.config.sensors, self.metrics, self._decoders.put, self._refusals.add, watch
         )
         self._closing.callback(self._intake.close)
-        control = ControlServer(context, config.control.endpoint, self._answer)
+        control = ControlServer(context, self.config.control.endpoint, self._answer)
         self._closing.callback(control.close)
-        self._metrics_server = MetricsServer(config.metrics.host, config.metrics.port, self._registry)
+        self._metrics_server = MetricsServer(self.config.metrics.host, self.config.metrics.port, self._registry)
         self._closing.callback(self._metrics_server.close)
         watch.start()
         self._decoders.start()
         self._intake.start()
         control.start()
+        self._drift_monitor.start()
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer a request of an operator. Called by the control thread, which only reads plain values."""

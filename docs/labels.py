@@ -9,7 +9,7 @@ DROP_REASONS = {
     "inference": "The model failed on this frame with no homogenizer in front of it.",
     "parts": "The message has neither 3 parts (recald) nor 2 (imagezmq).",
     "sensor": "The message names no configured sensor. It counts under the sensor `unknown`.",
-    "header": "The header is longer than 64 KiB, is not one JSON object in UTF-8, has a key twice, or has a field that "
+    "header": "The header is longer than 4 KiB, is not one JSON object in UTF-8, has a key twice, or has a field that "
     "is missing, of a wrong type or out of bounds.",
     "version": "`v` is not 1.",
     "encoding": "`encoding` is not known.",

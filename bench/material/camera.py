@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import time
 from collections.abc import Callable
@@ -44,10 +45,12 @@ class Camera:
     """Sends raw frames at FPS and measures the time of each until its result is read, all in one thread."""
 
     def __init__(self, context: zmq.Context, folder: RunFolder, images: np.ndarray):
+        gc.collect()
+        gc.freeze()  # a search of all that PyTorch made for garbage would be measured as a late answer
         config = load_config(folder.config)
         self._results = open_socket(context, zmq.SUB)
         self._results.setsockopt(zmq.RCVHWM, RESULT_QUEUE)
-        self._results.setsockopt(zmq.SUBSCRIBE, b"")
+        self._results.setsockopt(zmq.SUBSCRIBE, f"{SENSOR}/".encode())
         connect(self._results, config.output.bind)
         self._frames = open_camera(context, config.input.bind[0])
         wait_for_reader(self._frames, CONNECT_TIMEOUT_S)

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 import zmq
 from rich.console import Console
+from safetensors.torch import save_file
 
 from bench.material.camera import SENSOR, Camera
+from bench.material.light_network import light_network
 from daemon.demo.datasets import Dataset, digits_dataset
 from daemon.demo.processes import QUICK_ALARM, DaemonProcess, RunFolder, Scrape, export, free_port, write_config
 from deploy.backends.protocol import Runner, load_backend
@@ -29,6 +31,14 @@ DIGITS_SEED = 0
 def digits() -> Dataset:
     """Return the demo's digits and their network, trained once."""
     return digits_dataset(DIGITS_SEED, Console(stderr=True))
+
+
+def light_digits(weights: Path) -> Dataset:
+    """Return the demo's digits with the light network, whose weights go into this file."""
+    save_file(light_network().state_dict(), weights)
+    material = digits()
+    builder = f"{light_network.__module__}:{light_network.__name__}"
+    return material._replace(network=material.network._replace(builder=builder, weights=weights))
 
 
 def pictures(digits: Dataset, size: int) -> np.ndarray:

@@ -24,7 +24,6 @@ from daemon.child_process import python_command
 from daemon.config import Config
 from daemon.exit_codes import EX_CONFIG
 from daemon.model.served_model import ServedModel, open_runner
-from daemon.niceness import lower_priority
 from deploy.backends.engine_cache import ModelCache
 from deploy.backends.protocol import Runner, load_backend
 from deploy.model.frozen import load_frozen
@@ -124,7 +123,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--daemon", type=int, required=True, help="process id of the daemon; this process ends with it")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(levelname)s %(message)s")
-    lower_priority()
     threading.Thread(target=_end_with, args=(args.daemon,), daemon=True).start()
     with _exclusive_output() as output:
         try:

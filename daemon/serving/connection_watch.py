@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -34,6 +35,7 @@ MIN_PENDING_BYTES = 16 << 10  # of a message that is not whole; below, heartbeat
 MEMORY_RATIO = 32  # memory that empty parts take to what they are on the wire: 64 bytes to 2
 MAX_UNSENT_BYTES = 64 << 20  # memory beyond all that was sent meanwhile: a million empty parts, seconds to read
 MAX_OVERHEAD_BYTES = 256 << 20  # memory beyond what is not whole, whatever was sent meanwhile
+SHUT_OUT_S = 30.0  # for new connections from where a message of thousands of parts came
 RENEWAL_S = 600.0  # then what a connection has sent counts anew: heartbeats are no message
 TCP_INFO_RECEIVED = 128  # tcpi_bytes_received in struct tcp_info, Linux 4.1 and later
 RESET = struct.pack("ii", 1, 0)  # struct linger: a close ends the connection on both sides at once
@@ -81,21 +83,35 @@ class WatchedSocket:
         self._on_disconnect = on_disconnect
         self._on_no_agreement = on_no_agreement
         self._delivered: SimpleQueue[int] = SimpleQueue()  # descriptors with a message since the last look
+        self._shut_out: SimpleQueue[str] = SimpleQueue()  # addresses since the last connection
+        self._shut_out_until: dict[str, float] = {}  # monotonic clock, s, by address
 
     def delivered(self, part: zmq.Frame) -> None:
         """Note that the connection of this part has delivered a message. Any thread may call it."""
         if (descriptor := _source(part)) is not None:
             self._delivered.put(descriptor)
 
+    def shut_out(self, part: zmq.Frame) -> None:
+        """Let no new connection in from where this part came, for SHUT_OUT_S. Any thread may call it."""
+        with suppress(zmq.ZMQError):  # a UNIX socket has no address
+            self._shut_out.put(str(part.get("Peer-Address")))
+
     def take_event(self, memory: MemoryTaken, now: float) -> None:
         event = recv_monitor_message(self.monitor)
         descriptor = int(event["value"])
         if event["event"] & OPENED:
+            if self._is_shut_out(peer_address(descriptor), now):
+                cut_off(descriptor)
             self.connections[descriptor] = WatchedConnection(self._most_pending, memory=memory, since=now)
         elif event["event"] == AGREED:
             self._agree()
         elif event["event"] & ENDED:
             self._end(self.connections.pop(descriptor, None))
+
+    def _is_shut_out(self, address: str, now: float) -> bool:
+        self._shut_out_until |= dict.fromkeys(_drained(self._shut_out), now + SHUT_OUT_S)
+        self._shut_out_until = {a: until for a, until in self._shut_out_until.items() if until > now}
+        return address in self._shut_out_until
 
     def _agree(self) -> None:
         """Note a finished handshake. ZeroMQ does not tell whose: the oldest open one is taken, or a message tells."""
@@ -209,7 +225,10 @@ def fault(connection: WatchedConnection, memory: MemoryTaken, pending: int, send
     return ""
 
 
-def _drained(notes: SimpleQueue[int]) -> Iterator[int]:
+Note = TypeVar("Note")
+
+
+def _drained(notes: SimpleQueue[Note]) -> Iterator[Note]:
     with suppress(Empty):
         while True:
             yield notes.get_nowait()
@@ -234,6 +253,13 @@ def cut_off(descriptor: int) -> None:
     with suppress(OSError), _borrowed(descriptor) as connection:  # OSError: it has ended by itself
         connection.setsockopt(unix.SOL_SOCKET, unix.SO_LINGER, RESET)  # a peer whose buffers are full learns of it, too
         connection.shutdown(unix.SHUT_RDWR)
+
+
+def peer_address(descriptor: int) -> str:
+    """Return the IP address at the other end of a TCP connection, or ""."""
+    with suppress(OSError, IndexError), _borrowed(descriptor) as connection:
+        return str(connection.getpeername()[0])
+    return ""
 
 
 def received_bytes(descriptor: int) -> int | None:

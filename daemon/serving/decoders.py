@@ -62,9 +62,9 @@ class Decoders:
         for decoder in self._decoders.values():
             decoder.start()
 
-    def put(self, frame: Frame) -> None:
-        """Hand over a checked frame; returns at once."""
-        self._decoders[frame.sensor].put(frame)
+    def put(self, frame: Frame) -> bool:
+        """Hand over a checked frame, at once; return whether an older one that waited gave way."""
+        return self._decoders[frame.sensor].put(frame)
 
     def take(self, timeout: float) -> DecodedFrame | None:
         """Return the decoded frame that has waited longest; None where none is ready within `timeout` s."""
@@ -85,7 +85,7 @@ class Decoder:
         self,
         sensor: str,
         prepare: Prepare,
-        deliver: Callable[[DecodedFrame], None],
+        deliver: Callable[[DecodedFrame], bool],
         refuse: Callable[[FrameError], None],
         superseded: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,

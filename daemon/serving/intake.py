@@ -21,8 +21,10 @@ from daemon.zmq_sockets import bind, connect, open_socket
 INTAKE_POLL_MS = 100  # the longest time that close() waits for the thread
 RECEIVE_QUEUE_FRAMES = 4  # the thread empties the queue all the time; a longer one would only hold older frames
 MAX_KEPT_PARTS = 4  # of a message; a frame has 3, imagezmq's 2
+MAX_SKIPPED_PARTS = 4096  # of a message: to read them takes as long as to serve a frame or two
 MAX_PENDING_FRAMES = RECEIVE_QUEUE_FRAMES + 1  # of a sender, not yet read; ZeroMQ reads no more of them
-MAX_DRAINED_MESSAGES = 256  # then the thread looks whether it must stop: a flood cannot keep it from closing
+REST_RATIO = 3.0  # rest to work after a message that was of no use: a flood takes a quarter of one core, at most
+MAX_REST_S = 0.001  # other senders wait for it
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 5000
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3000  # detects a peer that is gone and did not close its connection
 MAX_KEPT_BLOCK_BYTES = (32 << 20) - (64 << 10)  # glibc never keeps a freed block above 32 MiB
@@ -43,7 +45,7 @@ class Intake:
         config: InputConfig,
         sensors: Mapping[str, SensorConfig],
         metrics: Metrics,
-        deliver: Callable[[Frame], None],
+        deliver: Callable[[Frame], bool],
         refuse: Callable[[FrameError], None],
         watch: ConnectionWatch,
         clock_ns: Callable[[], int] = time.time_ns,
@@ -51,7 +53,8 @@ class Intake:
     ):
         """Open the socket; OSError where an endpoint cannot be bound or connected.
 
-        deliver, refuse: called on the receiver thread with each checked frame, and with the error of each refused one.
+        deliver: called on the receiver thread with each checked frame; returns whether a frame that waited gave way.
+        refuse: called on the receiver thread with the error of each refused message.
         clock_ns: ns since the epoch.
         """
         self._sensors = sensors
@@ -87,36 +90,45 @@ class Intake:
         self._thread.start()
 
     def _receive(self) -> None:
-        """Receive until close() is called: the body of the thread."""
+        """Receive until close() is called: the body of the thread.
+
+        ZeroMQ takes turns between senders, so a message waits for one of each other sender and for its rest. While it
+        has something to give, it looks for those who have begun to send only when polled, or every 100 messages.
+        """
         while not self._stopping.is_set():
             if self._socket.poll(INTAKE_POLL_MS):
-                self._drain()
+                self._receive_one()
 
-    def _drain(self) -> None:
-        """Accept every message that has arrived, but at most MAX_DRAINED_MESSAGES."""
-        for _ in range(MAX_DRAINED_MESSAGES):
-            try:
-                parts = self._receive_parts()
-            except zmq.Again:
-                return
-            self._watched.delivered(parts[0])
-            if self._pattern == "rep":
-                self._socket.send(REPLY, zmq.NOBLOCK)
-            self._accept([part.buffer for part in parts])
+    def _receive_one(self) -> None:
+        """Receive a message and accept it; rest where that was of no use."""
+        began = self._monotonic()
+        parts = self._receive_parts()
+        self._watched.delivered(parts[0])
+        if self._pattern == "rep":
+            self._socket.send(REPLY, zmq.NOBLOCK)
+        if not self._accept([part.buffer for part in parts]):
+            self._stopping.wait(min(MAX_REST_S, REST_RATIO * (self._monotonic() - began)))
 
     def _receive_parts(self) -> list[zmq.Frame]:
-        """Receive one message, and of its parts at most MAX_KEPT_PARTS. Raises zmq.Again where there is none."""
+        """Receive one message, and of its parts at most MAX_KEPT_PARTS."""
         parts = [self._socket.recv(zmq.NOBLOCK, copy=False)]
         while parts[-1].more and len(parts) < MAX_KEPT_PARTS:
             parts.append(self._socket.recv(zmq.NOBLOCK, copy=False))
-        if parts[-1].more:  # a sender of frames never does this, and a million parts take seconds to read
+        if parts[-1].more:  # a sender of frames never does this
             cut_off_sender(parts[-1])
-            while self._socket.getsockopt(zmq.RCVMORE):
-                self._socket.recv(zmq.NOBLOCK)
+            self._skip_rest(parts[-1])
         return parts
 
-    def _accept(self, parts: list[memoryview]) -> None:
-        """Check one message and deliver its frame; count the message in any case."""
+    def _skip_rest(self, part: zmq.Frame) -> None:
+        """Read the parts that follow this one. A million take seconds, so who sends many is not let in again soon."""
+        skipped = 0
+        while self._socket.recv(zmq.NOBLOCK, copy=False).more:
+            skipped += 1
+            if skipped == MAX_SKIPPED_PARTS:
+                self._watched.shut_out(part)
+
+    def _accept(self, parts: list[memoryview]) -> bool:
+        """Check one message and deliver its frame; return whether all of that was of use. Count it in any case."""
         try:
             frame = parse_frame(
                 parts,
@@ -131,11 +143,11 @@ class Intake:
             self._refuse(error)
             if error.frame is not None:  # the header was readable, so this frame was not missed
                 self._count_missed(error.frame)
-            return
+            return False
         self._metrics.frames_received.labels(frame.sensor).inc()
         self._metrics.last_frame_timestamp_seconds.labels(frame.sensor).set(frame.timestamp / 1e9)
         self._count_missed(frame)
-        self._deliver(frame)
+        return not self._deliver(frame)
 
     def _count_missed(self, frame: Frame) -> None:
         """Count the frames that were lost between the last one and this one."""

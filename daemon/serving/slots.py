@@ -26,14 +26,15 @@ class NewestFrames(Generic[SlotItem]):
         self._slots: dict[str, SlotItem] = {}  # by sensor, in the order in which they were filled
         self._filled = threading.Condition()
 
-    def put(self, frame: SlotItem) -> None:
-        """Put the frame into its sensor's slot; an older frame there is dropped."""
+    def put(self, frame: SlotItem) -> bool:
+        """Put the frame into its sensor's slot; an older frame there is dropped. Return whether there was one."""
         with self._filled:
             gives_way = frame.sensor in self._slots
             self._slots[frame.sensor] = frame  # a filled slot keeps its place: a fast sensor cannot delay a slow one
             self._filled.notify()
         if gives_way:
             self._superseded(frame.sensor)
+        return gives_way
 
     def take(self, timeout: float) -> SlotItem | None:
         """Remove and return the frame whose slot was filled first; None where none arrives within `timeout` s."""

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from daemon.log_limit import log_to_stderr
-from daemon.niceness import lower_priority
 from daemon.worker.context import WorkerContext
 from daemon.worker.fit_job import JOB_ERRORS, FitJob, Send, failure
 from daemon.worker.ipc import receive_message, send_message
@@ -35,7 +34,6 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     log_to_stderr("%(levelname)s worker: %(message)s")
     logging.getLogger("daemon.worker").setLevel(logging.INFO)  # such as where a fit computes
-    lower_priority()
     torch.set_num_threads(args.threads)
     with Connection(args.connection) as connection:
         frozen, store = load_frozen(args.model, args.sha256), ArtefactStore(args.state)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from daemon.child_process import INSTALLATION, import_path, python_command
+from daemon.niceness import CHILD_NICENESS, CHILD_OOM_SCORE
 
 
 @pytest.fixture
@@ -30,6 +31,14 @@ def test_a_process_imports_nothing_from_the_current_folder(trap: Path, module: s
     assert done.returncode == 0 and "started by recald run" in done.stdout, done.stderr
     wrong = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, timeout=60)
     assert "the wrong file" in wrong.stderr, "else this test shows nothing"
+
+
+def test_the_priority_is_lowered_before_anything_else_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    look = "import os\nprint(os.nice(0), open('/proc/self/oom_score_adj').read())"
+    (tmp_path / "look.py").write_text(look)
+    done = subprocess.run(python_command("look"), capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == [str(os.nice(0) + CHILD_NICENESS), str(CHILD_OOM_SCORE)], done.stderr
 
 
 def test_a_process_has_the_import_path_of_the_daemon_and_its_packages_first_where_it_is_not_installed():

@@ -1,12 +1,16 @@
 import gc
+import itertools
 import json
 import platform
 import signal
+import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 
 import numpy as np
 import pytest
@@ -54,7 +58,7 @@ def count(registry):
 class Receiver(Intake):
     """An intake, and the newest frames that it delivered."""
 
-    def __init__(self, context: zmq.Context, config: InputConfig, metrics: Metrics, **sensor: int):
+    def __init__(self, context: zmq.Context, config: InputConfig, metrics: Metrics, monotonic, **sensor: int):
         refusals = Refusals(metrics)
         self._frames: NewestFrames[Frame] = NewestFrames(refusals.superseded)
         sensors = {"front": SensorConfig(**sensor), "rear": SensorConfig()}
@@ -62,7 +66,7 @@ class Receiver(Intake):
         self.watch = ConnectionWatch()
         with ExitStack() as on_failure:
             on_failure.callback(self.watch.close)
-            super().__init__(context, config, sensors, metrics, deliver, refuse, self.watch, lambda: NOW, lambda: 12.5)
+            super().__init__(context, config, sensors, metrics, deliver, refuse, self.watch, lambda: NOW, monotonic)
             on_failure.pop_all()
 
     def start(self) -> None:
@@ -83,9 +87,9 @@ def receive(context, registry):
     metrics = Metrics(registry)
     started = []
 
-    def receive(*, start: bool = True, max_pixels: int = 10**6, **settings: object) -> Receiver:
+    def receive(*, start: bool = True, max_pixels: int = 10**6, monotonic=lambda: 12.5, **settings: object) -> Receiver:
         config = InputConfig(**{"pattern": "pull", "bind": ["tcp://127.0.0.1:*"], **settings})
-        intake = Receiver(context, config, metrics, max_pixels=max_pixels)
+        intake = Receiver(context, config, metrics, monotonic, max_pixels=max_pixels)
         started.append(intake)
         if start:
             intake.start()
@@ -295,11 +299,53 @@ def test_a_message_without_an_end_costs_its_sender_the_connection(receive, push,
 def test_a_message_of_many_parts_costs_its_sender_the_connection(receive, push, count):
     intake = receive()
     with raw_peer(intake.endpoints[0], "PUSH") as peer:
-        peer.sendall(part(b"x", more=True) * 10_000 + part(b"x"))
+        peer.sendall(part(b"x", more=True) * 1_000 + part(b"x"))
         eventually(lambda: count("frames_dropped", sensor="unknown", reason="parts") == 1)
         assert sent_until_cut(peer, part(b"x"), 1 << 20) is not None
     push(intake).send_multipart(frame(seq=2))
     assert intake.take(WAIT).seq == 2
+
+
+def test_who_sent_thousands_of_parts_is_not_let_in_again_soon(receive, push, count, monkeypatch):
+    monkeypatch.setattr("daemon.serving.connection_watch.SHUT_OUT_S", 1.0)
+    intake = receive()
+    push(intake).send_multipart([b""] * 10_000)
+    eventually(lambda: count("frames_dropped", sensor="unknown", reason="parts") == 1)
+    eventually(lambda: count("input_disconnects") == 1)
+    again = push(intake)
+    eventually(lambda: count("input_disconnects") > 1)  # it has done no harm, but comes from where that came from
+    eventually(lambda: again.send_multipart(frame()) or intake.take(0.1))
+
+
+def test_a_sender_that_begins_during_a_flood_is_heard_soon(receive, push, monkeypatch):
+    """Only a poll, or 100 messages, makes ZeroMQ notice whose messages have begun to arrive."""
+    intake = receive(start=False, monotonic=itertools.count().__next__)  # it rests, and the flood goes on
+    flood, other = push(intake), push(intake)
+    refused, sent_after, waited = [], [], []
+
+    def refuse(error):
+        refused.append(error)
+        if len(refused) % 150 == 0:
+            other.send_multipart(frame())
+            sent_after.append(len(refused))
+
+    monkeypatch.setattr(intake, "_refuse", refuse)
+    monkeypatch.setattr(intake, "_deliver", lambda frame: waited.append(len(refused) - sent_after[-1]))
+    assert other.poll(1000 * WAIT, zmq.POLLOUT)
+    intake.start()
+    while len(waited) < 7:
+        flood.send(bytes(65536))
+    assert statistics.median(waited) < 20, waited
+
+
+def test_a_message_of_no_use_is_followed_by_a_rest(receive, push, count):
+    began = time.monotonic()
+    intake = receive(monotonic=itertools.count().__next__)  # each message seems to take a second and more
+    sender = push(intake)
+    for _ in range(200):
+        sender.send(b"no frame")
+    eventually(lambda: count("frames_dropped", sensor="unknown", reason="parts") == 200)
+    assert 0.2 <= time.monotonic() - began < WAIT
 
 
 def test_a_killed_camera_is_counted_and_its_successor_received(receive, count, push):
@@ -359,15 +405,20 @@ def test_starting_it_keeps_the_memory_of_freed_frames(receive, monkeypatch):
     assert kept
 
 
-def test_a_flood_does_not_keep_it_from_closing(receive, monkeypatch):
-    class Flood:
-        def recv(self, flags: int, copy: bool) -> zmq.Frame:
-            return zmq.Frame(b"noise")
+def test_a_flood_does_not_keep_it_from_closing(receive, push, count):
+    intake, stopping = receive(), threading.Event()
+    sender = push(intake)
 
-    intake = receive(start=False)
-    with monkeypatch.context() as patch:
-        patch.setattr(intake, "_socket", Flood())
-        intake._drain()  # returns, though there is always one more message
+    def flood() -> None:
+        while not stopping.is_set():
+            with suppress(zmq.Again):
+                sender.send(b"noise", zmq.NOBLOCK)
+
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(flood)
+        eventually(lambda: count("frames_dropped", sensor="unknown", reason="parts") > 100)
+        intake.close()
+        stopping.set()
 
 
 def test_closing_twice_or_without_a_start_is_harmless(receive):

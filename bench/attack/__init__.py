@@ -1,0 +1,1 @@
+"""The bench of senders that mean harm; its entry is measure.py."""

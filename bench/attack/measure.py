@@ -1,0 +1,118 @@
+"""A hostile sender harms no other sensor: its p99 is at most 1.2 times that while another program is attacked."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+import zmq
+
+from bench.attack.senders import ATTACKER, ATTACKS, ENDLESS
+from bench.material.camera import FPS, ORDER_SEED, SENSOR, Camera
+from bench.material.daemon_run import DIGITS_SEED, DaemonRun, light_digits, pictures
+from bench.provenance import DAEMON, DEPLOYMENT, MATERIAL
+from bench.report import p99_ratio, percentiles, print_row, resident_mib, show_rows
+from daemon.demo.datasets import Dataset
+from daemon.demo.processes import QUICK_ALARM, DaemonProcess, RunFolder, export, free_port, write_config
+
+CODE = (*DEPLOYMENT, *DAEMON, *MATERIAL, "bench/attack/*.py")
+
+SIZE = 224  # pixels a side
+MAX_RATIO = 1.2
+BEGIN_S = 2.0  # until an attacker sends
+REST_S = 3.0  # for what it left behind, before the next
+LOCKED = {"mode": "locked"}
+TIMES = ("count", "p50_ms", "p99_ms", "max_ms", "beside_p99_ms", "ratio")
+COLUMNS = ("attack", *TIMES, "superseded", "refused", "resident_mib")
+QUIET = "none"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each attack (%(default)g)")
+    parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=ATTACKS, help="(default: all)")
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="recald-bench-") as folder:
+        material = light_digits(Path(folder) / "light.safetensors")
+        rows = [_measure_attack(material, name, args.seconds) for name in (QUIET, *args.attacks)]
+    show_rows("one sensor, while another one's name is used for an attack, ms", COLUMNS, rows)
+    return {
+        "seeds": {"network": DIGITS_SEED, "order": ORDER_SEED},
+        "settings": {"fps": FPS, "seconds": args.seconds, "claim": MAX_RATIO},
+        "rows": rows,
+    }
+
+
+def _measure_attack(material: Dataset, attack: str, seconds: float) -> dict[str, Any]:
+    """Measure the camera of the other sensor, while the attack goes to another program and then to a new daemon."""
+    beside = [] if attack == QUIET else _beside(material, attack, seconds)
+    with _daemon(material) as (run, ports):
+        answers = _answers_during(run, [] if attack == QUIET else [attack], ports, seconds)
+        resident = resident_mib(run.daemon.process.pid)
+        run.camera.run_for(REST_S)
+        run.camera.settle()
+        refused = run.scrape().total("recald_frames_dropped_total", sensor=ATTACKER)
+        counts = run.frame_counts()
+    row = {"attack": attack} | percentiles(answers) | counts
+    row |= {"refused": int(refused), "resident_mib": round(resident)}
+    if beside:
+        row |= {"beside_p99_ms": percentiles(beside)["p99_ms"], "ratio": p99_ratio(np.array(answers), np.array(beside))}
+    print_row(row)
+    return row
+
+
+def _beside(material: Dataset, attack: str, seconds: float) -> list[float]:
+    """Measure while another program is attacked: what the attack takes of the machine is not the daemon's fault."""
+    programs = ["spin"] if attack in ENDLESS else ["sink", attack]
+    with _daemon(material) as (run, _):
+        return _answers_during(run, programs, (free_port(), free_port()), seconds)
+
+
+def _answers_during(run: DaemonRun, programs: Sequence[str], ports: tuple[int, int], seconds: float) -> list[float]:
+    """Start the programs, and return the latencies (s) from when they are at work."""
+    run.camera.run_for(REST_S)
+    with ExitStack() as stack:
+        for name in programs:
+            stack.enter_context(_program(name, ports))
+        run.camera.run_for(BEGIN_S)
+        return [answer.latency for answer in run.camera.run_for(seconds)]
+
+
+@contextmanager
+def _daemon(material: Dataset) -> Iterator[tuple[DaemonRun, tuple[int, int]]]:
+    """Serve two sensors over tcp; yield the run of the first one, and the ports of frames and results."""
+    with tempfile.TemporaryDirectory(prefix="recald-bench-") as name, zmq.Context() as context:
+        folder, ports, metrics_port = RunFolder(Path(name)), (free_port(), free_port()), free_port()
+        export(material.network, folder.model, shape=f"3x{SIZE}x{SIZE}")
+        write_config(folder, (SENSOR, ATTACKER), metrics_port, 64, QUICK_ALARM, **LOCKED)
+        config = yaml.safe_load(folder.config.read_text())
+        frames, results = (f"tcp://127.0.0.1:{port}" for port in ports)
+        config |= {"input": {"pattern": "sub", "bind": [frames]}, "output": {"bind": results}}
+        folder.config.write_text(yaml.safe_dump(config))
+        with DaemonProcess(folder.config, folder.log, metrics_port) as daemon:
+            daemon.wait_until_serving()
+            camera = Camera(context, folder, pictures(material, SIZE))
+            try:
+                yield DaemonRun(folder, daemon, camera), ports
+            finally:
+                camera.close()
+                daemon.stop()
+
+
+@contextmanager
+def _program(name: str, ports: tuple[int, int]) -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-m", "bench.attack.senders", name, *map(str, ports)])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
