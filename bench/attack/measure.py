@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 import zmq
 
-from bench.attack.senders import ATTACKER, ATTACKS, ENDLESS
+from bench.attack.senders import ATTACKER, ATTACKS, ENDLESS, HOST
 from bench.material.camera import FPS, ORDER_SEED, SENSOR, Camera
 from bench.material.daemon_run import DIGITS_SEED, DaemonRun, light_digits, pictures
 from bench.provenance import DAEMON, DEPLOYMENT, MATERIAL
@@ -33,6 +32,17 @@ LOCKED = {"mode": "locked"}
 TIMES = ("count", "p50_ms", "p99_ms", "max_ms", "beside_p99_ms", "ratio")
 COLUMNS = ("attack", *TIMES, "superseded", "refused", "resident_mib")
 QUIET = "none"
+
+
+class TcpFolder(RunFolder):
+    """The files of a daemon whose frames and results go over tcp."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.ports = {"frames": free_port(), "results": free_port()}
+
+    def endpoint(self, name: str) -> str:
+        return f"tcp://{HOST}:{self.ports[name]}" if name in self.ports else super().endpoint(name)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,18 +101,14 @@ def _answers_during(run: DaemonRun, programs: Sequence[str], ports: tuple[int, i
 def _daemon(material: Dataset) -> Iterator[tuple[DaemonRun, tuple[int, int]]]:
     """Serve two sensors over tcp; yield the run of the first one, and the ports of frames and results."""
     with tempfile.TemporaryDirectory(prefix="recald-bench-") as name, zmq.Context() as context:
-        folder, ports, metrics_port = RunFolder(Path(name)), (free_port(), free_port()), free_port()
+        folder, metrics_port = TcpFolder(Path(name)), free_port()
         export(material.network, folder.model, shape=f"3x{SIZE}x{SIZE}")
         write_config(folder, (SENSOR, ATTACKER), metrics_port, 64, QUICK_ALARM, **LOCKED)
-        config = yaml.safe_load(folder.config.read_text())
-        frames, results = (f"tcp://127.0.0.1:{port}" for port in ports)
-        config |= {"input": {"pattern": "sub", "bind": [frames]}, "output": {"bind": results}}
-        folder.config.write_text(yaml.safe_dump(config))
         with DaemonProcess(folder.config, folder.log, metrics_port) as daemon:
             daemon.wait_until_serving()
             camera = Camera(context, folder, pictures(material, SIZE))
             try:
-                yield DaemonRun(folder, daemon, camera), ports
+                yield DaemonRun(folder, daemon, camera), (folder.ports["frames"], folder.ports["results"])
             finally:
                 camera.close()
                 daemon.stop()

@@ -23,8 +23,8 @@ RECEIVE_QUEUE_FRAMES = 4  # the thread empties the queue all the time; a longer 
 MAX_KEPT_PARTS = 4  # of a message; a frame has 3, imagezmq's 2
 MAX_SKIPPED_PARTS = 4096  # of a message: to read them takes as long as to serve a frame or two
 MAX_PENDING_FRAMES = RECEIVE_QUEUE_FRAMES + 1  # of a sender, not yet read; ZeroMQ reads no more of them
-REST_RATIO = 3.0  # rest to work after a message that was of no use: a flood takes a quarter of one core, at most
-MAX_REST_S = 0.001  # other senders wait for it
+INTAKE_REST_RATIO = 3.0  # rest to work after a message that was of no use: a flood takes a quarter of one core, at most
+MAX_INTAKE_REST_S = 0.001  # other senders wait for it
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 5000
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3000  # detects a peer that is gone and did not close its connection
 MAX_KEPT_BLOCK_BYTES = (32 << 20) - (64 << 10)  # glibc never keeps a freed block above 32 MiB
@@ -107,7 +107,7 @@ class Intake:
         if self._pattern == "rep":
             self._socket.send(REPLY, zmq.NOBLOCK)
         if not self._accept([part.buffer for part in parts]):
-            self._stopping.wait(min(MAX_REST_S, REST_RATIO * (self._monotonic() - began)))
+            self._stopping.wait(min(MAX_INTAKE_REST_S, INTAKE_REST_RATIO * (self._monotonic() - began)))
 
     def _receive_parts(self) -> list[zmq.Frame]:
         """Receive one message, and of its parts at most MAX_KEPT_PARTS."""
