@@ -57,9 +57,9 @@ class PreparedHomogenizer:
 class InferencePath:
     """The path of one sensor's frames: the active ρ, then Φ.
 
-    Any thread may call `prepare`. Only the frame thread may call the other methods. The runner of Φ is shared by all
-    sensors and stays open. The path closes the ρ runners that it received in `prepare`, by calling `closer`; give a
-    `closer` that defers the work if closing takes longer than a frame allows.
+    Any thread may call `prepare` and `wait_for_turn`. Only the frame thread may call the other methods. The runner of Φ
+    is shared by all sensors and stays open. The path closes the ρ runners that it received in `prepare`, by calling
+    `closer`; give a `closer` that defers the work if closing takes longer than a frame allows.
     """
 
     def __init__(
@@ -94,6 +94,10 @@ class InferencePath:
         """The version that serves after a rollback."""
         return FACTORY if self._previous is None else self._previous.version
 
+    def wait_for_turn(self) -> None:
+        """Wait for a moment in which the run of one frame, of a ρ that does not serve, delays none of the camera's."""
+        self._gaps.wait_for_turn()
+
     def infer(self, batch: np.ndarray) -> InferenceResult:
         """Compute Φ(ρ(batch)) for a batch (N, C, H, W), float32, in Φ's normalised input space.
 
@@ -122,9 +126,9 @@ class InferencePath:
     ) -> PreparedHomogenizer:
         """Warm up a new ρ and prove it on golden frames (N, C, H, W), float32, one by one between the camera's frames.
 
-        With `eager`, the outputs must also equal those of this module, for all of them at once. bounded: the golden
-        frames are as bright as the camera's, and ρ may not leave their range. Pass the returned value to `commit` or to
-        `discard`. Raises SwapRejected if the proof fails; `runner` is closed after any exception.
+        With `eager`, the outputs must also equal those of this module. bounded: the golden frames are as bright as the
+        camera's, and ρ may not leave their range. Pass the returned value to `commit` or to `discard`. Raises
+        SwapRejected if the proof fails; `runner` is closed after any exception.
         """
         if runner is None:
             return PreparedHomogenizer(version, None)
@@ -133,9 +137,8 @@ class InferencePath:
             try:
                 cost_s = self._prove(version, runner, golden, bounded)
                 if eager is not None:
-                    self._gaps.wait_for_turn()
-                    check_parity(runner, eager, torch.from_numpy(golden))
-                self._gaps.wait_for_turn()  # so that the exchange is not beside the last run of the proof
+                    check_parity(runner, eager, torch.from_numpy(golden), before_each=self.wait_for_turn)
+                self.wait_for_turn()  # so that the exchange is not beside the last run of the proof
             except ParityError as error:
                 raise SwapRejected(f"homogenizer {version[:12]} is not what it was compiled from: {error}") from error
             except RuntimeError as error:
@@ -186,11 +189,11 @@ class InferencePath:
         Other work on the machine only makes a run longer, so the shortest run shows the cost of ρ itself.
         """
         for _ in range(PROOF_WARM_UP_RUNS):
-            self._gaps.wait_for_turn()
+            self.wait_for_turn()
             self._model.run(runner.run(golden[:1]))
         durations = []
         for frame in np.split(golden, len(golden)):  # one by one, as frames are served
-            self._gaps.wait_for_turn()
+            self.wait_for_turn()
             start = self._clock()
             homogenized = runner.run(frame)
             durations.append(self._clock() - start)

@@ -24,9 +24,10 @@ from deploy.model.program import ModelError
 from deploy.path import PROOF_WARM_UP_RUNS, InferencePath, PreparedHomogenizer, SwapRejected
 from deploy.store.artefacts import FACTORY, ArtefactStore, StoreError
 from deploy.store.compiled import input_shape, open_compiled
-from deploy.store.golden import PROOF_FRAMES, golden_of, pick_golden
+from deploy.store.golden import GOLDEN_NOISE_FRAMES, PROOF_FRAMES, golden_of, pick_golden
 
-MAX_PROOF_TURNS = PROOF_WARM_UP_RUNS + 2 * PROOF_FRAMES + 2  # frames of the camera and stored ones; parity; the end
+# Opening: noise and stored frames. The proof: its first runs, frames of the camera and stored ones, twice; the end.
+MAX_PROOF_TURNS = GOLDEN_NOISE_FRAMES + PROOF_FRAMES + PROOF_WARM_UP_RUNS + 2 * (2 * PROOF_FRAMES) + 1
 # For the thread of a job whose worker was killed, which may be at a proof; after it the thread itself hangs.
 ABORT_GRACE_S = 60.0 + MAX_PROOF_TURNS * MAX_WAIT_S
 
@@ -196,7 +197,7 @@ class JobRunner:
             raise StoreError(f"the compiled form of homogenizer {version[:12]} is missing")
         if self._envelope is not None:
             self._envelope.admit(artefact)
-        runner = open_compiled(self._model.backend, artefact, artefact.compiled)
+        runner = open_compiled(self._model.backend, artefact, artefact.compiled, path.wait_for_turn)
         stored = golden_of(artefact.manifest, input_shape(artefact))
         if stored is not None:  # as bright as the frames of its fit; a restart repeats this part of the proof
             golden = np.concatenate([golden, stored])

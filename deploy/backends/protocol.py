@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -137,14 +137,26 @@ def same_backend_version(backend: Backend, manifest: Mapping[str, Any]) -> bool:
     return isinstance(versions, Mapping) and versions.get("backend") == backend.version()
 
 
-def check_parity(runner: Runner, module: nn.Module, golden: torch.Tensor, tolerance: float = PARITY_TOLERANCE) -> float:
+def check_parity(
+    runner: Runner,
+    module: nn.Module,
+    golden: torch.Tensor,
+    tolerance: float = PARITY_TOLERANCE,
+    before_each: Callable[[], None] = lambda: None,
+) -> float:
     """Compare `runner` with the eager `module` on golden frames (N, C, H, W); returns the relative error.
 
-    Raises ParityError for another output shape, for values that are not finite, and for an error above `tolerance`.
+    The frames are run one by one, as frames are served. before_each: called before each, to wait for a moment when
+    this delays nothing. Raises ParityError for another output shape, for values that are not finite, and for an error
+    above `tolerance`.
     """
-    with torch.no_grad():
-        expected = module(golden).cpu()
-    output = torch.tensor(runner.run(golden.cpu().numpy()))
+    outputs, expectations = [], []
+    for frame in golden.split(1):
+        before_each()
+        with torch.no_grad():
+            expectations.append(module(frame).cpu())
+        outputs.append(torch.tensor(runner.run(frame.cpu().numpy())))
+    output, expected = torch.cat(outputs), torch.cat(expectations)
     if output.shape != expected.shape:
         raise ParityError(f"compiled output has shape {tuple(output.shape)}, eager {tuple(expected.shape)}")
     for name, values in (("compiled", output), ("eager", expected)):

@@ -7,6 +7,7 @@ the two belong together, and a manifest can be written anew.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,9 +23,12 @@ from deploy.store.golden import golden_noise, golden_of
 log = logging.getLogger(__name__)
 
 
-def open_compiled(backend: Backend, artefact: Artefact, compiled: bytes) -> Runner:
-    """Load `compiled`, and compare it with the weights of the artefact on golden frames and on noise.
+def open_compiled(
+    backend: Backend, artefact: Artefact, compiled: bytes, before_each: Callable[[], None] = lambda: None
+) -> Runner:
+    """Load `compiled`, and compare it with the weights of the artefact on golden frames and on noise, one by one.
 
+    before_each: called before each frame, to wait for a moment when this delays nothing.
     The noise is not of the manifest: whoever exchanges a compiled form may have written the manifest, too. Raises
     ModelError if it does not load, does not run, or computes something else; StoreError for an unusable manifest. The
     runner is closed after any exception.
@@ -37,7 +41,7 @@ def open_compiled(backend: Backend, artefact: Artefact, compiled: bytes) -> Runn
         try:
             for frames in (golden_noise(shape), golden):
                 if frames is not None:
-                    check_parity(runner, artefact.homogenizer, torch.from_numpy(frames))
+                    check_parity(runner, artefact.homogenizer, torch.from_numpy(frames), before_each=before_each)
         except (ParityError, RuntimeError) as error:
             reason = f"its compiled form does not compute what its weights say: {error}"
             raise ModelError(f"homogenizer {artefact.version[:12]}: {reason}") from error

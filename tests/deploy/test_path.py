@@ -263,6 +263,13 @@ def test_a_proof_waits_for_a_turn_before_each_run_of_the_model():
     assert turns.runs_before == list(range(model.runs + 1)) and model.runs == PROOF_WARM_UP_RUNS + len(GOLDEN)
 
 
+def test_a_proof_waits_for_a_turn_before_each_comparison_with_the_eager_form():
+    model, alone, compared = mean(), CountedTurns(mean()), CountedTurns(mean())
+    InferencePath(model, gaps=alone).prepare("a" * 64, adding(1), GOLDEN)
+    InferencePath(model, gaps=compared).prepare("b" * 64, adding(0), GOLDEN, torch.nn.Identity())
+    assert len(compared.runs_before) == len(alone.runs_before) + len(GOLDEN)
+
+
 def test_a_prepared_homogenizer_is_warm():
     runner = adding(0.1)
     InferencePath(mean()).prepare("one", runner, GOLDEN)
@@ -411,7 +418,7 @@ def frame(number: int) -> np.ndarray:
     return FRAME + np.float32(number % 8)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 10**6), closes_later=st.booleans())
 def test_during_exchanges_every_output_is_of_the_named_homogenizer_and_no_runner_is_lost(seed, closes_later):
     exchange = Exchange(seed, closes_later)

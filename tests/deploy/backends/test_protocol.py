@@ -82,7 +82,11 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_it_computes_what_the_eager_network_does_for_any_batch(compiled, batch):
     runner = compiled.backend.load(compiled.bytes, threads=1)
-    assert check_parity(runner, compiled.module, torch.randn(batch, *SHAPE)) < 1e-5
+    frames = torch.randn(batch, *SHAPE)
+    with torch.no_grad():
+        expected = compiled.module(frames).numpy()
+    assert runner.run(frames.numpy()) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    assert check_parity(runner, compiled.module, frames) < 1e-5
 
 
 def test_the_output_is_float32_of_its_own(compiled):
@@ -298,6 +302,17 @@ def test_parity_is_refused(answer, reason):
 def test_parity_is_refused_where_the_eager_network_is_not_finite():
     with pytest.raises(ParityError, match="the eager output has values that are not finite"):
         check_parity(Answer(np.zeros_like), nn.Identity(), EXAMPLE + torch.inf)
+
+
+def test_parity_runs_one_frame_at_a_time_each_after_a_wait():
+    seen = []
+
+    def answer(batch: np.ndarray) -> np.ndarray:
+        seen.append(len(batch))
+        return batch
+
+    check_parity(Answer(answer), nn.Identity(), torch.ones(3, *SHAPE), before_each=lambda: seen.append("wait"))
+    assert seen == ["wait", 1] * 3
 
 
 def test_parity_gives_the_error_relative_to_the_largest_output():

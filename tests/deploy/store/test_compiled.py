@@ -50,10 +50,10 @@ def backend(runner: Identity) -> Any:
     return SimpleNamespace(load=lambda compiled, threads: runner)
 
 
-def test_a_runner_that_passes_its_proof_stays_open(artefact):
+def test_a_runner_that_passes_its_proof_stays_open_and_waits_before_each_frame(artefact):
     runner = Identity()
-    assert open_compiled(backend(runner), artefact, b"") is runner
-    assert runner.events == [f"run {GOLDEN_NOISE_FRAMES}", f"run {len(CAMERA)}"]
+    assert open_compiled(backend(runner), artefact, b"", lambda: runner.events.append("wait")) is runner
+    assert runner.events == ["wait", "run 1"] * (GOLDEN_NOISE_FRAMES + len(CAMERA))
 
 
 @pytest.mark.parametrize(
