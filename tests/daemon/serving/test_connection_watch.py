@@ -79,9 +79,9 @@ def test_memory_that_others_take_is_not_of_what_arrives(context):
             kept = b"x" * (64 * MIB)
             assert memory().resident - before.resident > 32 * MIB
             assert memory().received_since(before) < 8 * MIB
-            peer.sendall(part(b"", more=True) * MIB)  # 64 MiB of ZeroMQ's memory
+            peer.sendall(part(b"", more=True) * (3 * MIB))  # 192 MiB; some is memory that tests before have freed
             eventually(lambda: memory().received_since(before) > 48 * MIB)
-            assert memory().received_since(before) < 96 * MIB
+            assert memory().received_since(before) < 224 * MIB
             del kept
 
 
