@@ -39,8 +39,8 @@ SLOW = (
 TESTS = Path(__file__).parent
 
 # How long an example takes says something about the machine, and nothing about the code.
-hypothesis.settings.register_profile("recald", deadline=None)
-hypothesis.settings.register_profile("fast", deadline=None, max_examples=15)  # of `make test-fast`, for 100
+hypothesis.settings.register_profile("recald", deadline=None, max_examples=60)
+hypothesis.settings.register_profile("fast", deadline=None, max_examples=15)  # of `make test-fast`, for 60
 hypothesis.settings.load_profile("recald")
 
 
