@@ -95,7 +95,7 @@ class InferencePath:
         return FACTORY if self._previous is None else self._previous.version
 
     def wait_for_turn(self) -> None:
-        """Wait for a moment in which the run of one frame, of a ρ that does not serve, delays none of the camera's."""
+        """Wait for a moment in which the run of one frame, of a ρ that does not serve, delays hardly any other."""
         self._gaps.wait_for_turn()
 
     def infer(self, batch: np.ndarray) -> InferenceResult:

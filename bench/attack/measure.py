@@ -6,7 +6,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from bench.material.camera import FPS, ORDER_SEED, SENSOR, Camera
 from bench.material.daemon_run import DIGITS_SEED, DaemonRun, light_digits, pictures
 from bench.provenance import DAEMON, DEPLOYMENT, MATERIAL
 from bench.report import p99_ratio, percentiles, print_row, resident_mib, show_rows
+from daemon import UNKNOWN_SENSOR
 from daemon.demo.datasets import Dataset
 from daemon.demo.processes import QUICK_ALARM, DaemonProcess, RunFolder, export, free_port, write_config
 
@@ -26,11 +27,10 @@ CODE = (*DEPLOYMENT, *DAEMON, *MATERIAL, "bench/attack/*.py")
 
 SIZE = 224  # pixels a side
 MAX_RATIO = 1.2
-BEGIN_S = 2.0  # until an attacker sends
 REST_S = 3.0  # for what it left behind, before the next
 LOCKED = {"mode": "locked"}
 TIMES = ("count", "p50_ms", "p99_ms", "max_ms", "beside_p99_ms", "ratio")
-COLUMNS = ("attack", *TIMES, "superseded", "refused", "resident_mib")
+COLUMNS = ("attack", *TIMES, "superseded", "received", "resident_mib")
 QUIET = "none"
 
 
@@ -70,10 +70,12 @@ def _measure_attack(material: Dataset, attack: str, seconds: float) -> dict[str,
         resident = resident_mib(run.daemon.process.pid)
         run.camera.run_for(REST_S)
         run.camera.settle()
-        refused = run.scrape().total("recald_frames_dropped_total", sensor=ATTACKER)
+        received = sum(
+            run.scrape().total("recald_frames_received_total", sensor=sensor) for sensor in (ATTACKER, UNKNOWN_SENSOR)
+        )
         counts = run.frame_counts()
     row = {"attack": attack} | percentiles(answers) | counts
-    row |= {"refused": int(refused), "resident_mib": round(resident)}
+    row |= {"received": int(received), "resident_mib": round(resident)}
     if beside:
         row |= {"beside_p99_ms": percentiles(beside)["p99_ms"], "ratio": p99_ratio(np.array(answers), np.array(beside))}
     print_row(row)
@@ -92,8 +94,7 @@ def _answers_during(run: DaemonRun, programs: Sequence[str], ports: tuple[int, i
     run.camera.run_for(REST_S)
     with ExitStack() as stack:
         for name in programs:
-            stack.enter_context(_program(name, ports))
-        run.camera.run_for(BEGIN_S)
+            run.camera.run_during(stack.enter_context(_program(name, ports)))
         return [answer.latency for answer in run.camera.run_for(seconds)]
 
 
@@ -115,10 +116,18 @@ def _daemon(material: Dataset) -> Iterator[tuple[DaemonRun, tuple[int, int]]]:
 
 
 @contextmanager
-def _program(name: str, ports: tuple[int, int]) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-m", "bench.attack.senders", name, *map(str, ports)])
+def _program(name: str, ports: tuple[int, int]) -> Iterator[Callable[[], None]]:
+    """Start a program of senders.py; yield a function that waits until it is at work."""
+    command = [sys.executable, "-m", "bench.attack.senders", name, *map(str, ports)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
-        yield
+        yield lambda: _wait_for_line(process)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
+
+
+def _wait_for_line(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdout is not None
+    if not process.stdout.readline():
+        raise RuntimeError("the attacker ended before it began")

@@ -30,6 +30,7 @@ PAUSE_S = 0.05  # between messages that are large or cost much
 
 def spin(frames_port: int, results_port: int) -> None:
     """Send nothing, but use a whole core, as any other program on the device may."""
+    tell_start()
     while True:
         pass
 
@@ -40,6 +41,7 @@ def sink(frames_port: int, results_port: int) -> None:
     reader.setsockopt(zmq.RCVHWM, 4)
     reader.setsockopt(zmq.SUBSCRIBE, b"")
     reader.bind(f"tcp://{HOST}:{frames_port}")
+    tell_start()
     while True:
         reader.recv(copy=False)
 
@@ -88,6 +90,7 @@ def valid(frames_port: int, results_port: int) -> None:
 def endless(frames_port: int, results_port: int) -> None:
     """Send one message of parts of 1 MiB that never ends; connect again when cut off."""
     frame = b"\x03" + struct.pack(">Q", len(PART)) + PART
+    tell_start()
     while True:
         with suppress(OSError), zmtp_connection(frames_port, b"PUB") as peer:
             while True:
@@ -103,6 +106,7 @@ def parts(frames_port: int, results_port: int) -> None:
 def subscriptions(frames_port: int, results_port: int) -> None:
     """Subscribe to results by topics of 100 MiB; connect again when cut off."""
     topic = b"\x01" + bytes(100 << 20)
+    tell_start()
     while True:
         with suppress(OSError), zmtp_connection(results_port, b"SUB") as peer:
             peer.sendall(b"\x02" + struct.pack(">Q", len(topic)) + topic)
@@ -118,6 +122,11 @@ ATTACKS = [name for name in PROGRAMS if name not in ("spin", "sink")]
 ENDLESS = ["endless", "parts", "subscriptions"]  # these would take all the memory of a program that has no guard
 
 
+def tell_start() -> None:
+    """Print a line: from now on this process is at work."""
+    print("begins", flush=True)
+
+
 def header(seq: int, side: int, encoding: str) -> bytes:
     """Return the header of a square frame."""
     step = 3 * side if encoding == "rgb8" else 0
@@ -131,6 +140,7 @@ def send_each(port: int, message: Callable[[int], list[bytes]], pause: float = 0
     peer.setsockopt(zmq.SNDHWM, 4)
     peer.connect(f"tcp://{HOST}:{port}")
     time.sleep(0.5)  # a PUB socket drops what it sends before the connection is up
+    tell_start()
     for number in itertools.count():
         peer.send_multipart(message(number))
         time.sleep(pause)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from daemon.child_process import python_command
+from daemon.worker.client import WORKER_ENVIRONMENT
 
 FRAMES = 32  # at a time
 THREADS = 2  # more than a drift check has
@@ -19,7 +21,8 @@ THREADS = 2  # more than a drift check has
 @contextmanager
 def neighbour(size: int) -> Iterator[None]:
     """Let the program run, with the priority of a worker, on frames of size x size pixels."""
-    process = subprocess.Popen([*python_command(__name__), str(size)])
+    command = [*python_command(__name__), str(size)]
+    process = subprocess.Popen(command, env=os.environ | WORKER_ENVIRONMENT, start_new_session=True)
     try:
         yield
     finally:

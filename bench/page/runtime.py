@@ -82,7 +82,7 @@ def attack(results: Results) -> str:
     result = results["attack"]
     rows = []
     for row in result["rows"]:
-        ratio = f"{row['ratio']:.1f}" if row.get("ratio") else "-"
+        ratio = f"{row['ratio']:.2f}" if row.get("ratio") else "-"
         lost = f"{row['superseded'] + row['lost']:,}"
         rows.append([row["attack"], *_times(row), ratio, lost, f"{row['resident_mib']:,}"])
     worst = max((row["ratio"], row["attack"]) for row in result["rows"] if row.get("ratio"))

@@ -14,6 +14,7 @@ A UNIX socket has no such count. There the mode of its folder says who may conne
 from __future__ import annotations
 
 import logging
+import math
 import socket as unix
 import struct
 import threading
@@ -22,7 +23,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
-from typing import TypeVar
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -38,6 +38,7 @@ MAX_OVERHEAD_BYTES = 256 << 20  # memory beyond what is not whole, whatever was 
 SHUT_OUT_S = 30.0  # for new connections from where a message of thousands of parts came
 RENEWAL_S = 600.0  # then what a connection has sent counts anew: heartbeats are no message
 TCP_INFO_RECEIVED = 128  # tcpi_bytes_received in struct tcp_info, Linux 4.1 and later
+UNIX_PEER = "localhost:"  # begins ZeroMQ's address of the process behind a UNIX socket
 RESET = struct.pack("ii", 1, 0)  # struct linger: a close ends the connection on both sides at once
 OPENED = zmq.Event.ACCEPTED | zmq.Event.CONNECTED
 AGREED = zmq.Event.HANDSHAKE_SUCCEEDED
@@ -76,14 +77,15 @@ class WatchedSocket:
         most_pending: int,
         on_disconnect: Callable[[], None],
         on_no_agreement: Callable[[], None],
+        clock: Callable[[], float],
     ):
         self.monitor = monitor
         self.connections: dict[int, WatchedConnection] = {}  # by file descriptor
         self._most_pending = most_pending
         self._on_disconnect = on_disconnect
         self._on_no_agreement = on_no_agreement
+        self._clock = clock
         self._delivered: SimpleQueue[int] = SimpleQueue()  # descriptors with a message since the last look
-        self._shut_out: SimpleQueue[str] = SimpleQueue()  # addresses since the last connection
         self._shut_out_until: dict[str, float] = {}  # monotonic clock, s, by address
 
     def delivered(self, part: zmq.Frame) -> None:
@@ -92,26 +94,28 @@ class WatchedSocket:
             self._delivered.put(descriptor)
 
     def shut_out(self, part: zmq.Frame) -> None:
-        """Let no new connection in from where this part came, for SHUT_OUT_S. Any thread may call it."""
-        with suppress(zmq.ZMQError):  # a UNIX socket has no address
-            self._shut_out.put(str(part.get("Peer-Address")))
+        """Let no new connection in from where this part came, for SHUT_OUT_S. Only for the thread that receives."""
+        with suppress(zmq.ZMQError):
+            address = str(part.get("Peer-Address"))
+            if not address.startswith(UNIX_PEER):
+                now = self._clock()
+                kept = {other: until for other, until in self._shut_out_until.items() if until > now}
+                self._shut_out_until = kept | {address: now + SHUT_OUT_S}
+                log.warning("%s sent thousands of parts: cut off, new connections too for %g s", address, SHUT_OUT_S)
 
     def take_event(self, memory: MemoryTaken, now: float) -> None:
         event = recv_monitor_message(self.monitor)
         descriptor = int(event["value"])
         if event["event"] & OPENED:
-            if self._is_shut_out(peer_address(descriptor), now):
+            shut_out = now < self._shut_out_until.get(peer_address(descriptor), -math.inf)
+            connection = WatchedConnection(self._most_pending, memory=memory, since=now, agreed=shut_out)
+            self.connections[descriptor] = connection
+            if shut_out:
                 cut_off(descriptor)
-            self.connections[descriptor] = WatchedConnection(self._most_pending, memory=memory, since=now)
         elif event["event"] == AGREED:
             self._agree()
         elif event["event"] & ENDED:
             self._end(self.connections.pop(descriptor, None))
-
-    def _is_shut_out(self, address: str, now: float) -> bool:
-        self._shut_out_until |= dict.fromkeys(_drained(self._shut_out), now + SHUT_OUT_S)
-        self._shut_out_until = {a: until for a, until in self._shut_out_until.items() if until > now}
-        return address in self._shut_out_until
 
     def _agree(self) -> None:
         """Note a finished handshake. ZeroMQ does not tell whose: the oldest open one is taken, or a message tells."""
@@ -163,7 +167,7 @@ class ConnectionWatch:
         a connection ends; on_no_agreement: also, when it ends before both sides have agreed to talk.
         """
         monitor = socket.get_monitor_socket(OPENED | AGREED | ENDED)
-        watched = WatchedSocket(monitor, most_pending, on_disconnect, on_no_agreement)
+        watched = WatchedSocket(monitor, most_pending, on_disconnect, on_no_agreement, self._clock)
         self._sockets.append(watched)
         return watched
 
@@ -225,10 +229,7 @@ def fault(connection: WatchedConnection, memory: MemoryTaken, pending: int, send
     return ""
 
 
-Note = TypeVar("Note")
-
-
-def _drained(notes: SimpleQueue[Note]) -> Iterator[Note]:
+def _drained(notes: SimpleQueue[int]) -> Iterator[int]:
     with suppress(Empty):
         while True:
             yield notes.get_nowait()

@@ -23,7 +23,7 @@ RECEIVE_QUEUE_FRAMES = 4  # the thread empties the queue all the time; a longer 
 MAX_KEPT_PARTS = 4  # of a message; a frame has 3, imagezmq's 2
 MAX_SKIPPED_PARTS = 4096  # of a message: to read them takes as long as to serve a frame or two
 MAX_PENDING_FRAMES = RECEIVE_QUEUE_FRAMES + 1  # of a sender, not yet read; ZeroMQ reads no more of them
-INTAKE_REST_RATIO = 3.0  # rest to work after a message that was of no use: a flood takes a quarter of one core, at most
+INTAKE_REST_RATIO = 3.0  # rest to work after a message that was of no use, while that takes less than a third of a ms
 MAX_INTAKE_REST_S = 0.001  # other senders wait for it
 RECONNECT_MS, RECONNECT_MAX_MS = 100, 5000
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 1000, 3000  # detects a peer that is gone and did not close its connection
@@ -102,7 +102,11 @@ class Intake:
     def _receive_one(self) -> None:
         """Receive a message and accept it; rest where that was of no use."""
         began = self._monotonic()
-        parts = self._receive_parts()
+        try:
+            parts = self._receive_parts()
+        except zmq.Again:  # a request without an envelope, which ZeroMQ drops
+            self._stopping.wait(MAX_INTAKE_REST_S)
+            return
         self._watched.delivered(parts[0])
         if self._pattern == "rep":
             self._socket.send(REPLY, zmq.NOBLOCK)
@@ -110,7 +114,7 @@ class Intake:
             self._stopping.wait(min(MAX_INTAKE_REST_S, INTAKE_REST_RATIO * (self._monotonic() - began)))
 
     def _receive_parts(self) -> list[zmq.Frame]:
-        """Receive one message, and of its parts at most MAX_KEPT_PARTS."""
+        """Receive one message, and of its parts at most MAX_KEPT_PARTS. Raises zmq.Again where there is none."""
         parts = [self._socket.recv(zmq.NOBLOCK, copy=False)]
         while parts[-1].more and len(parts) < MAX_KEPT_PARTS:
             parts.append(self._socket.recv(zmq.NOBLOCK, copy=False))

@@ -28,7 +28,7 @@ def open_compiled(
 ) -> Runner:
     """Load `compiled`, and compare it with the weights of the artefact on golden frames and on noise, one by one.
 
-    before_each: called before each frame, to wait for a moment when this delays nothing.
+    before_each: called before each frame, to wait for a moment when this delays hardly any other.
     The noise is not of the manifest: whoever exchanges a compiled form may have written the manifest, too. Raises
     ModelError if it does not load, does not run, or computes something else; StoreError for an unusable manifest. The
     runner is closed after any exception.

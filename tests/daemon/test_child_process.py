@@ -13,6 +13,14 @@ import pytest
 from daemon.child_process import INSTALLATION, import_path, python_command
 from daemon.niceness import CHILD_NICENESS, CHILD_OOM_SCORE
 
+LOOK = """
+import os, pathlib
+print(os.nice(0), pathlib.Path("/proc/self/oom_score_adj").read_text())
+group = pathlib.Path("/proc/self/autogroup")
+if group.exists() and group.read_text():
+    print(*group.read_text().split()[1:])
+"""
+
 
 @pytest.fixture
 def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -35,10 +43,13 @@ def test_a_process_imports_nothing_from_the_current_folder(trap: Path, module: s
 
 def test_the_priority_is_lowered_before_anything_else_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(tmp_path))
-    look = "import os\nprint(os.nice(0), open('/proc/self/oom_score_adj').read())"
-    (tmp_path / "look.py").write_text(look)
-    done = subprocess.run(python_command("look"), capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == [str(os.nice(0) + CHILD_NICENESS), str(CHILD_OOM_SCORE)], done.stderr
+    (tmp_path / "look.py").write_text(LOOK)
+    command = python_command("look")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, start_new_session=True)
+    niceness, oom_score, *autogroup = done.stdout.split()
+    assert int(niceness) == min(19, os.nice(0) + CHILD_NICENESS), done.stderr
+    assert int(oom_score) >= CHILD_OOM_SCORE
+    assert autogroup in ([], ["nice", str(CHILD_NICENESS)])
 
 
 def test_a_process_has_the_import_path_of_the_daemon_and_its_packages_first_where_it_is_not_installed():

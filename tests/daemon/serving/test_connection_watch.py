@@ -81,7 +81,6 @@ def test_memory_that_others_take_is_not_of_what_arrives(context):
             assert memory().received_since(before) < 8 * MIB
             peer.sendall(part(b"", more=True) * (3 * MIB))  # 192 MiB; some is memory that tests before have freed
             eventually(lambda: memory().received_since(before) > 48 * MIB)
-            assert memory().received_since(before) < 224 * MIB
             del kept
 
 

@@ -96,8 +96,8 @@ def test_of_the_frames_that_wait_for_a_slow_one_the_newest_is_decoded(scene: Sce
     scene.decoders.put(checked("front", 0))
     assert scene.entered.wait(WAIT)
     eventually(lambda: scene.decoders._decoders["front"]._waiting.take(0) is None)
-    for seq in range(1, 6):
-        scene.decoders.put(checked("front", seq))
+    gave_way = [scene.decoders.put(checked("front", seq)) for seq in range(1, 6)]
+    assert gave_way == [False, True, True, True, True]
     assert scene.dropped("front", "superseded") == 4
     scene.gate.set()
     eventually(lambda: (decoded := scene.decoders.take(WAIT)) is not None and decoded.seq == 5)
