@@ -147,8 +147,8 @@ def check_parity(
     """Compare `runner` with the eager `module` on golden frames (N, C, H, W); returns the relative error.
 
     The frames are run one by one, as frames are served. before_each: called before each, to wait for a moment when
-    this delays hardly any other. Raises ParityError for another output shape, for values that are not finite, and for an error
-    above `tolerance`.
+    this delays hardly any other. Raises ParityError for another output shape, for values that are not finite, and for
+    an error above `tolerance`.
     """
     outputs, expectations = [], []
     for frame in golden.split(1):
