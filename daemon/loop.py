@@ -137,6 +137,7 @@ class Daemon:
         gc.collect()
         gc.freeze()  # a search of all that PyTorch made for garbage keeps frames waiting for 0.1 s and more
         self._open_sockets()
+        self._drift_monitor.start()
         self._notifier.ready()
         log.info("serving %s on %s", ", ".join(self.sensors), ", ".join(self._intake.endpoints))
 
@@ -255,7 +256,7 @@ class Daemon:
         self._audit_writer.record("", "stop", {name: sensor.frames for name, sensor in self.sensors.items()})
 
     def _open_sockets(self) -> None:
-        """Open the endpoints: frames in, results out, orders and status, metrics; start to receive and to check."""
+        """Open the endpoints: frames in, results out, orders and status, metrics; start to receive."""
         context = self._closing.enter_context(zmq.Context())
         watch = ConnectionWatch()
         self._closing.callback(watch.close)
@@ -278,7 +279,6 @@ class Daemon:
         self._decoders.start()
         self._intake.start()
         control.start()
-        self._drift_monitor.start()
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer a request of an operator. Called by the control thread, which only reads plain values."""

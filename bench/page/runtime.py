@@ -56,8 +56,9 @@ def handover(results: Results) -> str:
     for size, measured in result["sizes"].items():
         rows += [[size, name, *_times(measured[phase])] for phase, name in HANDOVER_PHASES.items()]
         text.append(
-            f"""At {size} the latest frame came {_later(measured):+.1f} ms later than the latest beside that program;
-            {result["settings"]["claim_ms"]:g} ms are claimed. The reservoir held {measured["reservoir_mb"]:.0f}
+            f"""At {size} the latest frame came {_later(measured, "beside")} than the latest beside that program (claim:
+            at most {result["settings"]["claim_ms"]:g} ms later), and {_later(measured, "unwatched")} than the latest
+            without checks and fits. The reservoir held {measured["reservoir_mb"]:.0f}
             MB."""
         )
     settings = result["settings"]
@@ -67,9 +68,10 @@ def handover(results: Results) -> str:
     return blocks(table(("size", "phase", *TIME_HEAD), rows), result.provenance(), *map(prose, (head, *text)))
 
 
-def _later(measured: Mapping[str, Any]) -> float:
-    busy = max(measured["watched"]["max_ms"], measured["handover"]["max_ms"])
-    return float(busy - measured["beside"]["max_ms"])
+def _later(measured: Mapping[str, Any], phase: str) -> str:
+    """Compare the latest frame of checks and hand-overs with the latest of this phase."""
+    difference = max(measured["watched"]["max_ms"], measured["handover"]["max_ms"]) - measured[phase]["max_ms"]
+    return f"{abs(difference):.1f} ms {'later' if difference > 0 else 'earlier'}"
 
 
 def _times(measured: Mapping[str, Any], digits: int = 1) -> list[str]:
@@ -86,13 +88,14 @@ def attack(results: Results) -> str:
         lost = f"{row['superseded'] + row['lost']:,}"
         rows.append([row["attack"], *_times(row), ratio, lost, f"{row['resident_mib']:,}"])
     worst = max((row["ratio"], row["attack"]) for row in result["rows"] if row.get("ratio"))
+    longest = max(row["max_ms"] or 0 for row in result["rows"])
     kept = [row["attack"] for row in result["rows"] if 0 < (row.get("ratio") or 0) <= result["settings"]["claim"]]
     text = f"""A camera sends 224x224 frames at {result["settings"]["fps"]:g} a second over tcp, while a program on the
         same machine attacks the daemon in the name of another sensor. The ratio is its p99 over that of the same camera
         while the same attack goes to another program (`endless`, `parts`, `subscriptions`: while a program uses a
         core), so that it shows the daemon's share. {len(kept)} of {len(result["rows"]) - 1} attacks stay within
         {result["settings"]["claim"]:g}; the worst is `{worst[1]}` with {worst[0]:.1f}. `parts` costs the frames of one
-        stall, then its sender is not let in for a while."""
+        stall, here of {longest / 1000:.1f} s; then its sender is not let in for a while."""
     head = ("attack", *TIME_HEAD, "ratio", "frames not answered", "resident, MiB")
     return blocks(table(head, rows), result.provenance(), prose(text))
 

@@ -3,7 +3,8 @@
 ZeroMQ bounds a part (MAXMSGSIZE) and the number of whole messages (RCVHWM). The parts of a message that is not whole
 yet it keeps without any bound, and shows them to nobody: 64 bytes for each part, besides its content. But the kernel
 knows how many bytes a TCP connection has received, each message tells its connection, and a connection that is shut
-down frees all of that.
+down frees all of that. Who sent a whole message of thousands of parts, which take long to read, is not let in again
+soon.
 
 Nobody is cut off for memory that he cannot have taken: what counts is what ZeroMQ took beyond the bytes that arrived,
 while this message was under way, and only a connection that sent enough for its share of that.

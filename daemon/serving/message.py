@@ -27,7 +27,7 @@ from daemon.serving.pixels import (
 
 FRAME_VERSION = 1  # of the header: its key "v"
 MAX_TOPIC_BYTES = 256  # that are looked at; a sensor id has at most 64
-MAX_HEADER_BYTES = 4 * 1024  # a header has 150; to parse 64 KiB of JSON takes as long as to serve a frame
+MAX_HEADER_BYTES = 4 * 1024  # recald's own has 150 bytes; the longer, the longer its JSON keeps Python's lock
 MAX_FRAME_SIDE = 16384  # pixels
 MIN_BITS = 8  # of a 16-bit word that are significant
 MAX_HEADER_INTEGER = 2**63 - 1  # of seq, timestamp and step: they fit a signed 64-bit integer

@@ -191,6 +191,7 @@ def nothing_changed(folder: Path) -> Iterator[None]:
 @pytest.mark.parametrize(("fault", "code"), [(f, EX_CONFIG) for f in MISTAKES] + [(f, EX_TEMPFAIL) for f in TEMPORARY])
 def test_it_finds_what_run_refuses(scene: Scene, monkeypatch, fault: Fault, code: int):
     monkeypatch.setattr("daemon.operator.deployment.STATUS_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("daemon.loop.DriftMonitor.start", None)  # a start that is refused begins no drift checks
     config = fault(scene)
     with nothing_changed(scene.folder):
         checked = recald_here("check-config", "--config", config)

@@ -1,108 +1,14 @@
 import gc
-import itertools
 import json
 import platform
 import signal
-import statistics
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
 
 import numpy as np
 import pytest
 import zmq
-from prometheus_client import CollectorRegistry
-from zmtp import part, raw_peer, sent_until_cut
-
-from daemon.config import InputConfig, SensorConfig
-from daemon.metrics import Metrics
-from daemon.serving.connection_watch import ConnectionWatch
-from daemon.serving.intake import Intake
-from daemon.serving.message import Frame, build_frame
-from daemon.serving.refusals import Refusals
-from daemon.serving.slots import NewestFrames
-
-NOW = 1_700_000_000_000_000_000
-IMAGE = np.zeros((4, 4, 3), np.uint8)
-WAIT = 10.0  # seconds; only a failure takes as long
-
-
-def frame(sensor: str = "front", seq: int = 0, timestamp: int = NOW, image: np.ndarray = IMAGE) -> list[bytes]:
-    return build_frame(sensor, image, seq=seq, timestamp=timestamp)
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was not met in time"
-        time.sleep(0.005)
-
-
-@pytest.fixture
-def registry():
-    return CollectorRegistry()
-
-
-@pytest.fixture
-def count(registry):
-    def count(name: str, **labels: str) -> float:
-        return registry.get_sample_value(f"recald_{name}_total", labels) or 0
-
-    return count
-
-
-class Receiver(Intake):
-    """An intake, and the newest frames that it delivered."""
-
-    def __init__(self, context: zmq.Context, config: InputConfig, metrics: Metrics, monotonic, **sensor: int):
-        refusals = Refusals(metrics)
-        self._frames: NewestFrames[Frame] = NewestFrames(refusals.superseded)
-        sensors = {"front": SensorConfig(**sensor), "rear": SensorConfig()}
-        deliver, refuse = self._frames.put, refusals.add
-        self.watch = ConnectionWatch()
-        with ExitStack() as on_failure:
-            on_failure.callback(self.watch.close)
-            super().__init__(context, config, sensors, metrics, deliver, refuse, self.watch, lambda: NOW, monotonic)
-            on_failure.pop_all()
-
-    def start(self) -> None:
-        self.watch.start()
-        super().start()
-
-    def close(self) -> None:
-        self.watch.close()
-        super().close()
-
-    def take(self, timeout: float) -> Frame | None:
-        return self._frames.take(timeout)
-
-
-@pytest.fixture
-def receive(context, registry):
-    """Start an intake with these settings; the clock stands at NOW."""
-    metrics = Metrics(registry)
-    started = []
-
-    def receive(*, start: bool = True, max_pixels: int = 10**6, monotonic=lambda: 12.5, **settings: object) -> Receiver:
-        config = InputConfig(**{"pattern": "pull", "bind": ["tcp://127.0.0.1:*"], **settings})
-        intake = Receiver(context, config, metrics, monotonic, max_pixels=max_pixels)
-        started.append(intake)
-        if start:
-            intake.start()
-        return intake
-
-    yield receive
-    for intake in started:
-        intake.close()
-
-
-@pytest.fixture
-def push(open_peer):
-    return lambda intake: open_peer(zmq.PUSH, connect=intake.endpoints[0])
+from receiver import IMAGE, NOW, WAIT, eventually, frame
 
 
 def test_a_frame_arrives_with_its_times(receive, push, count, registry):
@@ -242,17 +148,6 @@ def test_requests_are_answered_whether_their_frames_are_good_or_not(receive, ope
     assert count("frames_dropped", sensor="unknown", reason="header") == 2
 
 
-def test_a_request_without_an_envelope_harms_nobody(receive, open_peer, count):
-    intake = receive(pattern="rep")
-    for _ in range(3):
-        open_peer(zmq.DEALER, connect=intake.endpoints[0]).send(b"no envelope")
-    camera = open_peer(zmq.REQ, connect=intake.endpoints[0])
-    for seq in range(20):
-        camera.send_multipart(frame(seq=seq))
-        assert camera.recv() == b"OK"
-    eventually(lambda: (taken := intake.take(WAIT)) is not None and taken.seq == 19)
-
-
 def test_a_sender_of_another_kind_is_told_about(receive, open_peer, caplog):
     intake = receive(pattern="sub")
     sender = open_peer(zmq.REQ, connect=intake.endpoints[0])
@@ -268,17 +163,6 @@ def test_a_stale_frame_is_dropped_but_not_missed(receive, push, count):
     eventually(lambda: count("frames_received", sensor="front") == 3)
     assert count("frames_dropped", sensor="front", reason="stale") == 1
     assert count("frames_missed", sensor="front") == 0
-
-
-def test_an_oversize_message_costs_its_sender_the_connection_and_nobody_else(receive, push, count):
-    intake = receive(max_frame_bytes=65536)
-    offender, camera = push(intake), push(intake)
-    offender.send_multipart(frame(image=np.zeros((256, 256, 3), np.uint8)))
-    eventually(lambda: count("input_disconnects") == 1)
-    camera.send_multipart(frame("rear", seq=1))
-    assert intake.take(WAIT).sensor == "rear"
-    offender.send_multipart(frame("front", seq=2))  # it is connected again
-    assert intake.take(WAIT).seq == 2
 
 
 def test_a_frame_of_exactly_the_limit_is_received(receive, push, count):
@@ -297,73 +181,6 @@ def test_a_frame_larger_than_its_sensor_may_send_is_refused_by_its_header(receiv
     eventually(lambda: count("frames_received", sensor="front") == 3)
     assert count("frames_dropped", sensor="front", reason="size") == 2
     assert intake.take(WAIT).seq == 2
-
-
-def test_a_message_without_an_end_costs_its_sender_the_connection(receive, push, count):
-    intake = receive(max_frame_bytes=65536)
-    with raw_peer(intake.endpoints[0], "PUSH") as peer:
-        assert sent_until_cut(peer, part(bytes(65536), more=True), 512 << 20, pause=0.002) is not None
-    push(intake).send_multipart(frame(seq=2))
-    assert intake.take(WAIT).seq == 2
-
-
-def test_a_message_of_many_parts_costs_its_sender_the_connection(receive, push, count):
-    intake = receive()
-    with raw_peer(intake.endpoints[0], "PUSH") as peer:
-        peer.sendall(part(b"x", more=True) * 1_000 + part(b"x"))
-        eventually(lambda: count("frames_dropped", sensor="unknown", reason="parts") == 1)
-        assert sent_until_cut(peer, part(b"x"), 1 << 20) is not None
-    push(intake).send_multipart(frame(seq=2))
-    assert intake.take(WAIT).seq == 2
-
-
-def test_who_sent_thousands_of_parts_is_not_let_in_again_soon(receive, push, count, monkeypatch, caplog):
-    monkeypatch.setattr("daemon.serving.connection_watch.SHUT_OUT_S", 2.0)
-    intake = receive()
-    sender = push(intake)
-    sender.send_multipart([b""] * 10_000)
-    eventually(lambda: "127.0.0.1 sent thousands of parts" in caplog.text)
-    eventually(lambda: count("input_disconnects") >= 1)
-    sender.close()
-    before = count("input_disconnects")
-    again = push(intake)
-    eventually(lambda: count("input_disconnects") > before)  # it has done no harm, but comes from where that came from
-    eventually(lambda: again.send_multipart(frame()) or intake.take(0.1))
-
-
-def test_a_sender_that_begins_during_a_flood_is_heard_soon(receive, push, monkeypatch):
-    """Only a poll, or 100 messages, makes ZeroMQ notice whose messages have begun to arrive."""
-    intake = receive(start=False, monotonic=itertools.count().__next__)  # it rests, and the flood goes on
-    flood, other = push(intake), push(intake)
-    refused, sent_after, waited = [], [], []
-
-    def refuse(error):
-        refused.append(error)
-        if len(refused) % 150 == 0:
-            other.send_multipart(frame())
-            sent_after.append(len(refused))
-
-    monkeypatch.setattr(intake, "_refuse", refuse)
-    monkeypatch.setattr(intake, "_deliver", lambda frame: waited.append(len(refused) - sent_after[-1]))
-    assert other.poll(1000 * WAIT, zmq.POLLOUT)
-    intake.start()
-    while len(waited) < 7:
-        flood.send(bytes(65536))
-    assert statistics.median(waited) < 20, waited
-
-
-@pytest.mark.parametrize(
-    ("message", "sensor", "reason"), [([b"no frame"], "unknown", "parts"), (frame(), "front", "superseded")]
-)
-def test_a_message_of_no_use_is_followed_by_a_rest(receive, push, count, message, sensor, reason):
-    """A refused one, and one that made another give way."""
-    began = time.monotonic()
-    intake = receive(monotonic=itertools.count().__next__)  # each message seems to take a second and more
-    sender = push(intake)
-    for _ in range(201):
-        sender.send_multipart(message)
-    eventually(lambda: count("frames_dropped", sensor=sensor, reason=reason) >= 200)
-    assert 0.2 <= time.monotonic() - began < WAIT
 
 
 def test_a_killed_camera_is_counted_and_its_successor_received(receive, count, push):
@@ -421,24 +238,6 @@ def test_starting_it_keeps_the_memory_of_freed_frames(receive, monkeypatch):
     assert not kept
     receive()
     assert kept
-
-
-def test_a_flood_does_not_keep_it_from_closing(receive, push, count):
-    intake, stopping = receive(), threading.Event()
-    sender = push(intake)
-
-    def flood() -> None:
-        while not stopping.is_set():
-            with suppress(zmq.Again):
-                sender.send(b"noise", zmq.NOBLOCK)
-
-    with ThreadPoolExecutor(1) as executor:
-        executor.submit(flood)
-        try:
-            eventually(lambda: count("frames_dropped", sensor="unknown", reason="parts") > 100)
-            intake.close()
-        finally:
-            stopping.set()
 
 
 def test_closing_twice_or_without_a_start_is_harmless(receive):
