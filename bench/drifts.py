@@ -7,26 +7,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bench.arguments import add_data, add_state
-from bench.material import training
-from bench.material.cifar import LIMITS, accuracy, lossless, network, normalise
+from bench.material.cifar import accuracy
+from bench.material.subjects import SUBJECTS, TEST_IMAGES, Subject
 from bench.provenance import MATERIAL, METHOD
 from bench.report import show_rows
 from bench.state_file import append_line, read_lines
-from calibrate import FitConfig, FitError, Limits, fit, tap
-from calibrate.judge import collect_champions, judge, needs_no_fit
+from calibrate import FitConfig, FitError, fit, tap
+from calibrate.judge import collect_champions, collect_evidence, judge_evidence, needs_no_fit
 from calibrate.scoring.extent import Extent
 from calibrate.scoring.scorer import Scorer
 from calibrate.source.description import frame_shape
 from daemon.config import DriftConfig
-from daemon.images import read_npz
 from daemon.simulation.drifts import Drift, parse_drift
 
 CODE = (*METHOD, *MATERIAL, "bench/drifts.py")
@@ -51,7 +49,9 @@ DRIFTS = {  # in the order in which light and signal meet them, for 32x32 pixels
     "jpeg": ("jpeg=50", "jpeg=25", "jpeg=10"),
 }
 NONE = "none"  # a camera without drift: nothing may change
-FIT_FRAMES, JUDGE_FRAMES, TEST_IMAGES = 512, 128, 1024
+DATA = ("CIFAR-10", "GTSRB")
+FIT_FRAMES, REPLICATE_FRAMES, JUDGE_FRAMES = 256, 128, 128  # of 512 together, as shipped
+UNLABELLED = FIT_FRAMES + REPLICATE_FRAMES + JUDGE_FRAMES
 SEED = 13  # seeds 0 to 9 are for choosing methods and settings; 10 to 12 showed what these lacked
 BAND = DriftConfig().threshold  # drift score up to which frames count as clean
 KEY = ("data", "drift", "strength", "text", "seed")  # identifies a row
@@ -59,41 +59,12 @@ KEY = ("data", "drift", "strength", "text", "seed")  # identifies a row
 Row = dict[str, Any]
 
 
-class Subject(NamedTuple):
-    """A frozen network, unlabelled frames to fit and judge on, and test images; all images (N, H, W, 3) uint8."""
-
-    network: nn.Module
-    limits: Limits
-    normalise: Callable[[np.ndarray], Tensor]
-    unlabelled: np.ndarray
-    images: np.ndarray
-    labels: Tensor
-
-
-def cifar10(data: Path) -> Subject:
-    """Load CIFAR-10 and the published ResNet-20."""
-    unlabelled, test = lossless(data / "cifar10_train_0.npz"), lossless(data / "cifar10_test.npz")
-    return Subject(network(data, "resnet20"), LIMITS, normalise, unlabelled.pictures, *test)
-
-
-def gtsrb(data: Path) -> Subject:
-    """Load traffic signs and a ResNet-20, which is trained at the first call."""
-    net, mean, std = training.trained("gtsrb", data)
-    unlabelled, test = read_npz(data / "gtsrb_train.npz"), read_npz(data / "gtsrb_test.npz")
-    labels = torch.from_numpy(test["labels"].astype(np.int64))
-    scaled = partial(training.normalise, mean=mean, std=std)
-    return Subject(net, Limits.of(mean, std), scaled, unlabelled["images"], test["images"], labels)
-
-
-SUBJECTS = {"CIFAR-10": cifar10, "GTSRB": gtsrb}
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data(parser, "CIFAR-10, GTSRB and networks")
     add_state(parser)
     add = parser.add_argument
     add("--seed", type=int, default=SEED, help="of the drifts and the fits (%(default)d)")
-    names = (*SUBJECTS, *DRIFTS, NONE, *STRENGTHS)
+    names = (*DATA, *DRIFTS, NONE, *STRENGTHS)
     add("--only", nargs="+", choices=names, metavar="NAME", help=f"rows with all of these names: {', '.join(names)}")
 
 
@@ -109,12 +80,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             append_line(args.state, row)
         print(f"{name}, {_title(row)}: {row['drifted']:.2f} to {row['served']:.2f}, {row['verdict']}", flush=True)
         rows.append(row)
-    summary = {name: summarise(part) for name in SUBJECTS if (part := [r for r in rows if r["data"] == name])}
+    summary = {name: summarise(part) for name in DATA if (part := [r for r in rows if r["data"] == name])}
     _show_tables(rows, summary)
     return {
         "seeds": {"drift": args.seed, "fit": args.seed},
-        "settings": {"fit_frames": FIT_FRAMES, "judge_frames": JUDGE_FRAMES, "test_images": TEST_IMAGES}
-        | {"band": BAND, "seed": args.seed, "fit": vars(FitConfig())},
+        "settings": {"fit_frames": FIT_FRAMES, "replicate_frames": REPLICATE_FRAMES, "judge_frames": JUDGE_FRAMES}
+        | {"test_images": TEST_IMAGES, "band": BAND, "seed": args.seed, "fit": vars(FitConfig())},
         "rows": rows,
         "summary": summary,
     }
@@ -122,7 +93,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def cases(only: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
     """Yield data, drift, strength and the drift's text of the rows that have all of these names."""
-    for data in SUBJECTS:
+    for data in DATA:
         for drift, texts in ((NONE, ("",)), *DRIFTS.items()):
             for strength, text in zip(STRENGTHS if drift != NONE else (NONE,), texts, strict=True):
                 if {data, drift, strength} >= set(only):
@@ -131,9 +102,9 @@ def cases(only: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
 
 def measure_one(subject: Subject, drift: Drift) -> Row:
     """Let a camera drift, recalibrate as the daemon does, and measure the accuracy before and after."""
-    test, labels = subject.images[:TEST_IMAGES], subject.labels[:TEST_IMAGES]
+    test, labels = subject.test
     model = subject.network
-    drifted = _frames(subject, drift, test, FIT_FRAMES + JUDGE_FRAMES)
+    drifted = _frames(subject, drift, test, UNLABELLED)
     without = accuracy(model, drifted, labels)
     row = {"clean": accuracy(model, subject.normalise(test), labels), "drifted": without}
     row |= _recalibrate(subject, drift, lambda homogenizer: accuracy(model, _apply(homogenizer, drifted), labels))
@@ -147,27 +118,28 @@ def _frames(subject: Subject, drift: Drift, images: np.ndarray, first: int) -> T
 
 def _recalibrate(subject: Subject, drift: Drift, measure_accuracy: Callable[[nn.Module], float]) -> Row:
     """Do what the daemon's worker does with its frames, and measure the accuracy of the candidate."""
-    frames = _frames(subject, drift, subject.unlabelled[: FIT_FRAMES + JUDGE_FRAMES], 0)
-    held_out = frames[FIT_FRAMES:]
+    frames = _frames(subject, drift, subject.scene.images[:UNLABELLED], 0)
+    to_fit, to_replicate, held_out = frames.split((FIT_FRAMES, REPLICATE_FRAMES, JUDGE_FRAMES))
     scorer = Scorer.of(tap(subject.network), frame_shape(frames), subject.limits)
     against = collect_champions(scorer, None, held_out)
     row: Row = {"score": against["factory"].score, "candidate": None, "candidate_score": None, "seconds": 0.0}
     if needs_no_fit(against, BAND):
         return row | {"verdict": "unneeded", "reason": ""}
+    clocked = partial(fit, subject.network, limits=subject.limits, clock=time.perf_counter)
     try:
-        fitted = fit(
-            subject.network, frames[:FIT_FRAMES], limits=subject.limits, seed=drift.seed, clock=time.perf_counter
-        )
+        fitted, second = clocked(to_fit, seed=drift.seed), clocked(to_replicate, seed=drift.seed + 1)
     except FitError as error:
         return row | {"verdict": "failed", "reason": str(error)}
-    candidate = fitted.homogenizer.eval()
-    verdict = judge(scorer, candidate, held_out, against, BAND)
+    candidate, replicate = (
+        collect_evidence(scorer, result.homogenizer.eval(), held_out) for result in (fitted, second)
+    )
+    verdict = judge_evidence(candidate, against, BAND, replicate)
     return row | {
         "candidate_score": verdict.as_dict()["evidence"]["candidate"]["score"],
         "verdict": "accepted" if verdict.accepted else "rejected",
         "reason": verdict.reason,
-        "candidate": measure_accuracy(candidate),
-        "seconds": fitted.seconds,
+        "candidate": measure_accuracy(fitted.homogenizer),
+        "seconds": fitted.seconds + second.seconds,
         "start": fitted.start,
         "extent": asdict(Extent.of(fitted.homogenizer)),
     }

@@ -253,8 +253,8 @@ class RecalibrateConfig(Section):
     every: Duration = Field(default=HOUR, ge=1, le=365 * DAY)
     """Seconds from one recalibration to the next that the timer starts, with or without an alarm."""
     frames: int = Field(default=512, ge=64, le=10_000)  # thinning more of them would keep a frame waiting
-    """Frames to collect before a fit; a quarter of them only judges. From 128 frames on a fit reached over 90 %
-    (CIFAR-10, `bench curve`); the default leaves room for frames that resemble each other.
+    """Frames to collect: half for the fit, a quarter to judge it, a quarter for a second fit that must agree with it.
+    From 128 on a fit reached over 90 % (CIFAR-10, `bench curve`); the default leaves room for frames that are alike.
     """
     collect: Duration = Field(default=2 * MINUTE, ge=0, le=DAY)
     """Seconds over which these frames are spread, at least, so that they show more than one scene. On a stream of

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.judge.cameras import DriftedCamera
+from bench.judge.cameras import DriftedCamera, View
 from bench.judge.sabotage import sabotaged
 from bench.judge.state import State
-from calibrate import FitConfig, fit, tap
+from calibrate import CleanData, FitConfig, fit, tap
 from calibrate.homogenizer import Homogenizer
 from calibrate.search.descent import Coordinates, descend
 from calibrate.search.objective import Objective
@@ -22,8 +22,8 @@ from calibrate.source.training import detect_crop
 from calibrate.validation import MIN_FIT_FRAMES
 
 GOOD, BAD_FIT, SABOTAGED, ADVERSARY = "fit", "bad fit", "sabotaged", "adversary"
-FIT, OTHER = "384 frames", "of another drift"  # candidates that also serve as the active homogenizer
-FEW_CLASSES_FRAMES, MIXED_FRAMES, EARLY_FRAMES = 96, 128, 64  # of bad fits: these need not be the best possible
+FIT, REPLICATE, OTHER = "fit", "replicate", "of another drift"
+MIXED_FRAMES, EARLY_FRAMES = 128, 64  # of bad fits: these need not be the best possible
 EARLY = FitConfig(stages=((32, 2),))
 CLEAN_SHARES = (0.25, 0.75)  # of the frames of a mixed fit, alternating with the seed
 ADVERSARY_EVALUATIONS, ADVERSARY_FRAMES = 14, 96
@@ -36,11 +36,39 @@ class Candidate(NamedTuple):
     homogenizer: nn.Module
 
 
-def candidates(camera: DriftedCamera, neighbour: DriftedCamera, state: State) -> Iterator[Candidate]:
-    """Yield all candidates behind this camera; `neighbour` is another camera in front of the same network."""
-    good = fitted(camera, state)
-    yield Candidate(GOOD, FIT, good)
-    yield Candidate(BAD_FIT, OTHER, fitted(neighbour, state))
+class Fits:
+    """The fits behind one camera. With `clean` they are fits to commissioned statistics."""
+
+    def __init__(self, camera: DriftedCamera, state: State, clean: CleanData | None = None):
+        self._camera, self._state, self._clean = camera, state, clean
+
+    def fit(self, view: View) -> Homogenizer:
+        """Return the fit that the daemon would make of this view."""
+        return self._kept(view, FIT, view.fitted, self._camera.seed)
+
+    def replicate(self, view: View) -> Homogenizer:
+        """Return the second fit that the daemon would make of this view."""
+        return self._kept(view, REPLICATE, view.replicated, self._camera.seed + 1)
+
+    def _kept(self, view: View, name: str, rows: np.ndarray, seed: int) -> Homogenizer:
+        key = f"{self._camera.name}, {view.name}, {name}{', commissioned' if self._clean else ''}"
+        return self._state.homogenizer(key, lambda: self._fit(self._camera.film(rows), seed))
+
+    def _fit(self, frames: Tensor, seed: int) -> Homogenizer:
+        known = self._clean and {"reference": self._clean.statistics, "source": self._clean.source}
+        return fitted(self._camera, frames, seed, **known or {})
+
+
+def fitted(camera: DriftedCamera, frames: Tensor, seed: int, **options: object) -> Homogenizer:
+    """Fit to frames (N, C, H, W) of this camera."""
+    subject = camera.subject
+    arguments: dict[str, object] = {"limits": subject.limits, "seed": seed} | options
+    return fit(subject.network, frames, **arguments).homogenizer.eval()  # type: ignore[arg-type]
+
+
+def bad_candidates(camera: DriftedCamera, other: Candidate, good: Homogenizer, state: State) -> Iterator[Candidate]:
+    """Yield all candidates but the proper fit `good`. other: the fit behind another camera of the same network."""
+    yield other
     for name, make in bad_fits(camera).items():
         yield Candidate(BAD_FIT, name, state.homogenizer(f"{camera.name}, {name}", make))
     for name, broken in sabotaged(good, camera.subject.limits, camera.seed).items():
@@ -49,46 +77,32 @@ def candidates(camera: DriftedCamera, neighbour: DriftedCamera, state: State) ->
         yield Candidate(ADVERSARY, name, state.homogenizer(f"{camera.name}, {name}", make))
 
 
-def fitted(camera: DriftedCamera, state: State) -> Homogenizer:
-    """Return the fit that the daemon would make."""
-    return state.homogenizer(f"{camera.name}, {FIT}", lambda: _fit(camera, camera.film(camera.fit_rows())))
-
-
 def bad_fits(camera: DriftedCamera) -> dict[str, Callable[[], Homogenizer]]:
     """Return functions that make bad fits, by name."""
-    rows, few = camera.fit_rows(), camera.rows_of_classes(camera.few, FEW_CLASSES_FRAMES, 2)
+    rows, seed = camera.whole.fitted, camera.seed
+    share = CLEAN_SHARES[seed % len(CLEAN_SHARES)]
     return {
-        f"{camera.few} of the classes": lambda: _fit(camera, camera.film(few)),
-        f"{MIN_FIT_FRAMES} frames": lambda: _fit(camera, camera.film(rows[:MIN_FIT_FRAMES])),
-        f"{_clean_share(camera):.0%} clean frames": lambda: _fit(camera, _mixed(camera, rows[:MIXED_FRAMES])),
-        "stopped early": lambda: _fit(camera, camera.film(rows[:EARLY_FRAMES]), EARLY),
+        f"{MIN_FIT_FRAMES} frames": lambda: fitted(camera, camera.film(rows[:MIN_FIT_FRAMES]), seed),
+        f"{share:.0%} clean frames": lambda: fitted(camera, _mixed(camera, rows[:MIXED_FRAMES], share), seed),
+        "stopped early": lambda: fitted(camera, camera.film(rows[:EARLY_FRAMES]), seed, config=EARLY),
     }
 
 
-def _clean_share(camera: DriftedCamera) -> float:
-    return CLEAN_SHARES[camera.seed % len(CLEAN_SHARES)]
-
-
-def _mixed(camera: DriftedCamera, rows: np.ndarray) -> Tensor:
+def _mixed(camera: DriftedCamera, rows: np.ndarray, share: float) -> Tensor:
     """Return the frames of a camera that begins to drift while they are collected."""
-    clean = round(_clean_share(camera) * len(rows))
-    return torch.cat([camera.film(rows[:clean], clean=True), camera.film(rows[clean:])])
-
-
-def _fit(camera: DriftedCamera, frames: Tensor, config: FitConfig | None = None) -> Homogenizer:
-    subject = camera.subject
-    return fit(subject.network, frames, limits=subject.limits, seed=camera.seed, config=config).homogenizer.eval()
+    clean = round(share * len(rows))
+    return torch.cat([camera.clean.film(rows[:clean]), camera.film(rows[clean:])])
 
 
 def adversaries(camera: DriftedCamera, good: Homogenizer) -> dict[str, Callable[[], Homogenizer]]:
     """Return functions that make homogenizers to deceive the judge, by name.
 
-    Each descends on what the judge looks at: the statistics, and the confidence of the network. The first starts from
-    the negative with colours exchanged and follows the statistics alone. The second starts from the identity and adds
-    the network's own answers to the drifted frames, many of them wrong. The third starts from `good`, a proper fit,
-    and adds one answer for all frames.
+    Each descends on the statistics that the drift score measures. The first starts from the negative with colours
+    exchanged and follows the statistics alone. The second starts from the identity and adds the network's own answers
+    to the drifted frames, many of them wrong. The third starts from `good`, a proper fit, and adds one answer for all
+    frames.
     """
-    frames = camera.film(camera.fit_rows()[:ADVERSARY_FRAMES])
+    frames = camera.film(camera.whole.fitted[:ADVERSARY_FRAMES])
     identity = Homogenizer(*frame_shape(frames)).requires_grad_(False)
     with torch.no_grad():
         own = camera.subject.network(frames).argmax(1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from bench.judge.cameras import SHADOW_FRAMES
-from calibrate.judge import Evidence, judge_evidence, needs_no_fit, needs_no_homogenizer, objections_to
+from bench.judge.cameras import LOOK_FRAMES, LOOKS
+from calibrate.judge import Evidence, judge_evidence, needs_no_fit, needs_no_homogenizer, objection_to
 from daemon.config import DriftConfig, RecalibrateConfig
 from daemon.recalibration.decisions import Commit, Discard, Facts
 from daemon.recalibration.state_machine import StateMachine
@@ -22,7 +22,7 @@ FACTORY = "factory"
 class Decision:
     """The daemon's decision about one candidate.
 
-    judged: unneeded, factory, accepted or rejected, the worker's words. served: it passed the shadow, too.
+    judged: accepted or rejected, or why nothing was fitted. served: it passed the shadow, too.
     """
 
     judged: str
@@ -31,14 +31,16 @@ class Decision:
 
 
 def answer_without_fit(examine: Examine, active: str | None) -> str | None:
-    """Return the worker's answer where it fits nothing, unneeded or factory; None where it fits."""
+    """Return why the daemon fits nothing: unneeded, factory or few classes; None where it fits."""
     against = _champions(examine, active, 0)
+    if against.get("active", against["factory"]).label_shift:
+        return "few classes"
     if needs_no_fit(against, BAND):
         return "unneeded"
     return "factory" if needs_no_homogenizer(against, BAND) else None
 
 
-def decide(examine: Examine, candidate: str, active: str | None) -> Decision:
+def decide(examine: Examine, candidate: str, replicate: str, active: str | None) -> Decision:
     """Decide about a candidate while `active`, or the factory homogenizer, serves.
 
     Part 0 of a window is for the judge, parts 1, 2 and so on for the shadow.
@@ -46,27 +48,27 @@ def decide(examine: Examine, candidate: str, active: str | None) -> Decision:
     answer = answer_without_fit(examine, active)
     if answer is not None:
         return Decision(answer, "", False)
-    verdict = judge_evidence(examine(candidate, 0), _champions(examine, active, 0), BAND)
+    champions = _champions(examine, active, 0)
+    verdict = judge_evidence(examine(candidate, 0), champions, BAND, examine(replicate, 0))
     if not verdict.accepted:
         return Decision("rejected", verdict.reason, False)
     reasons: list[str] = []
 
-    def is_better(part: int) -> bool:
+    def is_better(part: int) -> bool | None:
         evidence = examine(candidate, part)
-        found: list[str] = []
-        for name, champion in _champions(examine, active, part).items():
-            found += objections_to(evidence, champion, name)
-        reasons.extend(found)
-        return not found
+        found = [objection_to(evidence, champion, name) for name, champion in _champions(examine, active, part).items()]
+        reasons.extend(filter(None, found))
+        return None if any(found) and evidence.label_shift else not any(found)
 
     served = passes_shadow(is_better)
     return Decision("accepted", "; ".join(reasons), served)
 
 
-def passes_shadow(is_better: Callable[[int], bool]) -> bool:
+def passes_shadow(is_better: Callable[[int], bool | None]) -> bool:
     """Tell whether the daemon's own state machine lets a judged candidate serve.
 
-    is_better: compares the candidate on part 1, 2 and so on with what serves.
+    is_better: compares the candidate on part 1, 2 and so on with what serves; None abstains. Where looks abstain, the
+    same parts are looked at once more at most: then the candidate has waited in vain.
     """
     config = RecalibrateConfig(collect=0.0)
     state_machine = StateMachine(config, now=0.0)
@@ -74,12 +76,15 @@ def passes_shadow(is_better: Callable[[int], bool]) -> bool:
     for _ in ("collect", "fit"):
         state_machine.step(0.0, Facts(collected=config.frames))
     state_machine.candidate_ready(0.0)
-    part, decision = 0, None
-    while not isinstance(decision, Commit | Discard):
-        part += 1
-        state_machine.compared(is_better(part))
-        decision = state_machine.step(part * SHADOW_FRAMES / FRAME_RATE, Facts())
-    return isinstance(decision, Commit)
+    for look in range(2 * LOOKS):
+        better = is_better(1 + look % LOOKS)
+        if better is None:
+            continue
+        state_machine.compared(better)
+        decision = state_machine.step((look + 1) * LOOK_FRAMES / FRAME_RATE, Facts())
+        if isinstance(decision, Commit | Discard):
+            return isinstance(decision, Commit)
+    return False
 
 
 def _champions(examine: Examine, active: str | None, part: int) -> Mapping[str, Evidence]:

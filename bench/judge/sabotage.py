@@ -46,9 +46,9 @@ def sabotaged(good: Homogenizer, limits: Limits, seed: int) -> dict[str, nn.Modu
 def changes(limits: Limits) -> dict[str, Change]:
     """Return changes of frames (N, 3, H, W) by name."""
     whole = (limits.black + limits.white).view(-1, 1, 1)
-    return {
+    colours: dict[str, Change] = {"colours swapped": lambda x: x.flip(1)} if len(limits.black) > 1 else {}
+    return colours | {
         "negative": lambda x: whole - x,
-        "colours swapped": lambda x: x.flip(1),
         "constant": lambda x: 0 * x,
         "half the contrast": lambda x: 0.5 * x,
         "twice the contrast": lambda x: 2 * x,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from bench.state_file import append_line, read_lines
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import Evidence
-from calibrate.scoring.accuracy import AccuracyProxy, Predictions
+from calibrate.scoring.accuracy import AccuracyProxy
 from deploy.files import write_atomically
 
 Record = dict[str, Any]
@@ -60,12 +60,12 @@ def _homogenizer(tensors: dict[str, torch.Tensor]) -> Homogenizer:
 
 def to_record(evidence: Evidence) -> Record:
     """Convert evidence for JSON."""
-    assert evidence.proxy and evidence.predictions  # the benches' networks are classifiers
-    predictions = {"labels": evidence.predictions.labels.tolist(), "log_odds": evidence.predictions.log_odds.tolist()}
-    return {"score": evidence.score, "proxy": asdict(evidence.proxy), "answers": predictions}
+    assert evidence.proxy and evidence.answers is not None  # the benches' networks are classifiers
+    kept = {"score": evidence.score, "proxy": asdict(evidence.proxy), "answers": evidence.answers.tolist()}
+    return kept | {"layers": evidence.layers, "label_shift": evidence.label_shift}
 
 
 def from_record(record: Record) -> Evidence:
     """Convert evidence from JSON."""
-    labels, log_odds = (torch.tensor(record["answers"][key]) for key in ("labels", "log_odds"))
-    return Evidence(record["score"], AccuracyProxy(**record["proxy"]), Predictions(labels, log_odds))
+    answers, proxy = torch.tensor(record["answers"]), AccuracyProxy(**record["proxy"])
+    return Evidence(record["score"], proxy, answers, tuple(record["layers"]), record["label_shift"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from bench.material import architectures
+from bench.material.architectures import XrayNetwork
 from bench.provenance import normalised_statements
 from daemon.demo import networks
 from daemon.demo.datasets import cache_folder, single_thread
@@ -22,28 +25,54 @@ from daemon.images import read_npz
 from deploy.files import write_atomically
 
 SEED = 0
-BATCH, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 64, 0.1, 0.9, 5e-4  # SGD, as the CIFAR ResNets are trained
-HELD_OUT_SHARE = 0.1  # of the training images; only the check at the end reads them
+BATCH = 64
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4  # SGD, as the CIFAR ResNets are trained
+ADAM_RATE = 4e-3  # AdamW, as data/README.md says of the X-ray network
+HELD_OUT_SHARE = 0.1  # of the training images; training reads them nowhere
 MAX_TRACKS = 1000  # of a class; more than any class has
 
 
+def _sgd(network: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
+
+
+def _adamw(network: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(network.parameters(), ADAM_RATE)
+
+
 class Recipe(NamedTuple):
-    """How a network of depth 6 * blocks + 2 is trained, on random crops of frames padded with black."""
+    """How a network is trained, on random crops of frames padded with black."""
 
     data: str  # file with images (N, H, W[, 3]), labels and, optionally, the track of each physical sign
-    blocks: int
-    classes: int
-    channels: int
+    build: Callable[[], nn.Module]
     images: int  # the first so many of the file
     epochs: int
     padding: int  # pixels of black on each side; 0: no crops
     required: float  # least accuracy on the held-out images, a share
+    prefix: str = ""  # of the keys of images and labels
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = _sgd
+    held_out: float = HELD_OUT_SHARE
 
 
 RECIPES = {
-    "gtsrb": Recipe("gtsrb_train.npz", 3, 43, 3, images=3920, epochs=20, padding=4, required=0.9),
-    "mnist-resnet20": Recipe("mnist_train.npz", 3, 10, 1, images=20_000, epochs=2, padding=0, required=0.985),
-    "mnist-resnet8": Recipe("mnist_train.npz", 1, 10, 1, images=20_000, epochs=3, padding=0, required=0.98),
+    "gtsrb": Recipe("gtsrb_train.npz", partial(networks.ResNet, 3, classes=43), 3920, 20, padding=4, required=0.9),
+    "mnist-resnet20": Recipe(
+        "mnist_train.npz", partial(networks.ResNet, 3, channels=1), 20_000, 2, padding=0, required=0.985
+    ),
+    "mnist-resnet8": Recipe(
+        "mnist_train.npz", partial(networks.ResNet, 1, channels=1), 20_000, 3, padding=0, required=0.98
+    ),
+    "x-rays": Recipe(
+        data="pneumoniamnist.npz",
+        build=XrayNetwork,
+        images=4708,
+        epochs=8,
+        padding=0,
+        required=0.93,
+        prefix="train_",
+        optimizer=_adamw,
+        held_out=0.4,  # for the frames of a camera, since the validation images are few
+    ),
 }
 
 
@@ -66,7 +95,7 @@ def trained(name: str, data: Path) -> Trained:
     """
     recipe = RECIPES[name]
     source = data / recipe.data
-    arrays = read_npz(source)
+    arrays = _training_arrays(recipe, source)
     mean, std = moments(arrays["images"])
     weights = weights_path(name, source)
     if not weights.exists():
@@ -77,12 +106,19 @@ def trained(name: str, data: Path) -> Trained:
     return Trained(network.eval().requires_grad_(False), mean, std)
 
 
+def _training_arrays(recipe: Recipe, source: Path) -> dict[str, np.ndarray]:
+    """Read images, labels and tracks, without the prefix of their keys."""
+    arrays = read_npz(source)
+    return {key.removeprefix(recipe.prefix): array for key, array in arrays.items() if key.startswith(recipe.prefix)}
+
+
 def weights_path(name: str, source: Path) -> Path:
     """Return where the weights for these images, this code and this torch are kept.
 
     Reworded comments and docstrings keep the file; after any other change of the code it is another one.
     """
-    code = [statement for file in (networks.__file__, __file__) for statement in normalised_statements(file)]
+    files = (networks.__file__, architectures.__file__, __file__)
+    code = [statement for file in files for statement in normalised_statements(file)]
     parts = [*code, torch.__version__, str(SEED)]
     key = hashlib.sha256("\0".join(parts).encode() + source.read_bytes())
     return cache_folder() / f"{name}-{key.hexdigest()[:16]}.safetensors"
@@ -104,12 +140,12 @@ def normalise(images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...
     return ((frames - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2).contiguous()
 
 
-def split(arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def split(arrays: dict[str, np.ndarray], share: float = HELD_OUT_SHARE) -> tuple[np.ndarray, np.ndarray]:
     """Return rows to train on and rows held out; all images of one physical sign are in the same part."""
     labels = arrays["labels"].astype(np.int64)
     groups = labels * MAX_TRACKS + arrays["track"] if "track" in arrays else np.arange(len(labels))
     names = np.random.default_rng(SEED).permutation(np.unique(groups))
-    held_out = np.isin(groups, names[: round(HELD_OUT_SHARE * len(names))])
+    held_out = np.isin(groups, names[: round(share * len(names))])
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
@@ -135,12 +171,12 @@ def _network(recipe: Recipe) -> nn.Module:
     """Build the network with its initial weights; torch's own random state stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        return networks.ResNet(recipe.blocks, classes=recipe.classes, channels=recipe.channels)
+        return recipe.build()
 
 
 def _train_and_keep(name: str, weights: Path, arrays: dict[str, np.ndarray], net: Trained) -> None:
     images, labels = arrays["images"], arrays["labels"]
-    training, held_out = split(arrays)
+    training, held_out = split(arrays, RECIPES[name].held_out)
     console = Console(stderr=True)
     console.print(f"training {name}, once; kept as {weights}", soft_wrap=True)
     with single_thread():
@@ -170,10 +206,9 @@ def _train(
     rng = np.random.default_rng(SEED)
     order = np.concatenate([rng.permutation(len(labels)) for _ in range(recipe.epochs)])
     batches = np.array_split(order, len(order) // BATCH)
-    optimizer = torch.optim.SGD(
-        net.network.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=len(batches))
+    optimizer = recipe.optimizer(net.network)
+    highest_rate = optimizer.param_groups[0]["lr"]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest_rate, total_steps=len(batches))
     targets = torch.from_numpy(labels.astype(np.int64))
     net.network.train()
     for step in steps(len(batches)):

@@ -9,9 +9,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-MIN_PAIRED_FRAMES = 8  # frames in a comparison of two predictions; the spread of fewer is unknown
-# In nats, for a probability of 99 %. Higher log odds depend on the contrast of a frame, and its label does not change.
-MAX_LOG_ODDS = math.log(99)
 MIN_PROBABILITY = 1e-12  # of a class; less has no logarithm in float32 that differs from that of 0
 
 ScoredOutput = Literal["logits", "probabilities", "none"]  # what a network's output is; none: no classifier's
@@ -36,45 +33,6 @@ class AccuracyProxy:
     confidence_error: float
     classes: float
     known: int
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a classifier predicts for N frames.
-
-    labels: (N,) the most probable class. log_odds: (N,) of this class in nats, MAX_LOG_ODDS at most.
-    """
-
-    labels: Tensor
-    log_odds: Tensor
-
-    @staticmethod
-    def of(outputs: Tensor) -> Predictions | None:
-        """Read predictions from logits (N, K); None if the outputs are not those of a classifier (see `is_logits`)."""
-        if not is_logits(outputs):
-            return None
-        largest, labels = outputs.float().log_softmax(1).max(1)
-        log_odds = largest - (-largest.clamp(max=-1e-6).expm1()).log()
-        return Predictions(labels, log_odds.clamp(max=MAX_LOG_ODDS))
-
-    def standardised_gain_over(self, other: Predictions) -> float:
-        """Return the mean gain in log odds, in standard errors, on the frames that both give the same label.
-
-        Both must be of the same frames. Frames with different labels do not count: under drift a network is often
-        sure of a wrong label. Returns 0 for fewer than MIN_PAIRED_FRAMES such frames.
-        """
-        gains = (self.log_odds - other.log_odds)[(self.labels == other.labels) & torch.isfinite(other.log_odds)]
-        if len(gains) < MIN_PAIRED_FRAMES:
-            return 0.0
-        return float(gains.mean() / (gains.std() / math.sqrt(len(gains))).clamp_min(1e-9))
-
-    def mean_gain_over(self, other: Predictions) -> float:
-        """Return the mean gain in log odds of the same frames in nats, whatever the labels.
-
-        Returns infinity if the other has finite odds for fewer than MIN_PAIRED_FRAMES frames.
-        """
-        gains = (self.log_odds - other.log_odds)[torch.isfinite(other.log_odds)]
-        return float(gains.mean()) if len(gains) >= MIN_PAIRED_FRAMES else math.inf
 
 
 def logits_of(outputs: Tensor, kind: ScoredOutput) -> Tensor | None:

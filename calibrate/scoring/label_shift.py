@@ -15,8 +15,12 @@ from calibrate.scoring.drift import DriftScore
 # classes under 11 drifts, those with 4 effective classes or fewer (the network gives all one label, often with high
 # confidence) have 1.0 to 1.1 times.
 MAX_EFFECTIVE_CLASSES = 4.0  # effective number of predicted classes
-MAX_EFFECTIVE_CLASS_SHARE = 0.4  # effective classes per class of the network: one of two may always be rare
+MAX_EFFECTIVE_CLASS_SHARE = 0.4  # of the classes of the network: one of three may always be rare
 MIN_LAST_LAYER_RATIO = 1.75  # drift score of the last layer, relative to that of the median layer
+# A network of two classes gives all frames one label after many drifts, too. On X-rays the last layer then had 1.9
+# times the score of the median layer at most, and in clean scenes of one class 2.6 times at least.
+MAX_EFFECTIVE_OF_TWO_CLASSES = 1.2
+MIN_LAST_LAYER_RATIO_OF_TWO_CLASSES = 2.2
 MIN_CONFIDENCE = 0.85  # mean confidence; below it something other than the mix of classes is wrong
 
 
@@ -27,6 +31,8 @@ def has_label_shift(drift: DriftScore, proxy: AccuracyProxy | None) -> bool:
     """
     if proxy is None or proxy.confidence < MIN_CONFIDENCE:
         return False
-    if proxy.classes > min(MAX_EFFECTIVE_CLASSES, MAX_EFFECTIVE_CLASS_SHARE * proxy.known):
-        return False
-    return drift.layers[-1] >= MIN_LAST_LAYER_RATIO * median(drift.layers)
+    last, middle = drift.layers[-1], median(drift.layers)
+    if proxy.known == 2:
+        return proxy.classes <= MAX_EFFECTIVE_OF_TWO_CLASSES and last >= MIN_LAST_LAYER_RATIO_OF_TWO_CLASSES * middle
+    few = min(MAX_EFFECTIVE_CLASSES, MAX_EFFECTIVE_CLASS_SHARE * proxy.known)
+    return proxy.classes <= few and last >= MIN_LAST_LAYER_RATIO * middle

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from calibrate.features.statistics import ImageMoments
 from calibrate.features.taps import ForwardPass, Taps
-from calibrate.scoring.accuracy import AccuracyProxy, Predictions, ScoredOutput, accuracy_proxy, logits_of
+from calibrate.scoring.accuracy import AccuracyProxy, ScoredOutput, accuracy_proxy, logits_of
+from calibrate.scoring.agreement import answers_of
 from calibrate.scoring.drift import MATCHED_TOLERANCE, SHIPPED_TOLERANCE, DriftScore, drift_score
 from calibrate.scoring.label_shift import has_label_shift
 from calibrate.source.augmentation import PaddedCrop
@@ -28,11 +29,14 @@ SCORE_CHUNK_FRAMES = 64  # frames that go through the network at once; bounds me
 
 
 class Measurement(NamedTuple):
-    """What was measured on frames. proxy and predictions are None if the network is no classifier."""
+    """What was measured on frames.
+
+    proxy: None if the network is no classifier. answers: of the network, by frame (calibrate.scoring.agreement).
+    """
 
     drift: DriftScore
     proxy: AccuracyProxy | None
-    predictions: Predictions | None
+    answers: Tensor
 
     @property
     def label_shift(self) -> bool:
@@ -86,10 +90,10 @@ class Scorer:
                 assert output is not None  # the pass runs to its end
                 moments.append(ImageMoments.of(features))
                 outputs.append(output)
-        drift, logits = self._score(ImageMoments.join(moments)), logits_of(torch.cat(outputs), self.output)
-        if logits is None:
-            return Measurement(drift, None, None)
-        return Measurement(drift, accuracy_proxy(logits), Predictions.of(logits))
+        joined = torch.cat(outputs)
+        logits = logits_of(joined, self.output)
+        proxy = None if logits is None else accuracy_proxy(logits)
+        return Measurement(self._score(ImageMoments.join(moments)), proxy, answers_of(joined, self.output))
 
     def _score(self, moments: ImageMoments) -> DriftScore:
         if self.clean:

@@ -71,6 +71,8 @@ class DriftChecks:
             return
         if check.added - sensor.compared_up_to < check.frames:
             return
+        if compared["abstains"]:
+            return
         sensor.compared_up_to = check.added
         sensor.state_machine.compared(not compared["objections"])
         if compared["objections"] and challenger.role == "candidate":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from pydantic import Field
 
 from calibrate.errors import RecaldError
 from calibrate.homogenizer import Homogenizer
-from calibrate.judge import HELD_OUT_EVERY, MIN_SCORE_DROP_SHARE
+from calibrate.judge import MIN_SCORE_DROP_SHARE, split_frames
 from calibrate.scoring.extent import Extent, Range
 from daemon.config import Config, ConfigError, Duration, Mode, Section
 from deploy.audit.signature import check_signature
@@ -152,7 +151,7 @@ def load_envelope(path: Path, key: Path | None = None) -> Envelope:
 def _config_violations(document: EnvelopeDocument, config: Config) -> Iterator[str]:
     """Yield each setting that the envelope does not allow."""
     settings, evidence, operation = config.recalibrate, document.evidence, document.operation
-    held_out = math.ceil(settings.frames / HELD_OUT_EVERY)
+    held_out = int(split_frames(settings.frames).held_out.sum())
     for key, least, subject, value in (
         ("frames", evidence.frames, "recalibrate.frames is", settings.frames),
         ("held_out", evidence.held_out, f"of recalibrate.frames {settings.frames} the judge gets", held_out),

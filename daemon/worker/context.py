@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from calibrate.features.taps import Taps, tap
-from calibrate.judge import Evidence, objections_to
+from calibrate.judge import Evidence, objection_to
 from calibrate.scoring.scorer import Scorer
 from calibrate.source.description import Limits
 from daemon import __version__
@@ -97,4 +97,4 @@ def raw_frames_clean(raw: Evidence, served: Evidence, band: float) -> bool:
 
     They are when their score is within the band; under a label shift, when they score better than as served.
     """
-    return raw.score <= band or (raw.label_shift and not any(objections_to(raw, served, "active", gain_required=False)))
+    return raw.score <= band or (raw.label_shift and not objection_to(raw, served, "active"))

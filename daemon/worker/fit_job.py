@@ -14,13 +14,13 @@ from calibrate.fitting import FitResult
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import (
     Evidence,
+    Verdict,
     collect_champions,
     collect_evidence,
-    held_out_blocks,
-    judge,
     judge_evidence,
     needs_no_fit,
     needs_no_homogenizer,
+    split_frames,
 )
 from calibrate.validation import FitError
 from daemon.states import Result
@@ -35,6 +35,7 @@ from deploy.store.golden import describe_golden, pick_golden
 from deploy.store.retention import newest_versions, retain
 
 PARITY_FRAMES = 8  # held-out frames on which the compiled homogenizer must equal the eager one
+FIT_SHARES = {"fit": (0.0, 0.65), "replicate": (0.65, 1.0)}  # of the progress; the replicate has half as many frames
 MAX_RECALLS = 4  # earlier homogenizers of a sensor that one recalibration tries, newest first
 MAX_STORED_PER_SENSOR = 50  # homogenizers on the disk, each about 1 MB at 224x224
 JOB_ERRORS = (FitError, ParityError, ModelError, StoreError, ValueError, RuntimeError, OSError)  # they fail a job only
@@ -52,15 +53,15 @@ def failure(job: dict[str, Any], error: Exception) -> dict[str, Any]:
 class FitJob:
     """One recalibration of one sensor. `run` does it; `send` takes the progress messages.
 
-    images: (N, h, w, C), oldest first. Blocks of them are held out from the fit and judge. A recall fits nothing, so
-    all its frames judge.
+    images: (N, h, w, C), oldest first. Blocks of them are held out from the fit and judge, and others are for a second
+    fit, the replicate. A recall fits nothing, so all its frames judge.
     """
 
     def __init__(self, context: WorkerContext, job: dict[str, Any], images: np.ndarray, send: Send):
         self._context, self._job, self._send = context, job, send
         self._images = images
-        self._held_out = held_out_blocks(len(images)).numpy()  # (N,) bool
-        self._held_out_images = images if job["recall"] else images[self._held_out]
+        self._parts = split_frames(len(images))
+        self._held_out_images = images if job["recall"] else images[self._parts.held_out.numpy()]
         self._dossier = DossierBuilder(job, context.provenance)
         self._dossier.add_held_out(self._held_out_images)
 
@@ -118,11 +119,10 @@ class FitJob:
         return None
 
     def _fit_and_judge(self, held_out: Tensor, against: Mapping[str, Evidence]) -> dict[str, Any]:
-        fitted, device, fit_seconds = self._fit()
+        fitted, device, fit_seconds = self._fit(self._parts.fitted, self._job["seed"], FIT_SHARES["fit"])
         self._dossier.add_fit(fitted, device)
-        self._send({"stage": "judging", "ratio": 0.0, "fit_seconds": fit_seconds})
         candidate = fitted.homogenizer.eval()
-        verdict = judge(self._context.scorer, candidate, held_out, against, self._job["band"])
+        verdict = self._judge(candidate, held_out, against)
         self._dossier.add_verdict(candidate, verdict)
         if not verdict.accepted:
             return _answer(Result.REJECTED, verdict.reason)
@@ -135,20 +135,37 @@ class FitJob:
         self._dossier.end_stage("compiling")
         return _answer(Result.ACCEPTED, verdict.reason, version=version, compile_seconds=compile_seconds)
 
-    def _fit(self) -> tuple[FitResult, str, float]:
-        """Fit to the frames that are not held out; also return the device in words, and the time (s)."""
+    def _judge(self, candidate: Homogenizer, held_out: Tensor, against: Mapping[str, Evidence]) -> Verdict:
+        """Judge by the drift score, and a candidate that passes by a second fit, too."""
+        scorer, band = self._context.scorer, self._job["band"]
+        evidence = collect_evidence(scorer, candidate, held_out)
+        by_score = judge_evidence(evidence, against, band)
+        if not by_score.accepted:
+            return by_score
+        replicate, _, seconds = self._fit(self._parts.replicated, self._job["seed"] + 1, FIT_SHARES["replicate"])
+        self._dossier.end_stage("second fit")
+        self._send({"stage": "judging", "ratio": 0.0, "fit_seconds": seconds})
+        second = collect_evidence(scorer, replicate.homogenizer.eval(), held_out)
+        return judge_evidence(evidence, against, band, second)
+
+    def _fit(self, part: Tensor, seed: int, progress: tuple[float, float]) -> tuple[FitResult, str, float]:
+        """Fit to a part of the frames, (N,) bool; also return the device in words, and the time (s).
+
+        progress: the fit's share of the progress of all fits, from and to.
+        """
         context, started = self._context, time.perf_counter()
         commissioned = context.commissioned
+        begin, end = progress
         fitted, device = fit_on_device(
             context.fit_device,
             context.backend.name,
             context.frozen.module,
-            context.frames(self._images[~self._held_out]),
+            context.frames(self._images[part.numpy()]),
             reference=commissioned and commissioned.statistics,
             source=commissioned and commissioned.source,
             limits=context.limits,
-            seed=self._job["seed"],
-            progress=lambda done, of, _: self._send({"stage": "fitting", "ratio": done / of}),
+            seed=seed,
+            progress=lambda done, of, _: self._send({"stage": "fitting", "ratio": begin + (end - begin) * done / of}),
             clock=time.perf_counter,
         )
         return fitted, device, time.perf_counter() - started

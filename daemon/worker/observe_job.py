@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from calibrate.judge import Evidence, objections_to
+from calibrate.judge import Evidence, objection_to
 from calibrate.scoring.scorer import Measurement
 from daemon.worker.context import WorkerContext, is_harmful, raw_frames_clean
 from deploy.store.artefacts import FACTORY, StoreError
@@ -59,20 +59,13 @@ def _compare(
     homogenizer = context.homogenizer(version)
     challenger = Evidence.of(context.scorer.measure(frames, homogenizer)) if homogenizer else factory
     if job["role"] == "previous":
-        objection = _objections_to_previous(challenger, active, band)
+        objection = objection_to(challenger, active, "active")
     elif version == FACTORY:
         objection = "" if raw_frames_clean(factory, active, band) else "the frames look drifted again"
     else:
         champions = {"factory": factory} if job["active"] == FACTORY else {"factory": factory, "active": active}
         # The clean band is not asked for here: a short window reflects the classes in it.
-        objection = "; ".join(
-            o for name, champion in champions.items() for o in objections_to(challenger, champion, name)
-        )
-    return {"version": version, "role": job["role"], "score": challenger.score, "objections": objection}
-
-
-def _objections_to_previous(previous: Evidence, active: Evidence, band: float) -> str:
-    """Return what speaks against a rollback; "" when only the previous homogenizer makes the frames clean."""
-    if previous.score <= band < active.score:  # then a more confident model does not excuse the active one
-        return ""
-    return "; ".join(objections_to(previous, active, "active", gain_required=False))
+        objections = [objection_to(challenger, champion, name) for name, champion in champions.items()]
+        objection = "; ".join(filter(None, objections))
+    abstains = bool(objection) and challenger.label_shift  # few classes hide what a repair gains
+    return {"version": version, "role": job["role"], "objections": objection, "abstains": abstains}

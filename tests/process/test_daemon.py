@@ -371,7 +371,7 @@ def test_a_stop_in_the_middle_of_startup_is_obeyed(tiny_model: Path, folder: Pat
 def test_a_stop_in_the_middle_of_a_fit_is_obeyed_at_once(tiny_model: Path, folder: Path):
     with serving(write_config(folder, tiny_model)) as (daemon, camera):
         assert recald("recalibrate", "--sensor", "front", "--config", daemon.config).returncode == 0
-        noise = np.random.default_rng(5).integers(0, 256, (64, 16, 16, 3), dtype=np.uint8)  # keeps a fit busy longest
+        noise = np.random.default_rng(5).integers(0, 256, (128, 16, 16, 3), dtype=np.uint8)  # keeps a fit busy longest
         camera.stream({"front": noise}, lambda: fitting(daemon), "a fit runs")
         assert len(daemon.workers()) == 2
         _stop(daemon, signal.SIGTERM)

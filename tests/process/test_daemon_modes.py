@@ -15,7 +15,7 @@ from daemon.exit_codes import EX_TEMPFAIL
 from daemon.operator.control import request
 
 CLEAN = images(256, 1)
-DARK = drifted(CLEAN)
+DARK = drifted(CLEAN, light=0.65)
 DRIFT = {"front": DARK}
 
 

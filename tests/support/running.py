@@ -93,7 +93,7 @@ def write_config(folder: Path, model_path: Path, /, **sections: dict[str, Any]) 
         "control": {"endpoint": f"ipc://{folder}/control"},
         "state": {"directory": str(folder / "state")},
         "drift": {"window": 16, "interval": 0.2, "threshold": 2.0, "hold": 0.5},
-        "recalibrate": {"every": "1h", "frames": 64, "backoff": "1s", "timeout": "1m"}
+        "recalibrate": {"every": "1h", "frames": 128, "backoff": "1s", "timeout": "1m"}
         | {"collect": 0, "shadow": 0.2, "probation": 0.5},
     }
     for name, section in sections.items():

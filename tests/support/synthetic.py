@@ -33,9 +33,14 @@ def labelled(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(115 + 45 * smooth, 0, 255).astype(np.uint8), labels
 
 
-def drifted(clean: np.ndarray) -> np.ndarray:
-    """Return images (n, 16, 16, 3) uint8 of the same scenes with a shorter exposure and another white balance."""
-    return (clean * np.array([0.45, 0.6, 0.8])).astype(np.uint8)
+def drifted(clean: np.ndarray, light: float = 1.0) -> np.ndarray:
+    """Return images (n, 16, 16, 3) uint8 of the same scenes with a shorter exposure and another white balance.
+
+    light: what is left of the light besides. With all of it the network still names nearly every corner, so that the
+    judge finds no answers to repair. With 0.65 it errs in every sixth frame, with 0.5 in two of five; it then names one
+    corner so often that frames for a fit are slow to come together.
+    """
+    return (clean * np.array([0.45, 0.6, 0.8]) * light).astype(np.uint8)
 
 
 def normalised(batch: np.ndarray) -> torch.Tensor:

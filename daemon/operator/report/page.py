@@ -25,6 +25,7 @@ EVIDENCE_STYLES = {
     "factory": ("without ρ", "before"),
     "active": ("with the ρ that served", "served"),
     "candidate": ("with the candidate", "after"),
+    "replicate": ("with a second fit", "second"),
 }
 MAX_RECORDS_AFTER = 60  # of what followed a fit
 MAX_LAYER_TICKS = 12  # below a chart

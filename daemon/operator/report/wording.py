@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
-from calibrate.judge import MAX_CONFIDENCE_DROP_ERRORS, MIN_SCORE_DROP_SHARE
+from calibrate.judge import MIN_SCORE_DROP_SHARE
 from daemon.operator.report.audit_excerpt import details, find_record
 from daemon.operator.versions import short_version
 from daemon.states import Result
@@ -37,15 +37,18 @@ HOMOGENIZER_TEXTS = {
     "active": "the ρ that served",
     "candidate": "the candidate",
     "band": "the clean band",
+    "replicate": "a second fit to other frames",
 }
 CRITERION_TEXTS = {  # by the name of the criterion in the dossier
     "score": f"The drift score is at least {MIN_SCORE_DROP_SHARE:.0%} below that of {{against}}",
-    "confidence": "The network is as confident as with {against}, "
-    f"within {MAX_CONFIDENCE_DROP_ERRORS:g} standard errors",
+    "band": "The drift score lies within the clean band",
+    "repeatability": "{against} leads to the same answers",
+    "agreement": "A second fit agrees with the candidate more than with {against}",
+    # of dossiers before 2026-11-28:
+    "confidence": "The network is as confident as with {against}, within two standard errors",
     "concentration": "No class takes many more of the answers than with {against}",
     "sureness": "The network is as certain as with {against}, on frames with the same answer",
     "gain": "The network is more certain than with {against}, on all frames",
-    "band": "The drift score lies within the clean band",
 }
 UPPER_LIMITS = ("score", "concentration", "band")  # criteria whose limit is a maximum
 CRITERION_UNITS = {"sureness": "standard errors", "gain": "nats"}
@@ -159,7 +162,7 @@ def criterion_row(criterion: CriterionRecord) -> CriterionRow:
 def _criterion_number(criterion: str, value: float | None) -> str:
     if value is None:
         return "not finite"
-    if criterion in ("score", "band"):
+    if criterion in ("score", "band", "repeatability", "agreement"):
         return number(value)
     if criterion in CRITERION_UNITS:
         return f"{value:+.2f} {CRITERION_UNITS[criterion]}"

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from calibrate import Limits, UnsupportedModel, collect_statistics, fit, tap
 from calibrate.features.frame_layout import group_by_frame
 from calibrate.fitting import FitConfig
-from calibrate.judge import Evidence, collect_champions, judge
+from calibrate.judge import collect_champions, collect_evidence, judge_evidence
 from calibrate.scoring.scorer import Scorer
 from deploy.model.program import export_program, load_program, save_program
 
@@ -153,8 +153,12 @@ def test_clean_frames_score_about_1_and_a_fit_repairs_a_drift(network):
     with torch.no_grad():
         restored = scorer.measure(drifting[96:], result.homogenizer)
     assert restored.drift.score < 0.6 * scorer.measure(drifting[96:]).drift.score
-    verdict = judge(scorer, result.homogenizer, drifting[96:], collect_champions(scorer, None, drifting[96:]), 2.0)
-    assert verdict.evidence["candidate"].layers == Evidence.of(restored).layers
+    candidate, champions = (
+        collect_evidence(scorer, result.homogenizer, drifting[96:]),
+        collect_champions(scorer, None, drifting[96:]),
+    )
+    verdict = judge_evidence(candidate, champions, 2.0, candidate)
+    assert verdict.evidence["candidate"].layers == restored.drift.layers
 
 
 def test_rows_that_mix_frames_are_refused_with_the_name_of_the_layer():

@@ -15,6 +15,7 @@ ALL_LAYERS = DriftScore(8.0, (9.0, 8.0, 7.0, 8.0, 9.0))
 
 def test_a_scene_of_one_class_is_a_label_shift():
     assert has_label_shift(LAST_LAYER, ONE_CLASS)
+    assert has_label_shift(LAST_LAYER, replace(ONE_CLASS, classes=1.1, known=2))
 
 
 @pytest.mark.parametrize(
@@ -23,7 +24,8 @@ def test_a_scene_of_one_class_is_a_label_shift():
         (ALL_LAYERS, ONE_CLASS),  # a drift after which the network gives all frames one label, with high confidence
         (LAST_LAYER, replace(ONE_CLASS, confidence=0.8)),
         (LAST_LAYER, replace(ONE_CLASS, classes=5.0)),
-        (LAST_LAYER, replace(ONE_CLASS, classes=1.0, known=2)),  # one of two classes may always be rare
+        (LAST_LAYER, replace(ONE_CLASS, classes=1.4, known=2)),  # one of two classes may always be rare
+        (DriftScore(6.5, (6.0, 6.4, 6.4, 6.6, 12.0)), replace(ONE_CLASS, classes=1.0, known=2)),  # blind by a drift
         (LAST_LAYER, None),  # no classifier
     ],
 )

@@ -60,16 +60,18 @@ def test_a_mild_drift_scores_high_if_the_crop_is_known(cropped):
 
 def test_outputs_are_those_of_the_frames_as_they_are_served(cropped):
     frames = coloured(100, 7)
-    proxy = Scorer(cropped, CROP).measure(frames).proxy
-    assert proxy == accuracy_proxy(cropped(frames).output)
-    assert proxy != accuracy_proxy(cropped(CROP(frames)).output)
+    measured, outputs = Scorer(cropped, CROP).measure(frames), cropped(frames).output
+    assert measured.proxy == accuracy_proxy(outputs) and torch.equal(measured.answers, outputs.argmax(1))
+    outputs = cropped(CROP(frames)).output
+    assert measured.proxy != accuracy_proxy(outputs) and not torch.equal(measured.answers, outputs.argmax(1))
 
 
 @pytest.mark.parametrize("crop", [None, CROP])
 def test_a_homogenizer_stands_before_the_crop(cropped, crop):
     frames = coloured(100, 7)
     scorer = Scorer(cropped, crop)
-    assert scorer.measure(frames, Gain()).drift == scorer.measure(Gain()(frames)).drift
+    repaired, expected = scorer.measure(frames, Gain()), scorer.measure(Gain()(frames))
+    assert repaired.drift == expected.drift and torch.equal(repaired.answers, expected.answers)
 
 
 @pytest.mark.parametrize("crop", [None, CROP])
@@ -81,6 +83,7 @@ def test_chunks_do_not_change_the_measurement(cropped, crop, size, monkeypatch):
     in_chunks = scorer.measure(frames, Gain())
     assert in_chunks.drift.score == pytest.approx(at_once.drift.score, rel=1e-3)
     assert in_chunks.proxy.confidence == pytest.approx(at_once.proxy.confidence, rel=1e-4)
+    assert torch.equal(in_chunks.answers, at_once.answers)
 
 
 def test_a_network_that_is_no_classifier_has_no_proxy(whole):
@@ -90,18 +93,19 @@ def test_a_network_that_is_no_classifier_has_no_proxy(whole):
     assert Scorer(whole).measure(frames).proxy is not None
 
 
-def test_a_measurement_keeps_no_gradients(cropped):
+@pytest.mark.parametrize("output", ["logits", "none"])
+def test_a_measurement_keeps_no_gradients(cropped, output):
     frames = coloured(20, 7).requires_grad_()
-    assert not Scorer(cropped, CROP).measure(frames, Gain()).predictions.log_odds.requires_grad
+    assert not Scorer(cropped, CROP, output=output).measure(frames, Gain()).answers.requires_grad
 
 
-def test_probabilities_are_no_logits_and_other_outputs_no_predictions():
+def test_probabilities_are_no_logits_and_the_answers_of_other_networks_are_values():
     frames, network = normalised(images(64, 3)), trained_network()
     ends_in_softmax = nn.Sequential(*network, nn.Softmax(1)).eval()
     expected = Scorer(tap(network)).measure(frames)
     found = Scorer(tap(ends_in_softmax), output="probabilities").measure(frames)
     assert asdict(found.proxy) == pytest.approx(asdict(expected.proxy), abs=1e-5)
-    torch.testing.assert_close(found.predictions.log_odds, expected.predictions.log_odds, atol=1e-4, rtol=1e-4)
-    nothing = Scorer(tap(network), output="none").measure(frames)
-    assert (nothing.proxy, nothing.predictions, nothing.label_shift) == (None, None, False)
-    assert nothing.drift == expected.drift
+    assert torch.equal(found.answers, expected.answers)
+    other = Scorer(tap(network), output="none").measure(frames)
+    assert (other.proxy, other.label_shift, other.drift) == (None, False, expected.drift)
+    assert torch.equal(other.answers.sort(1).values, network(frames).sort(1).values)

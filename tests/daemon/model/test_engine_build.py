@@ -79,7 +79,7 @@ def right(image: np.ndarray, output: np.ndarray) -> bool:
 
 
 def test_frames_are_served_and_a_drift_corrected_while_it_compiles_and_the_next_start_has_the_engine(jetson):
-    dark = {"front": drifted(CLEAN)}
+    dark = {"front": drifted(CLEAN, light=0.65)}
     with jetson.daemon(build_s=8) as daemon, Camera(daemon) as camera:
         assert backend_of(daemon) == "cuda"
         shown = recald("status", "--config", jetson.config).stdout

@@ -44,7 +44,7 @@ def test_what_deeper_frames_take_is_told_beside_the_assumed_depth(folder: Path, 
 
 def test_more_frames_make_a_fit_larger_and_a_larger_window_a_check(folder: Path, tiny_model: Path):
     small = need(folder, tiny_model)
-    many = need(folder, tiny_model, recalibrate={"frames": 640})
+    many = need(folder, tiny_model, recalibrate={"frames": 1280})
     wide = need(folder, tiny_model, drift={"window": 640})
     assert many.fit > 9 * small.fit and many.check == small.check
     assert wide.check > 9 * small.check and wide.fit == small.fit

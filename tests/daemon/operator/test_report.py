@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from dossiers import AT, CANDIDATE, MODEL, content, dossier, refused, unneeded
+from dossiers import AT, CANDIDATE, MODEL, content, dossier, earlier_verdict, refused, unneeded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from places import ROOT
@@ -226,6 +226,38 @@ def test_a_changed_log_is_reported(place):
     with closing(sqlite3.connect(audit_path(place.state))) as connection, connection:
         connection.execute("UPDATE record SET at = '2020-01-01' WHERE number = 1")
     assert "The audit log cannot be relied on: record 1 is not what was written" in place.page().text
+
+
+# ---- what the judge asked for
+
+
+def test_the_second_fit_is_shown_beside_the_others(place):
+    place.fit(dossier())
+    page = place.page()
+    columns = "without ρ with the ρ that served with the candidate with a second fit"
+    assert f"{columns} Drift score 9 not finite 1.1 1.3" in page.text
+    assert "second fit to other frames leads to the same answers 0.93 at least 0.75 ✓ met" in page.text
+    assert "A second fit agrees with the candidate more than with no ρ 0.93 at least 0.41 ✓ met" in page.text
+    assert '<polyline class="line second"' in place.html() and '<circle class="dot second"' in place.html()
+
+
+def test_without_a_second_fit_the_page_names_none(place):
+    place.fit(refused())
+    page = place.page()
+    assert "with the candidate Drift score 9 not finite 1.1 Mean" in page.text
+    assert "second fit" not in page.text and 'class="line second"' not in place.html()
+
+
+def test_a_dossier_of_before_is_shown_with_its_criteria(place):
+    place.fit(dossier(verdict=earlier_verdict()))
+    text = place.page().text
+    for said in (
+        "The network is as confident as with no ρ, within two standard errors 90.0% at least 90.0%",
+        "No class takes many more of the answers than with no ρ 30.0% at most 30.0%",
+        "on frames with the same answer +2.50 standard errors at least +2.50 standard errors",
+        "The network is more certain than with no ρ, on all frames +0.40 nats",
+    ):
+        assert said in text, said
 
 
 # ---- what comes from outside

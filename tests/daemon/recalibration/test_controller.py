@@ -102,19 +102,20 @@ class Scene:
         self.step(2)
         assert self.sensor.state_machine.state is State.FITTING
 
-    def compare(self, objections: str = "", raw: float = 9.0, raw_clean: bool = False) -> None:
+    def compare(self, objections: str = "", raw: float = 9.0, raw_clean: bool = False, abstains: bool = False) -> None:
         challenger = self.sensor.challenger
         assert challenger is not None
-        compared = {"role": challenger.role, "version": challenger.version, "score": 1.0, "objections": objections}
+        compared = {"role": challenger.role, "version": challenger.version}
+        compared |= {"objections": objections, "abstains": abstains}
         scores = {"raw": raw, "homogenized": 9.0, "layers": {}, "proxy": {}, "challenger": compared}
         scores |= {"label_shift": False, "raw_clean": raw_clean, "harmful": False}
         reservoir = self.sensor.reservoir
         event = DriftCheck("front", self.sensor.path.version, scores, WINDOW, reservoir.added)
         self.controller.handle(event, self.sensor, self.now)
 
-    def compare_on_new_frames(self, objections: str = "", raw: float = 9.0, raw_clean: bool = False) -> None:
+    def compare_on_new_frames(self, objections: str = "", **seen: Any) -> None:
         self.frames(WINDOW)
-        self.compare(objections, raw, raw_clean)
+        self.compare(objections, **seen)
 
     def serve(self, version: str, champion: str = FACTORY) -> Runner:
         """Let this candidate serve, on probation."""
@@ -160,6 +161,30 @@ def test_a_candidate_serves_after_three_comparisons_on_new_frames(scene):
     assert scene.sensor.path.version == "a"
     assert scene.written == [("serves", "a")]
     assert "swap" in scene.events
+
+
+def test_a_look_that_abstains_counts_neither_way_and_the_next_may_follow_at_once(scene):
+    scene.fit("a")
+    for _ in range(10):
+        scene.compare_on_new_frames("score 3 is no better", abstains=True)
+        scene.step()
+    assert scene.sensor.candidate is not None and scene.sensor.path.version == FACTORY
+    for _ in range(2):
+        scene.compare_on_new_frames()
+    scene.compare_on_new_frames("score 3 is no better", abstains=True)
+    scene.compare()  # at the same frames again, which have not been counted yet
+    scene.step()
+    assert scene.sensor.path.version == "a"
+
+
+def test_a_look_that_abstains_does_not_excuse_the_others(scene):
+    scene.fit("a")
+    for _ in range(2):
+        scene.compare_on_new_frames("score 3 is no better", abstains=True)
+        scene.compare_on_new_frames("score 9 is no better")
+    scene.step()
+    assert scene.sensor.candidate is None
+    assert scene.sensor.last_result.startswith("rejected: not better in 2 of 2")
 
 
 def test_frames_from_before_the_candidate_are_no_new_frames(scene):
@@ -628,7 +653,7 @@ def test_the_result_of_an_aborted_recalibration_is_dropped_whatever_the_sensor_d
 def test_only_what_failed_on_its_own_drift_is_ruled_out_for_good(scene, raw, raw_clean, for_good):
     scene.serve("a")
     for _ in range(2):
-        scene.compare_on_new_frames("", raw, raw_clean)
+        scene.compare_on_new_frames(raw=raw, raw_clean=raw_clean)
     scene.step()
     assert scene.sensor.path.version == FACTORY and "rollback" in scene.events
     assert (scene.sensor.withdrawn, scene.sensor.set_aside) == (({"a"}, set()) if for_good else (set(), {"a"}))

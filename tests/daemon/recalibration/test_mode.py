@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from calibrate.judge import Evidence, judge_evidence
-from calibrate.scoring.accuracy import AccuracyProxy
 from daemon.config import Config
 from daemon.model.served_model import ServedModel
 from daemon.recalibration.mode import NO_CLASSIFIER, with_default_mode
@@ -44,9 +44,9 @@ def test_what_counts_as_a_classifier(output, classifier):
 
 
 def test_a_verdict_says_when_nothing_but_the_score_judged():
-    def reason(proxy: AccuracyProxy | None) -> str:
-        champions = {"factory": Evidence(9.0, proxy)}
-        return judge_evidence(Evidence(1.0, proxy), champions, 1.6).reason
-
-    assert reason(None) == "better than every champion, by the drift score alone: the network is no classifier"
-    assert reason(AccuracyProxy(0.9, 0.9, 0.2, 0.01, 9.0, 10)) == "better than every champion"
+    answers = torch.arange(16.0)[:, None]  # of a network that is no classifier, one value for each frame
+    champions = {"factory": Evidence(9.0, None, -answers)}
+    candidate = Evidence(1.0, None, answers)
+    alone = "better than every champion, by the drift score alone: no second fit was there to compare with"
+    assert judge_evidence(candidate, champions, 1.6).reason == alone
+    assert judge_evidence(candidate, champions, 1.6, candidate).reason == "better than every champion"

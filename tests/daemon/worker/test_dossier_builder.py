@@ -16,7 +16,7 @@ from synthetic import MEAN, STD, drifted, images
 from calibrate import FitError, fit
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.homogenizer import Homogenizer
-from calibrate.judge import held_out_blocks
+from calibrate.judge import UNREPEATED, split_frames
 from daemon.levels import to_levels
 from daemon.worker.context import WorkerContext
 from daemon.worker.dossier_builder import RESPONSE_LEVELS, describe_effect, digest_statistics, encode_examples
@@ -26,8 +26,9 @@ from deploy.store.artefacts import FACTORY, ArtefactStore
 from deploy.store.dossier import Dossier
 from deploy.store.dossier_archive import DossierArchive
 
-DARK = drifted(images(64, seed=5))
-FITS: list[Any] = []  # one is enough for all tests: it takes seconds
+DARK = drifted(images(128, seed=5), light=0.5)
+SEED = 3
+FITS: dict[int, Any] = {}  # by seed: a first and a second one are enough for all tests, since they take seconds
 
 
 class Scene:
@@ -38,7 +39,7 @@ class Scene:
         self.worker = WorkerContext(load_frozen(model), "eager", self.store)
 
     def recalibrate(self, pictures: np.ndarray = DARK, frames: int = 0, **changes: Any) -> dict[str, Any]:
-        job = {"job": "recalibrate", "sensor": "front", "active": FACTORY, "band": 1.6, "seed": 3, "until": 12.5}
+        job = {"job": "recalibrate", "sensor": "front", "active": FACTORY, "band": 1.6, "seed": SEED, "until": 12.5}
         job |= {
             "trigger": "drift",
             "recall": False,
@@ -55,9 +56,9 @@ class Scene:
 @pytest.fixture
 def scene(tmp_path: Path, tiny_model: Path, monkeypatch) -> Scene:
     def fit_once(*given: Any, **options: Any) -> Any:
-        if not FITS:
-            FITS.append(fit(*given, **options))
-        return FITS[0]
+        if options["seed"] not in FITS:
+            FITS[options["seed"]] = fit(*given, **options)
+        return FITS[options["seed"]]
 
     monkeypatch.setattr("daemon.worker.fit_device.fit", fit_once)
     return Scene(tmp_path, tiny_model)
@@ -66,13 +67,14 @@ def scene(tmp_path: Path, tiny_model: Path, monkeypatch) -> Scene:
 def test_an_accepted_recalibration_is_recorded_in_full(scene):
     answer = scene.recalibrate()
     told = scene.dossier(answer)
-    assert (told.result, told.candidate, told.active, told.seed) == ("accepted", answer["version"], FACTORY, 3)
-    assert (told.frames.fitted, told.frames.held_out, told.frames.until) == (48, 16, 12.5)
+    assert (told.result, told.candidate, told.active, told.seed) == ("accepted", answer["version"], FACTORY, SEED)
+    assert (told.frames.fitted, told.frames.held_out, told.frames.until) == (64, 32, 12.5)
     assert told.frames.refused == {"blank": 2} and told.frames.shape == (16, 16, 3)
-    assert set(told.all_evidence) == {"factory", "candidate"}
+    assert set(told.all_evidence) == {"factory", "candidate", "replicate"}
     assert all(len(one.layers) == len(told.layers) for one in told.all_evidence.values())
-    assert told.verdict.accepted and {c.name for c in told.verdict.criteria} >= {"score", "band"}
-    assert told.fit.history == FITS[0].history and told.fit.start == FITS[0].start
+    assert told.verdict.accepted
+    assert [c.name for c in told.verdict.criteria] == ["band", "score", "repeatability", "agreement"]
+    assert told.fit.history == FITS[SEED].history and told.fit.start == FITS[SEED].start
     assert [name for name, _ in told.seconds][0] == "incumbents" and told.seconds[-1][0] == "compiling"
     assert told.model == load_frozen(scene.worker.frozen.path).digest
     weights = scene.store.get(answer["version"], told.model).homogenizer
@@ -98,6 +100,7 @@ def test_a_recall_is_recorded_as_such(scene):
     assert (told.result, told.candidate, told.fit) == ("recalled", version, None)
     assert [(one.version, one.accepted) for one in told.earlier] == [(version, True)]
     assert told.verdict.accepted and told.frames.fitted == 0
+    assert set(told.all_evidence) == {"factory", "candidate"} and told.reason.endswith(UNREPEATED)
 
 
 def test_a_failed_recalibration_is_recorded_with_the_reason(scene, monkeypatch):
@@ -124,7 +127,7 @@ def test_frames_are_kept_only_where_asked_for_and_as_they_came(scene):
     answer = scene.recalibrate(frames=3)
     filed = scene.archive.read(scene.archive.path("front", answer["dossier"]))
     kept = [cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR) for png in scene.archive.frames(filed)]
-    assert np.array_equal(np.stack(kept)[..., ::-1], DARK[held_out_blocks(len(DARK))][[0, 5, 10]])
+    assert np.array_equal(np.stack(kept)[..., ::-1], DARK[split_frames(len(DARK)).held_out][[0, 10, 21]])
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
@@ -138,8 +141,8 @@ def test_kept_frames_of_finer_values_are_files_of_16_bits(dtype):
 
 
 def test_depth_and_highest_value_of_the_frames_are_recorded(scene):
-    frames = scene.dossier(scene.recalibrate()).frames
-    assert frames.depth == "uint8" and frames.peak == pytest.approx(DARK[::4].max() / 255)
+    frames, held_out = scene.dossier(scene.recalibrate()).frames, DARK[split_frames(len(DARK)).held_out]
+    assert frames.depth == "uint8" and frames.peak == pytest.approx(held_out.max() / 255)
 
 
 # ---- its parts

@@ -12,7 +12,7 @@ from synthetic import SHAPE, drifted, images, labelled, normalised
 
 from calibrate import fit
 from calibrate.homogenizer import Homogenizer
-from calibrate.judge import Evidence
+from calibrate.judge import UNREPEATED, Evidence
 from calibrate.scoring.accuracy import AccuracyProxy
 from daemon.worker.context import WorkerContext, clean_band, is_harmful, raw_frames_clean
 from daemon.worker.fit_job import FitJob
@@ -84,6 +84,7 @@ def test_a_homogenizer_for_drifted_frames_harms_clean_ones(worker, right, view):
 def test_an_earlier_homogenizer_that_suits_is_recalled(worker, right, wrong):
     answer = recalled(worker, drifted(images(128, seed=6)))
     assert (answer["result"], answer["version"]) == ("recalled", right)
+    assert answer["reason"] == "an earlier one is better than every champion" + UNREPEATED
 
 
 def test_a_withdrawn_homogenizer_is_not_recalled(worker, right, wrong):
@@ -131,6 +132,47 @@ def test_a_candidate_is_compared_on_any_classes(worker, right, wrong, view):
     ]
 
 
+@pytest.mark.parametrize("role", ["candidate", "previous"])
+def test_a_comparison_tells_no_more_than_what_speaks_against_the_challenger(worker, right, wrong, role):
+    for active, challenger, objection in (
+        (wrong, right, ""),
+        (right, wrong, "is no better than active's"),
+        (right, right, "is no better than active's"),
+    ):
+        taken = drifted(images(64, seed=5))
+        seen = observe(worker, taken, active=active, challenger=challenger, role=role)["challenger"]
+        assert set(seen) == {"version", "role", "objections", "abstains"}
+        assert (seen["version"], seen["role"], seen["abstains"]) == (challenger, role, False)
+        assert objection in seen["objections"] and bool(seen["objections"]) is bool(objection)
+
+
+def test_a_candidate_is_compared_with_the_raw_frames_too_and_the_previous_one_is_not(worker, right, wrong):
+    """Clean frames, and two that harm them: the one that harms less is better than what serves, and no good."""
+    for role, told in (("candidate", "score {score} is no better than factory's {raw}"), ("previous", "")):
+        seen = observe(worker, images(64, seed=5), active=right, challenger=wrong, role=role)
+        score = observe(worker, images(64, seed=5), active=wrong)["homogenized"]
+        assert seen["raw"] < 1 < score < seen["homogenized"]
+        assert seen["challenger"]["objections"] == told.format(score=f"{score:.2f}", raw=f"{seen['raw']:.2f}")
+
+
+def test_a_look_at_few_classes_abstains_unless_the_challenger_is_better(worker, right, wrong, monkeypatch):
+    """It is the view behind the challenger that counts: what is wrong may hide the classes."""
+    monkeypatch.setattr("calibrate.scoring.scorer.has_label_shift", lambda drift, _: drift.score < BAND)
+    taken, clean = drifted(images(64, seed=5)), images(64, seed=5)
+    for role, view, active, challenger, objects, abstains in (
+        ("candidate", taken, FACTORY, right, False, False),
+        ("candidate", taken, right, right, True, True),
+        ("candidate", taken, FACTORY, wrong, True, False),
+        ("candidate", taken, right, FACTORY, True, False),
+        ("candidate", clean, right, FACTORY, False, False),
+        ("previous", taken, wrong, right, False, False),
+        ("previous", taken, right, right, True, True),
+        ("previous", taken, right, wrong, True, False),
+    ):
+        seen = observe(worker, view, active=active, challenger=challenger, role=role)["challenger"]
+        assert (bool(seen["objections"]), seen["abstains"]) == (objects, abstains), (role, seen)
+
+
 def test_a_challenger_that_cannot_be_read_costs_the_comparison_and_no_scores(worker, right, caplog):
     seen = observe(worker, drifted(images(64, seed=5)), active=right, challenger="0" * 64, role="previous")
     assert seen["homogenized"] < seen["raw"] and "challenger" not in seen
@@ -149,11 +191,12 @@ def evidence(score: float, confidence: float, label_shift: bool = False) -> Evid
 @pytest.mark.parametrize(
     ("raw", "served", "clean"),
     [
-        (evidence(1.0, 0.8), evidence(9.0, 0.95), True),  # more confident answers are no excuse
+        (evidence(1.0, 0.8), evidence(9.0, 0.95), True),  # how confident the network is decides nothing
         (evidence(3.0, 0.98), evidence(9.0, 0.9), False),
         (evidence(3.0, 0.98, label_shift=True), evidence(9.0, 0.9), True),
         (evidence(3.0, 0.98, label_shift=True), evidence(3.1, 0.9), False),
-        (evidence(3.0, 0.94, label_shift=True), evidence(9.0, 0.99), False),
+        (evidence(3.0, 0.94, label_shift=True), evidence(9.0, 0.99), True),
+        (evidence(3.0, 0.94, label_shift=True), evidence(3.7, 0.94), False),  # it must be better by the margin
         (evidence(9.0, 0.95, label_shift=True), evidence(3.0, 0.98), False),
     ],
 )

@@ -1,0 +1,60 @@
+"""Measure how far two homogenizers lead a network to the same answers, beyond what chance would give.
+
+Fits to different frames agree where they are right. Where they are wrong, each is wrong in its own way: what Jiang et
+al. (2022, "Assessing generalization of SGD via disagreement") found of two trainings holds of two fits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from calibrate.scoring.accuracy import ScoredOutput, logits_of
+
+MAX_VALUES = 1024  # of the output for one frame, of a network that is no classifier; bounds memory
+NOT_FINITE = -1  # label of a frame whose outputs are not finite
+VALUES_SEED = 0  # selects the values; a fixed stride could always fall into the same column of a picture
+
+
+def answers_of(outputs: Tensor, kind: ScoredOutput) -> Tensor:
+    """Return what a network says of N frames, to be compared with what it says behind another homogenizer.
+
+    Returns labels (N,) int64 of a classifier, NOT_FINITE where outputs are not finite; of another network the same at
+    most MAX_VALUES values of each frame's output, (N, M) float32.
+    """
+    logits = logits_of(outputs, kind)
+    if logits is not None:
+        usable = torch.isfinite(logits.float().softmax(1)).all(1)  # -inf rules a class out, and leaves the others
+        return torch.where(usable, logits.argmax(1), NOT_FINITE)
+    values = outputs.detach().reshape(len(outputs), -1).float()
+    generator = torch.Generator().manual_seed(VALUES_SEED)
+    return values[:, torch.randperm(values.shape[1], generator=generator)[:MAX_VALUES].to(values.device)]
+
+
+def agreement(first: Tensor, second: Tensor) -> float:
+    """Compare two answers of `answers_of` for the same frames: 1 is the same, 0 is what chance would give.
+
+    Labels are compared by kappa (Cohen 1960, "A coefficient of agreement for nominal scales"), values by concordance
+    (Lin 1989, "A concordance correlation coefficient to evaluate reproducibility"). Frames that all have one label show
+    nothing: the agreement is 0. It is NaN where an answer is not finite.
+    """
+    return _kappa(first, second) if first.dtype == torch.int64 else _concordance(first, second)
+
+
+def _kappa(first: Tensor, second: Tensor) -> float:
+    if NOT_FINITE in first or NOT_FINITE in second:
+        return math.nan
+    classes = 1 + int(torch.cat([first, second]).max())
+    shares = [torch.bincount(labels, minlength=classes) / len(labels) for labels in (first, second)]
+    by_chance = float((shares[0] * shares[1]).sum())
+    agreed = float((first == second).float().mean())
+    return (agreed - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0
+
+
+def _concordance(first: Tensor, second: Tensor) -> float:
+    first, second = first.double(), second.double()
+    covariance = ((first - first.mean()) * (second - second.mean())).mean()
+    spread = first.var(correction=0) + second.var(correction=0) + (first.mean() - second.mean()).square()
+    return float(2 * covariance / spread) if spread != 0 else 0.0
