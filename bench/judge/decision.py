@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bench.judge.cameras import LOOK_FRAMES, LOOKS
-from calibrate.judge import Evidence, judge_evidence, needs_no_fit, needs_no_homogenizer, objection_to
+from calibrate.judge import (
+    MIN_LOOK_DROP_SHARE,
+    Evidence,
+    judge_evidence,
+    needs_no_fit,
+    needs_no_homogenizer,
+    objection_to,
+)
 from daemon.config import DriftConfig, RecalibrateConfig
 from daemon.recalibration.decisions import Commit, Discard, Facts
 from daemon.recalibration.state_machine import StateMachine
@@ -56,7 +63,8 @@ def decide(examine: Examine, candidate: str, replicate: str, active: str | None)
 
     def is_better(part: int) -> bool | None:
         evidence = examine(candidate, part)
-        found = [objection_to(evidence, champion, name) for name, champion in _champions(examine, active, part).items()]
+        champions = _champions(examine, active, part)
+        found = [objection_to(evidence, c, name, MIN_LOOK_DROP_SHARE) for name, c in champions.items()]
         reasons.extend(filter(None, found))
         return None if any(found) and evidence.label_shift else not any(found)
 

@@ -16,6 +16,7 @@ from bench.judge.cameras import (
     LOOKS,
     REPLICATED,
     REPORTED,
+    REPORTED_LATER,
     DriftedCamera,
     drifted_camera,
     drifted_cameras,
@@ -53,10 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    seeds = args.seeds or (CHOOSING if args.choosing else REPORTED)
     rows: list[Row] = []
     for data in args.networks:
-        for camera in drifted_cameras(data, seeds, args.data):
+        reported = REPORTED_LATER.get(data, REPORTED)
+        for camera in drifted_cameras(data, args.seeds or (CHOOSING if args.choosing else reported), args.data):
             rows += rows_behind(camera, State(args.state))
             print(f"{camera.name}: {camera.text}, {len(rows)} verdicts", flush=True)
     judged, unfitted = [r for r in rows if "candidate" in r], [r for r in rows if "candidate" not in r]
@@ -64,9 +65,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     show_tables(summary)
     settings: Row = {"fitted": FITTED, "replicated": REPLICATED, "held_out": HELD_OUT, "looks": LOOKS}
     settings |= {"look_frames": LOOK_FRAMES, "band": BAND, "kappa": MIN_KAPPA}
-    settings |= {"win_points": WIN_POINTS, "cost_points": COST_POINTS, "seeds": list(seeds), "fit": vars(FitConfig())}
+    settings |= {"win_points": WIN_POINTS, "cost_points": COST_POINTS, "fit": vars(FitConfig())}
     return {
-        "seeds": {"camera": list(seeds)},
+        "seeds": {data: sorted({row["seed"] for row in rows if row["data"] == data}) for data in args.networks},
         "settings": settings,
         "rows": judged,
         "doors": unfitted,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from calibrate.judge import Evidence, objection_to
+from calibrate.judge import MIN_LOOK_DROP_SHARE, Evidence, objection_to
 from calibrate.scoring.scorer import Measurement
 from daemon.worker.context import WorkerContext, is_harmful, raw_frames_clean
 from deploy.store.artefacts import FACTORY, StoreError
@@ -65,7 +65,7 @@ def _compare(
     else:
         champions = {"factory": factory} if job["active"] == FACTORY else {"factory": factory, "active": active}
         # The clean band is not asked for here: a short window reflects the classes in it.
-        objections = [objection_to(challenger, champion, name) for name, champion in champions.items()]
+        objections = [objection_to(challenger, c, name, MIN_LOOK_DROP_SHARE) for name, c in champions.items()]
         objection = "; ".join(filter(None, objections))
     abstains = bool(objection) and challenger.label_shift  # few classes hide what a repair gains
     return {"version": version, "role": job["role"], "objections": objection, "abstains": abstains}

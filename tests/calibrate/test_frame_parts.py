@@ -33,6 +33,13 @@ def test_each_part_of_a_fit_lies_in_every_period_in_blocks(count):
 
 
 @given(st.integers(64, 3000))
+def test_every_quarter_of_the_time_is_fitted_to_twice_and_judged(count):
+    for part in split_frames(count):
+        for quarter in range(4):
+            assert part[math.ceil(count * quarter / 4) : math.ceil(count * (quarter + 1) / 4)].any()
+
+
+@given(st.integers(64, 3000))
 def test_the_held_out_frames_are_the_newest_of_each_period(count):
     parts = split_frames(count)
     assert isinstance(parts, FrameParts) and bool(parts.fitted[0])

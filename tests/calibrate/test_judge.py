@@ -12,6 +12,7 @@ from calibrate import tap
 from calibrate.judge import (
     MIN_CONCORDANCE,
     MIN_KAPPA,
+    MIN_LOOK_DROP_SHARE,
     MIN_SCORE_DROP_SHARE,
     UNREPEATED,
     Criterion,
@@ -185,6 +186,12 @@ def test_on_new_frames_the_median_layers_are_compared_and_not_the_scores(layers,
     """The few classes of a moment change the last layers most. The limit is 0.8 * 10, of the champion's median."""
     champion = evidence(0.01, layers=(10.0, 0.1, 50.0))
     assert (objection_to(evidence(99.0, layers=layers), champion, "active") == "") is better
+
+
+@pytest.mark.parametrize(("score", "better"), [(9.49, True), (9.51, False)])
+def test_the_margin_on_new_frames_may_be_another(score, better):
+    assert 0 < MIN_LOOK_DROP_SHARE < MIN_SCORE_DROP_SHARE
+    assert (objection_to(evidence(score), evidence(10.0), "active", 0.05) == "") is better
 
 
 @pytest.mark.parametrize("layers", [(NAN, NAN, NAN), (1.0, NAN, 1.0), (NAN, 1.0, 1.0), (1.0, 1.0, NAN)])

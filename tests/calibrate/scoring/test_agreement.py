@@ -115,9 +115,10 @@ def test_all_values_of_a_frame_count():
 
 
 def test_values_far_from_zero_keep_their_digits():
-    """In float32 the differences between them would be lost."""
-    first = noise(64, seed=0)
-    assert agreement(1e6 + first, 1e6 + first.roll(1)) == pytest.approx(agreement(first, first.roll(1)), abs=1e-6)
+    """In float32 sums of their squares would lose the differences between them."""
+    first, second = ((1e6 + noise(64, seed)).float() for seed in (0, 1))
+    near_zero = (first.double() - 1e6, second.double() - 1e6)
+    assert agreement(first, second) == pytest.approx(agreement(*near_zero), rel=1e-9)
 
 
 def test_values_that_are_all_the_same_show_nothing():

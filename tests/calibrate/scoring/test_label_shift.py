@@ -24,8 +24,9 @@ def test_a_scene_of_one_class_is_a_label_shift():
         (ALL_LAYERS, ONE_CLASS),  # a drift after which the network gives all frames one label, with high confidence
         (LAST_LAYER, replace(ONE_CLASS, confidence=0.8)),
         (LAST_LAYER, replace(ONE_CLASS, classes=5.0)),
-        (LAST_LAYER, replace(ONE_CLASS, classes=1.4, known=2)),  # one of two classes may always be rare
+        (LAST_LAYER, replace(ONE_CLASS, classes=1.5, known=2)),  # one of two classes may always be rare
         (DriftScore(6.5, (6.0, 6.4, 6.4, 6.6, 12.0)), replace(ONE_CLASS, classes=1.0, known=2)),  # blind by a drift
+        (DriftScore(9.9, (6.3, 7.0, 7.3, 8.0, 19.2)), ONE_CLASS),  # too far away in all layers for any clean scene
         (LAST_LAYER, None),  # no classifier
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pytest
@@ -53,11 +54,13 @@ def with_bias(bias: float) -> Homogenizer:
     return homogenizer.eval()
 
 
-def keep(worker: WorkerContext, homogenizer: Homogenizer, versions: dict | None = None) -> str:
+def keep(
+    worker: WorkerContext, homogenizer: Homogenizer, versions: dict | None = None, sensor: str = JOB["sensor"]
+) -> str:
     """Store it as a fit of this sensor would; returns its version."""
     example = torch.zeros(2, *SHAPE)
     compiled = compile_homogenizer(worker.backend, homogenizer, example[:1], worker.store.root)
-    manifest = {"sensor": JOB["sensor"], "model": worker.frozen.digest}
+    manifest = {"sensor": sensor, "model": worker.frozen.digest}
     manifest |= {"versions": versions or worker.provenance["versions"]}
     return worker.store.put(homogenizer, manifest, compiled, worker.backend.name)
 
@@ -148,11 +151,26 @@ def test_a_comparison_tells_no_more_than_what_speaks_against_the_challenger(work
 
 def test_a_candidate_is_compared_with_the_raw_frames_too_and_the_previous_one_is_not(worker, right, wrong):
     """Clean frames, and two that harm them: the one that harms less is better than what serves, and no good."""
-    for role, told in (("candidate", "score {score} is no better than factory's {raw}"), ("previous", "")):
+    middle = {
+        version: median(observe(worker, images(64, seed=5), active=version)["layers"].values())
+        for version in (FACTORY, right, wrong)
+    }
+    assert middle[FACTORY] < 1 < middle[wrong] < 0.8 * middle[right]
+    objection = f"score {middle[wrong]:.2f} is no better than factory's {middle[FACTORY]:.2f}"
+    for role, told in (("candidate", objection), ("previous", "")):
         seen = observe(worker, images(64, seed=5), active=right, challenger=wrong, role=role)
-        score = observe(worker, images(64, seed=5), active=wrong)["homogenized"]
-        assert seen["raw"] < 1 < score < seen["homogenized"]
-        assert seen["challenger"]["objections"] == told.format(score=f"{score:.2f}", raw=f"{seen['raw']:.2f}")
+        assert seen["challenger"]["objections"] == told
+
+
+@pytest.mark.parametrize(
+    ("bias", "better_as"),
+    [(0.02, set()), (0.1, {"candidate"}), (0.2, {"candidate"}), (0.4, {"candidate", "previous"})],
+)
+def test_a_candidate_was_judged_and_needs_a_smaller_margin_than_a_step_back(worker, bias, better_as):
+    """The biases bring a drifted camera's frames back by 2, 7, 14 and 29 % of their score."""
+    version, taken = keep(worker, with_bias(bias), sensor="rear"), drifted(images(64, seed=5))
+    seen = {role: observe(worker, taken, challenger=version, role=role) for role in ("candidate", "previous")}
+    assert {role for role, answer in seen.items() if not answer["challenger"]["objections"]} == better_as
 
 
 def test_a_look_at_few_classes_abstains_unless_the_challenger_is_better(worker, right, wrong, monkeypatch):
@@ -185,7 +203,8 @@ def test_a_challenger_that_cannot_be_read_costs_the_comparison_and_no_scores(wor
 
 
 def evidence(score: float, confidence: float, label_shift: bool = False) -> Evidence:
-    return Evidence(score, AccuracyProxy(confidence, confidence, 0.2, 0.01, 9.0, 10), label_shift=label_shift)
+    proxy = AccuracyProxy(confidence, confidence, 0.2, 0.01, 9.0, 10)
+    return Evidence(score, proxy, layers=(score,), label_shift=label_shift)
 
 
 @pytest.mark.parametrize(
