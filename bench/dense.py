@@ -60,7 +60,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             rows.append(row)
     summary = summarise(rows)
     keys = ("drift", "seed", "clean", "drifted", "candidate", "served", "truth", "verdict", "score", "candidate_score")
-    show_rows(f"overlap (Dice) in %; {summary}", (*keys, "agreement", "without"), rows)
+    show_rows(f"overlap (Dice) in %; {summary}", (*keys, "agreement", "nearer"), rows)
     settings: Row = {"fit_frames": FIT_FRAMES, "replicate_frames": REPLICATE_FRAMES, "judge_frames": JUDGE_FRAMES}
     settings |= {"test_images": TEST_IMAGES, "band": BAND, "fit": vars(FitConfig())}
     return {"seeds": {"drift": list(args.seeds)}, "settings": settings, "rows": rows, "summary": summary}
@@ -92,7 +92,7 @@ def measure_one(network: nn.Module, examples: Any, drifting: Drifting, seed: int
     if needs_no_fit(against, BAND):
         return (
             row
-            | dict.fromkeys(("candidate", "candidate_score", "agreement", "without"))
+            | dict.fromkeys(("candidate", "candidate_score", "agreement", "nearer"))
             | {
                 "served": drifted,
                 "verdict": "unneeded",
@@ -116,8 +116,8 @@ def _describe(verdict: Verdict, row: Row) -> Row:
         "served": row["candidate"] if verdict.accepted else row["drifted"],
         "truth": compare(row["candidate"], row["drifted"]),
         "candidate_score": verdict.evidence["candidate"].score,
-        "agreement": criteria["agreement"].value,
-        "without": criteria["agreement"].limit,
+        "agreement": criteria["repeatability"].value,
+        "nearer": criteria["agreement"].value,
     }
 
 

@@ -247,12 +247,12 @@ class RecalibrateConfig(Section):
     mode: Mode = "autonomous"
     """Who decides. `autonomous`: a proven candidate serves by itself. `supervised`: it waits for `recald approve`.
     `shadow`: candidates are fitted and judged, and none serves. `locked`: drift is watched, and nothing is fitted.
-    Where this key is not given and the network is no classifier, the mode is `supervised`: nothing but the drift
-    score judges then.
+    Where this key is not given and the network is no classifier, the mode is `supervised`: outputs judge then, which
+    was measured on fewer networks than labels.
     """
     every: Duration = Field(default=HOUR, ge=1, le=365 * DAY)
     """Seconds from one recalibration to the next that the timer starts, with or without an alarm."""
-    frames: int = Field(default=512, ge=64, le=10_000)  # thinning more of them would keep a frame waiting
+    frames: int = Field(default=512, ge=128, le=10_000)  # thinning more of them would keep a frame waiting
     """Frames to collect: half for the fit, a quarter to judge it, a quarter for a second fit that must agree with it.
     From 128 on a fit reached over 90 % (CIFAR-10, `bench curve`); the default leaves room for frames that are alike.
     """

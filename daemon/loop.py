@@ -290,7 +290,7 @@ class Daemon:
             "backend": self._model.served_by,
             "compiling": self._model.backend.name if self._model.has_stand_in else None,
             "mode": self.config.recalibrate.mode,
-            "judged_by": "predictions" if self._classifier else "drift score alone",
+            "judged_by": "labels" if self._classifier else "outputs",
             "problem": self._problem(),
             "unknown_sensor": self._refusals.status(UNKNOWN_SENSOR),
             "sensors": {name: sensor.status() | self._refusals.status(name) for name, sensor in self.sensors.items()},

@@ -43,8 +43,33 @@ def agreement(first: Tensor, second: Tensor) -> float:
     return _kappa(first, second) if first.dtype == torch.int64 else _concordance(first, second)
 
 
+def standard_errors_nearer(first: Tensor, other: Tensor, reference: Tensor) -> float:
+    """Return by how many standard errors `first` is nearer to the reference than `other`, counted over frames.
+
+    The sign test of McNemar (1947, "Note on the sampling error of the difference between correlated proportions"):
+    frames on which both are as near do not count. 0 if there are no others, infinite if an answer of `other` is not
+    finite.
+    """
+    if not _is_finite(other):
+        return math.inf
+    distances = [_distances(answers, reference) for answers in (first, other)]
+    nearer, farther = int((distances[0] < distances[1]).sum()), int((distances[0] > distances[1]).sum())
+    return (nearer - farther) / math.sqrt(nearer + farther) if nearer + farther else 0.0
+
+
+def _is_finite(answers: Tensor) -> bool:
+    return NOT_FINITE not in answers if answers.dtype == torch.int64 else bool(torch.isfinite(answers).all())
+
+
+def _distances(answers: Tensor, reference: Tensor) -> Tensor:
+    """Return how far each answer is from the reference, (N,): 0 or 1 for labels."""
+    if answers.dtype == torch.int64:
+        return (answers != reference).float()
+    return (answers - reference).square().mean(1)
+
+
 def _kappa(first: Tensor, second: Tensor) -> float:
-    if NOT_FINITE in first or NOT_FINITE in second:
+    if not (_is_finite(first) and _is_finite(second)):
         return math.nan
     classes = 1 + int(torch.cat([first, second]).max())
     shares = [torch.bincount(labels, minlength=classes) / len(labels) for labels in (first, second)]

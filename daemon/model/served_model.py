@@ -53,7 +53,7 @@ class ServedModel:
 
     @property
     def is_classifier(self) -> bool:
-        """Whether the output is that of a classifier, so that predictions judge beside the drift score."""
+        """Whether the output is that of a classifier, so that homogenizers are judged by the labels it gives."""
         return self.frozen.output != "none"
 
     @property

@@ -17,10 +17,8 @@ def print_status(answer: dict[str, Any]) -> None:
     backend = answer["backend"] + (f" until {answer['compiling']} has compiled it" if answer["compiling"] else "")
     print(printable(f"recald {answer['version']}, model {short_version(answer['model'])}, {backend}"))
     print_table(HEADER, [_row(name, sensor) for name, sensor in answer["sensors"].items()])
-    if answer.get("judged_by") == "drift score alone":
-        print(
-            f"mode {answer['mode']}: the network is no classifier, so homogenizers are judged by the drift score alone"
-        )
+    if answer.get("judged_by") == "outputs":
+        print(f"mode {answer['mode']}: the network is no classifier, so homogenizers are judged by its outputs")
     strangers = answer.get("unknown_sensor", {})
     if strangers.get("dropped"):
         print(printable(f"{strangers['dropped']} frames of no sensor: {refusal(strangers)}"))

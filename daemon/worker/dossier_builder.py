@@ -71,6 +71,11 @@ class DossierBuilder:
         self._frames["fitted"] = result.frames
         self._stage_start = self._monotonic()
 
+    def add_second_fit(self, result: FitResult) -> None:
+        """Note to how many frames the second fit fitted, and how long it took."""
+        self._frames["replicated"] = result.frames
+        self.end_stage("second fit")
+
     def add_verdict(self, candidate: Homogenizer, verdict: Verdict) -> None:
         """Note the judge's verdict, and what the candidate does to a frame."""
         effect = describe_effect(candidate, self._content["normalisation"])

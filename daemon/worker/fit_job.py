@@ -122,8 +122,10 @@ class FitJob:
         fitted, device, fit_seconds = self._fit(self._parts.fitted, self._job["seed"], FIT_SHARES["fit"])
         self._dossier.add_fit(fitted, device)
         candidate = fitted.homogenizer.eval()
-        verdict = self._judge(candidate, held_out, against)
+        verdict = self._judge(candidate, held_out, against, fit_seconds)
         self._dossier.add_verdict(candidate, verdict)
+        if verdict.changes_no_answer:
+            return _answer(Result.UNNEEDED, f"the drift changes no answer: {verdict.reason}")
         if not verdict.accepted:
             return _answer(Result.REJECTED, verdict.reason)
         self._send({"stage": "compiling", "ratio": 0.0})
@@ -135,18 +137,21 @@ class FitJob:
         self._dossier.end_stage("compiling")
         return _answer(Result.ACCEPTED, verdict.reason, version=version, compile_seconds=compile_seconds)
 
-    def _judge(self, candidate: Homogenizer, held_out: Tensor, against: Mapping[str, Evidence]) -> Verdict:
+    def _judge(
+        self, candidate: Homogenizer, held_out: Tensor, against: Mapping[str, Evidence], fit_seconds: float
+    ) -> Verdict:
         """Judge by the drift score, and a candidate that passes by a second fit, too."""
         scorer, band = self._context.scorer, self._job["band"]
         evidence = collect_evidence(scorer, candidate, held_out)
         by_score = judge_evidence(evidence, against, band)
         if not by_score.accepted:
+            self._send({"stage": "judging", "ratio": 0.0, "fit_seconds": fit_seconds})
             return by_score
-        replicate, _, seconds = self._fit(self._parts.replicated, self._job["seed"] + 1, FIT_SHARES["replicate"])
-        self._dossier.end_stage("second fit")
-        self._send({"stage": "judging", "ratio": 0.0, "fit_seconds": seconds})
-        second = collect_evidence(scorer, replicate.homogenizer.eval(), held_out)
-        return judge_evidence(evidence, against, band, second)
+        second, _, seconds = self._fit(self._parts.replicated, self._job["seed"] + 1, FIT_SHARES["replicate"])
+        self._dossier.add_second_fit(second)
+        self._send({"stage": "judging", "ratio": 0.0, "fit_seconds": fit_seconds + seconds})
+        replicate = collect_evidence(scorer, second.homogenizer.eval(), held_out)
+        return judge_evidence(evidence, against, band, replicate)
 
     def _fit(self, part: Tensor, seed: int, progress: tuple[float, float]) -> tuple[FitResult, str, float]:
         """Fit to a part of the frames, (N,) bool; also return the device in words, and the time (s).

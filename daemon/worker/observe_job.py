@@ -67,5 +67,6 @@ def _compare(
         # The clean band is not asked for here: a short window reflects the classes in it.
         objections = [objection_to(challenger, c, name, MIN_LOOK_DROP_SHARE) for name, c in champions.items()]
         objection = "; ".join(filter(None, objections))
-    abstains = bool(objection) and challenger.label_shift  # few classes hide what a repair gains
+    # Few classes hide what a candidate gains. On probation what serves stays where the one before is no better.
+    abstains = job["role"] == "candidate" and bool(objection) and challenger.label_shift
     return {"version": version, "role": job["role"], "objections": objection, "abstains": abstains}

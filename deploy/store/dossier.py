@@ -32,7 +32,7 @@ class ReferenceRecord(_DossierPart):
 class FramesRecord(_DossierPart):
     """The frames that were used.
 
-    fitted, held_out: number of frames for the fit and for the judge.
+    fitted, held_out: number of frames for the fit and for the judge. replicated: for the second fit, if there was one.
     until: when the newest of them arrived, s since the epoch.
     shape: (height, width, channels) as the network takes them.
     depth: type of their values. peak: the highest of them, as a share of white. None in dossiers of before.
@@ -42,6 +42,7 @@ class FramesRecord(_DossierPart):
 
     fitted: int
     held_out: int
+    replicated: int = 0
     until: float
     shape: tuple[int, int, int]
     depth: Literal["uint8", "uint16", "float32"] | None = None
@@ -73,7 +74,7 @@ class CriterionRecord(_DossierPart):
 
 
 class VerdictRecord(_DossierPart):
-    """The answer of the judge, with all evidence by "factory", "active" and "candidate"."""
+    """The answer of the judge, with all evidence by "factory", "active", "candidate" and "replicate"."""
 
     accepted: bool
     reason: str

@@ -172,7 +172,7 @@ NUMBERS = {
         "threshold": (0.001, 1000000),
     },
     "recalibrate": {
-        "frames": (64, 10_000),
+        "frames": (128, 10_000),
         "every": (1, 31_536_000),
         "timeout": (1, 86400),
         "backoff": (0, 86400),

@@ -32,7 +32,7 @@ def verdict(accepted: bool = True, reason: str = "better than every champion") -
                 "met": True,
                 "objection": "",
             },
-            {"name": "agreement", "against": "factory", "value": 0.93, "limit": 0.41, "met": True, "objection": ""},
+            {"name": "agreement", "against": "factory", "value": 3.5, "limit": 1.0, "met": True, "objection": ""},
         ]
         measured["replicate"] = evidence(1.3)
     return {"accepted": accepted, "reason": reason, "evidence": measured, "criteria": criteria}

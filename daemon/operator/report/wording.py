@@ -42,8 +42,8 @@ HOMOGENIZER_TEXTS = {
 CRITERION_TEXTS = {  # by the name of the criterion in the dossier
     "score": f"The drift score is at least {MIN_SCORE_DROP_SHARE:.0%} below that of {{against}}",
     "band": "The drift score lies within the clean band",
-    "repeatability": "{against} leads to the same answers",
-    "agreement": "A second fit agrees with the candidate more than with {against}",
+    "repeatability": "The candidate leads to the same answers as {against}",
+    "agreement": "A second fit agrees with the candidate on more frames than with {against}",
     # of dossiers before 2026-11-28:
     "confidence": "The network is as confident as with {against}, within two standard errors",
     "concentration": "No class takes many more of the answers than with {against}",
@@ -51,7 +51,7 @@ CRITERION_TEXTS = {  # by the name of the criterion in the dossier
     "gain": "The network is more certain than with {against}, on all frames",
 }
 UPPER_LIMITS = ("score", "concentration", "band")  # criteria whose limit is a maximum
-CRITERION_UNITS = {"sureness": "standard errors", "gain": "nats"}
+CRITERION_UNITS = {"agreement": "standard errors", "sureness": "standard errors", "gain": "nats"}
 
 
 class Outcome(NamedTuple):
@@ -81,7 +81,9 @@ def outcome(dossier: Dossier, after: Sequence[AuditRecord], fit: AuditRecord | N
         reason = _sentence(f"{recorded['result']}, {recorded.get('reason')}")
         return Outcome("bad", "Not taken by the daemon", f"{reason} What served before went on serving.")
     if dossier.result == Result.UNNEEDED:
-        return Outcome("idle", "Nothing to repair", f"{_sentence(dossier.reason)} Nothing was fitted.")
+        return Outcome(
+            "idle", "Nothing to repair", _sentence(dossier.reason) + ("" if dossier.fit else " Nothing was fitted.")
+        )
     if dossier.result == Result.REJECTED:
         text = f"The judge refused the candidate: {dossier.reason}. What served before went on serving."
         return Outcome("bad", "Candidate refused", text)
@@ -154,7 +156,7 @@ def criterion_row(criterion: CriterionRecord) -> CriterionRow:
     """Describe a criterion of the judge in words and numbers; one of another release by its name."""
     against = HOMOGENIZER_TEXTS.get(criterion.against, criterion.against)
     text = CRITERION_TEXTS.get(criterion.name, "").format(against=against) or criterion.name
-    side = "at most" if criterion.name in UPPER_LIMITS else "at least"
+    side = "at most" if criterion.name in UPPER_LIMITS else "more than" if criterion.name == "agreement" else "at least"
     value, limit = (_criterion_number(criterion.name, given) for given in (criterion.value, criterion.limit))
     return CriterionRow(text, value, f"{side} {limit}", criterion.met)
 
@@ -162,7 +164,7 @@ def criterion_row(criterion: CriterionRecord) -> CriterionRow:
 def _criterion_number(criterion: str, value: float | None) -> str:
     if value is None:
         return "not finite"
-    if criterion in ("score", "band", "repeatability", "agreement"):
+    if criterion in ("score", "band", "repeatability"):
         return number(value)
     if criterion in CRITERION_UNITS:
         return f"{value:+.2f} {CRITERION_UNITS[criterion]}"

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.scoring.agreement import MAX_VALUES, NOT_FINITE, agreement, answers_of
+from calibrate.scoring.agreement import MAX_VALUES, NOT_FINITE, agreement, answers_of, standard_errors_nearer
 
 COLUMNS = 4 * MAX_VALUES
 LABELS = st.lists(st.integers(0, 4), min_size=2, max_size=60)
@@ -193,3 +193,28 @@ def test_the_columns_are_spread_over_a_picture():
 def test_answers_keep_no_gradients():
     outputs = torch.rand(4, 3, requires_grad=True)
     assert not any(answers_of(outputs, kind).requires_grad for kind in ("logits", "probabilities", "none"))
+
+
+# ---- which of two is nearer
+
+
+def test_frames_on_which_only_one_is_like_the_reference_are_counted():
+    reference, first, other = labels(0, 1, 2, 0, 1), labels(0, 1, 2, 0, 2), labels(0, 0, 1, 1, 1)
+    assert standard_errors_nearer(first, other, reference) == pytest.approx((3 - 1) / 2)
+    assert standard_errors_nearer(other, first, reference) == pytest.approx(-(3 - 1) / 2)
+    assert standard_errors_nearer(first, first, reference) == 0
+
+
+def test_values_are_compared_frame_by_frame():
+    reference = torch.zeros(4, 2)
+    first = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [5.0, 0.0]])
+    other = torch.tensor([[2.0, 0.0], [3.0, 1.0], [0.0, 0.0], [4.0, 0.0]])
+    assert standard_errors_nearer(first, other, reference) == pytest.approx((2 - 1) / 3**0.5)
+
+
+def test_everything_is_nearer_than_what_is_not_finite():
+    sound, spoilt = labels(0, 1, 0, 1), labels(0, NOT_FINITE, 0, 1)
+    assert standard_errors_nearer(sound, spoilt, sound) == math.inf
+    values_with_one = torch.zeros(4, 2)
+    values_with_one[1, 1] = torch.nan
+    assert standard_errors_nearer(torch.ones(4, 2), values_with_one, torch.zeros(4, 2)) == math.inf

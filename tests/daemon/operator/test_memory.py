@@ -23,10 +23,10 @@ def need(folder: Path, model: Path, **sections) -> MemoryNeed:
 
 
 def test_frames_are_counted_for_each_sensor_with_their_depth(folder: Path, tiny_model: Path):
-    found = need(folder, tiny_model, recalibrate={"frames": 100}, drift={"window": 20})
-    assert found.frames == 2 * 120 * VALUES
-    deep = need(folder, tiny_model, sensors={"rear": {"bits": 12}}, recalibrate={"frames": 100}, drift={"window": 20})
-    assert deep.frames == 3 * 120 * VALUES
+    found = need(folder, tiny_model, recalibrate={"frames": 200}, drift={"window": 20})
+    assert found.frames == 2 * 220 * VALUES
+    deep = need(folder, tiny_model, sensors={"rear": {"bits": 12}}, recalibrate={"frames": 200}, drift={"window": 20})
+    assert deep.frames == 3 * 220 * VALUES
     assert deep.fit > found.fit and deep.check > found.check
 
 

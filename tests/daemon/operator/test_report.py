@@ -236,8 +236,11 @@ def test_the_second_fit_is_shown_beside_the_others(place):
     page = place.page()
     columns = "without ρ with the ρ that served with the candidate with a second fit"
     assert f"{columns} Drift score 9 not finite 1.1 1.3" in page.text
-    assert "second fit to other frames leads to the same answers 0.93 at least 0.75 ✓ met" in page.text
-    assert "A second fit agrees with the candidate more than with no ρ 0.93 at least 0.41 ✓ met" in page.text
+    assert (
+        "The candidate leads to the same answers as a second fit to other frames 0.93 at least 0.75 ✓ met" in page.text
+    )
+    told = "A second fit agrees with the candidate on more frames than with no ρ"
+    assert f"{told} +3.50 standard errors more than +1.00 standard errors ✓ met" in page.text
     assert '<polyline class="line second"' in place.html() and '<circle class="dot second"' in place.html()
 
 

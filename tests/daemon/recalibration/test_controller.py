@@ -59,11 +59,11 @@ class Scene:
 
     def __init__(self, audit_writer: Any = None, **settings: Any) -> None:
         self.now, self.records, self.written = 0.0, [], []
-        config = RecalibrateConfig(frames=64, collect=0, shadow=0, **settings)
+        config = RecalibrateConfig(frames=128, collect=0, shadow=0, **settings)
         self.sensor = Sensor(
             "front",
             InferencePath(Runner()),
-            Reservoir(128, window=WINDOW),
+            Reservoir(128 + WINDOW, window=WINDOW),
             DriftDetector(1.6, 10.0),
             StateMachine(config, 0.0),
         )
@@ -78,7 +78,7 @@ class Scene:
         self.registry = CollectorRegistry()
         metrics = Metrics(self.registry)
         self.controller = Controller(
-            self.recalibration, state_writer, 64, metrics, background, self.record, lambda: self.now
+            self.recalibration, state_writer, 128, metrics, background, self.record, lambda: self.now
         )
 
     def metric(self, name: str, labels: dict[str, str]) -> Any:
@@ -98,7 +98,7 @@ class Scene:
 
     def begin_fit(self) -> None:
         self.sensor.state_machine.request()
-        self.frames(64)
+        self.frames(128)
         self.step(2)
         assert self.sensor.state_machine.state is State.FITTING
 

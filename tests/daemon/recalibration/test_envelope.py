@@ -228,7 +228,7 @@ def test_a_key_without_an_envelope_is_a_mistake(tmp_path):
 WIDER = [  # what the envelope says, what the configuration says, and how it is told
     ({"evidence": {"frames": 256}}, {"frames": 255}, "evidence.frames is at least 256, recalibrate.frames is 255"),
     ({"evidence": {"held_out": 65}}, {"frames": 256}, "at least 65, of recalibrate.frames 256 the judge gets 64"),
-    ({"evidence": {"held_out": 17}}, {"frames": 72}, "at least 17, of recalibrate.frames 72 the judge gets 16"),
+    ({"evidence": {"held_out": 33}}, {"frames": 130}, "at least 33, of recalibrate.frames 130 the judge gets 32"),
     ({"evidence": {"collect": "1m"}}, {"collect": "59s"}, "at least 60, recalibrate.collect is 59"),
     ({"evidence": {"margin": 0.3}}, {}, f"at least 0.3, this release of recald has {MIN_SCORE_DROP_SHARE}"),
     ({"evidence": {"shadow": "5s"}}, {"shadow": 4.9}, "at least 5, recalibrate.shadow is 4.9"),

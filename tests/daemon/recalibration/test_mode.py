@@ -30,7 +30,7 @@ def config(**recalibrate: Any) -> Config:
 @pytest.mark.parametrize("classifier", [True, False])
 def test_only_the_default_of_a_network_that_is_no_classifier_is_supervised(given, classifier, caplog):
     settings = {} if given is None else {"mode": given}
-    mode = with_default_mode(config(frames=64, **settings), classifier).recalibrate.mode
+    mode = with_default_mode(config(frames=128, **settings), classifier).recalibrate.mode
     assert mode == (given or ("autonomous" if classifier else "supervised"))
     assert (NO_CLASSIFIER in caplog.text) is not classifier
     assert ("as configured" in caplog.text) is (given is not None and not classifier)

@@ -29,7 +29,7 @@ from daemon.recalibration.state_machine import (
 )
 from daemon.states import AT_REST, IN_WORK, WITH_CANDIDATE, Result, State
 
-TIMES = {"every": 1000.0, "frames": 64, "collect": 0.0, "backoff": 10.0, "shadow": 5.0, "probation": 60.0}
+TIMES = {"every": 1000.0, "frames": 128, "collect": 0.0, "backoff": 10.0, "shadow": 5.0, "probation": 60.0}
 OTHER = {"fits_a_day": "swaps", "swaps_a_day": "fits"}
 ENDS = ("rejected", "refused", "unneeded", "failed", "timeout", "outdated")  # of a recalibration without a candidate
 
@@ -49,7 +49,7 @@ def step(machine: StateMachine, now: float, **facts):
 
 def begin_fit(machine: StateMachine, now: float) -> None:
     assert isinstance(step(machine, now, alarm=True), Collect)
-    assert step(machine, now, alarm=True, collected=64) == Fit("drift")
+    assert step(machine, now, alarm=True, collected=128) == Fit("drift")
 
 
 def compare(machine: StateMachine, *results: bool) -> None:
@@ -81,25 +81,25 @@ def test_nothing_happens_without_a_reason(machine):
 
 def test_a_fit_waits_for_frames_and_for_the_worker(machine):
     assert step(machine, 1.0, alarm=True) == Collect(forget=True)
-    assert step(machine, 2.0, alarm=True, collected=32) is None
-    assert (machine.progress, machine.reason) == (0.5, "32 of 64 frames, 1 of 0 s")
-    assert step(machine, 3.0, alarm=True, collected=64, worker_free=False) is None
+    assert step(machine, 2.0, alarm=True, collected=64) is None
+    assert (machine.progress, machine.reason) == (0.5, "64 of 128 frames, 1 of 0 s")
+    assert step(machine, 3.0, alarm=True, collected=128, worker_free=False) is None
     assert machine.state is State.COLLECTING
-    assert step(machine, 4.0, alarm=True, collected=64) == Fit("drift")
+    assert step(machine, 4.0, alarm=True, collected=128) == Fit("drift")
     assert machine.state is State.FITTING
 
 
 def test_frames_must_come_from_more_than_a_moment():
     machine = machine_in(collect=120.0)
     step(machine, 10.0, alarm=True)
-    assert step(machine, 40.0, alarm=True, collected=64) is None
-    assert (machine.progress, machine.reason) == (0.25, "64 of 64 frames, 30 of 120 s")
-    assert step(machine, 130.0, alarm=True, collected=64) == Fit("drift")
+    assert step(machine, 40.0, alarm=True, collected=128) is None
+    assert (machine.progress, machine.reason) == (0.25, "128 of 128 frames, 30 of 120 s")
+    assert step(machine, 130.0, alarm=True, collected=128) == Fit("drift")
 
 
 def test_a_drift_that_is_over_needs_no_fit(machine):
     step(machine, 1.0, alarm=True)
-    assert step(machine, 2.0, collected=64) is None
+    assert step(machine, 2.0, collected=128) is None
     assert machine.state is State.FACTORY and "over" in machine.reason
     assert step(machine, 3.0, alarm=True) == Collect(forget=True), "and nothing holds up the next"
 
@@ -113,10 +113,10 @@ def test_a_label_shift_is_no_drift(machine):
 
 def test_a_label_shift_delays_a_fit_unless_an_operator_ordered_it(machine):
     step(machine, 1.0, alarm=True)
-    assert step(machine, 2.0, alarm=True, label_shift=True, collected=64) is None
+    assert step(machine, 2.0, alarm=True, label_shift=True, collected=128) is None
     assert machine.state is State.COLLECTING and "few classes" in machine.reason
     machine.request()
-    assert step(machine, 3.0, alarm=True, label_shift=True, collected=64) == Fit("operator")
+    assert step(machine, 3.0, alarm=True, label_shift=True, collected=128) == Fit("operator")
 
 
 def test_earlier_homogenizers_are_tried_at_once_and_every_minute_while_collecting(machine):
@@ -126,9 +126,9 @@ def test_earlier_homogenizers_are_tried_at_once_and_every_minute_while_collectin
     assert step(machine, 100.0, alarm=True) == Collect(forget=True)
     assert step(machine, 101.0, alarm=True, worker_free=False) is None
     assert step(machine, 102.0, alarm=True) == Recall()
-    assert step(machine, 161.0, alarm=True, collected=63) is None
-    assert step(machine, 162.0, alarm=True, collected=63) == Recall()
-    assert step(machine, 163.0, alarm=True, collected=64) == Fit("drift")
+    assert step(machine, 161.0, alarm=True, collected=127) is None
+    assert step(machine, 162.0, alarm=True, collected=127) == Recall()
+    assert step(machine, 163.0, alarm=True, collected=128) == Fit("drift")
 
 
 def test_without_an_earlier_homogenizer_nothing_is_recalled(machine):
@@ -161,7 +161,7 @@ def test_frames_are_forgotten_when_newer_ones_contradict_them(machine):
     assert isinstance(step(machine, 1.0), Discard)
     machine.finished(Result.REJECTED, 1.0, "not better in 2 of 2 comparisons on new frames")
     assert step(machine, 11.0, alarm=True) == Collect(forget=True)
-    step(machine, 12.0, alarm=True, collected=64)
+    step(machine, 12.0, alarm=True, collected=128)
     machine.finished(Result.REJECTED, 12.0, "out of the band")
     assert step(machine, 32.0, alarm=True) == Collect(forget=False)
 
@@ -249,7 +249,7 @@ def test_a_homogenizer_that_makes_a_drift_worse_gives_way_while_frames_for_the_n
     assert step(machine, 103.0, alarm=True, harmful=True) == ServeFactory(HARMFUL_REASON, keep_work=True)
     machine.committed(False, 103.0, keep_work=True)
     assert machine.state is State.COLLECTING
-    assert step(machine, 104.0, alarm=True, harmful=True, collected=64) == Recall(), "factory is never harmful"
+    assert step(machine, 104.0, alarm=True, harmful=True, collected=128) == Recall(), "factory is never harmful"
 
 
 @pytest.mark.parametrize("stage", IN_WORK)
@@ -265,8 +265,8 @@ def test_a_fit_under_way_keeps_no_harmful_homogenizer_in_place_and_goes_on(machi
 
 def begin_fit_with_earlier(machine: StateMachine, now: float) -> None:
     assert step(machine, now, alarm=True) == Collect(forget=True)
-    assert step(machine, now, alarm=True, collected=64) == Recall()
-    assert step(machine, now, alarm=True, collected=64) == Fit("drift")
+    assert step(machine, now, alarm=True, collected=128) == Recall()
+    assert step(machine, now, alarm=True, collected=128) == Fit("drift")
 
 
 def test_a_candidate_outlives_the_way_to_factory_and_is_compared_anew(machine):
@@ -303,17 +303,17 @@ def test_a_drift_that_comes_while_frames_are_collected_makes_those_before_it_go(
     if trigger == "operator":
         machine.request()
     assert step(machine, 1000.0) == Collect(forget=False)
-    assert step(machine, 1100.0, collected=64) is None
-    assert step(machine, 1110.0, alarm=True, collected=64) == Collect(forget=True)
-    assert step(machine, 1130.0, alarm=True, collected=64) is None, "two minutes of the drifted camera"
-    assert step(machine, 1230.0, alarm=True, collected=64) == Fit("drift" if trigger == "timer" else trigger)
+    assert step(machine, 1100.0, collected=128) is None
+    assert step(machine, 1110.0, alarm=True, collected=128) == Collect(forget=True)
+    assert step(machine, 1130.0, alarm=True, collected=128) is None, "two minutes of the drifted camera"
+    assert step(machine, 1230.0, alarm=True, collected=128) == Fit("drift" if trigger == "timer" else trigger)
 
 
 def test_a_drift_that_ends_while_an_ordered_fit_collects_makes_its_frames_go(machine):
     machine.request()
     assert step(machine, 1.0, alarm=True) == Collect(forget=True)
-    assert step(machine, 2.0, collected=64) == Collect(forget=True)
-    assert step(machine, 3.0, collected=64) == Fit("operator")
+    assert step(machine, 2.0, collected=128) == Collect(forget=True)
+    assert step(machine, 3.0, collected=128) == Fit("operator")
 
 
 def test_frames_that_a_drift_makes_go_again_and_again_do_not_outlast_the_deadline(machine):
@@ -326,7 +326,7 @@ def test_frames_that_a_drift_makes_go_again_and_again_do_not_outlast_the_deadlin
 def test_the_timer_fires_once_in_its_period(machine):
     assert step(machine, 999.0) is None
     assert step(machine, 1000.0) == Collect(forget=False)
-    assert step(machine, 1000.0, collected=64) == Fit("timer")
+    assert step(machine, 1000.0, collected=128) == Fit("timer")
     machine.finished(Result.UNNEEDED, 1001.0)
     assert step(machine, 2000.0) is None
     assert step(machine, 2001.0) == Collect(forget=False)
@@ -358,7 +358,7 @@ def test_back_off_doubles_and_an_operator_bypasses_it(machine):
     assert machine.state is State.FAILED
     machine.request()
     assert step(machine, 29.0) == Collect(forget=False)
-    assert step(machine, 29.0, collected=64) == Fit("operator")
+    assert step(machine, 29.0, collected=128) == Fit("operator")
 
 
 def test_back_off_stops_growing_after_six_doublings(machine):
@@ -440,7 +440,7 @@ def test_a_lasting_alarm_that_needs_no_fit_backs_off(machine):
     fits, now = 0, 0.0
     while now < 3600.0:
         now += 1.0
-        decision = step(machine, now, alarm=True, collected=64)
+        decision = step(machine, now, alarm=True, collected=128)
         if isinstance(decision, Fit):
             fits += 1
             machine.finished(Result.UNNEEDED, now)
@@ -449,7 +449,7 @@ def test_a_lasting_alarm_that_needs_no_fit_backs_off(machine):
 
 def test_an_unneeded_timer_fit_does_not_delay_the_fit_of_a_drift(machine):
     step(machine, 1000.0)
-    step(machine, 1000.0, collected=64)
+    step(machine, 1000.0, collected=128)
     machine.finished(Result.UNNEEDED, 1000.0)
     assert step(machine, 1001.0, alarm=True) == Collect(forget=True)
 
@@ -458,7 +458,7 @@ def test_repeated_rollbacks_back_off_and_lead_to_invalid(machine):
     swaps, now = 0, 0.0
     while now < 3600.0:
         now += 5.0
-        decision = step(machine, now, alarm=True, collected=64)
+        decision = step(machine, now, alarm=True, collected=128)
         if isinstance(decision, Fit):
             machine.candidate_ready(now)
             compare(machine, True, True, True)
@@ -483,7 +483,7 @@ def test_a_spent_budget_is_explained():
 def test_an_order_while_collecting_makes_that_fit_the_operators(machine):
     step(machine, 1.0, alarm=True)
     machine.request()
-    assert step(machine, 2.0, alarm=True, collected=64) == Fit("operator")
+    assert step(machine, 2.0, alarm=True, collected=128) == Fit("operator")
     machine.finished(Result.UNNEEDED, 3.0)
     assert step(machine, 4.0) is None
 
@@ -667,33 +667,33 @@ BLIND = {"unwatched": "no drift check for 40 s", "missed_comparisons": MIN_COMPA
 def test_collecting_ends_as_a_failure_when_too_few_frames_come(machine):
     step(machine, 1.0, alarm=True)
     assert step(machine, 3601.0, alarm=True, collected=3) is None
-    assert step(machine, 3602.0, alarm=True, collected=3) == Abort("3 of 64 frames came in 60 min")
-    machine.finished(Result.TIMEOUT, 3602.0, "3 of 64 frames came in 60 min")
+    assert step(machine, 3602.0, alarm=True, collected=3) == Abort("3 of 128 frames came in 60 min")
+    machine.finished(Result.TIMEOUT, 3602.0, "3 of 128 frames came in 60 min")
     assert machine.state is State.FAILED
     assert step(machine, 3612.0, alarm=True) == Collect(forget=False), "the frames add up"
 
 
 def test_collecting_ends_without_a_failure_when_few_classes_stay_in_view(machine):
     step(machine, 1.0, alarm=True)
-    assert step(machine, 3602.0, alarm=True, collected=64, label_shift=True) is None
+    assert step(machine, 3602.0, alarm=True, collected=128, label_shift=True) is None
     assert machine.state is State.FACTORY and "few classes" in machine.reason
     assert step(machine, 3603.0, alarm=True) == Collect(forget=True), "no back-off"
 
 
 def test_the_time_in_which_a_fit_waits_for_its_turn_does_not_count(machine):
     step(machine, 1.0, alarm=True)
-    step(machine, 2.0, alarm=True, collected=64, worker_free=False)
+    step(machine, 2.0, alarm=True, collected=128, worker_free=False)
     for hours in range(1, 5):
-        assert step(machine, 3600.0 * hours, alarm=True, collected=64, worker_free=False) is None
-    assert machine.reason == "64 frames are collected; the fit waits for its turn"
-    assert step(machine, 14_401.0, alarm=True, collected=64) == Fit("drift")
+        assert step(machine, 3600.0 * hours, alarm=True, collected=128, worker_free=False) is None
+    assert machine.reason == "128 frames are collected; the fit waits for its turn"
+    assert step(machine, 14_401.0, alarm=True, collected=128) == Fit("drift")
 
 
 def test_a_worker_that_is_busy_excuses_no_frames_that_do_not_come(machine):
     step(machine, 1.0, alarm=True)
     step(machine, 2.0, alarm=True, collected=3, worker_free=False)
     overdue = step(machine, 3602.0, alarm=True, collected=3, worker_free=False)
-    assert overdue == Abort("3 of 64 frames came in 60 min")
+    assert overdue == Abort("3 of 128 frames came in 60 min")
 
 
 @pytest.mark.parametrize("stage", IN_WORK)
@@ -823,7 +823,7 @@ class Life(RuleBasedStateMachine):
         if isinstance(decision, Collect):
             assert self.mode != "locked" and (self.machine.trigger == "operator" or not self.overdrawn())
         elif isinstance(decision, Fit):
-            assert free and collected >= 64 and before is State.COLLECTING and self.mode != "locked"
+            assert free and collected >= 128 and before is State.COLLECTING and self.mode != "locked"
             self.spent[0].append(self.now)
         elif isinstance(decision, Abort):
             assert before is State.COLLECTING or before in IN_WORK
@@ -895,8 +895,8 @@ class Life(RuleBasedStateMachine):
             return
         if self.machine.state is State.COLLECTING:
             self.machine.request()
-            step(self.machine, self.now, collected=64)  # if there was an alarm, it collects anew
-            if isinstance(step(self.machine, self.now, collected=64), Abort):  # it has collected for too long
+            step(self.machine, self.now, collected=128)  # if there was an alarm, it collects anew
+            if isinstance(step(self.machine, self.now, collected=128), Abort):  # it has collected for too long
                 self.machine.finished(Result.TIMEOUT, self.now)
         if self.machine.state in IN_WORK:
             self.machine.finished(Result.REJECTED, self.now)

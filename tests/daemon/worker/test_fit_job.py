@@ -133,13 +133,11 @@ def test_the_stages_come_in_their_order(accepted):
     assert stages == sorted(stages, key=["fitting", "judging", "compiling"].index)
 
 
-@pytest.mark.xfail(strict=True, reason="fault: the metric of the fit's duration gets that of the second fit alone")
 def test_the_time_that_is_told_is_that_of_both_fits(accepted):
     told = sum(message.get("fit_seconds", 0) for message in accepted.told)
     assert told >= sum(result.seconds for result in accepted.results)
 
 
-@pytest.mark.xfail(strict=True, reason="fault: where the score refuses, the duration of the fit is told nobody")
 def test_the_time_of_a_fit_is_told_where_its_score_refuses_it(refused_by_score):
     assert [message["fit_seconds"] for message in refused_by_score.told if "fit_seconds" in message]
 
@@ -155,8 +153,7 @@ def test_the_dossier_has_the_evidence_of_the_second_fit_and_the_criteria(accepte
     criteria = {(criterion.name, criterion.against): criterion for criterion in told.verdict.criteria}
     names = [("band", "band"), ("score", "factory"), ("repeatability", "replicate"), ("agreement", "factory")]
     assert list(criteria) == names and all(criterion.met for criterion in criteria.values())
-    repeated = criteria["repeatability", "replicate"].value
-    assert repeated == criteria["agreement", "factory"].value > criteria["agreement", "factory"].limit
+    assert all(criteria[name].value > criteria[name].limit for name in names[2:])
 
 
 def test_the_dossier_tells_the_frames_and_the_history_of_the_first_fit(accepted):
@@ -217,11 +214,11 @@ def test_a_second_fit_that_fails_lets_nothing_serve(tmp_path, tiny_model):
 def test_a_drift_that_costs_no_answer_needs_no_repair(tmp_path, tiny_model):
     """The network names every corner without the candidate as it does with the second fit."""
     refused = Recalibration(tmp_path, tiny_model, pictures=drifted(images(128, seed=5)))
-    assert refused.answer["result"] == "rejected"
-    assert refused.answer["reason"] == "a second fit agrees no more with it (1.00) than with factory (1.00)"
+    assert refused.answer["result"] == "unneeded" and refused.stored() == []
+    reason = "a second fit agrees with it no more than with factory (+0.0 standard errors)"
+    assert refused.answer["reason"] == f"the drift changes no answer: {reason}"
 
 
-@pytest.mark.xfail(strict=True, reason="fault: a quarter of so few frames is too little for a second fit")
 def test_the_fewest_frames_that_the_configuration_allows_are_enough(tmp_path, tiny_model):
     (least,) = (rule.ge for rule in RecalibrateConfig.model_fields["frames"].metadata if hasattr(rule, "ge"))
     pictures = drifted(images(least, seed=5), light=0.5)
