@@ -1,4 +1,4 @@
-"""No bad homogenizer comes to serve, and most proper fits that help do, on six networks with labels."""
+"""Hardly any bad homogenizer comes to serve, and most proper fits that help do, on six networks with labels."""
 
 from __future__ import annotations
 
