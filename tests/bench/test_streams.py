@@ -32,7 +32,7 @@ def records(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Recor
         for _ in range(round(seconds / TICK_S)):
             now += TICK_S
             frames = images(16, seed=int(now))
-            daemon.tick(now, drifted(frames) if drifts else frames)
+            daemon.tick(now, drifted(frames, light=0.5) if drifts else frames)
     daemon.close()
     return daemon.records
 

@@ -25,7 +25,7 @@ from deploy.backends.protocol import load_backend
 from deploy.files import digest_file
 from deploy.store.artefacts import FACTORY
 
-CLEAN = images(64, 7)
+CLEAN = images(256, 7)
 
 
 class Jetson:
@@ -79,7 +79,7 @@ def right(image: np.ndarray, output: np.ndarray) -> bool:
 
 
 def test_frames_are_served_and_a_drift_corrected_while_it_compiles_and_the_next_start_has_the_engine(jetson):
-    dark = {"front": drifted(CLEAN, light=0.65)}
+    dark = {"front": drifted(CLEAN, light=0.5)}
     with jetson.daemon(build_s=8) as daemon, Camera(daemon) as camera:
         assert backend_of(daemon) == "cuda"
         shown = recald("status", "--config", jetson.config).stdout
@@ -87,7 +87,7 @@ def test_frames_are_served_and_a_drift_corrected_while_it_compiles_and_the_next_
         assert daemon.samples("recald_model_info")[0][0]["backend"] == "cuda"
         assert right(CLEAN[0], camera.ask(CLEAN[0])[1])
         camera.stream({"front": CLEAN}, lambda: daemon.status()["drift_score"], "a drift score")
-        camera.stream(dark, lambda: daemon.status()["homogenizer"] != FACTORY, "a homogenizer serves")
+        camera.stream(dark, lambda: daemon.status()["homogenizer"] != FACTORY, "a homogenizer serves", timeout=150)
         camera.stream(dark, lambda: backend_of(daemon) == "tensorrt", "TensorRT serves")
         served = daemon.status()["homogenizer"]
         camera.settle()
