@@ -29,10 +29,8 @@ MIN_LOOK_DROP_SHARE = (
 # harmed 0.62 at most. Concordance on a U-Net: 0.96 to 1.00, and 0.64.
 MIN_KAPPA, MIN_CONCORDANCE = 0.65, 0.9
 # Standard errors by which a candidate must be nearer to its replicate than a champion is, over the held-out frames.
-# Fits that helped had less than 1 on 2 of 34 cameras. A champion that agrees with the replicate by LITTLE_TO_REPAIR has
-# few answers to repair, and chance gives one more often: a needless fit to a clean camera had 1.0.
-MIN_NEARER_ERRORS, MIN_NEARER_ERRORS_AT_LITTLE = 1.0, 2.0
-LITTLE_TO_REPAIR = 0.85
+# A needless fit to a clean camera had 1.0; fits that helped had less on 2 of 34 cameras.
+MIN_NEARER_ERRORS = 1.0
 UNREPEATED = ", by the drift score alone: no second fit was there to compare with"  # added to the reason of a verdict
 
 
@@ -218,10 +216,8 @@ def _replicate_criteria(candidate: Evidence, replicate: Evidence, champions: Map
     criteria = [Criterion("repeatability", "replicate", found, least, found >= least, objection)]
     for name, champion in champions.items():
         errors = _nearer(candidate, champion, replicate)
-        little = _agreement(champion, replicate) >= LITTLE_TO_REPAIR
-        least = MIN_NEARER_ERRORS_AT_LITTLE if little else MIN_NEARER_ERRORS
         objection = f"a second fit agrees with it no more than with {name} ({errors:+.1f} standard errors)"
-        criteria.append(Criterion("agreement", name, errors, least, errors > least, objection))
+        criteria.append(Criterion("agreement", name, errors, MIN_NEARER_ERRORS, errors > MIN_NEARER_ERRORS, objection))
     return criteria
 
 
