@@ -38,7 +38,7 @@ class Result(str, Enum):
     ACCEPTED = "accepted"  # a fitted candidate was judged better
     RECALLED = "recalled"  # an earlier homogenizer of this sensor was judged better
     FACTORY = "factory"  # the frames are clean without a homogenizer
-    UNNEEDED = "unneeded"  # the frames are clean as they are served, or their drift changes no answer
+    UNNEEDED = "unneeded"  # the frames are clean as they are served, or a second fit finds nothing to repair
     UNKNOWN = "unknown"  # no earlier homogenizer suits the newest frames; a fit follows
     SHADOWED = "shadowed"  # judged better, and recalibrate.mode lets nothing serve
     REJECTED = "rejected"  # by the judge, or by the shadow run

@@ -55,15 +55,20 @@ class Fits:
         return self._state.homogenizer(key, lambda: self._fit(self._camera.film(rows), seed))
 
     def _fit(self, frames: Tensor, seed: int) -> Homogenizer:
-        known = self._clean and {"reference": self._clean.statistics, "source": self._clean.source}
-        return fitted(self._camera, frames, seed, **known or {})
+        return fitted(self._camera, frames, seed, clean=self._clean)
 
 
-def fitted(camera: DriftedCamera, frames: Tensor, seed: int, **options: object) -> Homogenizer:
-    """Fit to frames (N, C, H, W) of this camera."""
-    subject = camera.subject
-    arguments: dict[str, object] = {"limits": subject.limits, "seed": seed} | options
-    return fit(subject.network, frames, **arguments).homogenizer.eval()  # type: ignore[arg-type]
+def fitted(
+    camera: DriftedCamera,
+    frames: Tensor,
+    seed: int,
+    clean: CleanData | None = None,
+    config: FitConfig | None = None,
+) -> Homogenizer:
+    """Fit to frames (N, C, H, W) of this camera, to commissioned statistics where `clean` is given."""
+    subject, reference, source = camera.subject, clean and clean.statistics, clean and clean.source
+    result = fit(subject.network, frames, reference, source=source, limits=subject.limits, config=config, seed=seed)
+    return result.homogenizer.eval()
 
 
 def bad_candidates(camera: DriftedCamera, other: Candidate, good: Homogenizer, state: State) -> Iterator[Candidate]:

@@ -18,7 +18,7 @@ MAX_EFFECTIVE_CLASSES = 4.0  # effective number of predicted classes
 MAX_EFFECTIVE_CLASS_SHARE = 0.4  # of the classes of the network: one of three may always be rare
 MIN_LAST_LAYER_RATIO = 1.75  # drift score of the last layer, relative to that of the median layer
 # A network of two classes gives all frames one label after many drifts, too. On X-rays the last layer then had 1.9
-# times the score of the median layer at most, and in clean scenes of one class 2.6 times at least.
+# times the score of the median layer at most, and in clean scenes of one class 2.4 times at least.
 MAX_EFFECTIVE_OF_TWO_CLASSES = 1.4
 MIN_LAST_LAYER_RATIO_OF_TWO_CLASSES = 2.2
 # Score of the median layer: more is a drift, whatever is in view. Clean scenes of one class had 3.6 at most on digits,

@@ -124,8 +124,8 @@ class FitJob:
         candidate = fitted.homogenizer.eval()
         verdict = self._judge(candidate, held_out, against, fit_seconds)
         self._dossier.add_verdict(candidate, verdict)
-        if verdict.changes_no_answer:
-            return _answer(Result.UNNEEDED, f"the drift changes no answer: {verdict.reason}")
+        if verdict.finds_nothing_to_repair:
+            return _answer(Result.UNNEEDED, f"there is nothing to repair: {verdict.reason}")
         if not verdict.accepted:
             return _answer(Result.REJECTED, verdict.reason)
         self._send({"stage": "compiling", "ratio": 0.0})

@@ -270,9 +270,16 @@ def test_a_second_fit_must_agree_with_the_candidate_on_more_frames_than_with_eac
     errors = (nearer - farther) / (nearer + farther) ** 0.5
     told = f"a second fit agrees with it no more than with {name} ({errors:+.1f} standard errors)"
     assert verdict.accepted if met else refused(verdict, told)
-    assert verdict.changes_no_answer is not met
+    assert verdict.finds_nothing_to_repair is (not met and name == "active")
     (criterion,) = (c for c in verdict.criteria if c.name == "agreement" and c.against == name)
     assert (criterion.value, criterion.limit) == pytest.approx((errors, MIN_NEARER_ERRORS))
+
+
+def test_there_is_nothing_to_repair_where_only_the_factory_homogenizer_serves_and_a_second_fit_agrees_with_it():
+    verdict = judge_evidence(evidence(), {"factory": evidence(9.0)}, BAND, evidence(1.1))
+    assert verdict.finds_nothing_to_repair and not verdict.accepted
+    far = judge_evidence(evidence(2.0), {"factory": evidence(9.0)}, BAND, evidence(1.1))
+    assert not far.finds_nothing_to_repair  # its score objects, too
 
 
 def test_a_second_fit_that_sees_one_class_alone_shows_nothing(scorer, frames):

@@ -50,7 +50,7 @@ CRITERION_TEXTS = {  # by the name of the criterion in the dossier
     "sureness": "The network is as certain as with {against}, on frames with the same answer",
     "gain": "The network is more certain than with {against}, on all frames",
 }
-UPPER_LIMITS = ("score", "concentration", "band")  # criteria whose limit is a maximum
+LIMIT_TEXTS = {"score": "at most", "concentration": "at most", "band": "at most", "agreement": "more than"}
 CRITERION_UNITS = {"agreement": "standard errors", "sureness": "standard errors", "gain": "nats"}
 
 
@@ -156,7 +156,7 @@ def criterion_row(criterion: CriterionRecord) -> CriterionRow:
     """Describe a criterion of the judge in words and numbers; one of another release by its name."""
     against = HOMOGENIZER_TEXTS.get(criterion.against, criterion.against)
     text = CRITERION_TEXTS.get(criterion.name, "").format(against=against) or criterion.name
-    side = "at most" if criterion.name in UPPER_LIMITS else "more than" if criterion.name == "agreement" else "at least"
+    side = LIMIT_TEXTS.get(criterion.name, "at least")
     value, limit = (_criterion_number(criterion.name, given) for given in (criterion.value, criterion.limit))
     return CriterionRow(text, value, f"{side} {limit}", criterion.met)
 

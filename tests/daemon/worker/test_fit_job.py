@@ -216,7 +216,7 @@ def test_a_drift_that_costs_no_answer_needs_no_repair(tmp_path, tiny_model):
     refused = Recalibration(tmp_path, tiny_model, pictures=drifted(images(128, seed=5)))
     assert refused.answer["result"] == "unneeded" and refused.stored() == []
     reason = "a second fit agrees with it no more than with factory (+0.0 standard errors)"
-    assert refused.answer["reason"] == f"the drift changes no answer: {reason}"
+    assert refused.answer["reason"] == f"there is nothing to repair: {reason}"
 
 
 def test_the_fewest_frames_that_the_configuration_allows_are_enough(tmp_path, tiny_model):
