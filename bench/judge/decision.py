@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from bench.judge.cameras import LOOK_FRAMES, LOOKS
 from calibrate.judge import (
     MIN_LOOK_DROP_SHARE,
     Evidence,
+    Verdict,
     judge_evidence,
     needs_no_fit,
     needs_no_homogenizer,
@@ -22,6 +25,7 @@ BAND = DriftConfig().threshold  # drift score up to which frames count as clean
 FRAME_RATE = 30  # frames a second in the shadow
 
 Examine = Callable[[str, int], Evidence]  # the evidence for a homogenizer, by its name, on a part of a window
+Answers = Callable[[str], Tensor]  # what the network says of all frames of a fit behind a homogenizer
 FACTORY = "factory"
 
 
@@ -47,7 +51,7 @@ def answer_without_fit(examine: Examine, active: str | None) -> str | None:
     return "factory" if needs_no_homogenizer(against, BAND) else None
 
 
-def decide(examine: Examine, candidate: str, replicate: str, active: str | None) -> Decision:
+def decide(examine: Examine, answers: Answers, candidate: str, replicate: str, active: str | None) -> Decision:
     """Decide about a candidate while `active`, or the factory homogenizer, serves.
 
     Part 0 of a window is for the judge, parts 1, 2 and so on for the shadow.
@@ -55,8 +59,7 @@ def decide(examine: Examine, candidate: str, replicate: str, active: str | None)
     answer = answer_without_fit(examine, active)
     if answer is not None:
         return Decision(answer, "", False)
-    champions = _champions(examine, active, 0)
-    verdict = judge_evidence(examine(candidate, 0), champions, BAND, examine(replicate, 0))
+    verdict = _judge(examine, answers, candidate, replicate, active)
     if not verdict.accepted:
         return Decision("rejected", verdict.reason, False)
     reasons: list[str] = []
@@ -70,6 +73,21 @@ def decide(examine: Examine, candidate: str, replicate: str, active: str | None)
 
     served = passes_shadow(is_better)
     return Decision("accepted", "; ".join(reasons), served)
+
+
+def _judge(examine: Examine, answers: Answers, candidate: str, replicate: str, active: str | None) -> Verdict:
+    """Judge as the daemon's worker does: by the drift score, and a candidate that passes by a second fit, too."""
+    champions = _champions(examine, active, 0)
+    by_score = judge_evidence(examine(candidate, 0), champions, BAND)
+    if not by_score.accepted:
+        return by_score
+
+    def with_all_answers(name: str) -> Evidence:
+        return replace(examine(name, 0), answers=answers(name))
+
+    names = {"factory": FACTORY} if active is None else {"factory": FACTORY, "active": active}
+    champions = {role: with_all_answers(name) for role, name in names.items()}
+    return judge_evidence(with_all_answers(candidate), champions, BAND, with_all_answers(replicate))
 
 
 def passes_shadow(is_better: Callable[[int], bool | None]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +33,7 @@ class Situation:
         subject, frames = camera.subject, camera.film(view.held_out[:1])
         self._scorer = Scorer.of(tap(subject.network), frame_shape(frames), subject.limits, clean)
         self._frames = [camera.film(rows) for rows in (view.held_out, *view.looks)]
+        self._all_frames = camera.film(np.concatenate((view.fitted, view.replicated, view.held_out)))
         self._homogenizers: dict[str, nn.Module | None] = {FACTORY: None}
 
     def answer(self, active: str | None) -> str | None:
@@ -59,7 +61,7 @@ class Situation:
         accuracy = self._accuracy(candidate.name)
         row: Row = {"kind": candidate.kind, "candidate": candidate.name, "accuracy": accuracy, "incumbent": incumbent}
         row |= {"clean": self._clean_accuracy(), "truth": compare(accuracy, incumbent)}
-        return row | vars(decide(self._examine, candidate.name, REPLICATE, active))
+        return row | vars(decide(self._examine, self._answers, candidate.name, REPLICATE, active))
 
     def _examine(self, name: str, part: int) -> Evidence:
         """Return the evidence for a homogenizer on a part of the window: 0 is held out, the others are looks."""
@@ -68,6 +70,14 @@ class Situation:
             return to_record(collect_evidence(self._scorer, self._homogenizers[name], self._frames[part]))
 
         return from_record(self._state.record(f"{self._key(name)}, {part}", compute))
+
+    def _answers(self, name: str) -> Tensor:
+        """Return what the network says of all frames of a fit behind a homogenizer."""
+
+        def compute() -> Row:
+            return {"answers": self._scorer.answers(self._all_frames, self._homogenizers[name]).tolist()}
+
+        return torch.tensor(self._state.record(f"{self._key(name)}, all", compute)["answers"])
 
     def _accuracy(self, name: str) -> float:
         """Return the accuracy on the test images in percent."""

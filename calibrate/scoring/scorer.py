@@ -95,6 +95,19 @@ class Scorer:
         proxy = None if logits is None else accuracy_proxy(logits)
         return Measurement(self._score(ImageMoments.join(moments)), proxy, answers_of(joined, self.output))
 
+    def answers(self, frames: Tensor, homogenizer: nn.Module | None = None) -> Tensor:
+        """Return what the network says of homogenizer(frames), frame by frame (calibrate.scoring.agreement).
+
+        frames: as for `measure`, one or more.
+        """
+        parts = []
+        with torch.no_grad():
+            for chunk in frames.split(SCORE_CHUNK_FRAMES):
+                output = self.taps(homogenizer(chunk) if homogenizer else chunk).output
+                assert output is not None  # the pass runs to its end
+                parts.append(answers_of(output, self.output))
+        return torch.cat(parts)
+
     def _score(self, moments: ImageMoments) -> DriftScore:
         if self.clean:
             return drift_score(moments, self.clean.statistics, MATCHED_TOLERANCE, self.clean.frames)

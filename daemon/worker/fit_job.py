@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from calibrate.fitting import FitResult
 from calibrate.homogenizer import Homogenizer
@@ -34,6 +36,7 @@ from deploy.store.compiled import compile_proven
 from deploy.store.golden import describe_golden, pick_golden
 from deploy.store.retention import newest_versions, retain
 
+ANSWER_CHUNK_FRAMES = 64  # that are there as float32 at once; bounds memory
 PARITY_FRAMES = 8  # held-out frames on which the compiled homogenizer must equal the eager one
 FIT_SHARES = {"fit": (0.0, 0.65), "replicate": (0.65, 1.0)}  # of the progress; the replicate has half as many frames
 MAX_RECALLS = 4  # earlier homogenizers of a sensor that one recalibration tries, newest first
@@ -151,7 +154,24 @@ class FitJob:
         self._dossier.add_second_fit(second)
         self._send({"stage": "judging", "ratio": 0.0, "fit_seconds": fit_seconds + seconds})
         replicate = collect_evidence(scorer, second.homogenizer.eval(), held_out)
-        return judge_evidence(evidence, against, band, replicate)
+        homogenizers = {FACTORY: None, "active": self._context.homogenizer(self._job["active"])}
+        champions = {name: self._with_all_answers(shown, homogenizers[name]) for name, shown in against.items()}
+        return judge_evidence(
+            self._with_all_answers(evidence, candidate),
+            champions,
+            band,
+            self._with_all_answers(replicate, second.homogenizer),
+        )
+
+    def _with_all_answers(self, evidence: Evidence, homogenizer: nn.Module | None) -> Evidence:
+        """Return the evidence with the network's answers to all frames: they decide more surely than a quarter of them.
+
+        Both fits know some of the frames, no champion does. But no fit knows labels, and it fits statistics of the
+        whole, so its answers to single frames that it knows are no better than to others.
+        """
+        parts = np.array_split(self._images, -(-len(self._images) // ANSWER_CHUNK_FRAMES))
+        scorer, frames = self._context.scorer, self._context.frames
+        return replace(evidence, answers=torch.cat([scorer.answers(frames(part), homogenizer) for part in parts]))
 
     def _fit(self, part: Tensor, seed: int, progress: tuple[float, float]) -> tuple[FitResult, str, float]:
         """Fit to a part of the frames, (N,) bool; also return the device in words, and the time (s).

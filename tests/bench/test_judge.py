@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bench.judge.cameras import FITTED, LOOKS, MIN_POOL, WINDOW_FRAMES, View, drifted_camera, parts_of_a_pool
-from bench.judge.decision import answer_without_fit, decide, passes_shadow
+from bench.judge.decision import FACTORY, answer_without_fit, decide, passes_shadow
 from bench.judge.ground_truth import compare, wilson
 from bench.judge.sabotage import changes, noisy, sabotaged, tiled
 from bench.judge.state import State, from_record, to_record
@@ -129,29 +129,41 @@ def by_name(**scores):
     return examine
 
 
+def decided(examine, candidate, replicate, active):
+    """Decide where the answers to all frames are those to the held-out ones."""
+    return decide(examine, lambda name: examine(name, 0).answers, candidate, replicate, active)
+
+
 def test_a_candidate_has_to_pass_the_judge_and_the_shadow():
-    assert decide(by_name(factory=5.0, it=1.0, second=1.0), "it", "second", None).served
-    refused = decide(by_name(factory=5.0, it=4.9, second=1.0), "it", "second", None)
+    assert decided(by_name(factory=5.0, it=1.0, second=1.0), "it", "second", None).served
+    refused = decided(by_name(factory=5.0, it=4.9, second=1.0), "it", "second", None)
     assert (refused.judged, refused.served) == ("rejected", False) and "no better than factory" in refused.reason
-    later = decide(by_name(factory=5.0, it=(1.0, 4.9, 4.9, 4.9), second=1.0), "it", "second", None)
+    later = decided(by_name(factory=5.0, it=(1.0, 4.9, 4.9, 4.9), second=1.0), "it", "second", None)
     assert (later.judged, later.served) == ("accepted", False) and "no better than factory" in later.reason
 
 
 def test_a_candidate_has_to_agree_with_the_second_fit():
-    refused = decide(by_name(factory=5.0, it=1.0, old=1.0), "it", "old", None)  # what was said of "old" is else
+    refused = decided(by_name(factory=5.0, it=1.0, old=1.0), "it", "old", None)  # what was said of "old" is else
     assert refused.judged == "rejected" and "second fit" in refused.reason
 
 
+def test_all_frames_of_a_fit_tell_whether_a_second_fit_agrees():
+    examine = by_name(factory=5.0, it=1.0, second=1.0)
+    refused = decide(examine, lambda name: ANSWERS, "it", "second", None)
+    assert refused.judged == "rejected" and "no more than with factory (+0.0 standard errors)" in refused.reason
+    assert decide(examine, lambda name: ANSWERS + (name == FACTORY), "it", "second", None).served
+
+
 def test_a_candidate_has_to_beat_the_active_homogenizer_too():
-    assert not decide(by_name(factory=5.0, old=2.0, it=1.7, second=1.0), "it", "second", "old").served
-    assert decide(by_name(factory=5.0, old=2.0, it=1.0, second=1.0), "it", "second", "old").served
+    assert not decided(by_name(factory=5.0, old=2.0, it=1.7, second=1.0), "it", "second", "old").served
+    assert decided(by_name(factory=5.0, old=2.0, it=1.0, second=1.0), "it", "second", "old").served
 
 
 def test_nothing_is_fitted_for_a_clean_camera():
     assert answer_without_fit(by_name(factory=1.0), None) == "unneeded"
     assert answer_without_fit(by_name(factory=1.0, old=5.0), "old") == "factory"
     assert answer_without_fit(by_name(factory=5.0, old=5.0), "old") is None
-    assert decide(by_name(factory=1.0, it=0.1), "it", "second", None).judged == "unneeded"
+    assert decided(by_name(factory=1.0, it=0.1), "it", "second", None).judged == "unneeded"
 
 
 def test_nothing_is_fitted_to_few_classes():

@@ -257,10 +257,10 @@ def test_the_values_of_the_second_fit_may_differ_by_another_limit(wanted, met):
 @pytest.mark.parametrize("name", ["factory", "active"])
 @pytest.mark.parametrize(
     ("nearer", "farther", "met"),
-    [(2, 0, True), (1, 0, False), (7, 2, True), (6, 3, False)],
+    [(5, 0, True), (4, 0, False), (9, 2, True), (8, 2, False)],
 )
 def test_a_second_fit_must_agree_with_the_candidate_on_more_frames_than_with_each_champion(name, nearer, farther, met):
-    """By more than one standard error: the root of the number of frames that only one of them has like the second."""
+    """By more than two standard errors: the root of the number of frames that only one of them has like the second."""
     candidate, champion = labels(0), labels(0)
     candidate[10 : 10 + farther] = 1 - candidate[10 : 10 + farther]
     champion[30 : 30 + nearer] = 1 - champion[30 : 30 + nearer]
