@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from bench import curve, demo, dense, drifts, fit, handover, latency, overhead, peers, precision, speed
+from bench import curve, demo, dense, drifts, fit, handover, latency, overhead, peers, precision, proxy, speed
 from bench.attack import measure as attack
 from bench.gpu import measure as gpu
 from bench.intake import measure as intake
@@ -23,6 +23,7 @@ BENCHES: dict[str, ModuleType] = {
     "peers": peers,
     "drifts": drifts,
     "judge": judge,
+    "proxy": proxy,
     "dense": dense,
     "streams": streams,
     "paper": paper,

@@ -62,10 +62,16 @@ def evenly_spaced(count: int, at_most: int) -> np.ndarray:
     return np.arange(wanted) * count // wanted
 
 
-def _load_folder(path: Path, at_most: int | None, convert: Convert) -> np.ndarray:
-    files = sorted(file for file in path.iterdir() if _is_picture(file))
+def picture_files(folder: Path) -> list[Path]:
+    """Return the pictures of a folder in the order in which they are read. Raises ImageError where there are none."""
+    files = sorted(file for file in folder.iterdir() if _is_picture(file))
     if not files:
-        raise ImageError(f"{path}: holds no png, jpg or tif file")
+        raise ImageError(f"{folder}: holds no png, jpg or tif file")
+    return files
+
+
+def _load_folder(path: Path, at_most: int | None, convert: Convert) -> np.ndarray:
+    files = picture_files(path)
     if at_most is not None:
         files = [files[i] for i in evenly_spaced(len(files), at_most)]
     images, first = [], _load_file(files[0])

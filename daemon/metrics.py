@@ -183,8 +183,15 @@ class Metrics:
         )
         self.accuracy_proxy_ratio = Gauge(
             "accuracy_proxy_ratio",
-            "Accuracy estimated without labels, 0 to 1. Too high under drift: compare it with its own past.",
+            "Accuracy estimated from the network's outputs, 0 to 1. Too high under drift: compare it with its past.",
             ("sensor", "proxy"),
+            **common,
+        )
+        self.estimated_accuracy_ratio = Gauge(
+            "estimated_accuracy_ratio",
+            "Accuracy estimated without labels, 0 to 1, and the interval that holds it in 90 % of all cases. Only where "
+            "`recald commission --labels` was run; NaN while few classes are in view.",
+            ("sensor", "stage", "bound"),
             **common,
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.judge.cameras import DriftedCamera, View
+from bench.judge.cameras import DriftedCamera, View, drifted_camera
 from bench.judge.sabotage import sabotaged
 from bench.judge.state import State
 from calibrate import CleanData, FitConfig, fit, tap
@@ -21,6 +21,7 @@ from calibrate.source.description import frame_shape
 from calibrate.source.training import detect_crop
 from calibrate.validation import MIN_FIT_FRAMES
 
+OTHER_CAMERA = 1000  # added to a camera's seed: the camera whose fit serves although the drift is another one
 GOOD, BAD_FIT, SABOTAGED, ADVERSARY = "fit", "bad fit", "sabotaged", "adversary"
 FIT, REPLICATE, OTHER = "fit", "replicate", "of another drift"
 MIXED_FRAMES, EARLY_FRAMES = 128, 64  # of bad fits: these need not be the best possible
@@ -69,6 +70,12 @@ def fitted(
     subject, reference, source = camera.subject, clean and clean.statistics, clean and clean.source
     result = fit(subject.network, frames, reference, source=source, limits=subject.limits, config=config, seed=seed)
     return result.homogenizer.eval()
+
+
+def fit_of_another_camera(camera: DriftedCamera, state: State) -> Homogenizer:
+    """Return the fit to the drift of another camera of the same network."""
+    other = drifted_camera(camera.data, camera.seed + OTHER_CAMERA, camera.subject)
+    return Fits(other, state).fit(other.whole)
 
 
 def bad_candidates(camera: DriftedCamera, other: Candidate, good: Homogenizer, state: State) -> Iterator[Candidate]:

@@ -18,10 +18,9 @@ from bench.judge.cameras import (
     REPORTED,
     REPORTED_LATER,
     DriftedCamera,
-    drifted_camera,
     drifted_cameras,
 )
-from bench.judge.candidates import BAD_FIT, FIT, GOOD, OTHER, Candidate, Fits, bad_candidates
+from bench.judge.candidates import BAD_FIT, FIT, GOOD, OTHER, Candidate, Fits, bad_candidates, fit_of_another_camera
 from bench.judge.decision import BAND
 from bench.judge.ground_truth import COST_POINTS, WIN_POINTS
 from bench.judge.situation import Situation
@@ -30,7 +29,6 @@ from bench.judge.tables import show_tables, summarise
 from bench.material.subjects import SUBJECTS
 from bench.provenance import MATERIAL, METHOD
 from calibrate import CleanData, FitConfig, measure_clean, tap
-from calibrate.homogenizer import Homogenizer
 from calibrate.judge import MIN_KAPPA
 from calibrate.source.commissioned import MIN_CLEAN_FRAMES
 
@@ -38,8 +36,6 @@ CODE = (
     *(*METHOD, *MATERIAL, "daemon/recalibration/state_machine.py"),
     *("bench/fit.py", "bench/drifts.py", "bench/judge/*.py"),
 )
-
-OTHER_CAMERA = 1000  # added to a camera's seed: the camera whose fit serves although the drift is another one
 
 Row = dict[str, Any]
 
@@ -81,7 +77,7 @@ def rows_behind(camera: DriftedCamera, state: State) -> Iterator[Row]:
     whole, narrow = camera.whole, camera.narrow
     proper = fits.fit(whole)
     good = Candidate(GOOD, FIT, proper)
-    other = Candidate(BAD_FIT, OTHER, _fit_of_another_camera(camera, state))
+    other = Candidate(BAD_FIT, OTHER, fit_of_another_camera(camera, state))
     bad = list(bad_candidates(camera, other, proper, state))
     drifted = Situation(camera, whole, fits, state)
     yield from drifted.rows([good, *bad], None)
@@ -103,11 +99,6 @@ def _rows_of_clean_camera(camera: DriftedCamera, fitted: Candidate, state: State
     yield from Situation(camera, whole, fits, state).rows([], fitted._replace(name="of a drift that is over"))
     if (view := camera.narrow) and (narrow := Situation(camera, view, fits, state)).answer(None) is None:
         yield from narrow.rows([Candidate(BAD_FIT, FIT, fits.fit(view))], None)
-
-
-def _fit_of_another_camera(camera: DriftedCamera, state: State) -> Homogenizer:
-    other = drifted_camera(camera.data, camera.seed + OTHER_CAMERA, camera.subject)
-    return Fits(other, state).fit(other.whole)
 
 
 def _commission(camera: DriftedCamera) -> CleanData | None:

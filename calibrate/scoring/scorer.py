@@ -31,12 +31,14 @@ SCORE_CHUNK_FRAMES = 64  # frames that go through the network at once; bounds me
 class Measurement(NamedTuple):
     """What was measured on frames.
 
-    proxy: None if the network is no classifier. answers: of the network, by frame (calibrate.scoring.agreement).
+    proxy, logits (N, K): None if the network is no classifier. answers: of the network, by frame
+    (calibrate.scoring.agreement).
     """
 
     drift: DriftScore
     proxy: AccuracyProxy | None
     answers: Tensor
+    logits: Tensor | None
 
     @property
     def label_shift(self) -> bool:
@@ -93,7 +95,7 @@ class Scorer:
         joined = torch.cat(outputs)
         logits = logits_of(joined, self.output)
         proxy = None if logits is None else accuracy_proxy(logits)
-        return Measurement(self._score(ImageMoments.join(moments)), proxy, answers_of(joined, self.output))
+        return Measurement(self._score(ImageMoments.join(moments)), proxy, answers_of(joined, self.output), logits)
 
     def answers(self, frames: Tensor, homogenizer: nn.Module | None = None) -> Tensor:
         """Return what the network says of homogenizer(frames), frame by frame (calibrate.scoring.agreement).

@@ -9,50 +9,76 @@ import torch
 from rich.console import Console
 
 from calibrate import FitError, Limits, measure_clean, tap
+from calibrate.estimate.estimator import AccuracyEstimator
 from calibrate.scoring.scorer import Scorer
 from calibrate.source.commissioned import MIN_CLEAN_FRAMES
 from daemon.config import DriftConfig
 from daemon.images import load_images
 from daemon.levels import PixelValues
+from daemon.model.labels import ClassNames
 from daemon.model.preprocess import Preprocessor
+from daemon.operator.learn_accuracy import learn_accuracy
+from daemon.operator.picture_labels import read_picture_labels
 from deploy.model.commissioned import remove_clean_data, save_clean_data
-from deploy.model.frozen import load_frozen
+from deploy.model.frozen import FrozenModel, load_frozen
 
 CLEAN_BAND, DRIFT_WINDOW = DriftConfig().threshold, DriftConfig().window  # the configuration is not known here
 MAX_WINDOWS = 8  # that are scored
 RESTART_ADVICE = "restart recald where it serves this model"  # else its fits use the new card, its alarms the old one
 
 
-def commission(model: Path, pictures: Path, count: int, force: bool = False) -> None:
+def commission(model: Path, pictures: Path, count: int, force: bool = False, labels: Path | None = None) -> None:
     """Measure at most `count` pictures, evenly spread over a folder or .npz file, and name the result in the card.
 
-    force: take frames as clean that score as drifted. Raises FitError for frames that cannot be measured or are not
-    clean, ModelError for a model that cannot be used.
+    force: take frames as clean that score as drifted. labels: file with the classes of the pictures, to learn from it
+    how to estimate accuracy. Raises FitError for frames that cannot be measured or are not clean, ModelError for a
+    model that cannot be used, RecaldError for labels that cannot be used.
     """
     if count < MIN_CLEAN_FRAMES:
         raise FitError(f"--count {count}: too few, at least {MIN_CLEAN_FRAMES} clean frames are needed")
     frozen = load_frozen(model)
+    known = None if labels is None else _read_labels(frozen, labels, pictures, count)
     preprocessor, normalisation = Preprocessor(frozen.card), frozen.card.normalisation
     values = PixelValues(frozen.card.input.bits, frozen.card.input.inverted)
 
     def convert(image: np.ndarray) -> np.ndarray:
         return preprocessor.to_input_image(values.to_full_range(image))
 
-    with Console(stderr=True, markup=False, emoji=False).status("measuring clean frames"):
+    with Console(stderr=True, markup=False, emoji=False).status("measuring clean frames") as progress:
         images, _ = load_images(pictures, at_most=count, convert=convert)
         frames, taps = torch.from_numpy(preprocessor.normalise(images)), tap(frozen.module)
         clean = measure_clean(taps, frames)
-        scorer = Scorer.of(taps, frozen.card.input.shape, Limits.of(normalisation.mean, normalisation.std))
-        score = window_score(scorer, frames)
-    if not score <= CLEAN_BAND and not force:
-        raise FitError(
-            f"{pictures}: their drift score by the statistics shipped in the model is {score:.2f}, clean frames have "
-            f"up to {CLEAN_BAND:g}: check the pictures, and mean and std of the card; --force takes them as clean"
-        )
-    save_clean_data(frozen, clean.tensors(), len(images))
+        shape, limits = frozen.card.input.shape, Limits.of(normalisation.mean, normalisation.std)
+        score = window_score(Scorer.of(taps, shape, limits), frames)
+        if not score <= CLEAN_BAND and not force:
+            raise FitError(
+                f"{pictures}: their drift score by the statistics shipped in the model is {score:.2f}, clean frames "
+                f"have up to {CLEAN_BAND:g}: check the pictures, and mean and std of the card; --force takes them as "
+                "clean"
+            )
+        estimator = None
+        if known is not None:
+            scorer = Scorer.of(taps, shape, limits, clean, frozen.output)
+            estimator = learn_accuracy(scorer, preprocessor.normalise, images, known, progress.update)
+    save_clean_data(frozen, clean.tensors() | (estimator.tensors() if estimator else {}), len(images))
     print(f"{model}: commissioned on {len(images)} frames; the model is unchanged, sha256 {frozen.digest}")
     print(f"their drift score by the statistics shipped in the model is {score:.2f}; clean is up to {CLEAN_BAND:g}")
+    if estimator:
+        print(_describe(estimator))
     print(RESTART_ADVICE)
+
+
+def _read_labels(frozen: FrozenModel, labels: Path, pictures: Path, count: int) -> np.ndarray:
+    """Return the class number of each picture, (N,). Raises RecaldError."""
+    classes = ClassNames(frozen.class_count, frozen.card.classes)
+    return read_picture_labels(labels, pictures, count, classes.number)
+
+
+def _describe(estimator: AccuracyEstimator) -> str:
+    return (
+        f"the network names {estimator.calibration.accuracy:.1%} of them right; estimates of its accuracy behind a drift "
+        f"of a kind that was not simulated are off by {estimator.typical_error:.1%} on average"
+    )
 
 
 def window_score(scorer: Scorer, frames: torch.Tensor) -> float:

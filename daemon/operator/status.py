@@ -51,6 +51,8 @@ def _notes(sensor: dict[str, Any]) -> Iterator[str]:
         yield f"candidate: {short_version(sensor['candidate'])}"
     if sensor["reason"]:
         yield sensor["reason"]
+    if estimate := sensor.get("estimated_accuracy"):
+        yield "estimated accuracy: {value:.1%}, {lower:.0%} to {upper:.0%}".format(**estimate)
     if sensor.get("last_refusal"):
         yield f"refused: {refusal(sensor)}"
     yield f"last fit: {sensor['last_fit']}"

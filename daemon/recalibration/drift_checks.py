@@ -6,11 +6,13 @@ import logging
 import math
 from typing import Any
 
+from calibrate.estimate.estimator import Estimate
 from daemon.metrics import Metrics
 from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck
 from daemon.recalibration.sensor import Sensor
 from daemon.state.audit_writer import AuditWriter
 
+STAGES = ("raw", "homogenized")  # frames without a homogenizer, and as they are served
 MAX_EXPORTED_LAYERS = 64  # layer drift scores of a sensor, so that a deep network cannot flood the scrape
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ class DriftChecks:
         self._metrics.drift_checks.labels(sensor.name, "outdated" if outdated else "done").inc()
         self._metrics.last_drift_check_timestamp_seconds.labels(sensor.name).set_to_current_time()
         if not outdated:
+            sensor.accuracy.add(check.scores["accuracy"], check.added, check.frames)
             self._update_drift(sensor, check.scores, now)
             self._count_comparison(sensor, check)
 
@@ -110,6 +113,17 @@ class DriftChecks:
             metrics.layer_drift_score.labels(name, layer).set(score)
         for proxy, value in scores["proxy"].items():
             metrics.accuracy_proxy_ratio.labels(name, proxy).set(value)
+        self._export_accuracy(sensor)
+
+    def _export_accuracy(self, sensor: Sensor) -> None:
+        """Show the estimates; NaN where there was one before. Without commissioning there never is one."""
+        if not sensor.accuracy.ever_known:
+            return
+        for stage in STAGES:
+            estimate = sensor.estimated_accuracy(stage)
+            numbers = (math.nan,) * len(Estimate._fields) if estimate is None else estimate
+            for bound, number in zip(Estimate._fields, numbers, strict=True):
+                self._metrics.estimated_accuracy_ratio.labels(sensor.name, stage, bound).set(number)
 
     def note_failure(self, sensor: Sensor, failure: CheckFailure) -> None:
         """Count a check that gave no scores; log its reason when it is a new one."""

@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from calibrate.estimate.estimator import Estimate
 from calibrate.scoring.drift import DriftDetector
 from daemon.frames.latency_monitor import LatencyMonitor
 from daemon.frames.reservoir import Reservoir
 from daemon.frames.stall_detector import StallDetector
 from daemon.levels import WHOLE_WORDS, PixelValues
+from daemon.recalibration.accuracy_average import AccuracyAverage
 from daemon.recalibration.check_watch import CheckWatch
 from daemon.recalibration.state_machine import StateMachine
 from daemon.recalibration.work_time import WorkTime
@@ -55,6 +57,7 @@ class Sensor:
     latency_monitor: LatencyMonitor = field(default_factory=LatencyMonitor)
     stall_detector: StallDetector = field(default_factory=StallDetector)
     check_watch: CheckWatch = field(default_factory=CheckWatch)
+    accuracy: AccuracyAverage = field(default_factory=AccuracyAverage)
     checked_up_to: int = 0  # `reservoir.added` at the last drift check that ended well
     unwatched: str = ""  # why there is no drift score although frames come
     silent_s: float = 0.0  # time without a frame; 0 while the camera is not considered stopped
@@ -90,6 +93,11 @@ class Sensor:
     def forget_scores(self) -> None:
         """Forget the last drift check: what it saw says nothing about the frames of now."""
         self.drift_score, self.label_shift, self.raw_clean, self.harmful = math.nan, False, False, False
+        self.accuracy.clear()
+
+    def estimated_accuracy(self, stage: str) -> Estimate | None:
+        """Return the estimated accuracy on the raw or the homogenized frames; None if there is none."""
+        return self.accuracy.of(stage)
 
     @property
     def check_due(self) -> bool:
@@ -113,6 +121,7 @@ class Sensor:
             "reason": "; ".join(filter(None, (silence, self.unwatched, self.state_machine.reason, held))),
             "homogenizer": self.path.version,
             "drift_score": None if math.isnan(self.drift_score) else round(self.drift_score, 3),
+            "estimated_accuracy": _as_dict(self.estimated_accuracy("homogenized")),
             "drift_alarm": None if self.unwatched else self.drift_detector.alarm,
             "drift_checks": "failing" if self.unwatched else "stopped" if self.silent_s else "running",
             "frames": self.frames,
@@ -121,6 +130,10 @@ class Sensor:
             "candidate": None if (candidate := self.candidate) is None else candidate.prepared.version,
             "last_fit": self.last_result,
         }
+
+
+def _as_dict(estimate: Estimate | None) -> dict[str, float] | None:
+    return estimate and {bound: round(number, 4) for bound, number in estimate._asdict().items()}
 
 
 def _rounded(seconds: float | None) -> float | None:

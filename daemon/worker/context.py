@@ -17,7 +17,7 @@ from daemon import __version__
 from daemon.model.preprocess import Preprocessor
 from daemon.worker.dossier_builder import digest_statistics
 from deploy.backends.protocol import AUTO, load_backend
-from deploy.model.commissioned import load_clean_data
+from deploy.model.commissioned import load_clean_data, load_estimator
 from deploy.model.frozen import FrozenModel
 from deploy.store.artefacts import FACTORY, ArtefactStore
 from deploy.store.dossier_archive import DossierArchive
@@ -42,6 +42,7 @@ class WorkerContext:
         self.limits = Limits.of(frozen.card.normalisation.mean, frozen.card.normalisation.std)
         taps = tap(frozen.module)
         self.commissioned = load_clean_data(frozen, taps)
+        self.estimator = load_estimator(frozen)
         self.scorer = Scorer.of(taps, frozen.card.input.shape, self.limits, self.commissioned, frozen.output)
         self.provenance = self._provenance(taps)
         self._normalise = Preprocessor(frozen.card).normalise

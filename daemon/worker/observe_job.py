@@ -6,10 +6,12 @@ import logging
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
+from calibrate.estimate.estimator import Estimate
 from calibrate.judge import MIN_LOOK_DROP_SHARE, Evidence, objection_to
 from calibrate.scoring.scorer import Measurement
+from daemon.worker.accuracy import estimate_accuracy, proxies
 from daemon.worker.context import WorkerContext, is_harmful, raw_frames_clean
 from deploy.store.artefacts import FACTORY, StoreError
 
@@ -17,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> dict[str, Any]:
-    """Return drift scores of images (N, h, w, C), raw and as served, and accuracy proxies.
+    """Return drift scores of images (N, h, w, C), raw and as served, accuracy proxies, and the estimated accuracy.
 
     job: `active`, `band`, and for a comparison `challenger` (a version) and its `role`.
     Raises StoreError for an active homogenizer that cannot be read, ValueError for too few images.
@@ -26,7 +28,6 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
     homogenizer = context.homogenizer(job["active"])
     raw = context.scorer.measure(frames)
     served = context.scorer.measure(frames, homogenizer) if homogenizer else raw
-    proxy = served.proxy
     return _comparison(context, job, frames, raw, served) | {
         "raw": raw.drift.score,
         "raw_clean": raw_frames_clean(Evidence.of(raw), Evidence.of(served), job["band"]),
@@ -34,8 +35,22 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
         "label_shift": served.label_shift,
         "homogenized": served.drift.score,
         "layers": dict(zip(context.scorer.names, served.drift.layers, strict=True)),
-        "proxy": {"confidence": proxy.confidence, "certainty": proxy.certainty} if proxy else {},
+        "proxy": proxies(raw, served, context.estimator),
+        "accuracy": _estimates(context, frames, {"raw": (raw, None), "homogenized": (served, homogenizer)}),
     }
+
+
+def _estimates(
+    context: WorkerContext, frames: Tensor, stages: dict[str, tuple[Measurement, nn.Module | None]]
+) -> dict[str, Estimate]:
+    """Return the estimated accuracy by stage; {} without an estimate for the frames as served."""
+    estimates = {
+        stage: estimate_accuracy(context.estimator, context.scorer, frames, measured, homogenizer)
+        for stage, (measured, homogenizer) in stages.items()
+    }
+    if estimates["homogenized"] is None:
+        return {}
+    return {stage: estimate for stage, estimate in estimates.items() if estimate is not None}
 
 
 def _comparison(

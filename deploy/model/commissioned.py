@@ -14,6 +14,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from calibrate.estimate.estimator import AccuracyEstimator
 from calibrate.features.taps import Taps
 from calibrate.source.commissioned import CleanData
 from deploy.files import read_regular, write_atomically
@@ -71,6 +72,18 @@ def load_clean_data(frozen: FrozenModel, taps: Taps) -> CleanData | None:
         raise ModelError(
             f"{frozen.path}: its clean-frame measurements are of another model: {error}: {CLEAN_DATA_ADVICE}"
         ) from error
+
+
+def load_estimator(frozen: FrozenModel) -> AccuracyEstimator | None:
+    """Load the accuracy estimate that was learned with the measurement; None if there is none.
+
+    Raises ModelError if the file is missing, damaged, or belongs to another model.
+    """
+    tensors = read_clean_tensors(frozen)
+    try:
+        return AccuracyEstimator.of_tensors(tensors or {})
+    except ValueError as error:
+        raise ModelError(f"{frozen.path}: its clean-frame measurements: {error}: {CLEAN_DATA_ADVICE}") from error
 
 
 def read_clean_tensors(frozen: FrozenModel) -> dict[str, Tensor] | None:

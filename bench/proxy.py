@@ -1,0 +1,210 @@
+"""The estimated accuracy is right within points before and behind a fit, for kinds of drift that it never saw."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from bench.arguments import add_data
+from bench.judge.cameras import CHOOSING, REPORTED, REPORTED_LATER, DriftedCamera, drifted_cameras
+from bench.judge.candidates import Fits, fit_of_another_camera
+from bench.judge.state import State
+from bench.material.subjects import SUBJECTS, Labelled, Subject
+from bench.provenance import MATERIAL, METHOD
+from bench.report import show_rows
+from calibrate import tap
+from calibrate.estimate.estimator import COVERAGE, AccuracyEstimator, Estimate
+from calibrate.estimate.learning import SeenDrift, learn_estimator
+from calibrate.estimate.outputs import OutputCalibration, shares_of
+from calibrate.estimate.signs import SIGN_WINDOW, signs_of
+from calibrate.judge import Evidence
+from calibrate.scoring.scorer import Scorer
+from calibrate.source.description import frame_shape
+from daemon.operator.learn_accuracy import MAX_FRAMES, see_drifts
+from daemon.recalibration.accuracy_average import WINDOWS
+
+CODE = (
+    *(*METHOD, *MATERIAL, "daemon/operator/learn_accuracy.py", "daemon/recalibration/accuracy_average.py"),
+    *("daemon/simulation/*.py", "bench/judge/*.py", "bench/proxy.py"),
+)
+
+# X-rays for the ground truth come from other patients than the scene: clean ones are named right less often (86 and
+# 96 %). A user commissions on frames like those that follow, so a part of them is to learn from.
+LEARNT_OF_TEST = {"X-rays": 320}
+BEFORE, BEHIND, OTHER = "no ρ", "its ρ", "another camera's ρ"
+ESTIMATE, CONFIDENCE = "estimate", "confidence"
+
+Row = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_data(parser, "images and networks")
+    add = parser.add_argument
+    add("--state", type=Path, help="folder for fits, as of `bench judge`; what is there is not fitted again")
+    add("--choosing", action="store_true", help="the seeds for choosing, instead of those that are reported")
+    add("--networks", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS), metavar="NAME", help="some of them")
+    add("--seeds", nargs="+", type=int, metavar="N", help="some of the seeds")
+
+
+def measure(args: argparse.Namespace) -> Row:
+    rows: list[Row] = []
+    for data in args.networks:
+        knowledge = learn(data, SUBJECTS[data](args.data))
+        seeds = args.seeds or (CHOOSING if args.choosing else REPORTED_LATER.get(data, REPORTED))
+        for camera in drifted_cameras(data, seeds, args.data):
+            rows += rows_behind(camera, knowledge, State(args.state))
+            print(f"{camera.name}: {camera.text}", flush=True)
+    summary = summarise(rows)
+    columns = ("data", "stage", "method", "frames", "mae", "rmse", "worst", "covered")
+    show_rows("errors in points of accuracy", columns, summary)
+    return {
+        "seeds": {data: sorted({row["seed"] for row in rows if row["data"] == data}) for data in args.networks},
+        "settings": {"learnt_frames": MAX_FRAMES, "window": SIGN_WINDOW, "windows": WINDOWS, "coverage": COVERAGE},
+        "rows": rows,
+        "summary": summary,
+    }
+
+
+class Knowledge(NamedTuple):
+    """What was learned of a network at commissioning. test: images and classes for the ground truth."""
+
+    scorer: Scorer
+    seen: list[SeenDrift]
+    labels: Tensor
+    test: Labelled
+    first_test: int  # number of the first image of `test` among the test images
+
+    def estimator(self, text: str) -> AccuracyEstimator:
+        """Learn from all simulated drifts but those of the kinds in a drift's text."""
+        kinds = {part.partition("=")[0] for part in text.split(",")}
+        return learn_estimator([drift for drift in self.seen if not kinds & drift.kinds], self.labels)
+
+
+def learn(data: str, subject: Subject) -> Knowledge:
+    """Show a network simulated drifts of labelled clean frames."""
+    learnt = LEARNT_OF_TEST.get(data, 0)
+    if learnt:
+        clean, test = subject.test.split(learnt)
+    else:
+        rows = np.random.default_rng(0).permutation(len(subject.scene.labels))[:MAX_FRAMES]
+        clean, test = Labelled(subject.scene.images[rows], subject.scene.labels[torch.from_numpy(rows)]), subject.test
+    shape = frame_shape(subject.normalise(clean.images[:1]))
+    scorer = Scorer.of(tap(subject.network), shape, subject.limits)
+    kept = len(clean.labels) // SIGN_WINDOW * SIGN_WINDOW
+    images = clean.images[:kept] if clean.images.ndim == 4 else clean.images[:kept, ..., None]
+
+    def normalise(shown: np.ndarray) -> np.ndarray:
+        frames: np.ndarray = subject.normalise(shown.reshape(len(shown), *clean.images.shape[1:])).numpy()
+        return frames
+
+    return Knowledge(scorer, list(see_drifts(scorer, normalise, images)), clean.labels[:kept], test, learnt)
+
+
+def rows_behind(camera: DriftedCamera, knowledge: Knowledge, state: State) -> Iterator[Row]:
+    """Yield the true accuracy behind no homogenizer, the camera's own and another's, with every estimate of it."""
+    fits, estimator = Fits(camera, state), knowledge.estimator(camera.text)
+    own = fits.fit(camera.whole)
+    first = knowledge.first_test
+    frames = camera.test[first:]
+    watched = {
+        BEFORE: Watched.of(knowledge.scorer, frames, None),
+        BEHIND: Watched.of(knowledge.scorer, frames, own),
+        OTHER: Watched.of(knowledge.scorer, frames, fit_of_another_camera(camera, state)),
+    }
+    replicate = Watched.of(knowledge.scorer, frames, fits.replicate(camera.whole))
+    behind = estimate(estimator, watched[BEHIND])
+    for stage, seen in watched.items():
+        found = estimate(estimator, seen)
+        methods = seen.proxies(estimator.calibration, shares_of(knowledge.labels, seen.logits.shape[1]))
+        methods |= {"estimate": found.value}
+        if stage == BEFORE:
+            methods["agreement with its ρ, times the estimate behind it"] = behind.value * seen.same(watched[BEHIND])
+        if stage == BEHIND:
+            methods["agreement of two fits"] = seen.same(replicate)
+        right = seen.logits.argmax(1) == knowledge.test.labels[: len(seen.logits)]
+        yield {
+            "data": camera.data,
+            "seed": camera.seed,
+            "drift": camera.text,
+            "stage": stage,
+            "accuracy": 100 * float(right.float().mean()),
+            "lower": 100 * found.lower,
+            "upper": 100 * found.upper,
+            "estimates": {name: 100 * value for name, value in methods.items()},
+        }
+
+
+class Watched(NamedTuple):
+    """Logits (N, K) of frames behind a homogenizer, and the drift score of the median layer by window."""
+
+    logits: Tensor
+    scores: list[float]
+
+    @staticmethod
+    def of(scorer: Scorer, frames: Tensor, homogenizer: nn.Module | None) -> Watched:
+        """Watch frames (N, C, H, W) in windows, as drift checks do."""
+        whole = len(frames) // SIGN_WINDOW * SIGN_WINDOW
+        measured = [scorer.measure(window, homogenizer) for window in frames[:whole].split(SIGN_WINDOW)]
+        logits = torch.cat([window.logits for window in measured if window.logits is not None])
+        return Watched(logits, [Evidence.of(window).middle for window in measured])
+
+    def same(self, other: Watched) -> float:
+        """Return the share of frames that get the same class."""
+        return float((self.logits.argmax(1) == other.logits.argmax(1)).float().mean())
+
+    def proxies(self, calibration: OutputCalibration, shares: Tensor) -> dict[str, float]:
+        """Return the estimates from the outputs alone."""
+        found = {CONFIDENCE: float(self.logits.softmax(1).max(1).values.mean())} | calibration.proxies(self.logits)
+        return found | {"COT": confidence_of_transport(self.logits / calibration.temperature, shares)}
+
+
+def estimate(estimator: AccuracyEstimator, watched: Watched) -> Estimate:
+    """Return the mean over WINDOWS windows, as the daemon shows it."""
+    windows = zip(watched.logits.split(SIGN_WINDOW), watched.scores[:WINDOWS], strict=False)
+    found = [estimator.estimate(signs_of(logits, score, estimator.calibration)) for logits, score in windows]
+    return Estimate(*(fmean(numbers) for numbers in zip(*found, strict=True)))
+
+
+def confidence_of_transport(logits: Tensor, shares: Tensor) -> float:
+    """Return 1 less the cost of transporting predictions (N, K) to the classes' shares among clean frames.
+
+    Lu et al. (2023, "Characterizing out-of-distribution error via optimal transport", COT), computed exactly.
+    """
+    counts = (shares * len(logits)).floor().long()
+    for label in (shares * len(logits) - counts).argsort(descending=True)[: len(logits) - int(counts.sum())]:
+        counts[label] += 1
+    classes = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    costs = 1 - logits.softmax(1)[:, classes].numpy()
+    return 1 - float(costs[linear_sum_assignment(costs)].mean())
+
+
+def summarise(rows: Sequence[Row]) -> list[Row]:
+    """Return the errors of each method at each stage, for each network and for all; for the estimate its coverage."""
+    summary = []
+    for data in (*dict.fromkeys(row["data"] for row in rows), "all"):
+        for stages in ((BEFORE,), (BEHIND,), (OTHER,), (BEFORE, BEHIND)):
+            part = [row for row in rows if data in (row["data"], "all") and row["stage"] in stages]
+            summary += [_summary(part, data, " and ".join(stages), method) for method in _common_methods(part)]
+    return summary
+
+
+def _common_methods(rows: Sequence[Row]) -> list[str]:
+    return [name for name in rows[0]["estimates"] if all(name in row["estimates"] for row in rows)]
+
+
+def _summary(rows: Sequence[Row], data: str, stage: str, method: str) -> Row:
+    errors = np.array([row["estimates"][method] - row["accuracy"] for row in rows])
+    row = {"data": data, "stage": stage, "method": method, "frames": len(rows)}
+    row |= {"mae": float(np.abs(errors).mean()), "rmse": float(np.sqrt(np.square(errors).mean()))}
+    row |= {"worst": float(np.abs(errors).max()), "covered": None}
+    if method == ESTIMATE:
+        row["covered"] = fmean(row["lower"] <= row["accuracy"] <= row["upper"] for row in rows)
+    return row

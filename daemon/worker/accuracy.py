@@ -1,0 +1,46 @@
+"""The accuracy proxies and the accuracy estimate of a drift check's frames."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from calibrate.estimate.estimator import AccuracyEstimator, Estimate
+from calibrate.estimate.signs import SIGN_WINDOW, signs_of
+from calibrate.judge import Evidence
+from calibrate.scoring.scorer import Measurement, Scorer
+
+
+def proxies(raw: Measurement, served: Measurement, estimator: AccuracyEstimator | None) -> dict[str, float]:
+    """Return what is known of the accuracy of the frames as served without labels, by name, 0 to 1 each.
+
+    agreement: share of the frames that get the same class with the homogenizer as without. {} for a network that is no
+    classifier.
+    """
+    if served.proxy is None or served.logits is None:
+        return {}
+    found = {"confidence": served.proxy.confidence, "certainty": served.proxy.certainty}
+    if served is not raw:
+        found["agreement"] = float((raw.answers == served.answers).float().mean())
+    return found | (estimator.calibration.proxies(served.logits.float()) if estimator else {})
+
+
+def estimate_accuracy(
+    estimator: AccuracyEstimator | None,
+    scorer: Scorer,
+    frames: Tensor,
+    measured: Measurement,
+    homogenizer: nn.Module | None,
+) -> Estimate | None:
+    """Estimate the accuracy on frames (N, C, H, W) behind a homogenizer, which `measured` was measured of.
+
+    None where nothing was learned at commissioning, for few frames, and under a label shift: few classes in view look
+    like a network that prefers them.
+    """
+    if estimator is None or len(frames) < SIGN_WINDOW or measured.label_shift:
+        return None
+    if len(frames) > SIGN_WINDOW:  # the signs of more frames are others
+        measured = scorer.measure(frames[torch.linspace(0, len(frames) - 1, SIGN_WINDOW).long()], homogenizer)
+    if measured.logits is None:
+        return None
+    return estimator.estimate(signs_of(measured.logits.float(), Evidence.of(measured).middle, estimator.calibration))
