@@ -234,7 +234,7 @@ class Metrics:
     def _add_labelled(self, common: dict[str, Any]) -> None:
         self.labelled_frames = Counter(
             "labelled_frames_total",
-            "Frames whose true class a user told, by what came of it.",
+            "Frames whose true class a user told (`recald label`), by what came of it.",
             ("sensor", "result"),
             **common,
         )
