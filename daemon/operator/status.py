@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from daemon.operator.label import accuracy_text
 from daemon.operator.terminal import Row, print_table, printable
 from daemon.operator.versions import short_version
 
@@ -51,6 +52,9 @@ def _notes(sensor: dict[str, Any]) -> Iterator[str]:
         yield f"candidate: {short_version(sensor['candidate'])}"
     if sensor["reason"]:
         yield sensor["reason"]
+    if sensor.get("labelled"):  # an older daemon does not say
+        frames = sensor["labelled"]["right"] + sensor["labelled"]["wrong"]
+        yield f"labelled frames since the last swap: {frames}, {accuracy_text(sensor['labelled'])}"
     if sensor.get("last_refusal"):
         yield f"refused: {refusal(sensor)}"
     yield f"last fit: {sensor['last_fit']}"
