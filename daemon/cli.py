@@ -168,6 +168,13 @@ def order(args: argparse.Namespace) -> int:
     return 0
 
 
+def label(args: argparse.Namespace) -> int:
+    from daemon.operator import label
+
+    label.label(args, _control_endpoint(args.config), _user())
+    return 0
+
+
 def _user() -> str:
     """Return the name that an order carries as a note; the daemon itself finds out whose process gives it."""
     from daemon.operator.peer import user_name
@@ -228,12 +235,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, example: str) -> Any:
-    command = commands.add_parser(
-        name,
-        help=text,
-        description=text,
-        epilog=f"example: recald {name} {example}",
-    )
+    command = commands.add_parser(name, help=text, description=text, epilog=f"example: recald {name} {example}")
     command.set_defaults(run=run)
     return command
 
@@ -305,13 +307,8 @@ ORDERS = {
 
 
 def _add_operator(commands: Any) -> None:
-    show = _add(
-        commands,
-        "status",
-        status,
-        "show what a running daemon does with each sensor",
-        "--config /etc/recald/recald.yaml",
-    )
+    text = "show what a running daemon does with each sensor"
+    show = _add(commands, "status", status, text, "--config /etc/recald/recald.yaml")
     examples = dict.fromkeys(ORDERS, "--sensor front") | {"restore": "--version 3fa94c01"}
     orders = {name: _add(commands, name, order, text, examples[name]) for name, text in ORDERS.items()}
     text = "8 digits of its version or more; `recald report --list` names those that were fitted"
@@ -321,6 +318,10 @@ def _add_operator(commands: Any) -> None:
         orders[name].add_argument(
             "--version", metavar="V", help="only if this candidate waits, no newer one: 8 digits of its version or more"
         )
+    text = "tell the true classes of served frames, and see how many answers were right"
+    orders["label"] = _add(commands, "label", label, text, "--sensor front labels.csv")
+    text = "a CSV file with a line `seq,label` for each frame: its sequence number, and the name or number of its class"
+    orders["label"].add_argument("file", type=Path, metavar="FILE", help=text)
     for name, parser in orders.items():
         text = "the id of the sensor" + (" (default: the one it was fitted for)" if name == "restore" else "")
         parser.add_argument("--sensor", required=name != "restore", help=text)

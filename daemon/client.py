@@ -1,4 +1,4 @@
-"""What other programs use of recald: send frames, read results, ask for the status, give orders.
+"""What other programs use of recald: send frames, read results, ask for the status, give orders, tell true classes.
 
 with Camera("tcp://127.0.0.1:5550", "front") as camera:
     camera.publish(image)  # (H, W, 3) RGB uint8
@@ -12,9 +12,10 @@ from __future__ import annotations
 import reprlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import index
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ import zmq
 from calibrate.errors import RecaldError
 from daemon.exit_codes import TemporaryError
 from daemon.operator.control import ControlError, ask
+from daemon.operator.label import send_labels
 from daemon.serving.message import MAX_HEADER_INTEGER, build_frame, topic_of
 from daemon.serving.results import ResultError, parse_result
 from daemon.zmq_sockets import SUBSCRIBED, UNSUBSCRIBED, connect, open_socket
@@ -36,6 +38,7 @@ __all__ = [
     "ResultError",
     "Results",
     "build_frame",
+    "label",
     "order",
     "read_result",
     "status",
@@ -354,3 +357,19 @@ def order(
     Raises ControlError where recald refuses the order, with its reason, or where nobody answers.
     """
     return ask(endpoint, {"command": name, "sensor": sensor, "by": by, "version": version}, timeout)
+
+
+def label(
+    endpoint: str, sensor: str, labels: Iterable[tuple[int, int | str]], *, by: str, timeout: float = 5.0
+) -> dict[str, Any]:
+    """Tell recald the true classes of frames that it has served; return how many it was right about.
+
+    labels: sequence number of each frame, and the name or the number of its class. by: as of `order`. timeout: of each
+    request, in seconds; a request holds at most 2000 labels.
+    The answer counts right, wrong, unknown, outdated and repeated frames; its "labelled" has right, wrong, accuracy,
+    lower and upper (0 to 1) since the last swap, or is None where none were counted since then; "said" says it.
+    Raises ControlError for the first label that is refused, with its place in `entry`, or where nobody answers. The
+    labels before it may be counted by then; a frame counts once, so that all can be sent again.
+    """
+    plain = [(index(seq), name if isinstance(name, str) else index(name)) for seq, name in labels]
+    return send_labels(endpoint, sensor, plain, by, timeout)

@@ -26,6 +26,7 @@ class Metrics:
         self._add_durations(common)
         self._add_drift(common)
         self._add_recalibration(common)
+        self._add_labelled(common)
         self._refusals: dict[str, tuple[str, str, str]] = {}  # by sensor, the label values now exported
         self._refusals_lock = threading.Lock()
         self._homogenizers: dict[str, tuple[str, str, str]] = {}  # by sensor, the label values now exported
@@ -234,6 +235,21 @@ class Metrics:
         self.audit_failures = Counter(
             "audit_failures_total",
             "Failed tries to write the audit log. While it cannot be written, no new homogenizer serves.",
+            **common,
+        )
+
+    def _add_labelled(self, common: dict[str, Any]) -> None:
+        self.labelled_frames = Counter(
+            "labelled_frames_total",
+            "Frames whose true class a user told (`recald label`), by what came of it.",
+            ("sensor", "result"),
+            **common,
+        )
+        self.labelled_accuracy_ratio = Gauge(
+            "labelled_accuracy_ratio",
+            "Share of labelled frames that the model was right about, behind the homogenizer that serves now, with its "
+            "95 % interval; NaN until the first label after a start or a swap.",
+            ("sensor", "bound"),
             **common,
         )
 

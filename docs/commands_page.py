@@ -45,4 +45,5 @@ def _argument(action: argparse.Action) -> tuple[str, str]:
     text = re.sub(r"%\(default\)[sg]", lambda _: f"default: {action.default}", text)
     choices = f"; one of {', '.join(f'`{choice}`' for choice in action.choices)}" if action.choices else ""
     required = "; required" if action.required else ""
-    return ", ".join(f"`{option}{value}`" for option in action.option_strings), f"{text}{choices}{required}"
+    names = [f"{option}{value}" for option in action.option_strings] or [value.strip()]
+    return ", ".join(f"`{name}`" for name in names), f"{text}{choices}{required}"

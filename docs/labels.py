@@ -95,6 +95,13 @@ CHECK_RESULTS = {
     "timeout": "No score within 60 s; the worker was killed.",
 }
 
+LABEL_RESULTS = {
+    "right": "The network named this class, behind the homogenizer that serves now.",
+    "wrong": "It named another class, or none.",
+    "unknown": "No frame of this sequence number is among the newest 10,000 answers since the start.",
+    "outdated": "The frame was answered behind another homogenizer than the one that serves now.",
+}
+
 LABEL_VALUES: dict[tuple[str, str], dict[str, str]] = {
     ("recald_frames_dropped_total", "reason"): DROP_REASONS,
     ("recald_samples_rejected_total", "reason"): SAMPLE_REASONS,
@@ -117,6 +124,12 @@ LABEL_VALUES: dict[tuple[str, str], dict[str, str]] = {
     ("recald_fits_total", "result"): {result.value: RESULTS[result] for result in FIT_RESULTS},
     ("recald_swaps_total", "result"): {"committed": "It serves."} | {r.value: RESULTS[r] for r in SWAP_RESULTS},
     ("recald_rollbacks_total", "reason"): ROLLBACK_REASONS,
+    ("recald_labelled_frames_total", "result"): LABEL_RESULTS,
+    ("recald_labelled_accuracy_ratio", "bound"): {
+        "value": "The share.",
+        "lower": "Lower end of its 95 % interval (Wilson 1927).",
+        "upper": "Upper end.",
+    },
     ("recald_homogenizer_info", "source"): {
         "factory": "No homogenizer; the identity.",
         "fit": "A candidate that was committed.",

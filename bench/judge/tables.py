@@ -8,8 +8,9 @@ from typing import Any
 
 from bench.judge.candidates import BAD_FIT, GOOD
 from bench.judge.decision import FACTORY
-from bench.judge.ground_truth import BETTER, NEUTRAL, WORSE, wilson
+from bench.judge.ground_truth import BETTER, NEUTRAL, WORSE
 from bench.report import show
+from calibrate.scoring.interval import wilson
 
 Row = dict[str, Any]
 

@@ -13,6 +13,7 @@ import zmq
 
 from calibrate.errors import RecaldError
 from daemon.exit_codes import TemporaryError
+from daemon.model.labels import LabelError
 from daemon.operator.peer import peer_of
 from daemon.zmq_sockets import bind, connect, ipc_path, open_socket, probe
 
@@ -25,7 +26,14 @@ Handler = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
 class ControlError(RecaldError):
-    """An order that is refused, or no daemon that answers. The message says what to do."""
+    """An order that is refused, or no daemon that answers. The message says what to do.
+
+    entry: the place of the label that is refused, from 0; None where it is not about one label.
+    """
+
+    def __init__(self, message: str, entry: int | None = None) -> None:
+        super().__init__(message)
+        self.entry = entry
 
 
 class NoAnswerError(ControlError, TemporaryError):
@@ -70,6 +78,8 @@ class ControlServer:
             return json.dumps({**reply, "ok": True}).encode()
         except TemporaryError as error:
             return _refusal(str(error), temporary=True)
+        except LabelError as error:
+            return _refusal(str(error), entry=error.entry)
         except RecaldError as error:
             return _refusal(str(error))
         except Exception as error:  # an error in one command must not disable rollback and status
@@ -107,8 +117,9 @@ def _read_request(parts: list[bytes]) -> dict[str, Any]:
     return request
 
 
-def _refusal(message: str, temporary: bool = False) -> bytes:
-    return json.dumps({"ok": False, "error": message, "temporary": temporary}).encode()
+def _refusal(message: str, temporary: bool = False, entry: int | None = None) -> bytes:
+    place = {} if entry is None else {"entry": entry}
+    return json.dumps({"ok": False, "error": message, "temporary": temporary} | place).encode()
 
 
 def request(endpoint: str, message: Mapping[str, Any], timeout: float) -> dict[str, Any]:
@@ -132,7 +143,8 @@ def ask(endpoint: str, message: Mapping[str, Any], timeout: float) -> dict[str, 
     answer = request(endpoint, message, timeout)
     if not answer["ok"]:
         error = NoAnswerError if answer.get("temporary") else ControlError
-        raise error(str(answer.get("error", f"recald refused {message['command']} and gave no reason")))
+        reason = str(answer.get("error", f"recald refused {message['command']} and gave no reason"))
+        raise error(reason, answer.get("entry"))
     return answer
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Any
 
 from calibrate.errors import RecaldError
 from daemon.exit_codes import TemporaryError
+from daemon.operator.label import describe
 from daemon.operator.peer import Peer, claimed_name
 from daemon.operator.stored_version import is_version, no_version
 from daemon.recalibration.controller import Controller
@@ -24,6 +25,7 @@ from deploy.store.retention import StoredHomogenizer
 
 ORDER_TIMEOUT_S = 3.0  # an order waits until the frame that is served now is done
 CANDIDATE_ORDERS = ("approve", "reject")  # they may name the version of the candidate
+LABELS = "labels"  # its record is an event of its own: a restart reads all orders
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Order:
     """An order as received. peer: who gave it. version: of the candidate that is meant; None means the waiting one.
 
     claimed: the name that the client gave itself, such as that of the person behind sudo; it proves nothing.
+    labels: sequence numbers of frames and their classes.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Order:
     peer: Peer = Peer()
     version: Any = None
     claimed: str = ""
+    labels: Sequence[tuple[int, int]] = ()
 
     @property
     def given_by(self) -> dict[str, Any]:
@@ -50,11 +54,21 @@ class Order:
 class OrderQueue:
     """Passes orders from the control thread to the frame thread, and the answers back."""
 
-    def __init__(self, orders: Orders, sensors: dict[str, Sensor], find_stored: Callable[[object], StoredHomogenizer]):
-        """find_stored: return the stored homogenizer whose version begins so; raises OrderRefused."""
+    def __init__(
+        self,
+        orders: Orders,
+        sensors: dict[str, Sensor],
+        find_stored: Callable[[object], StoredHomogenizer],
+        read_labels: Callable[[object], Sequence[tuple[int, int]]],
+    ):
+        """find_stored: return the stored homogenizer whose version begins so; raises OrderRefused.
+
+        read_labels: return the labels of a request; raises RecaldError.
+        """
         self._orders = orders
         self._sensors = sensors
         self._find_stored = find_stored
+        self._read_labels = read_labels
         self._waiting: queue.SimpleQueue[tuple[Order, Future[dict[str, Any]]]] = queue.SimpleQueue()
 
     def submit(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -71,9 +85,10 @@ class OrderQueue:
             name, version = stored.sensor if name is None else name, stored.version
         if not isinstance(name, str) or name not in self._sensors:
             raise RecaldError(f"unknown sensor {name!r}: configured are {', '.join(self._sensors)}")
+        labels = self._read_labels(request.get("labels")) if command == LABELS else ()
         answer: Future[dict[str, Any]] = Future()
         claimed = claimed_name(request.get("by"))
-        order = Order(command, name, request.get("peer", Peer()), version, claimed)
+        order = Order(command, name, request.get("peer", Peer()), version, claimed, labels)
         self._waiting.put((order, answer))
         try:
             return answer.result(ORDER_TIMEOUT_S)
@@ -113,7 +128,7 @@ class Orders:
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all orders."""
-        return tuple(self._handlers)
+        return (*self._handlers, LABELS)
 
     def carry_out(self, order: Order, sensor: Sensor) -> dict[str, Any]:
         """Carry out an order, record it, and return what happened and what comes next.
@@ -123,11 +138,21 @@ class Orders:
         candidate = {"candidate": _candidate_version(sensor)} if order.name in CANDIDATE_ORDERS else {}
         if order.version is not None and order.name != "restore":
             _check_version(order, sensor)
+        if order.name == LABELS:
+            return self._count_labels(sensor, order)
         message = self._handlers[order.name](sensor, order)
         restored = {"version": order.version} if order.name == "restore" else {}
         details = {"order": order.name} | order.given_by | candidate | restored
         self._audit_writer.record(sensor.name, "order", details)
         return {"sensor": sensor.name, "said": message}
+
+    def _count_labels(self, sensor: Sensor, order: Order) -> dict[str, Any]:
+        results = self._controller.count_labels(sensor, order.labels)
+        details = {"homogenizer": sensor.path.version} | results | order.given_by
+        self._audit_writer.record(sensor.name, LABELS, details)
+        labelled = sensor.labelled.status()
+        said = describe(results, labelled)
+        return {"sensor": sensor.name, "said": said, "labelled": labelled} | results
 
     def _recalibrate(self, sensor: Sensor, order: Order) -> str:
         sensor.state_machine.request()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from daemon.operator.label import accuracy_text
 from daemon.operator.terminal import Row, print_table, printable
 from daemon.operator.versions import short_version
 
@@ -53,6 +54,9 @@ def _notes(sensor: dict[str, Any]) -> Iterator[str]:
         yield sensor["reason"]
     if estimate := sensor.get("estimated_accuracy"):
         yield "estimated accuracy: {value:.1%}, {lower:.0%} to {upper:.0%}".format(**estimate)
+    if sensor.get("labelled"):  # an older daemon does not say
+        frames = sensor["labelled"]["right"] + sensor["labelled"]["wrong"]
+        yield f"labelled frames since the last swap: {frames}, {accuracy_text(sensor['labelled'])}"
     if sensor.get("last_refusal"):
         yield f"refused: {refusal(sensor)}"
     yield f"last fit: {sensor['last_fit']}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -24,6 +24,7 @@ from daemon.recalibration.decisions import (
 from daemon.recalibration.drift_checks import DriftChecks
 from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck
 from daemon.recalibration.job import JobProgress, JobResult, JobRunner
+from daemon.recalibration.labelled import COUNTED_RESULTS
 from daemon.recalibration.sensor import Sensor
 from daemon.recalibration.state_machine import RESULT_EXPECTED, OrderRefused
 from daemon.state.audit_writer import AuditWriter
@@ -130,10 +131,23 @@ class Controller:
             self._state_writer.save_withdrawn(sensor.name, set(sensor.withdrawn))
         sensor.job = self._jobs.start(sensor, sensor.state_machine.trigger, self._frames, restore=version)
 
+    def count_labels(self, sensor: Sensor, labels: Sequence[tuple[int, int]]) -> dict[str, int]:
+        """Count frames by sequence number and true class; return how many had each result."""
+        results = sensor.labelled.count(labels, sensor.path.version)
+        for result in COUNTED_RESULTS:
+            self._metrics.labelled_frames.labels(sensor.name, result).inc(results[result])
+        self._export_accuracy(sensor)
+        return results
+
     def export_homogenizer(self, sensor: Sensor, source: str) -> None:
-        """Export which homogenizer serves. source: where it came from, a label of the metric."""
+        """Export which homogenizer serves, and its accuracy. source: where it came from, a label of the metric."""
         version = sensor.path.version
         self._metrics.set_homogenizer(sensor.name, version, FACTORY if version == FACTORY else source)
+        self._export_accuracy(sensor)
+
+    def _export_accuracy(self, sensor: Sensor) -> None:
+        for bound, share in sensor.labelled.counts.accuracy._asdict().items():
+            self._metrics.labelled_accuracy_ratio.labels(sensor.name, bound).set(share)
 
     def export_state(self, sensor: Sensor) -> None:
         """Export the state and its progress."""
@@ -315,12 +329,13 @@ class Controller:
         log.info("%s: homogenizer %s, %s, serves, pause %.0f us", sensor.name, version[:12], why, 1e6 * pause)
 
     def _after_exchange(self, sensor: Sensor, source: str, added_cost: float = 0.0, keep_alarm: bool = False) -> None:
-        """Start drift and latency checks anew, export the metrics, write the pointer.
+        """Start drift and latency checks and the labelled frames anew, export the metrics, write the pointer.
 
         added_cost: s per frame. keep_alarm: a recalibration goes on because of it.
         """
         sensor.swap_begun = ""
         sensor.latency_monitor.swapped(added_cost)
+        sensor.labelled.start_over()
         self._drift.reset(sensor, keep_alarm)
         self.export_homogenizer(sensor, source)
         self._state_writer.save_active(sensor.name, sensor.path.version)

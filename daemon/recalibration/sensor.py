@@ -14,6 +14,7 @@ from daemon.frames.stall_detector import StallDetector
 from daemon.levels import WHOLE_WORDS, PixelValues
 from daemon.recalibration.accuracy_average import AccuracyAverage
 from daemon.recalibration.check_watch import CheckWatch
+from daemon.recalibration.labelled import LabelledFrames
 from daemon.recalibration.state_machine import StateMachine
 from daemon.recalibration.work_time import WorkTime
 from daemon.states import HOLD_MEANING, WITH_CANDIDATE, State
@@ -58,6 +59,7 @@ class Sensor:
     stall_detector: StallDetector = field(default_factory=StallDetector)
     check_watch: CheckWatch = field(default_factory=CheckWatch)
     accuracy: AccuracyAverage = field(default_factory=AccuracyAverage)
+    labelled: LabelledFrames = field(default_factory=LabelledFrames)
     checked_up_to: int = 0  # `reservoir.added` at the last drift check that ended well
     unwatched: str = ""  # why there is no drift score although frames come
     silent_s: float = 0.0  # time without a frame; 0 while the camera is not considered stopped
@@ -96,8 +98,14 @@ class Sensor:
         self.accuracy.clear()
 
     def estimated_accuracy(self, stage: str) -> Estimate | None:
-        """Return the estimated accuracy on the raw or the homogenized frames; None if there is none."""
-        return self.accuracy.of(stage)
+        """Return the estimated accuracy on the raw or the homogenized frames; None if there is none.
+
+        Frames of known class since the last swap count in it.
+        """
+        estimate = self.accuracy.of(stage)
+        if estimate is None or stage == "raw":  # the labelled frames are those of the network as it serves
+            return estimate
+        return estimate.with_labels(self.labelled.right, self.labelled.wrong)
 
     @property
     def check_due(self) -> bool:
@@ -125,11 +133,18 @@ class Sensor:
             "drift_alarm": None if self.unwatched else self.drift_detector.alarm,
             "drift_checks": "failing" if self.unwatched else "stopped" if self.silent_s else "running",
             "frames": self.frames,
+            "labelled": self.labelled.status(),
             "collected": self.reservoir.collected,
             "hold": self.hold or self.operator_hold != "",
             "candidate": None if (candidate := self.candidate) is None else candidate.prepared.version,
             "last_fit": self.last_result,
         }
+
+    @property
+    def status_line(self) -> str:
+        """Return what `systemctl status` shows."""
+        state, version = self.state_machine.state.value, self.path.version[:12]
+        return f"{self.name}: {state}, drift {self.drift_score:.2f}, ρ {version}"
 
 
 def _as_dict(estimate: Estimate | None) -> dict[str, float] | None:

@@ -35,6 +35,8 @@ class FrameServer:
         output, version = self._infer(frame, sensor)
         header = self._publish(frame, sensor, output, version)
         sensor.frames += 1
+        if self._output_kind != "none":
+            sensor.labelled.answered(frame.seq, header.get("label"), version)
         sensor.stall_detector.arrived(frame.received)
         reason = sensor.reservoir.add(frame.image, frame.received, header.get("label"))
         if reason is not None:

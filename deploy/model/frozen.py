@@ -20,7 +20,8 @@ from deploy.model.program import ModelError, load_program, run_once
 class FrozenModel:
     """Φ as loaded. `digest` is the SHA-256 of the file's bytes, and equal to the one on the card.
 
-    output: what Φ's output is, by the card, or found out for a card that does not say it.
+    output: what Φ's output is, by the card, or found out for a card that does not say it. class_count: how many classes
+    it tells apart; None where it is no classifier.
     """
 
     module: nn.Module
@@ -28,6 +29,7 @@ class FrozenModel:
     card: ModelCard
     path: Path
     output: OutputKind
+    class_count: int | None = None
 
 
 def load_frozen(path: Path, pinned: str | None = None) -> FrozenModel:
@@ -63,7 +65,8 @@ def load_frozen(path: Path, pinned: str | None = None) -> FrozenModel:
         check_stated_output(card.output, output)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    return FrozenModel(module, digest, card, path, card.output or assumed_output(card.classes is not None, output))
+    kind = card.output or assumed_output(card.classes is not None, output)
+    return FrozenModel(module, digest, card, path, kind, None if kind == "none" else output.shape[1])
 
 
 def check_class_count(output: torch.Tensor, card: ModelCard) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from bench.judge.cameras import FITTED, LOOKS, MIN_POOL, WINDOW_FRAMES, View, drifted_camera, parts_of_a_pool
 from bench.judge.decision import FACTORY, answer_without_fit, decide, passes_shadow
-from bench.judge.ground_truth import compare, wilson
+from bench.judge.ground_truth import compare
 from bench.judge.sabotage import changes, noisy, sabotaged, tiled
 from bench.judge.state import State, from_record, to_record
 from bench.judge.tables import counted, recovered, summarise, worst_served
@@ -42,20 +42,6 @@ def test_a_candidate_is_good_bad_or_neutral_by_points_of_accuracy():
     assert [compare(accuracy, 80.0) for accuracy in (82.0, 81.9, 80.0, 79.5, 79.4)] == [
         *("good", "neutral", "neutral", "neutral", "bad")
     ]
-
-
-def test_the_interval_is_wilsons():
-    assert wilson(0, 0) == (0, 1)
-    low, high = wilson(0, 100)
-    assert low == pytest.approx(0, abs=1e-12) and high == pytest.approx(0.0370, abs=1e-4)
-    assert wilson(3, 100) == pytest.approx((0.0103, 0.0845), abs=1e-4)
-
-
-@given(st.integers(0, 500), st.integers(0, 500))
-def test_the_interval_holds_the_rate(count, more):
-    low, high = wilson(count, count + more)
-    assert 0 <= low <= high <= 1
-    assert low - 1e-9 <= (count / (count + more) if count + more else 0.5) <= high + 1e-9
 
 
 # ---- sabotage

@@ -44,6 +44,8 @@ LABELS = {  # every metric of the daemon, which later code must feed and dashboa
     "swap_pause_seconds": ("sensor",),
     "rollbacks_total": ("sensor", "reason"),
     "audit_records_total": (),
+    "labelled_frames_total": ("sensor", "result"),
+    "labelled_accuracy_ratio": ("sensor", "bound"),
     "audit_failures_total": (),
 }
 

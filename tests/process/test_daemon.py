@@ -19,9 +19,10 @@ import psutil
 import pytest
 import torch
 from running import Camera, Daemon, eventually, recald, recald_here, serving, write_config
-from synthetic import images, normalised, trained_network
+from synthetic import CLASSES, images, labelled, normalised, trained_network
 
 from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
+from daemon.operator.control import request
 from daemon.serving.message import build_frame
 from deploy.backends.protocol import GPU_BACKENDS
 from deploy.files import digest_file
@@ -206,6 +207,60 @@ def test_there_is_nothing_behind_the_factory_homogenizer(served: Daemon):
     assert done.returncode == EX_CONFIG
     assert "the factory homogenizer serves" in done.stderr
     assert served.metric("recald_rollbacks_total") == 0
+
+
+# ---- labelled frames
+
+
+def test_labelled_frames_tell_the_true_accuracy_also_during_a_hold(served: Daemon, camera: Camera, tmp_path: Path):
+    pictures, truth = labelled(12, 5)
+    named = [camera.ask(picture, "rear")[0]["label"] for picture in pictures]
+    right = sum(int(label) == answer for label, answer in zip(truth, named, strict=True))
+    lines = [f"{seq},{CLASSES[label] if seq % 2 else label}" for seq, label in enumerate(truth)]
+    (tmp_path / "labels.csv").write_text("\n".join(["seq,label", *lines, "9999,north-west"]))
+    assert request(served.control, {"command": "hold", "sensor": "rear"}, 10)["ok"]
+    label = ("label", tmp_path / "labels.csv", "--sensor", "rear", "--config", served.config)
+    done = recald(*label)
+    begin = f"rear: 12 labelled frames counted, {right} right; 1 unknown; 0 outdated; since the last swap "
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith(begin), done.stderr
+    assert request(served.control, {"command": "release", "sensor": "rear"}, 10)["ok"]
+    assert json.loads(recald_here(*label, "--json").stdout)["repeated"] == 12
+
+    shown = {
+        labels["bound"]: v
+        for labels, v in served.samples("recald_labelled_accuracy_ratio")
+        if labels["sensor"] == "rear"
+    }
+    status = served.status("rear")["labelled"]
+    assert (status["right"], status["wrong"]) == (right, 12 - right)
+    assert shown == pytest.approx({"value": right / 12, "lower": status["lower"], "upper": status["upper"]}, abs=1e-5)
+    assert served.metric("recald_labelled_frames_total", sensor="rear", result="right") == right
+    assert "labelled frames since the last swap: 12, " in recald_here("status", "--config", served.config).stdout
+    history = recald_here("history", "--json", "--config", served.config, "--sensor", "rear").stdout.splitlines()
+    told = [record["details"] for record in map(json.loads, history) if record["event"] == "labels"]
+    assert len(told) == 2 and told[0]["right"] == right and told[0]["homogenizer"] == "factory" and told[0]["by"]
+    assert not any(name in str(told) for name in CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said", "entry"),
+    [
+        ([[0, 0], [1, "north"]], "'north' is no class of the model", 1),
+        ([[0, 0], [1, True]], "True is no class of the model", 1),
+        ([[True, 0]], "seq must be an integer", 0),
+        ([[0, 0]] * 2001, "labels must be a list of 1 to 2000 entries", None),
+        ({"0": 0}, "labels must be a list", None),
+        (None, "labels must be a list", None),
+    ],
+)
+def test_labels_that_make_no_sense_are_refused_and_nothing_is_counted(
+    served: Daemon, camera: Camera, labels, said, entry
+):
+    camera.ask(CLEAN)
+    answer = request(served.control, {"command": "labels", "sensor": "front", "labels": labels}, 10)
+    assert answer["ok"] is False and said in answer["error"] and answer.get("entry") == entry
+    assert served.metric("recald_labelled_frames_total", sensor="front") == 0
+    assert served.status()["labelled"] is None
 
 
 # ---- exit codes

@@ -45,6 +45,12 @@ def counted(daemon: Daemon, name: str, **labels: str) -> Callable[[], bool]:
     return lambda: daemon.metric(name, **labels) == 1
 
 
+def label(daemon: Daemon, answers: list[dict]) -> dict:
+    """Tell the daemon that each of these answers was wrong."""
+    labels = [[answer["seq"], (answer["label"] + 1) % 4] for answer in answers]
+    return request(daemon.control, {"command": "labels", "sensor": "front", "labels": labels}, 10)
+
+
 def served(camera: Camera) -> list[str]:
     """The homogenizers that answered, in order of their first answer."""
     return list(dict.fromkeys(header["homogenizer"] for header in camera.answers["front"]))
@@ -71,6 +77,7 @@ def test_locked_watches_and_changes_nothing(in_mode):
         camera.stream(DRIFT, lambda: len(camera.sent["front"]) > sent + 100, "two seconds pass")
         assert state(daemon) == "factory" and daemon.metric("recald_fits_total") == 0
         assert "front: recalibrate.mode is locked" in refusal(daemon, "recalibrate")
+        assert label(daemon, camera.answers["front"][-4:])["wrong"] == 4
 
 
 def test_the_shadow_mode_judges_and_lets_nothing_serve(in_mode):
@@ -97,8 +104,13 @@ def test_a_candidate_serves_once_it_is_approved_and_not_if_it_is_refused(in_mode
         answer, version = order(daemon, "approve", "--version", status["candidate"]), status["candidate"][:12]
         assert answer == f"front: candidate {version} serves as soon as nothing holds it, on probation\n"
         camera.stream(DRIFT, lambda: state(daemon) == "active", "it serves and its probation is over")
+        before = [answer for answer in camera.answers["front"] if answer["homogenizer"] == "factory"]
+        counted_labels = label(daemon, [*before[-3:], *camera.answers["front"][-2:]])
+        assert (counted_labels["outdated"], counted_labels["wrong"]) == (3, 2)
+        assert daemon.status()["labelled"]["wrong"] == 2
 
         camera.stream({"front": CLEAN}, lambda: state(daemon) == "factory", "the way back to none needs no approval")
+        assert daemon.status()["labelled"] is None
 
         camera.stream(DRIFT, lambda: state(daemon) == "awaiting_approval", "it waits for approval once more")
         assert "goes on serving" in order(daemon, "reject")
@@ -109,7 +121,7 @@ def test_a_candidate_serves_once_it_is_approved_and_not_if_it_is_refused(in_mode
         assert camera.ask(CLEAN[0])[0]["homogenizer"] == "factory"
         assert "front: no candidate waits for approval: " in refusal(daemon, "approve")
     events = [(record["event"], record["details"]) for record in audit(config) if record["sensor"] == "front"]
-    names = [name for name, _ in events if name not in ("state", "drift alarm over")]
+    names = [name for name, _ in events if name not in ("state", "drift alarm over", "labels")]
     fitted, recalled = ["fit begun", "fit", "order", "swap begun", "swap"], ["fit", "order", "candidate dropped"]
     assert names[:12] == ["drift alarm", *fitted, "drift alarm", "swap", "drift alarm", *recalled]
     swaps = [(details["from"], details["to"]) for name, details in events if name == "swap"]

@@ -186,6 +186,9 @@ def record_text(record: AuditRecord) -> str:
             return f"{after} serves again instead of {before}: {_rollback_text(recorded)}"
         case "order":
             return f"{recorded.get('order')}, by {_who(recorded)}"
+        case "labels":
+            results = f"{recorded.get('right')} answers right, {recorded.get('wrong')} wrong"
+            return f"{results}, with {short_version(recorded.get('homogenizer'))}; told by {_who(recorded)}"
         case "fit":
             stored = f"; candidate {short_version(recorded['candidate'])}" if recorded.get("candidate") else ""
             dossier = short_version(recorded.get("dossier"))

@@ -15,6 +15,7 @@ from calibrate.errors import RecaldError
 from calibrate.homogenizer import Homogenizer
 from daemon.config import RecalibrateConfig
 from daemon.exit_codes import TemporaryError
+from daemon.model.labels import LabelReader
 from daemon.operator.orders import Order, OrderQueue, Orders
 from daemon.operator.peer import Peer
 from daemon.operator.stored_version import find_stored
@@ -36,9 +37,9 @@ class Frames:
 
     def __init__(self) -> None:
         self.done: list[tuple[str, dict[str, Any]]] = []
-        orders: Any = SimpleNamespace(names=lambda: ("rollback", "restore"), carry_out=self.carry_out)
+        orders: Any = SimpleNamespace(names=lambda: ("rollback", "restore", "labels"), carry_out=self.carry_out)
         sensor: Any = object()
-        self.queue = OrderQueue(orders, {"front": sensor}, self.find_stored)
+        self.queue = OrderQueue(orders, {"front": sensor}, self.find_stored, LabelReader(2, ["cat", "dog"]).read)
 
     def find_stored(self, version: object) -> StoredHomogenizer:
         if version != VERSION[:8]:
@@ -116,7 +117,7 @@ def test_an_order_that_waited_too_long_is_dropped_for_good(frames, monkeypatch):
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        ({"command": "explode", "sensor": "front"}, "unknown command 'explode': status, rollback, restore"),
+        ({"command": "explode", "sensor": "front"}, "unknown command 'explode': status, rollback, restore, labels"),
         ({"command": "rollback", "sensor": "side"}, "unknown sensor 'side': configured are front"),
         ({"command": "rollback", "sensor": ["front"]}, "unknown sensor .*: configured are front"),
         ({"command": "rollback", "sensor": {}}, "unknown sensor .*: configured are front"),
@@ -200,6 +201,37 @@ def test_an_order_that_answers_no_candidate_takes_no_version():
     with pytest.raises(OrderRefused, match="hold takes no version, only approve and reject do"):
         desk.order("hold", VERSION)
     assert desk.sensor.operator_hold == ""
+
+
+# ---- labelled frames
+
+
+def test_labels_reach_the_frame_thread_as_numbers_of_classes(frames):
+    taken: list[Order] = []
+    frames.queue._orders.carry_out = lambda order, sensor: taken.append(order) or {"said": "done"}
+    with ThreadPoolExecutor(1) as control:
+        request = {"command": "labels", "sensor": "front", "labels": [[7, "dog"], [8, 0]]}
+        answer = control.submit(frames.queue.submit, request)
+        while not answer.done():
+            frames.queue.carry_out_all()
+        assert answer.result() == {"said": "done"}
+    assert [(order.name, order.labels) for order in taken] == [("labels", [(7, 1), (8, 0)])]
+
+
+def test_labels_that_are_refused_never_reach_it(frames):
+    with pytest.raises(ValueError, match="'cow' is no class"):
+        frames.queue.submit({"command": "labels", "sensor": "front", "labels": [[7, "dog"], [8, "cow"]]})
+    assert frames.queue._waiting.empty()
+
+
+def test_labels_are_recorded_as_counts_of_what_serves_and_who_told_them_without_any_label():
+    desk = Desk()
+    results = {"right": 2, "wrong": 0, "unknown": 1, "outdated": 0, "repeated": 0}
+    desk.orders._controller = SimpleNamespace(count_labels=lambda sensor, labels: results)
+    answer = desk.orders.carry_out(Order("labels", "front", Peer("anna", 9), labels=[(7, 1)]), desk.sensor)
+    assert desk.records == [("labels", {"homogenizer": FACTORY} | results | {"by": "anna", "pid": 9})]
+    said = "2 labelled frames counted, 2 right; 1 unknown; 0 outdated; none since the last swap"
+    assert answer == {"sensor": "front", "said": said, "labelled": None} | results
 
 
 # ---- a stored homogenizer is brought back

@@ -117,6 +117,7 @@ def test_a_homogenizer_that_serves_is_shown_with_all_its_evidence(place):
     number = place.fit(dossier())
     place.tell("order", {"order": "approve", "by": "ada"})
     place.tell("swap", {"from": "factory", "to": CANDIDATE, "pause": 3.1e-5, "frames_served": 9})
+    place.tell("labels", {"homogenizer": CANDIDATE, "right": 385, "wrong": 27, "unknown": 3, "by": "grace"})
     page = place.page()
     for said in (
         "Accepted and serving",
@@ -130,6 +131,7 @@ def test_a_homogenizer_that_serves_is_shown_with_all_its_evidence(place):
         "3 blank",
         "score 4.25 with factory",
         "the exchange took 31 µs",
+        f"385 answers right, 27 wrong, with {CANDIDATE[:12]}; told by grace",
         "The drift score lies within the clean band",
         f"at least {MIN_SCORE_DROP_SHARE:.0%} below that of ",
         "at most 1.6",

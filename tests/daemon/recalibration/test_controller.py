@@ -14,6 +14,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from calibrate.scoring.drift import DriftDetector
+from calibrate.scoring.interval import wilson
 from daemon.config import DAY, RecalibrateConfig
 from daemon.frames.latency_monitor import MIN_LATENCY_FRAMES
 from daemon.frames.reservoir import Reservoir
@@ -529,6 +530,41 @@ def test_frames_are_not_timed_while_a_fit_runs(scene):
     scene.recalibration.free = True
     scene.step()
     assert scene.sensor.latency_monitor.counting
+
+
+def accuracy(scene: Scene) -> list[Any]:
+    return [scene.metric("labelled_accuracy_ratio", {"bound": bound}) for bound in ("value", "lower", "upper")]
+
+
+def labelled(scene: Scene, result: str) -> Any:
+    return scene.metric("labelled_frames_total", {"result": result})
+
+
+def test_labelled_frames_are_exported_and_their_accuracy_is_that_of_what_serves(scene):
+    scene.controller.export_homogenizer(scene.sensor, "restored")
+    assert all(map(math.isnan, accuracy(scene)))
+    for seq in range(4):
+        scene.sensor.labelled.answered(seq, 1, FACTORY)
+    scene.controller.count_labels(scene.sensor, [(0, 1), (1, 1), (2, 2), (9, 1)])
+    assert accuracy(scene) == [pytest.approx(2 / 3), *wilson(2, 3)]
+    scene.serve("a")
+    assert (scene.sensor.labelled.right, scene.sensor.labelled.wrong) == (0, 0)
+    assert all(map(math.isnan, accuracy(scene))) and scene.sensor.status()["labelled"] is None
+    scene.sensor.labelled.answered(5, 1, "a")
+    scene.controller.count_labels(scene.sensor, [(3, 1), (5, 1)])
+    assert accuracy(scene)[0] == 1 and scene.sensor.status()["labelled"]["right"] == 1
+    assert [labelled(scene, result) for result in ("right", "wrong", "unknown", "outdated")] == [3, 1, 1, 1]
+    scene.controller.roll_back(scene.sensor, "operator")
+    assert all(map(math.isnan, accuracy(scene)))
+
+
+def test_labelled_frames_count_on_when_the_camera_has_stopped(scene):
+    scene.sensor.stall_detector.arrived(0.0)
+    scene.sensor.labelled.answered(0, 1, FACTORY)
+    scene.controller.count_labels(scene.sensor, [(0, 1)])
+    scene.now = 60.0
+    scene.step()
+    assert scene.sensor.silent_s > 0 and scene.sensor.labelled.right == 1 and accuracy(scene)[0] == 1
 
 
 def test_a_camera_that_stops_has_no_score_and_no_alarm_until_frames_come_again(scene, caplog):

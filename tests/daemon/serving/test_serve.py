@@ -16,15 +16,16 @@ from daemon.frames.reservoir import Reservoir
 from daemon.frames.stall_detector import MIN_STALL_S, StallDetector
 from daemon.levels import PixelValues
 from daemon.metrics import Metrics
+from daemon.recalibration.labelled import LabelledFrames
 from daemon.serving.decoders import DecodedFrame
 from daemon.serving.serve import FrameServer, classification
 from deploy.path import InferenceError
 
 
 class Scene:
-    """One sensor and a model whose output is the class `label`, or an image where that is None."""
+    """One sensor and a model whose output is the class `label`, or an image where that is None. kind: on its card."""
 
-    def __init__(self, label: int | None) -> None:
+    def __init__(self, label: int | None, kind: str = "logits") -> None:
         self.registry = CollectorRegistry()
         self.published: list[dict[str, Any]] = []
         self.output = np.zeros((1, 4, 4), np.float32) if label is None else np.eye(4, dtype=np.float32)[[label]]
@@ -38,13 +39,14 @@ class Scene:
             drift_score=1.0,
             pixel_values=PixelValues(),
             frames=0,
+            labelled=LabelledFrames(),
         )
         preprocessor = SimpleNamespace(normalise=lambda images: images)
         model: Any = SimpleNamespace(
             digest="d" * 64,
             preprocessor=preprocessor,
             classes=["a", "b", "c", "d"],
-            frozen=SimpleNamespace(output="logits"),
+            frozen=SimpleNamespace(output=kind),
         )
         publisher: Any = SimpleNamespace(send=lambda name, header, output: self.published.append(header))
         self.serving = FrameServer(model, publisher, Metrics(self.registry))
@@ -105,6 +107,21 @@ def test_a_frame_that_is_not_kept_is_served_and_counted_by_its_reason():
     assert len(scene.published) == scene.sensor.frames == 3
     assert scene.sensor.reservoir.collected == 1
     assert scene.rejected("frozen") == scene.rejected("blank") == 1
+
+
+def test_the_answer_is_remembered_with_what_was_in_front_of_the_network():
+    scene = Scene(2)
+    scene.serve(picture(0))
+    scene.sensor.path.infer = lambda batch: (scene.output, "another")
+    scene.serve(picture(1))
+    results = scene.sensor.labelled.count([(0, 2), (1, 2), (2, 2)], "factory")
+    assert results == {"right": 1, "wrong": 0, "unknown": 1, "outdated": 1, "repeated": 0}
+
+
+def test_no_answer_of_a_network_that_is_no_classifier_is_remembered():
+    scene = Scene(2, kind="none")
+    scene.serve(picture(0))
+    assert scene.sensor.labelled.count([(0, 2)], "factory")["unknown"] == 1
 
 
 def test_the_latency_is_that_of_both_networks():

@@ -104,7 +104,7 @@ def test_the_loaded_model_computes_what_the_network_computes(exported, batch):
 def test_the_digest_is_that_of_the_file_and_of_the_card(exported):
     frozen = load_frozen(exported)
     digest = hashlib.sha256(exported.read_bytes()).hexdigest()
-    assert frozen == FrozenModel(frozen.module, digest, frozen.card, exported, "logits")
+    assert frozen == FrozenModel(frozen.module, digest, frozen.card, exported, "logits", 5)
     assert frozen.card.sha256 == digest_file(exported) == digest
 
 
@@ -219,6 +219,11 @@ def test_a_card_with_another_input_is_refused(model):
     edit_card(model, "width: 9", "width: 10")
     with pytest.raises(ModelError, match=r"does not run on an input of shape \(1, 3, 8, 10\)"):
         load_frozen(model)
+
+
+def test_a_network_that_is_no_classifier_tells_no_classes_apart(model):
+    edit_card(model, "output: logits", "output: none")
+    assert load_frozen(model).class_count is None
 
 
 def test_a_card_with_too_many_classes_is_refused(model):
