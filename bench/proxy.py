@@ -28,11 +28,16 @@ from calibrate.estimate.signs import SIGN_WINDOW, signs_of
 from calibrate.judge import Evidence
 from calibrate.scoring.scorer import Scorer
 from calibrate.source.description import frame_shape
-from daemon.operator.learn_accuracy import MAX_FRAMES, see_drifts
+from daemon.operator.commissioning.learn_accuracy import MAX_FRAMES, see_drifts
 from daemon.recalibration.accuracy_average import WINDOWS
 
 CODE = (
-    *(*METHOD, *MATERIAL, "daemon/operator/learn_accuracy.py", "daemon/recalibration/accuracy_average.py"),
+    *(
+        *METHOD,
+        *MATERIAL,
+        "daemon/operator/commissioning/learn_accuracy.py",
+        "daemon/recalibration/accuracy_average.py",
+    ),
     *("daemon/simulation/*.py", "bench/judge/*.py", "bench/proxy.py"),
 )
 

@@ -139,7 +139,7 @@ def export(args: argparse.Namespace) -> int:
 
 
 def commission(args: argparse.Namespace) -> int:
-    from daemon.operator.commission import commission, remove_commission
+    from daemon.operator.commissioning.commission import commission, remove_commission
 
     if args.remove:
         remove_commission(args.model)
@@ -290,7 +290,7 @@ def _add_commission(commands: Any) -> None:
         "--frames", type=Path, help="clean pictures: a folder of png, jpg or tif files, or an .npz file with key images"
     )
     action.add_argument("--remove", action="store_true", help="undo: use the statistics shipped in the model again")
-    text = "their classes, to learn how to estimate accuracy: a CSV file picture,class, or the .npz with key labels"
+    text = "their classes, to learn how to estimate accuracy: a CSV file picture,label, or the .npz with key labels"
     command.add_argument("--labels", type=Path, metavar="FILE", help=text)
     command.add_argument("--count", type=int, default=2048, help="pictures at most, evenly from all (%(default)s)")
     command.add_argument("--force", action="store_true", help="take frames as clean that score as drifted")

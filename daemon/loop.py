@@ -26,7 +26,7 @@ from daemon.metrics import Metrics
 from daemon.metrics_server import MetricsServer
 from daemon.model.engine_build import EngineBuildError
 from daemon.model.engine_supply import EngineSupply
-from daemon.model.labels import LabelReader
+from daemon.model.labels import ClassNames, LabelReader
 from daemon.model.served_model import open_model
 from daemon.operator.control import ControlServer
 from daemon.operator.orders import OrderQueue, Orders
@@ -228,7 +228,7 @@ class Daemon:
             Orders(self._controller, self._audit_writer),
             self.sensors,
             partial(find_stored, self._store, self._model.digest),
-            LabelReader(self._model.frozen.class_count, self._model.classes).read,
+            LabelReader(ClassNames(self._model.frozen.class_count, self._model.classes)).read,
         )
         check_worker = WorkerClient(*worker, threads=1)
         self._drift_monitor = DriftMonitor(config.drift, self.sensors, check_worker, self._events.put)

@@ -190,8 +190,8 @@ class Metrics:
         )
         self.estimated_accuracy_ratio = Gauge(
             "estimated_accuracy_ratio",
-            "Accuracy estimated without labels, 0 to 1, and the interval that holds it in 90 % of all cases. Only where "
-            "`recald commission --labels` was run; NaN while few classes are in view.",
+            "Accuracy estimated without labels, 0 to 1, and the interval that holds it in 90 % of cases. Only after "
+            "`recald commission --labels`; NaN while few classes are in view.",
             ("sensor", "stage", "bound"),
             **common,
         )

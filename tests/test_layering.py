@@ -41,6 +41,7 @@ LIBRARIES = {
     "pydantic_core": {"deploy/model/"},
     "safetensors": {"deploy/backends/", "deploy/model/", "deploy/store/", "daemon/demo/", "bench/"},
     "sklearn": {"daemon/demo/"},
+    "scipy": {"bench/proxy.py"},
     "cv2": {"daemon/", "bench/"},
     "zmq": {"daemon/", "bench/"},
     "rich": {"daemon/", "bench/"},
@@ -72,6 +73,7 @@ FILES_AND_PROCESSES = {
 # frames, and the errors' base.
 TAKEN_BY_DEPLOY = {
     "calibrate.errors.RecaldError",
+    "calibrate.estimate.estimator.AccuracyEstimator",
     "calibrate.features.overwrites.overwrites_values",
     "calibrate.features.taps.NoBatchNorm",
     "calibrate.features.taps.Taps",

@@ -56,13 +56,14 @@ class AccuracyEstimator:
     """Examples of M windows of frames behind simulated drifts, and what the network's outputs are on clean frames.
 
     signs: (M, 5) of calibrate.estimate.signs. accuracies: (M,) of all frames behind the same drift. errors: (M,) of the
-    estimate for each example by the examples of other kinds of drift.
+    estimate for each example by the examples of other kinds of drift. labelled: number of frames of known class.
     """
 
     calibration: OutputCalibration
     signs: Tensor
     accuracies: Tensor
     errors: Tensor
+    labelled: Tensor
 
     @property
     def typical_error(self) -> float:
@@ -74,11 +75,14 @@ class AccuracyEstimator:
 
         The value is the mean of the nearest examples (Fix & Hodges 1951), the interval the quantile of the errors that
         examples of other drifts make there (conformal prediction: Vovk et al. 2005; local, as Lei & Wasserman 2014).
+        The labelled frames are a sample, too: their number widens the interval.
         """
         distances = self._scaled.distances(signs[None])[0]
-        value = nearest_mean(distances, self.accuracies)
+        value = float(nearest_mean(distances, self.accuracies))
         near = distances.topk(min(NEIGHBOURS_OF_INTERVAL, len(distances)), largest=False).indices
-        return Estimate.around(float(value), float(self.errors[near].abs().quantile(COVERAGE)))
+        error = float(self.errors[near].abs().quantile(COVERAGE))
+        sampling = NORMAL_QUANTILE * math.sqrt(value * (1 - value) / float(self.labelled))
+        return Estimate.around(value, math.hypot(error, sampling))
 
     @cached_property
     def _scaled(self) -> ScaledSigns:
@@ -110,10 +114,12 @@ class AccuracyEstimator:
     def _fits_together(self) -> bool:
         known, calibration = self.signs.shape, self.calibration
         scalars = [tensor for name, tensor in calibration.tensors().items() if name not in ("probabilities", "shares")]
+        scalars.append(self.labelled)
         return (
             len(known) == 2
             and known[0] > 0
             and known[1] == SIGNS
+            and bool((self.labelled > 0).all())
             and self.accuracies.shape == self.errors.shape == known[:1]
             and all(tensor.shape == () for tensor in scalars)
             and calibration.probabilities.dim() == 1

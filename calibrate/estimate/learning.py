@@ -47,7 +47,8 @@ def learn_estimator(seen: Sequence[SeenDrift], labels: Tensor) -> AccuracyEstima
     signs = torch.stack([example.signs for example in examples])
     accuracies = torch.stack([example.accuracy for example in examples])
     errors = _errors([example.kinds for example in examples], signs, accuracies)
-    return AccuracyEstimator(OutputCalibration.of(seen[0].logits, labels), signs, accuracies, errors)
+    calibration = OutputCalibration.of(seen[0].logits, labels)
+    return AccuracyEstimator(calibration, signs, accuracies, errors, torch.tensor(float(len(labels))))
 
 
 def _examples(seen: Sequence[SeenDrift], labels: Tensor, windows: range) -> Iterator[Example]:

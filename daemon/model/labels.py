@@ -21,8 +21,8 @@ class LabelError(RecaldError):
         self.entry = entry
 
 
-class LabelReader:
-    """Reads the labels of requests. Any thread may use it."""
+class ClassNames:
+    """The classes of the model, by name or number. Any thread may use it."""
 
     def __init__(self, class_count: int | None, names: Sequence[str] | None) -> None:
         """class_count: None for a network that is no classifier. names: of the classes; None: the card has none."""
@@ -32,41 +32,55 @@ class LabelReader:
         for number, name in enumerate(self._names):
             self._numbers[name].append(number)
 
+    def check(self) -> None:
+        """Raise RecaldError where the network is no classifier."""
+        if self._class_count is None:
+            raise RecaldError(NO_CLASSES)
+
+    def number(self, label: object) -> int:
+        """Return the number of a class, from its name, else its number. Raises RecaldError for what is no class."""
+        self.check()
+        numbers = self._numbers.get(label, []) if isinstance(label, str) else []
+        if len(numbers) > 1:
+            several = " or ".join(map(str, numbers))
+            raise RecaldError(f"{len(numbers)} classes are named {reprlib.repr(label)}: give the number {several}")
+        number = numbers[0] if numbers else _number(label)
+        if number is None or not 0 <= number < (self._class_count or 0):
+            raise RecaldError(f"{reprlib.repr(label)} is no class of the model: give {self._choice()}")
+        return number
+
+    def _choice(self) -> str:
+        name = f"a name of its card, such as {self._names[0]!r}, or " if self._names else ""
+        return f"{name}a number from 0 to {(self._class_count or 0) - 1}"
+
+
+class LabelReader:
+    """Reads the labels of requests. Any thread may use it."""
+
+    def __init__(self, classes: ClassNames) -> None:
+        self._classes = classes
+
     def read(self, labels: object) -> list[tuple[int, int]]:
         """Return (sequence number, class number) of each entry [seq, label] of a request.
 
         A label is the name of a class, else its number. Raises LabelError for the first entry that is wrong, and
         RecaldError where all are: then none may be counted.
         """
-        if self._class_count is None:
-            raise RecaldError(NO_CLASSES)
+        self._classes.check()
         if not isinstance(labels, list) or not 1 <= len(labels) <= MAX_LABELS:
             raise RecaldError(f'labels must be a list of 1 to {MAX_LABELS} entries [seq, label], such as [[17, "cat"]]')
-        return [self._entry(entry, place, self._class_count) for place, entry in enumerate(labels)]
+        return [self._entry(entry, place) for place, entry in enumerate(labels)]
 
-    def _entry(self, entry: object, place: int, class_count: int) -> tuple[int, int]:
+    def _entry(self, entry: object, place: int) -> tuple[int, int]:
         if not isinstance(entry, list) or len(entry) != 2:
             raise LabelError(f"an entry must be [seq, label], got {reprlib.repr(entry)}", place)
         seq, label = entry
         if type(seq) is not int or seq < 0:  # isinstance would let true pass as 1
             raise LabelError(f"seq must be an integer from 0 on, got {reprlib.repr(seq)}", place)
-        return seq, self._class_of(label, place, class_count)
-
-    def _class_of(self, label: object, place: int, class_count: int) -> int:
-        numbers = self._numbers.get(label, []) if isinstance(label, str) else []
-        if len(numbers) > 1:
-            several = " or ".join(map(str, numbers))
-            raise LabelError(
-                f"{len(numbers)} classes are named {reprlib.repr(label)}: give the number {several}", place
-            )
-        number = numbers[0] if numbers else _number(label)
-        if number is None or not 0 <= number < class_count:
-            raise LabelError(f"{reprlib.repr(label)} is no class of the model: give {self._choice(class_count)}", place)
-        return number
-
-    def _choice(self, class_count: int) -> str:
-        name = f"a name of its card, such as {self._names[0]!r}, or " if self._names else ""
-        return f"{name}a number from 0 to {class_count - 1}"
+        try:
+            return seq, self._classes.number(label)
+        except RecaldError as error:
+            raise LabelError(str(error), place) from error
 
 
 def _number(label: object) -> int | None:

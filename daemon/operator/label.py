@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import errno
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,19 +12,21 @@ from typing import Any, NamedTuple
 from calibrate.errors import RecaldError
 from daemon.model.labels import MAX_LABELS
 from daemon.operator.control import MAX_REQUEST_BYTES, ControlError, ask
+from daemon.operator.label_lines import LabelFormat, read_label_lines
 from daemon.recalibration.labelled import LABEL_RESULTS, MAX_ANSWERS
-from deploy.files import read_regular
 
 MAX_FILE_BYTES = 1 << 20  # of labels: some 70,000, which take two seconds to send; the daemon remembers 10,000 frames
 MAX_LABELS_BYTES = MAX_REQUEST_BYTES - 4096  # of one request; the rest of it is shorter
 MAX_LABEL_CHARS = 1000  # more than any name of a class has; a longer one could fill a request
 MAX_SEQ_DIGITS = 19  # of a sequence number; 2**63 - 1 has as many
-FILE_HEADER = ["seq", "label"]
+FRAME_LABELS = LabelFormat(
+    "seq", "17", MAX_FILE_BYTES, f"keep the newest lines, recald remembers {MAX_ANSWERS} frames of a sensor"
+)
 
 FrameLabel = tuple[int, int | str]  # sequence number of a frame; number or name of its class
 
 
-class LabelLine(NamedTuple):
+class FrameLine(NamedTuple):
     """A line of a file, numbered from 1: the sequence number of a frame, and its class."""
 
     line: int
@@ -46,45 +46,14 @@ def label(args: argparse.Namespace, endpoint: str, by: str) -> None:
     print(json.dumps(answer) if args.json else f"{answer['sensor']}: {answer['said']}")
 
 
-def read_label_file(path: Path) -> list[LabelLine]:
-    """Return the lines `seq,label` of a CSV file. Raises RecaldError with the line of the first mistake.
-
-    The line `seq,label` may come first; empty lines are left out.
-    """
-    numbered = enumerate(_read_text(path).split("\n"), 1)
-    lines = [_read_line(path, number, line) for number, line in numbered if line.strip()]
-    labels = [line for line in lines if line is not None]
-    if not labels:
-        raise RecaldError(f"{path}: holds no labels: write a line for each frame, such as 17,cat")
-    return labels
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return read_regular(path, MAX_FILE_BYTES).decode("utf-8-sig")  # spreadsheets write a byte order mark
-    except UnicodeDecodeError as error:
-        raise RecaldError(f"{path}: not UTF-8 text at byte {error.start}: save it as CSV in UTF-8") from error
-    except OSError as error:
-        newest = f": keep the newest lines, recald remembers {MAX_ANSWERS} frames of a sensor"
-        advice = newest if error.errno == errno.EFBIG else ""
-        raise RecaldError(f"{path}: the labels cannot be read: {error.strerror}{advice}") from error
-
-
-def _read_line(path: Path, number: int, line: str) -> LabelLine | None:
-    """Return what a line says; None for the header. Each line is read alone, so that a quote cannot swallow others."""
-    try:
-        cells = [cell.strip() for cell in next(csv.reader([line.strip()], strict=True, skipinitialspace=True))]
-    except csv.Error as error:
-        raise RecaldError(f"{path}:{number}: no line of a CSV file: {error}") from error
-    if number == 1 and [cell.lower() for cell in cells] == FILE_HEADER:
-        return None
-    if len(cells) != 2:
-        advice = "write seq,label, such as 17,cat, and put a name that holds a comma in quotes"
-        raise RecaldError(f"{path}:{number}: has {len(cells)} column(s): {advice}")
-    seq, label = cells
-    if not (seq.isascii() and seq.isdigit() and len(seq) <= MAX_SEQ_DIGITS):
-        raise RecaldError(f"{path}:{number}: {seq!r} is no sequence number: write that of the frame, such as 17")
-    return LabelLine(number, int(seq), label)
+def read_label_file(path: Path) -> list[FrameLine]:
+    """Return the lines `seq,label` of a CSV file. Raises RecaldError with the line of the first mistake."""
+    frames = []
+    for line, seq, label in read_label_lines(path, FRAME_LABELS):
+        if not (seq.isascii() and seq.isdigit() and len(seq) <= MAX_SEQ_DIGITS):
+            raise RecaldError(f"{path}:{line}: {seq!r} is no sequence number: write that of the frame, such as 17")
+        frames.append(FrameLine(line, int(seq), label))
+    return frames
 
 
 def send_labels(endpoint: str, sensor: str, labels: Sequence[FrameLabel], by: str, timeout: float) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibrate.errors import RecaldError
-from daemon.model.labels import MAX_LABELS, LabelError, LabelReader
+from daemon.model.labels import MAX_LABELS, ClassNames, LabelError, LabelReader
 
 NAMES = ["cat", "crane", "dog", "crane", "1"]
-READER = LabelReader(len(NAMES), NAMES)
+READER = LabelReader(ClassNames(len(NAMES), NAMES))
 
 
 def test_a_label_is_a_name_or_a_number_and_a_name_goes_first():
@@ -18,9 +18,9 @@ def test_a_label_is_a_name_or_a_number_and_a_name_goes_first():
 
 
 def test_without_names_on_the_card_a_label_is_a_number():
-    assert LabelReader(3, None).read([[7, "2"], [8, 0]]) == [(7, 2), (8, 0)]
+    assert LabelReader(ClassNames(3, None)).read([[7, "2"], [8, 0]]) == [(7, 2), (8, 0)]
     with pytest.raises(LabelError, match="^'cat' is no class of the model: give a number from 0 to 2$"):
-        LabelReader(3, None).read([[7, "cat"]])
+        LabelReader(ClassNames(3, None)).read([[7, "cat"]])
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_what_is_no_list_of_labels_is_refused(labels):
 
 def test_a_network_that_is_no_classifier_has_no_labels():
     with pytest.raises(RecaldError, match="^the network is no classifier"):
-        LabelReader(None, None).read([[7, 0]])
+        LabelReader(ClassNames(None, None)).read([[7, 0]])
 
 
 plain = st.recursive(

@@ -17,7 +17,7 @@ import yaml
 from running import recald, recald_here, write_config
 from synthetic import drifted, images, normalised, trained_network
 
-import daemon.operator.commission
+import daemon.operator.commissioning.commission
 import deploy.model.commissioned
 from calibrate import FitError, Limits, fit, measure_clean, tap
 from calibrate.scoring.scorer import Scorer
@@ -290,7 +290,7 @@ def test_a_folder_of_larger_pictures_is_taken_as_the_camera_would_be(model, tmp_
     for number, image in enumerate(images(COUNT + 44, seed=3)):
         large = cv2.resize(image, (48, 48), interpolation=cv2.INTER_NEAREST)
         cv2.imwrite(str(folder / f"{number:04d}.png"), cv2.cvtColor(large, cv2.COLOR_RGB2BGR))
-    daemon.operator.commission.commission(model, folder, COUNT)
+    daemon.operator.commissioning.commission.commission(model, folder, COUNT)
     spread = np.arange(COUNT) * (COUNT + 44) // COUNT
     assert equal(kept(load_frozen(model)), measured(load_frozen(model), images(COUNT + 44, seed=3)[spread]))
 
@@ -302,7 +302,7 @@ def test_values_mean_what_the_card_says(model, tmp_path):
     np.savez(tmp_path / "detector.npz", images=inverted)
     card = card_path(model).read_text().replace("bits: 16", "bits: 12").replace("inverted: false", "inverted: true")
     card_path(model).write_text(card)
-    daemon.operator.commission.commission(model, tmp_path / "detector.npz", COUNT)
+    daemon.operator.commissioning.commission.commission(model, tmp_path / "detector.npz", COUNT)
     assert equal(kept(load_frozen(model)), measured(load_frozen(model), pictures))
 
 
@@ -327,7 +327,7 @@ def test_the_score_is_that_of_windows_and_not_of_all_frames_at_once():
     pictures = normalised(images(512, seed=3))
     scorer = Scorer.of(tap(trained_network()), tuple(pictures.shape[1:]), Limits.of([0.5] * 3, [0.25] * 3))
     order = pictures.mean((1, 2, 3)).argsort()
-    assert daemon.operator.commission.window_score(scorer, pictures[order]) < 1.6
+    assert daemon.operator.commissioning.commission.window_score(scorer, pictures[order]) < 1.6
     assert scorer.measure(pictures[order][:64]).drift.score > 1.6
 
 

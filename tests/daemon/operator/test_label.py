@@ -15,7 +15,7 @@ from running import recald_here, write_config
 
 from calibrate.errors import RecaldError
 from daemon.client import label
-from daemon.model.labels import MAX_LABELS, LabelReader
+from daemon.model.labels import MAX_LABELS, ClassNames, LabelReader
 from daemon.operator.control import ControlError, ControlServer, NoAnswerError
 from daemon.operator.label import MAX_FILE_BYTES, MAX_LABEL_CHARS, describe, read_label_file
 from daemon.recalibration.labelled import LABEL_RESULTS, LabelledFrames
@@ -74,7 +74,7 @@ def test_a_mistake_is_named_with_its_line(file, content, line, said):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("", "holds no labels: write a line for each frame, such as 17,cat"),
+        ("", "holds no labels: write lines such as 17,cat"),
         ("seq,label\n\n", "holds no labels"),
         (b"17,\xff", "not UTF-8 text at byte 3: save it as CSV in UTF-8"),
         (b"1,a\n" * (MAX_FILE_BYTES // 4 + 1), "larger than .* keep the newest lines, recald remembers 10000 frames"),
@@ -122,7 +122,7 @@ class Recald:
 
     def __init__(self, answers: int, names: list[str]) -> None:
         self.asked: list[dict[str, Any]] = []
-        self.frames, self.reader = LabelledFrames(), LabelReader(len(names), names)
+        self.frames, self.reader = LabelledFrames(), LabelReader(ClassNames(len(names), names))
         for seq in range(answers):
             self.frames.answered(seq, 0, "factory")
 

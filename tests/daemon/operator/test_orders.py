@@ -15,7 +15,7 @@ from calibrate.errors import RecaldError
 from calibrate.homogenizer import Homogenizer
 from daemon.config import RecalibrateConfig
 from daemon.exit_codes import TemporaryError
-from daemon.model.labels import LabelReader
+from daemon.model.labels import ClassNames, LabelReader
 from daemon.operator.orders import Order, OrderQueue, Orders
 from daemon.operator.peer import Peer
 from daemon.operator.stored_version import find_stored
@@ -39,7 +39,9 @@ class Frames:
         self.done: list[tuple[str, dict[str, Any]]] = []
         orders: Any = SimpleNamespace(names=lambda: ("rollback", "restore", "labels"), carry_out=self.carry_out)
         sensor: Any = object()
-        self.queue = OrderQueue(orders, {"front": sensor}, self.find_stored, LabelReader(2, ["cat", "dog"]).read)
+        self.queue = OrderQueue(
+            orders, {"front": sensor}, self.find_stored, LabelReader(ClassNames(2, ["cat", "dog"])).read
+        )
 
     def find_stored(self, version: object) -> StoredHomogenizer:
         if version != VERSION[:8]:

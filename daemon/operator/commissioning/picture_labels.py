@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import numpy as np
 
 from calibrate.errors import RecaldError
 from daemon.images import evenly_spaced, picture_files, read_npz
-from deploy.files import read_regular
+from daemon.operator.label_lines import LabelFormat, read_label_lines
 
-MAX_FILE_BYTES = 64 << 20  # of labels: about a million lines
-HEADER = ["picture", "class"]
+PICTURE_LABELS = LabelFormat("picture", "0001.png", 64 << 20, "pictures are at most --count: keep their lines alone")
 
 ClassNumber = Callable[[str], int]  # of a class, by its name or its number; raises RecaldError
 
@@ -21,7 +19,7 @@ ClassNumber = Callable[[str], int]  # of a class, by its name or its number; rai
 def read_picture_labels(path: Path, pictures: Path, at_most: int, class_number: ClassNumber) -> np.ndarray:
     """Return the class numbers (N,) int64 of the pictures that daemon.images.load_images takes of a folder or .npz.
 
-    path: a CSV file with a line `picture,class` for each picture of a folder, by the name of its file; or an .npz file
+    path: a CSV file with a line `picture,label` for each picture of a folder, by the name of its file; or an .npz file
     with an array `labels`, for an .npz of pictures usually the same. Raises RecaldError.
     """
     if pictures.is_dir():
@@ -41,24 +39,13 @@ def read_picture_labels(path: Path, pictures: Path, at_most: int, class_number: 
 def _read_csv(path: Path, class_number: ClassNumber) -> dict[str, int]:
     """Return the class numbers by the names of the files."""
     if path.suffix == ".npz":
-        raise RecaldError(f"{path}: labels of a folder are a CSV file with a line picture,class for each picture")
-    try:
-        text = read_regular(path, MAX_FILE_BYTES).decode("utf-8-sig")  # spreadsheets write a byte order mark
-    except UnicodeDecodeError as error:
-        raise RecaldError(f"{path}: not UTF-8 text at byte {error.start}: save it as CSV in UTF-8") from error
-    except OSError as error:
-        raise RecaldError(f"{path}: the labels cannot be read: {error.strerror}") from error
+        raise RecaldError(f"{path}: labels of a folder are a CSV file with a line picture,label for each picture")
     classes: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        cells = [cell.strip() for cell in next(csv.reader([line]), [])]
-        if not any(cells) or (number == 1 and [cell.lower() for cell in cells] == HEADER):
-            continue
-        if len(cells) != 2:
-            raise RecaldError(f"{path}:{number}: has {len(cells)} column(s): write picture,class, such as 0001.png,cat")
+    for line, name, label in read_label_lines(path, PICTURE_LABELS):
         try:
-            classes[cells[0]] = class_number(cells[1])
+            classes[name] = class_number(label)
         except RecaldError as error:
-            raise RecaldError(f"{path}:{number}: {error}") from error
+            raise RecaldError(f"{path}:{line}: {error}") from error
     return classes
 
 

@@ -17,8 +17,8 @@ from daemon.images import load_images
 from daemon.levels import PixelValues
 from daemon.model.labels import ClassNames
 from daemon.model.preprocess import Preprocessor
-from daemon.operator.learn_accuracy import learn_accuracy
-from daemon.operator.picture_labels import read_picture_labels
+from daemon.operator.commissioning.learn_accuracy import learn_accuracy
+from daemon.operator.commissioning.picture_labels import read_picture_labels
 from deploy.model.commissioned import remove_clean_data, save_clean_data
 from deploy.model.frozen import FrozenModel, load_frozen
 
@@ -76,8 +76,8 @@ def _read_labels(frozen: FrozenModel, labels: Path, pictures: Path, count: int) 
 
 def _describe(estimator: AccuracyEstimator) -> str:
     return (
-        f"the network names {estimator.calibration.accuracy:.1%} of them right; estimates of its accuracy behind a drift "
-        f"of a kind that was not simulated are off by {estimator.typical_error:.1%} on average"
+        f"the network names {estimator.calibration.accuracy:.1%} of them right; estimates of its accuracy behind a "
+        f"drift of a kind that was not simulated are off by {100 * estimator.typical_error:.1f} points on average"
     )
 
 
