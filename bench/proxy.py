@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -20,14 +21,16 @@ from bench.judge.state import State
 from bench.material.subjects import SUBJECTS, Labelled, Subject
 from bench.provenance import MATERIAL, METHOD
 from bench.report import show_rows
-from calibrate import tap
+from calibrate import fit, tap
 from calibrate.estimate.estimator import COVERAGE, AccuracyEstimator, Estimate
 from calibrate.estimate.learning import SeenDrift, learn_estimator
 from calibrate.estimate.outputs import OutputCalibration, shares_of
 from calibrate.estimate.signs import SIGN_WINDOW, signs_of
+from calibrate.homogenizer import Homogenizer
 from calibrate.judge import Evidence
 from calibrate.scoring.scorer import Scorer
 from calibrate.source.description import frame_shape
+from daemon.images import read_npz
 from daemon.operator.commissioning.learn_accuracy import MAX_FRAMES, see_drifts
 from daemon.recalibration.accuracy_average import WINDOWS
 
@@ -46,6 +49,7 @@ CODE = (
 LEARNT_OF_TEST = {"X-rays": 320}
 BEFORE, BEHIND, OTHER = "no ρ", "its ρ", "another camera's ρ"
 ESTIMATE, CONFIDENCE = "estimate", "confidence"
+REAL_CAMERA = "blood cells, another laboratory's camera"
 
 Row = dict[str, Any]
 
@@ -67,11 +71,13 @@ def measure(args: argparse.Namespace) -> Row:
         for camera in drifted_cameras(data, seeds, args.data):
             rows += rows_behind(camera, knowledge, State(args.state))
             print(f"{camera.name}: {camera.text}", flush=True)
+        if data == "blood cells":
+            rows += rows_of_real_camera(args.data, knowledge, State(args.state))
     summary = summarise(rows)
     columns = ("data", "stage", "method", "frames", "mae", "rmse", "worst", "covered")
     show_rows("errors in points of accuracy", columns, summary)
     return {
-        "seeds": {data: sorted({row["seed"] for row in rows if row["data"] == data}) for data in args.networks},
+        "seeds": {name: sorted({row["seed"] for row in rows if row["data"] == name}) for name in args.networks},
         "settings": {"learnt_frames": MAX_FRAMES, "window": SIGN_WINDOW, "windows": WINDOWS, "coverage": COVERAGE},
         "rows": rows,
         "summary": summary,
@@ -115,32 +121,52 @@ def learn(data: str, subject: Subject) -> Knowledge:
 
 def rows_behind(camera: DriftedCamera, knowledge: Knowledge, state: State) -> Iterator[Row]:
     """Yield the true accuracy behind no homogenizer, the camera's own and another's, with every estimate of it."""
-    fits, estimator = Fits(camera, state), knowledge.estimator(camera.text)
-    own = fits.fit(camera.whole)
-    first = knowledge.first_test
-    frames = camera.test[first:]
-    watched = {
-        BEFORE: Watched.of(knowledge.scorer, frames, None),
-        BEHIND: Watched.of(knowledge.scorer, frames, own),
-        OTHER: Watched.of(knowledge.scorer, frames, fit_of_another_camera(camera, state)),
-    }
+    fits, frames = Fits(camera, state), camera.test[knowledge.first_test :]
+    homogenizers = {BEHIND: fits.fit(camera.whole), OTHER: fit_of_another_camera(camera, state)}
+    watched = {BEFORE: Watched.of(knowledge.scorer, frames, None)}
+    watched |= {stage: Watched.of(knowledge.scorer, frames, made) for stage, made in homogenizers.items()}
     replicate = Watched.of(knowledge.scorer, frames, fits.replicate(camera.whole))
+    named = {"data": camera.data, "seed": camera.seed, "drift": camera.text}
+    yield from (named | row for row in _rows(knowledge, watched, replicate, knowledge.test.labels, camera.text))
+
+
+def rows_of_real_camera(data: Path, knowledge: Knowledge, state: State) -> Iterator[Row]:
+    """Yield the same of blood cells behind another laboratory's microscope, stain and camera, in other shares."""
+    subject, pictures = SUBJECTS["blood cells"](data), Labelled.of(read_npz(data / "wbc_camera_a.npz"))
+    order = np.random.default_rng(0).permutation(len(pictures.labels))
+    frames = subject.normalise(pictures.images[order])
+    homogenizers = [
+        state.homogenizer(f"{REAL_CAMERA}, {number}", partial(_fitted, subject, part, number))
+        for number, part in enumerate(frames.chunk(2))
+    ]
+    own, replicate = (Watched.of(knowledge.scorer, frames, made) for made in homogenizers)
+    watched = {BEFORE: Watched.of(knowledge.scorer, frames, None), BEHIND: own}
+    named = {"data": REAL_CAMERA, "seed": 0, "drift": "real"}
+    labels = pictures.labels[torch.from_numpy(order)]
+    yield from (named | row for row in _rows(knowledge, watched, replicate, labels, ""))
+
+
+def _fitted(subject: Subject, frames: Tensor, seed: int) -> Homogenizer:
+    return fit(subject.network, frames, limits=subject.limits, seed=seed).homogenizer.eval()
+
+
+def _rows(
+    knowledge: Knowledge, watched: dict[str, Watched], replicate: Watched, labels: Tensor, text: str
+) -> Iterator[Row]:
+    """Yield a row for each stage. text: of the drift, whose kinds the estimate must not have seen."""
+    estimator = knowledge.estimator(text)
     behind = estimate(estimator, watched[BEHIND])
     for stage, seen in watched.items():
         found = estimate(estimator, seen)
         methods = seen.proxies(estimator.calibration, shares_of(knowledge.labels, seen.logits.shape[1]))
-        methods |= {"estimate": found.value}
+        methods[ESTIMATE] = found.value
         if stage == BEFORE:
             methods["agreement with its ρ, times the estimate behind it"] = behind.value * seen.same(watched[BEHIND])
         if stage == BEHIND:
             methods["agreement of two fits"] = seen.same(replicate)
-        right = seen.logits.argmax(1) == knowledge.test.labels[: len(seen.logits)]
         yield {
-            "data": camera.data,
-            "seed": camera.seed,
-            "drift": camera.text,
             "stage": stage,
-            "accuracy": 100 * float(right.float().mean()),
+            "accuracy": 100 * float((seen.logits.argmax(1) == labels[: len(seen.logits)]).float().mean()),
             "lower": 100 * found.lower,
             "upper": 100 * found.upper,
             "estimates": {name: 100 * value for name, value in methods.items()},
@@ -197,7 +223,8 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
     for data in (*dict.fromkeys(row["data"] for row in rows), "all"):
         for stages in ((BEFORE,), (BEHIND,), (OTHER,), (BEFORE, BEHIND)):
             part = [row for row in rows if data in (row["data"], "all") and row["stage"] in stages]
-            summary += [_summary(part, data, " and ".join(stages), method) for method in _common_methods(part)]
+            if part:
+                summary += [_summary(part, data, " and ".join(stages), method) for method in _common_methods(part)]
     return summary
 
 

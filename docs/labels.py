@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from daemon.states import Result, State
 
+ONLY = "After `recald commission --labels`."
+
 DROP_REASONS = {
     "superseded": "A newer frame of the same sensor arrived before this one was served. Only the newest matters.",
     "inference": "The model failed on this frame with no homogenizer in front of it.",
@@ -118,6 +120,21 @@ LABEL_VALUES: dict[tuple[str, str], dict[str, str]] = {
     ("recald_accuracy_proxy_ratio", "proxy"): {
         "confidence": "Mean of the largest probability.",
         "certainty": "1 - mean entropy / log(number of classes).",
+        "agreement": "Share of frames that get the same class with the homogenizer as without. NaN where none serves.",
+        "calibrated_confidence": f"Mean of the largest probability at the temperature of clean ones (Guo 2017). {ONLY}",
+        "atc_confidence": f"Share of frames whose confidence is above a threshold; as many clean ones are as are right "
+        f"(Garg 2022). {ONLY}",
+        "atc_entropy": f"The same with the entropy (Garg 2022). {ONLY}",
+        "difference_of_confidences": f"Accuracy on clean frames, less what confidence lost (Guillory 2021). {ONLY}",
+    },
+    ("recald_estimated_accuracy_ratio", "stage"): {
+        "raw": "Frames as the camera sends them: what the accuracy would be without a homogenizer.",
+        "homogenized": "Frames as the model gets them.",
+    },
+    ("recald_estimated_accuracy_ratio", "bound"): {
+        "value": "The estimate.",
+        "lower": "Lower end of the 90 % interval.",
+        "upper": "Upper end of the 90 % interval.",
     },
     ("recald_calibration_state", "recald_calibration_state"): {s.value: text for s, text in STATES.items()},
     ("recald_drift_checks_total", "result"): CHECK_RESULTS,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -12,10 +11,13 @@ WINDOWS = 8  # drift checks; a single one of 64 frames is off by several points
 
 
 class AccuracyAverage:
-    """The estimates for the raw frames and for the frames as served, by stage."""
+    """The estimates for the raw frames and for the frames as served, by stage.
+
+    The frame thread alone changes it; any thread may read it, since what is read is replaced as a whole.
+    """
 
     def __init__(self) -> None:
-        self._checks: deque[dict[str, Estimate]] = deque(maxlen=WINDOWS)
+        self._checks: tuple[dict[str, Estimate], ...] = ()
         self._up_to = 0  # `reservoir.added` at the newest check that counts
         self.ever_known = False  # whether there has been an estimate since the start
 
@@ -27,13 +29,14 @@ class AccuracyAverage:
         if not estimates:
             self.clear()
         elif not self._checks or added - self._up_to >= frames:
-            self._checks.append({stage: Estimate(*numbers) for stage, numbers in estimates.items()})
+            check = {stage: Estimate(*numbers) for stage, numbers in estimates.items()}
+            self._checks = (*self._checks, check)[-WINDOWS:]
             self._up_to = added
             self.ever_known = True
 
     def clear(self) -> None:
         """Forget all: another homogenizer serves, or the camera has stopped."""
-        self._checks.clear()
+        self._checks = ()
 
     def of(self, stage: str) -> Estimate | None:
         """Return the mean estimate for a stage; None if there is none."""

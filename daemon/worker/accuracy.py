@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -14,14 +16,13 @@ from calibrate.scoring.scorer import Measurement, Scorer
 def proxies(raw: Measurement, served: Measurement, estimator: AccuracyEstimator | None) -> dict[str, float]:
     """Return what is known of the accuracy of the frames as served without labels, by name, 0 to 1 each.
 
-    agreement: share of the frames that get the same class with the homogenizer as without. {} for a network that is no
-    classifier.
+    agreement: share of the frames that get the same class with the homogenizer as without, NaN where none serves. {}
+    for a network that is no classifier.
     """
     if served.proxy is None or served.logits is None:
         return {}
-    found = {"confidence": served.proxy.confidence, "certainty": served.proxy.certainty}
-    if served is not raw:
-        found["agreement"] = float((raw.answers == served.answers).float().mean())
+    agreement = math.nan if served is raw else float((raw.answers == served.answers).float().mean())
+    found = {"confidence": served.proxy.confidence, "certainty": served.proxy.certainty, "agreement": agreement}
     return found | (estimator.calibration.proxies(served.logits.float()) if estimator else {})
 
 

@@ -47,8 +47,8 @@ class Gain(nn.Module):
 REPAIR, HALF_REPAIR, NOTHING, BROKEN = Gain(2.0), Gain(1.4), Gain(1.0), Gain(torch.nan)
 SIMILAR = Gain(1.95)  # what a second fit finds
 NAN = math.nan
-LABELS = torch.arange(64) % 2  # of two classes that are equally frequent: chance makes half of the frames agree
-VALUES = torch.linspace(-1, 1, 64)[:, None]  # answers of a network that is no classifier
+LABELS = torch.arange(256) % 2  # of two classes that are equally frequent: chance makes half of the frames agree
+VALUES = torch.linspace(-1, 1, 256)[:, None]  # answers of a network that is no classifier
 PROXY = AccuracyProxy(0.9, 0.8, 0.5, 0.01, 2.0, 2)
 
 
@@ -60,7 +60,7 @@ def scorer():
 @pytest.fixture(scope="module")
 def frames():
     """Half of the light is lost."""
-    return Gain(0.5)(normalised(images(96, seed=5)))
+    return Gain(0.5)(normalised(images(384, seed=5)))
 
 
 def decide(scorer, frames, candidate, active=None, second=None, band=BAND) -> Verdict:
@@ -158,7 +158,7 @@ def test_an_active_homogenizer_that_gives_nan_blocks_no_candidate(scorer, frames
 
 
 def test_no_fit_is_needed_if_the_frames_as_served_are_within_the_band(scorer, frames):
-    clean = normalised(images(96, seed=5))
+    clean = normalised(images(384, seed=5))
     assert needs_no_fit(collect_champions(scorer, None, clean), BAND)
     assert needs_no_fit(collect_champions(scorer, REPAIR, frames), BAND)
     assert not needs_no_fit(collect_champions(scorer, None, frames), BAND)
@@ -167,7 +167,7 @@ def test_no_fit_is_needed_if_the_frames_as_served_are_within_the_band(scorer, fr
 
 
 def test_no_homogenizer_is_needed_if_the_frames_are_clean_without_one(scorer, frames):
-    clean = normalised(images(96, seed=5))
+    clean = normalised(images(384, seed=5))
     assert needs_no_homogenizer(collect_champions(scorer, REPAIR, clean), BAND)
     assert not needs_no_homogenizer(collect_champions(scorer, REPAIR, frames), BAND)
 
@@ -216,7 +216,7 @@ def test_a_candidate_that_a_second_fit_repeats_is_accepted(scorer, frames):
 def test_a_candidate_is_refused_whose_second_fit_gives_other_answers(scorer, frames):
     """As where a fit met the statistics in a wrong place: its score is right and its answers are not."""
     candidate, champions = collect_evidence(scorer, REPAIR, frames), collect_champions(scorer, None, frames)
-    other = Evidence(candidate.score, candidate.proxy, torch.where(torch.arange(96) < 45, 0, candidate.answers))
+    other = Evidence(candidate.score, candidate.proxy, torch.where(torch.arange(384) < 180, 0, candidate.answers))
     verdict = judge_evidence(candidate, champions, BAND, other)
     found = agreement(candidate.answers, other.answers)
     assert 0.4 < found < MIN_KAPPA
@@ -226,7 +226,7 @@ def test_a_candidate_is_refused_whose_second_fit_gives_other_answers(scorer, fra
 
 def repeatability(candidate: Evidence, second: Evidence) -> Criterion:
     """The criterion, beside a champion that answers as by chance."""
-    other = labels(32) if candidate.proxy else -VALUES
+    other = labels(128) if candidate.proxy else -VALUES
     verdict = judge_evidence(candidate, {"factory": evidence(9.0, other)}, BAND, second)
     (criterion,) = (criterion for criterion in verdict.criteria if criterion.name == "repeatability")
     assert criterion.against == "replicate"
@@ -234,13 +234,14 @@ def repeatability(candidate: Evidence, second: Evidence) -> Criterion:
     return criterion
 
 
-ALLOWED = 2 * math.floor(16 * (1 - MIN_KAPPA))  # frames of 64 that may have the other label: kappa is 1 - 2 * n / 64
+# Frames of 256 that may have the other label: kappa is 1 - 2 * n / 256.
+ALLOWED = 2 * math.floor(64 * (1 - MIN_KAPPA))
 
 
-@pytest.mark.parametrize(("changed", "met"), [(0, True), (ALLOWED, True), (ALLOWED + 2, False), (64, False)])
+@pytest.mark.parametrize(("changed", "met"), [(0, True), (ALLOWED, True), (ALLOWED + 2, False), (256, False)])
 def test_the_labels_of_the_second_fit_may_differ_by_a_limit(changed, met):
     criterion = repeatability(evidence(), evidence(1.1, labels(changed)))
-    assert criterion.value == pytest.approx(1 - changed / 32, abs=1e-6)
+    assert criterion.value == pytest.approx(1 - changed / 128, abs=1e-6)
     assert (criterion.met, criterion.limit) == (met, MIN_KAPPA)
 
 
@@ -257,14 +258,14 @@ def test_the_values_of_the_second_fit_may_differ_by_another_limit(wanted, met):
 @pytest.mark.parametrize("name", ["factory", "active"])
 @pytest.mark.parametrize(
     ("nearer", "farther", "met"),
-    [(5, 0, True), (4, 0, False), (9, 2, True), (8, 2, False)],
+    [(10, 0, True), (9, 0, False), (17, 3, True), (16, 3, False)],
 )
 def test_a_second_fit_must_agree_with_the_candidate_on_more_frames_than_with_each_champion(name, nearer, farther, met):
-    """By more than two standard errors: the root of the number of frames that only one of them has like the second."""
+    """By more than 3 standard errors: the root of the number of frames that only one of them has like the second."""
     candidate, champion = labels(0), labels(0)
     candidate[10 : 10 + farther] = 1 - candidate[10 : 10 + farther]
     champion[30 : 30 + nearer] = 1 - champion[30 : 30 + nearer]
-    champions = {"factory": evidence(9.0, labels(32)), "active": evidence(9.0, labels(32))}
+    champions = {"factory": evidence(9.0, labels(128)), "active": evidence(9.0, labels(128))}
     champions[name] = evidence(9.0, champion)
     verdict = judge_evidence(evidence(answers=candidate), champions, BAND, evidence(1.1))
     errors = (nearer - farther) / (nearer + farther) ** 0.5
@@ -284,7 +285,7 @@ def test_there_is_nothing_to_repair_where_only_the_factory_homogenizer_serves_an
 
 def test_a_second_fit_that_sees_one_class_alone_shows_nothing(scorer, frames):
     candidate = collect_evidence(scorer, REPAIR, frames)
-    one_class = Evidence(candidate.score, candidate.proxy, torch.zeros(96, dtype=torch.int64))
+    one_class = Evidence(candidate.score, candidate.proxy, torch.zeros(384, dtype=torch.int64))
     verdict = judge_evidence(one_class, collect_champions(scorer, None, frames), BAND, one_class)
     assert refused(verdict, "gives other answers (agreement 0.00")
 
@@ -300,7 +301,7 @@ def test_the_answers_of_a_network_without_classes_are_compared_too(frames):
 
 BROKEN_EVIDENCE = {
     "score": evidence(NAN),
-    "no label": evidence(answers=torch.full((64,), NOT_FINITE)),
+    "no label": evidence(answers=torch.full((256,), NOT_FINITE)),
     "value": evidence(answers=with_one(VALUES, NAN)),
     "infinite value": evidence(answers=with_one(VALUES, math.inf)),
     "values": evidence(answers=torch.full_like(VALUES, NAN)),
@@ -325,7 +326,7 @@ def test_what_is_not_finite_refuses_a_candidate_and_raises_nothing(broken, champ
 
 
 def test_one_label_that_is_not_finite_refuses_a_candidate():
-    champions = {"factory": evidence(9.0, labels(32))}
+    champions = {"factory": evidence(9.0, labels(128))}
     assert not judge_evidence(evidence(answers=with_one(LABELS, NOT_FINITE)), champions, BAND, evidence()).accepted
 
 
@@ -349,14 +350,14 @@ def test_a_champion_whose_answers_are_not_finite_blocks_no_candidate(name):
 
 def test_the_reason_names_every_objection():
     """The champions have a perfect score and the answers of the second fit."""
-    best = evidence(0.01, labels(32))
+    best = evidence(0.01, labels(128))
     verdict = judge_evidence(evidence(2.0), {"factory": best, "active": best}, 1.5, best)
     assert refused(
         verdict,
         "outside the clean band",
         *("no better than factory's", "no better than active's"),
         "gives other answers",
-        *("no more than with factory (-5.7 standard errors)", "no more than with active (-5.7 standard errors)"),
+        *("no more than with factory (-11.3 standard errors)", "no more than with active (-11.3 standard errors)"),
     )
 
 

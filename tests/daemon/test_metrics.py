@@ -35,6 +35,7 @@ LABELS = {  # every metric of the daemon, which later code must feed and dashboa
     "drift_checks_total": ("sensor", "result"),
     "last_drift_check_timestamp_seconds": ("sensor",),
     "accuracy_proxy_ratio": ("sensor", "proxy"),
+    "estimated_accuracy_ratio": ("sensor", "stage", "bound"),
     "calibration_state": ("sensor",),
     "calibration_progress_ratio": ("sensor",),
     "fits_total": ("sensor", "result"),

@@ -109,7 +109,7 @@ class Scene:
         compared = {"role": challenger.role, "version": challenger.version}
         compared |= {"objections": objections, "abstains": abstains}
         scores = {"raw": raw, "homogenized": 9.0, "layers": {}, "proxy": {}, "challenger": compared}
-        scores |= {"label_shift": False, "raw_clean": raw_clean, "harmful": False}
+        scores |= {"label_shift": False, "raw_clean": raw_clean, "harmful": False, "accuracy": {}}
         reservoir = self.sensor.reservoir
         event = DriftCheck("front", self.sensor.path.version, scores, WINDOW, reservoir.added)
         self.controller.handle(event, self.sensor, self.now)
@@ -129,7 +129,7 @@ class Scene:
 
     def clean_check(self) -> None:
         scores = {"raw": 1.0, "homogenized": 1.0, "layers": {}, "proxy": {}}
-        scores |= {"label_shift": False, "raw_clean": True, "harmful": False}
+        scores |= {"label_shift": False, "raw_clean": True, "harmful": False, "accuracy": {}}
         self.controller.handle(DriftCheck("front", self.sensor.path.version, scores), self.sensor, self.now)
 
     def step(self, times: int = 1) -> None:
@@ -569,7 +569,7 @@ def test_labelled_frames_count_on_when_the_camera_has_stopped(scene):
 
 def test_a_camera_that_stops_has_no_score_and_no_alarm_until_frames_come_again(scene, caplog):
     scores = {"raw": 9.0, "homogenized": 9.0, "layers": {"bn1": 7.0}, "proxy": {"confidence": 0.4}}
-    scores |= {"label_shift": False, "raw_clean": False, "harmful": False}
+    scores |= {"label_shift": False, "raw_clean": False, "harmful": False, "accuracy": {}}
     seen = DriftCheck("front", FACTORY, scores)
     shown = [("drift_score", {"stage": "raw"}), ("drift_score", {"stage": "homogenized"})]
     shown += [("layer_drift_score", {"layer": "bn1"}), ("accuracy_proxy_ratio", {"proxy": "confidence"})]
@@ -592,9 +592,40 @@ def test_a_camera_that_stops_has_no_score_and_no_alarm_until_frames_come_again(s
     assert scene.sensor.drift_detector.evidence == 0, "the silence is no time of drift"
 
 
+ESTIMATE = {"raw": (0.5, 0.4, 0.6), "homogenized": (0.9, 0.8, 0.95)}
+
+
+def estimated(scene: Scene, stage: str) -> list[float | None]:
+    return [scene.metric("estimated_accuracy_ratio", {"stage": stage, "bound": b}) for b in ("value", "lower", "upper")]
+
+
+def test_the_estimated_accuracy_is_shown_with_its_interval_and_gone_when_it_is_unknown(scene):
+    scene.controller.handle(checked(scene), scene.sensor, 0.0)
+    assert scene.sensor.status()["estimated_accuracy"] is None
+    assert estimated(scene, "raw")[0] in (None, 0.0), "without commissioning there is no estimate"
+    seen = checked(scene)
+    seen.scores["accuracy"] = ESTIMATE
+    scene.controller.handle(seen, scene.sensor, 1.0)
+    assert (estimated(scene, "raw"), estimated(scene, "homogenized")) == ([0.5, 0.4, 0.6], [0.9, 0.8, 0.95])
+    assert scene.sensor.status()["estimated_accuracy"] == {"value": 0.9, "lower": 0.8, "upper": 0.95}
+    scene.controller.handle(checked(scene), scene.sensor, 2.0)  # few classes are in view
+    assert all(math.isnan(number) for number in estimated(scene, "homogenized"))
+
+
+def test_frames_of_known_class_count_in_the_estimate_as_served_alone(scene):
+    seen = checked(scene)
+    seen.scores["accuracy"] = ESTIMATE
+    for seq in range(200):
+        scene.sensor.labelled.answered(seq, 1, FACTORY)
+    scene.controller.count_labels(scene.sensor, [(seq, int(seq % 2 == 0)) for seq in range(200)])
+    scene.controller.handle(seen, scene.sensor, 1.0)
+    assert estimated(scene, "raw")[0] == 0.5
+    assert 0.5 < estimated(scene, "homogenized")[0] < 0.7
+
+
 def checked(scene: Scene, version: str = FACTORY) -> DriftCheck:
     scores = {"raw": 9.0, "homogenized": 9.0, "layers": {"bn1": 7.0}, "proxy": {"confidence": 0.4}}
-    scores |= {"label_shift": False, "raw_clean": False, "harmful": False}
+    scores |= {"label_shift": False, "raw_clean": False, "harmful": False, "accuracy": {}}
     return DriftCheck("front", version, scores, WINDOW, scene.sensor.reservoir.added, 1.0)
 
 

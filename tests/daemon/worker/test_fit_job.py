@@ -215,7 +215,7 @@ def test_a_drift_that_costs_no_answer_needs_no_repair(tmp_path, tiny_model):
     """The network names every corner without the candidate as it does with the second fit."""
     refused = Recalibration(tmp_path, tiny_model, pictures=drifted(images(128, seed=5)))
     assert refused.answer["result"] == "unneeded" and refused.stored() == []
-    reason = "a second fit agrees with it no more than with factory (+0.0 standard errors)"
+    reason = "a second fit agrees with it no more than with factory (+1.0 standard errors)"
     assert refused.answer["reason"] == f"there is nothing to repair: {reason}"
 
 

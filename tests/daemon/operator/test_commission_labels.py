@@ -1,0 +1,166 @@
+"""Labelled clean frames teach a model's daemon to estimate accuracy; labels that cannot be right are refused."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from running import recald_here
+from synthetic import CLASSES, drifted, images, labelled
+
+from calibrate.estimate.learning import MIN_LABELLED
+from daemon.operator.commissioning import learn_accuracy
+from daemon.worker.context import WorkerContext
+from daemon.worker.observe_job import observe
+from deploy.model.card import card_path
+from deploy.model.commissioned import clean_data_path, load_estimator
+from deploy.model.frozen import load_frozen
+from deploy.model.program import ModelError
+from deploy.store.artefacts import FACTORY, ArtefactStore
+
+COUNT = 2 * MIN_LABELLED
+JOB = {"job": "observe", "sensor": "front", "active": FACTORY, "band": 1.6}
+
+
+@pytest.fixture(scope="module")
+def commissioned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that was commissioned with labels by the command."""
+    folder = tmp_path_factory.mktemp("commissioned")
+    model, clean = copied(tiny_model, folder), folder / "clean.npz"
+    pictures, labels = labelled(COUNT, seed=3)
+    np.savez(clean, images=pictures, labels=labels)
+    done = recald_here("commission", "--model", model, "--frames", clean, "--labels", clean)
+    assert done.returncode == 0, done.stderr
+    assert "% of them right; estimates of its accuracy behind a drift of a kind that was not simulated" in done.stdout
+    return model
+
+
+def copied(model: Path, folder: Path) -> Path:
+    path = folder / "tiny.pt2"
+    shutil.copy(model, path)
+    shutil.copy(card_path(model), card_path(path))
+    return path
+
+
+@pytest.fixture
+def model(tiny_model: Path, tmp_path: Path) -> Path:
+    return copied(tiny_model, tmp_path)
+
+
+@pytest.mark.parametrize("light", [1.0, 0.75, 0.6])
+def test_a_drift_check_estimates_the_accuracy_behind_a_drift_it_has_not_seen(commissioned, tmp_path, light):
+    worker = WorkerContext(load_frozen(commissioned), "eager", ArtefactStore(tmp_path / "state"))
+    estimates, right = [], []
+    for seed in range(6):
+        pictures, labels = labelled(64, seed=50 + seed)
+        dark = drifted(pictures, light)
+        estimate = observe(worker, JOB, dark)["accuracy"]
+        assert estimate["raw"] == estimate["homogenized"]
+        estimates.append(estimate["homogenized"].value)
+        right.append(np.mean(worker.scorer.answers(worker.frames(dark)).numpy() == labels))
+    assert np.mean(estimates) == pytest.approx(np.mean(right), abs=0.12)
+
+
+def test_proxies_are_calibrated_and_an_estimate_needs_a_whole_window(commissioned, tmp_path):
+    worker = WorkerContext(load_frozen(commissioned), "eager", ArtefactStore(tmp_path / "state"))
+    seen = observe(worker, JOB, images(64, seed=5))
+    assert seen["proxy"].keys() > {"confidence", "agreement", "calibrated_confidence", "atc_entropy"}
+    assert seen["accuracy"]["homogenized"].lower > 0.8
+    assert observe(worker, JOB, images(48, seed=5))["accuracy"] == {}
+    assert observe(worker, JOB, images(200, seed=5))["accuracy"]["homogenized"].lower > 0.8
+
+
+def test_without_labels_there_is_no_estimate(model, tmp_path):
+    worker = WorkerContext(load_frozen(model), "eager", ArtefactStore(tmp_path / "state"))
+    seen = observe(worker, JOB, images(64, seed=5))
+    assert seen["accuracy"] == {} and seen["proxy"].keys() == {"confidence", "certainty", "agreement"}
+
+
+def test_a_label_shift_leaves_no_estimate(commissioned, tmp_path, monkeypatch):
+    """Few classes in view look like a network that prefers them."""
+    worker = WorkerContext(load_frozen(commissioned), "eager", ArtefactStore(tmp_path / "state"))
+    monkeypatch.setattr("calibrate.scoring.scorer.has_label_shift", lambda *_: True)
+    seen = observe(worker, JOB, images(64, seed=5))
+    assert seen["label_shift"] and seen["accuracy"] == {}
+
+
+def test_a_damaged_estimate_is_refused(commissioned, tmp_path):
+    path = copied(commissioned, tmp_path)
+    named = load_frozen(path).card.commissioned
+    file = clean_data_path(path, named.sha256)
+    file.write_bytes(clean_data_path(commissioned, named.sha256).read_bytes()[:-4])
+    with pytest.raises(ModelError, match=r"is not the file that the model card names"):
+        load_estimator(load_frozen(path))
+
+
+# ---- labels
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> tuple[Path, list[str]]:
+    """A folder of pictures, and the lines of their labels."""
+    path = tmp_path / "photos"
+    path.mkdir()
+    pictures, labels = labelled(MIN_LABELLED, seed=3)
+    for number, picture in enumerate(pictures):
+        cv2.imwrite(str(path / f"{number:04d}.png"), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    return path, [f"{number:04d}.png,{CLASSES[label]}" for number, label in enumerate(labels)]
+
+
+def commission(model: Path, pictures: Path, labels: Path):
+    return recald_here("commission", "--model", model, "--frames", pictures, "--labels", labels)
+
+
+def test_pictures_of_a_folder_have_their_labels_in_a_file_in_any_order(model, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(learn_accuracy, "DRIFTS_OF_KIND", 1)
+    pictures, lines = folder
+    file = tmp_path / "labels.csv"
+    file.write_text("picture,label\n" + "\n".join(reversed(lines)) + "\nno-picture.png,north-west\n")
+    done = commission(model, pictures, file)
+    assert done.returncode == 0, done.stderr
+    assert load_estimator(load_frozen(model)).calibration.accuracy > 0.9
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda lines: lines[1:], r"labels.csv: has no class for 1 of the pictures, the first is 0000.png: add a line"),
+        (lambda lines: ["0000.png,north", *lines[1:]], r"labels.csv:1: 'north' is no class of the model"),
+        (lambda lines: ["0000.png", *lines], r"labels.csv:1: has 1 column\(s\): write picture,label"),
+        (lambda lines: [], r"labels.csv: holds no labels"),
+        (lambda lines: [f"{line.split(',')[0]},0" for line in lines], r"are the commonest one: check that the labels"),
+    ],
+)
+def test_labels_that_cannot_be_right_are_refused_in_one_line_and_nothing_is_written(
+    model, folder, tmp_path, change, said
+):
+    pictures, lines = folder
+    file = tmp_path / "labels.csv"
+    file.write_text("\n".join(change(lines)))
+    card = card_path(model).read_bytes()
+    done = commission(model, pictures, file)
+    assert done.returncode == 78 and len(done.stderr.strip().splitlines()) == 1
+    assert re.search(said, done.stderr), done.stderr
+    assert card_path(model).read_bytes() == card
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (None, "has no array labels"),
+        (np.zeros(3, np.int64), "has labels of shape (3,)"),
+        (np.zeros(MIN_LABELLED), "and type float64"),
+        (np.full(MIN_LABELLED, 4), "'4' is no class of the model"),
+        (np.full(MIN_LABELLED, -1), "'-1' is no class of the model"),
+    ],
+)
+def test_labels_of_an_npz_file_are_checked(model, tmp_path, labels, said):
+    path = tmp_path / "clean.npz"
+    arrays = {"images": images(MIN_LABELLED, seed=3)} | ({} if labels is None else {"labels": labels})
+    np.savez(path, **arrays)
+    done = commission(model, path, path)
+    assert done.returncode == 78 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
