@@ -7,6 +7,8 @@ al. (2022, "Assessing generalization of SGD via disagreement") found of two trai
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from calibrate.scoring.accuracy import ScoredOutput, logits_of
 
 MAX_VALUES = 1024  # of the output for one frame, of a network that is no classifier; bounds memory
 NOT_FINITE = -1  # label of a frame whose outputs are not finite
+MIN_VARIANCE = 1e-12  # of a quantity that never changes
+MAX_QUANTITIES = 32  # values of a frame that may each have a unit of its own, as an angle and a distance have
 VALUES_SEED = 0  # selects the values; a fixed stride could always fall into the same column of a picture
 
 
@@ -37,10 +41,15 @@ def agreement(first: Tensor, second: Tensor) -> float:
     """Compare two answers of `answers_of` for the same frames: 1 is the same, 0 is what chance would give.
 
     Labels are compared by kappa (Cohen 1960, "A coefficient of agreement for nominal scales"), values by concordance
-    (Lin 1989, "A concordance correlation coefficient to evaluate reproducibility"). Frames that all have one label show
-    nothing: the agreement is 0. It is NaN where an answer is not finite.
+    (Lin 1989, "A concordance correlation coefficient to evaluate reproducibility"): the mean over at most
+    MAX_QUANTITIES of a frame, else that of all values together, as of a map. Frames that all have one label, and values
+    that never change, show nothing: the agreement is 0. It is NaN where an answer is not finite.
     """
-    return _kappa(first, second) if first.dtype == torch.int64 else _concordance(first, second)
+    if first.dtype == torch.int64:
+        return _kappa(first, second)
+    found = [_concordance(*pair) for pair in zip(_quantities(first), _quantities(second), strict=True)]
+    telling = [concordance for concordance in found if concordance is not None]
+    return fmean(telling) if telling else 0.0
 
 
 def standard_errors_nearer(first: Tensor, other: Tensor, reference: Tensor) -> float:
@@ -62,10 +71,18 @@ def _is_finite(answers: Tensor) -> bool:
 
 
 def _distances(answers: Tensor, reference: Tensor) -> Tensor:
-    """Return how far each answer is from the reference, (N,): 0 or 1 for labels."""
+    """Return how far each answer is from the reference, (N,): 0 or 1 for labels; each quantity in its own units."""
     if answers.dtype == torch.int64:
         return (answers != reference).float()
-    return (answers - reference).square().mean(1)
+    distances = torch.zeros(len(answers), dtype=torch.float64, device=answers.device)
+    for found, known in zip(_quantities(answers), _quantities(reference), strict=True):
+        distances += (found - known).square().mean(1) / known.var(correction=0).clamp_min(MIN_VARIANCE)
+    return distances
+
+
+def _quantities(values: Tensor) -> Iterable[Tensor]:
+    """Divide values (N, M) into parts (N, m) of one unit each, in double precision."""
+    return values.double().split(1, dim=1) if values.shape[1] <= MAX_QUANTITIES else (values.double(),)
 
 
 def _kappa(first: Tensor, second: Tensor) -> float:
@@ -78,8 +95,8 @@ def _kappa(first: Tensor, second: Tensor) -> float:
     return (agreed - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0
 
 
-def _concordance(first: Tensor, second: Tensor) -> float:
-    first, second = first.double(), second.double()
+def _concordance(first: Tensor, second: Tensor) -> float | None:
+    """Return the concordance of values (N, m); None where neither ever changes and they are the same."""
     covariance = ((first - first.mean()) * (second - second.mean())).mean()
     spread = first.var(correction=0) + second.var(correction=0) + (first.mean() - second.mean()).square()
-    return float(2 * covariance / spread) if spread != 0 else 0.0
+    return float(2 * covariance / spread) if spread != 0 else None

@@ -114,6 +114,32 @@ def test_all_values_of_a_frame_count():
     assert agreement(first, first) == pytest.approx(1)
 
 
+def test_each_quantity_of_a_frame_counts_in_its_own_unit():
+    """Pixels that agree do not hide that the angles beside them are those of other frames."""
+    pixels, angles = 1000 * noise(500, 0), noise(500, 1)
+    assert agreement(torch.cat([pixels, angles], 1), torch.cat([pixels, noise(500, 2)], 1)) == pytest.approx(
+        0.5, abs=0.05
+    )
+    still = torch.full_like(pixels, 7.0)
+    assert agreement(torch.cat([pixels, still], 1), torch.cat([pixels, still], 1)) == pytest.approx(1)
+
+
+def test_a_map_is_compared_as_a_whole():
+    """Most of it never changes; there the least noise would be no concordance at all."""
+    still = torch.zeros(50, 400)
+    moving = noise(50 * 20, 0).reshape(50, 20)
+    first, second = (torch.cat([moving, still + 1e-3 * noise(50 * 400, seed).reshape(50, 400)], 1) for seed in (1, 2))
+    assert agreement(first, second) > 0.99
+
+
+def test_the_nearer_of_two_answers_is_told_in_the_unit_of_each_quantity():
+    reference = torch.cat([1000 * noise(60, 0), noise(60, 1)], 1)
+    other_pixels, other_angles = reference.clone(), reference.clone()
+    other_pixels[:, 0] += 10  # a hundredth of what pixels vary by
+    other_angles[:, 1] += 1
+    assert standard_errors_nearer(other_pixels, other_angles, reference) == pytest.approx(60**0.5)
+
+
 def test_values_far_from_zero_keep_their_digits():
     """In float32 sums of their squares would lose the differences between them."""
     first, second = ((1e6 + noise(64, seed)).float() for seed in (0, 1))
