@@ -27,7 +27,6 @@ from calibrate.estimate.learning import SeenDrift, learn_estimator
 from calibrate.estimate.outputs import OutputCalibration, shares_of
 from calibrate.estimate.signs import SIGN_WINDOW, signs_of
 from calibrate.homogenizer import Homogenizer
-from calibrate.judge import Evidence
 from calibrate.scoring.scorer import Scorer
 from calibrate.source.description import frame_shape
 from daemon.images import read_npz
@@ -174,18 +173,15 @@ def _rows(
 
 
 class Watched(NamedTuple):
-    """Logits (N, K) of frames behind a homogenizer, and the drift score of the median layer by window."""
+    """Logits (N, K) of frames behind a homogenizer."""
 
     logits: Tensor
-    scores: list[float]
 
     @staticmethod
     def of(scorer: Scorer, frames: Tensor, homogenizer: nn.Module | None) -> Watched:
-        """Watch frames (N, C, H, W) in windows, as drift checks do."""
+        """Run the network on whole windows of frames (N, C, H, W)."""
         whole = len(frames) // SIGN_WINDOW * SIGN_WINDOW
-        measured = [scorer.measure(window, homogenizer) for window in frames[:whole].split(SIGN_WINDOW)]
-        logits = torch.cat([window.logits for window in measured if window.logits is not None])
-        return Watched(logits, [Evidence.of(window).middle for window in measured])
+        return Watched(scorer.outputs(frames[:whole], homogenizer))
 
     def same(self, other: Watched) -> float:
         """Return the share of frames that get the same class."""
@@ -199,8 +195,8 @@ class Watched(NamedTuple):
 
 def estimate(estimator: AccuracyEstimator, watched: Watched) -> Estimate:
     """Return the mean over WINDOWS windows, as the daemon shows it."""
-    windows = zip(watched.logits.split(SIGN_WINDOW), watched.scores[:WINDOWS], strict=False)
-    found = [estimator.estimate(signs_of(logits, score, estimator.calibration)) for logits, score in windows]
+    windows = watched.logits.split(SIGN_WINDOW)[:WINDOWS]
+    found = [estimator.estimate(signs_of(logits, estimator.calibration)) for logits in windows]
     return Estimate(*(fmean(numbers) for numbers in zip(*found, strict=True)))
 
 

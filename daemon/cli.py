@@ -139,12 +139,9 @@ def export(args: argparse.Namespace) -> int:
 
 
 def commission(args: argparse.Namespace) -> int:
-    from daemon.operator.commissioning.commission import commission, remove_commission
+    from daemon.operator.commissioning import commission
 
-    if args.remove:
-        remove_commission(args.model)
-    else:
-        commission(args.model, args.frames, args.count, args.force, args.labels)
+    commission.run(args)
     return 0
 
 

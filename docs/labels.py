@@ -122,8 +122,8 @@ LABEL_VALUES: dict[tuple[str, str], dict[str, str]] = {
         "certainty": "1 - mean entropy / log(number of classes).",
         "agreement": "Share of frames that get the same class with the homogenizer as without. NaN where none serves.",
         "calibrated_confidence": f"Mean of the largest probability at the temperature of clean ones (Guo 2017). {ONLY}",
-        "atc_confidence": f"Share of frames whose confidence is above a threshold; as many clean ones are as are right "
-        f"(Garg 2022). {ONLY}",
+        "atc_confidence": f"Share of frames whose confidence is above a threshold, which clean frames pass as often "
+        f"as the network is right about them (Garg 2022). {ONLY}",
         "atc_entropy": f"The same with the entropy (Garg 2022). {ONLY}",
         "difference_of_confidences": f"Accuracy on clean frames, less what confidence lost (Guillory 2021). {ONLY}",
     },

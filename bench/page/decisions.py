@@ -47,9 +47,8 @@ def judge(results: Results) -> str:
         f"""Networks, and the number of cameras in front of each:
         {"; ".join(f"{NETWORKS[name]}, {count}" for name, count in cameras.items())}. Each seed is one camera: the
         perturbation of the paper, a drifting camera, or one or two kinds of drift at one of three strengths. Limits
-        were chosen on the seeds 0 to 9 of other networks than that for blood cells, that of three standard errors also
-        on clean cameras with a label shift; it refuses none of these fits that two standard errors let pass, but one.
-        {_not_measured(cameras)}""",
+        were chosen on the seeds 0 to 9 of other networks than that for blood cells, that of 2.5 standard errors also on
+        clean cameras with a label shift. {_not_measured(cameras)}""",
         f"""*fit* is what the daemon does: {settings["fitted"]} frames fitted to, {settings["replicated"]} for the
         second fit, {settings["held_out"]} to judge on, then {settings["looks"]} looks of {settings["look_frames"]}
         frames in the shadow, by the daemon's own state machine. With few classes in view all these frames are of one

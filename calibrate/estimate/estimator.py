@@ -13,13 +13,15 @@ from torch import Tensor
 
 from calibrate.estimate.outputs import OutputCalibration
 from calibrate.estimate.signs import SIGNS
+from calibrate.scoring.interval import Z_90, wilson
 
-NEIGHBOURS = 30  # examples that an estimate is the mean of
+NEIGHBOURS = 20  # examples that an estimate is the mean of
 # Examples whose errors give the interval. They are more than those of the mean, since a quantile needs more.
 NEIGHBOURS_OF_INTERVAL = 60
 COVERAGE = 0.9  # of the interval
-NORMAL_QUANTILE = 1.645  # standard errors that hold so much
-NEAREST = 0.05  # squared distance that is added, so that no example decides alone
+LEAST_SPREAD = 0.005  # standard deviation of an estimate: none is surer
+LEAST_WEIGHT = 2.0  # frames of known class that an estimate is worth at least
+SOFTENING = 0.05  # squared distance that is added to each, so that no example decides alone
 PREFIX = "estimate."  # of the names of its tensors in a file
 
 
@@ -43,19 +45,19 @@ class Estimate(NamedTuple):
         """
         if right + wrong == 0:
             return self
-        spread = max((self.upper - self.lower) / 2 / NORMAL_QUANTILE, 1e-3)
-        mean = min(max(self.value, 1e-3), 1 - 1e-3)
-        weight = max(mean * (1 - mean) / spread**2 - 1, 0.0)  # of the estimate, in frames
+        # The wider side: the other one may be cut at 0 or 1.
+        spread = max(self.upper - self.value, self.value - self.lower) / Z_90
+        weight = max(self.value * (1 - self.value) / max(spread, LEAST_SPREAD) ** 2 - 1, LEAST_WEIGHT)
         frames = weight + right + wrong
-        value = (mean * weight + right) / frames
-        return Estimate.around(value, NORMAL_QUANTILE * math.sqrt(value * (1 - value) / (frames + 1)))
+        value = (self.value * weight + right) / frames
+        return Estimate(value, *wilson(value * frames, frames, Z_90))
 
 
 @dataclass(frozen=True)
 class AccuracyEstimator:
     """Examples of M windows of frames behind simulated drifts, and what the network's outputs are on clean frames.
 
-    signs: (M, 5) of calibrate.estimate.signs. accuracies: (M,) of all frames behind the same drift. errors: (M,) of the
+    signs: (M, 2) of calibrate.estimate.signs. accuracies: (M,) of all frames behind the same drift. errors: (M,) of the
     estimate for each example by the examples of other kinds of drift. labelled: number of frames of known class.
     """
 
@@ -66,12 +68,17 @@ class AccuracyEstimator:
     labelled: Tensor
 
     @property
+    def classes(self) -> int:
+        """Number of classes of the network."""
+        return len(self.calibration.probabilities)
+
+    @property
     def typical_error(self) -> float:
         """Mean absolute error for a kind of drift that is not among the examples, 0 to 1."""
         return float(self.errors.abs().mean())
 
     def estimate(self, signs: Tensor) -> Estimate:
-        """Estimate the accuracy from the signs of one window, (5,).
+        """Estimate the accuracy from the signs of one window, (2,).
 
         The value is the mean of the nearest examples (Fix & Hodges 1951), the interval the quantile of the errors that
         examples of other drifts make there (conformal prediction: Vovk et al. 2005; local, as Lei & Wasserman 2014).
@@ -81,8 +88,9 @@ class AccuracyEstimator:
         value = float(nearest_mean(distances, self.accuracies))
         near = distances.topk(min(NEIGHBOURS_OF_INTERVAL, len(distances)), largest=False).indices
         error = float(self.errors[near].abs().quantile(COVERAGE))
-        sampling = NORMAL_QUANTILE * math.sqrt(value * (1 - value) / float(self.labelled))
-        return Estimate.around(value, math.hypot(error, sampling))
+        labelled = float(self.labelled)
+        lower, upper = wilson(value * labelled, labelled, Z_90)
+        return Estimate.around(value, math.hypot(error, (upper - lower) / 2))
 
     @cached_property
     def _scaled(self) -> ScaledSigns:
@@ -103,45 +111,46 @@ class AccuracyEstimator:
         if not stored:
             return None
         names = {field.name for part in (cls, OutputCalibration) for field in fields(part)} - {"calibration"}
-        if stored.keys() != names or not all(torch.isfinite(tensor).all() for tensor in stored.values()):
+        sound = [tensor.is_floating_point() and torch.isfinite(tensor).all() for tensor in stored.values()]
+        if stored.keys() != names or not all(sound):
             raise ValueError("the accuracy estimate is not whole")
         calibration = OutputCalibration(**{field.name: stored.pop(field.name) for field in fields(OutputCalibration)})
         estimator = cls(calibration, **stored)
         if not estimator._fits_together():
-            raise ValueError("the accuracy estimate has tensors of other shapes")
+            raise ValueError("the accuracy estimate has tensors of other shapes or out of range")
         return estimator
 
     def _fits_together(self) -> bool:
         known, calibration = self.signs.shape, self.calibration
-        scalars = [tensor for name, tensor in calibration.tensors().items() if name not in ("probabilities", "shares")]
+        scalars = [tensor for name, tensor in calibration.tensors().items() if name != "probabilities"]
         scalars.append(self.labelled)
         return (
             len(known) == 2
             and known[0] > 0
             and known[1] == SIGNS
-            and bool((self.labelled > 0).all())
+            and bool((self.labelled > 0).all() and (calibration.temperature > 0).all())
+            and bool(((self.accuracies >= 0) & (self.accuracies <= 1)).all())
             and self.accuracies.shape == self.errors.shape == known[:1]
             and all(tensor.shape == () for tensor in scalars)
             and calibration.probabilities.dim() == 1
-            and calibration.probabilities.shape == calibration.shares.shape
         )
 
 
 class ScaledSigns:
-    """Signs of M examples (M, 5), each sign in units of its standard deviation."""
+    """Signs of M examples (M, 2), each sign in units of its standard deviation."""
 
     def __init__(self, signs: Tensor):
         self._spread = signs.std(0, correction=0).clamp_min(1e-6)
         self._scaled = signs / self._spread
 
     def distances(self, signs: Tensor) -> Tensor:
-        """Return the squared distances of signs (Q, 5) to the examples, (Q, M)."""
+        """Return the squared distances of signs (Q, 2) to the examples, (Q, M)."""
         return torch.cdist(signs / self._spread, self._scaled).square()
 
 
 def nearest_mean(distances: Tensor, values: Tensor) -> Tensor:
     """Return the mean of the NEIGHBOURS values (M,) with the smallest distances (..., M), nearer ones weighing more."""
     nearest, indices = distances.topk(min(NEIGHBOURS, distances.shape[-1]), largest=False)
-    weights = 1 / (nearest + NEAREST)
+    weights = 1 / (nearest + SOFTENING)
     mean: Tensor = (weights * values[indices]).sum(-1) / weights.sum(-1)
     return mean

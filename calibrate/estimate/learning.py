@@ -18,17 +18,15 @@ MIN_LABELLED = 4 * SIGN_WINDOW  # two windows for each half
 class SeenDrift(NamedTuple):
     """What a network made of N frames behind one drift.
 
-    kinds: of the drift; none if the frames are clean. logits: (N, K). scores: of the median layer, one for each window
-    of SIGN_WINDOW frames, in their order.
+    kinds: of the drift; none if the frames are clean. logits: (N, K).
     """
 
     kinds: frozenset[str]
     logits: Tensor
-    scores: tuple[float, ...]
 
 
 class Example(NamedTuple):
-    """A window: its signs (5,), and the accuracy on all frames of its half behind this drift."""
+    """A window: its signs (2,), and the accuracy on all frames of its half behind this drift."""
 
     kinds: frozenset[str]
     signs: Tensor
@@ -60,7 +58,7 @@ def _examples(seen: Sequence[SeenDrift], labels: Tensor, windows: range) -> Iter
         accuracy = (drift.logits.argmax(1) == labels)[inside].float().mean()
         for window in windows:
             logits = drift.logits[window * SIGN_WINDOW : (window + 1) * SIGN_WINDOW]
-            yield Example(drift.kinds, signs_of(logits, drift.scores[window], calibration), accuracy)
+            yield Example(drift.kinds, signs_of(logits, calibration), accuracy)
 
 
 def _errors(kinds: Sequence[frozenset[str]], signs: Tensor, accuracies: Tensor) -> Tensor:

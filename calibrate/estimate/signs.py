@@ -7,35 +7,24 @@ import math
 import torch
 from torch import Tensor
 
-from calibrate.estimate.outputs import OutputCalibration, shares_of
+from calibrate.estimate.outputs import OutputCalibration, probabilities_of
 
-SIGNS = 5
-SIGN_WINDOW = 64  # frames; with another number the same frames have other signs
+SIGNS = 2
+SIGN_WINDOW = 64  # frames; the mean of fewer differs more from that of clean ones
 LEAST_SHARE = 0.01  # of frames: a share of 0 or 1 has no finite log-odds
-SCORES = (0.05, 60.0)  # drift scores outside of these tell no more; NaN counts as the highest
+LEAST_PROBABILITY = 1e-4  # of a class among clean frames: one that never occurs there would decide alone
 
 
-def signs_of(logits: Tensor, score: float, calibration: OutputCalibration) -> Tensor:
-    """Return the signs of SIGN_WINDOW frames, (5,) float32.
+def signs_of(logits: Tensor, calibration: OutputCalibration) -> Tensor:
+    """Return the signs of SIGN_WINDOW frames with logits (N, K), (2,) float32, always finite.
 
-    They are: the log-odds of the calibrated confidence and of the share below the entropy threshold; the logarithm of
-    the median layer's drift score; how far the mean probabilities and the shares of the predicted classes are from
-    those of clean frames (total variation, 0 to 1). A drift that makes a network sure of wrong answers makes it prefer
-    some classes, and its features differ.
-
-    logits: (N, K). score: drift score of the median layer.
+    They are the log-odds of the mean confidence, and how far the mean probabilities of the classes are from those of
+    clean frames (Kullback-Leibler divergence, nats). A drift that makes a network sure of wrong answers makes it prefer
+    some classes. The drift score is no sign: kinds of drift that cost as much have very different ones.
     """
-    proxies = calibration.proxies(logits)
-    classes = logits.shape[1]
-    return torch.tensor(
-        [
-            log_odds(proxies["calibrated_confidence"]),
-            log_odds(proxies["atc_entropy"]),
-            math.log(min(max(score, SCORES[0]), SCORES[1]) if math.isfinite(score) else SCORES[1]),
-            total_variation(logits.softmax(1).mean(0), calibration.probabilities),
-            total_variation(shares_of(logits.argmax(1), classes), calibration.shares),
-        ]
-    )
+    probabilities = probabilities_of(logits)
+    confidence = float(probabilities.max(1).values.mean())
+    return torch.tensor([log_odds(confidence), divergence(probabilities.mean(0), calibration.probabilities)])
 
 
 def log_odds(share: float) -> float:
@@ -44,6 +33,6 @@ def log_odds(share: float) -> float:
     return math.log(kept / (1 - kept))
 
 
-def total_variation(first: Tensor, second: Tensor) -> float:
-    """Return the largest difference in probability that two distributions (K,) give to any event, 0 to 1."""
-    return float((first - second).abs().sum() / 2)
+def divergence(found: Tensor, known: Tensor) -> float:
+    """Return the Kullback-Leibler divergence of a distribution (K,) from a known one, in nats, finite."""
+    return float((found * (found.clamp_min(1e-12) / known.clamp_min(LEAST_PROBABILITY)).log()).sum())

@@ -17,6 +17,7 @@ from calibrate.scoring.accuracy import ScoredOutput, logits_of
 
 MAX_VALUES = 1024  # of the output for one frame, of a network that is no classifier; bounds memory
 NOT_FINITE = -1  # label of a frame whose outputs are not finite
+ROUNDING = 3e-7  # of a value in float32 that went through a network
 MIN_VARIANCE = 1e-12  # of a quantity that never changes
 MAX_QUANTITIES = 32  # values of a frame that may each have a unit of its own, as an angle and a distance have
 VALUES_SEED = 0  # selects the values; a fixed stride could always fall into the same column of a picture
@@ -57,7 +58,7 @@ def standard_errors_nearer(first: Tensor, other: Tensor, reference: Tensor) -> f
 
     The sign test of McNemar (1947, "Note on the sampling error of the difference between correlated proportions"):
     frames on which both are as near do not count. 0 if there are no others, infinite if an answer of `other` is not
-    finite.
+    finite: what fails on a frame must not serve.
     """
     if not _is_finite(other):
         return math.inf
@@ -99,4 +100,5 @@ def _concordance(first: Tensor, second: Tensor) -> float | None:
     """Return the concordance of values (N, m); None where neither ever changes and they are the same."""
     covariance = ((first - first.mean()) * (second - second.mean())).mean()
     spread = first.var(correction=0) + second.var(correction=0) + (first.mean() - second.mean()).square()
-    return float(2 * covariance / spread) if spread != 0 else None
+    still = max(MIN_VARIANCE, float(ROUNDING * first.mean()) ** 2)  # what rounding alone makes of a constant
+    return None if spread <= still else float(2 * covariance / spread)

@@ -102,12 +102,20 @@ class Scorer:
 
         frames: as for `measure`, one or more.
         """
+        return answers_of(self.outputs(frames, homogenizer), self.output)
+
+    def logits(self, frames: Tensor) -> Tensor | None:
+        """Return the logits (N, K) for frames as for `answers`; None if the network is no classifier."""
+        return logits_of(self.outputs(frames), self.output)
+
+    def outputs(self, frames: Tensor, homogenizer: nn.Module | None = None) -> Tensor:
+        """Return what the network returns for homogenizer(frames), as for `answers`."""
         parts = []
         with torch.no_grad():
             for chunk in frames.split(SCORE_CHUNK_FRAMES):
                 output = self.taps(homogenizer(chunk) if homogenizer else chunk).output
                 assert output is not None  # the pass runs to its end
-                parts.append(answers_of(output, self.output))
+                parts.append(output)
         return torch.cat(parts)
 
     def _score(self, moments: ImageMoments) -> DriftScore:

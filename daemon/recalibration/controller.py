@@ -136,16 +136,17 @@ class Controller:
         results = sensor.labelled.count(labels, sensor.path.version)
         for result in COUNTED_RESULTS:
             self._metrics.labelled_frames.labels(sensor.name, result).inc(results[result])
-        self._export_accuracy(sensor)
+        self._export_labelled(sensor)
+        self._drift.export_estimate(sensor)
         return results
 
     def export_homogenizer(self, sensor: Sensor, source: str) -> None:
         """Export which homogenizer serves, and its accuracy. source: where it came from, a label of the metric."""
         version = sensor.path.version
         self._metrics.set_homogenizer(sensor.name, version, FACTORY if version == FACTORY else source)
-        self._export_accuracy(sensor)
+        self._export_labelled(sensor)
 
-    def _export_accuracy(self, sensor: Sensor) -> None:
+    def _export_labelled(self, sensor: Sensor) -> None:
         for bound, share in sensor.labelled.counts.accuracy._asdict().items():
             self._metrics.labelled_accuracy_ratio.labels(sensor.name, bound).set(share)
 

@@ -57,6 +57,7 @@ class DriftChecks:
         detector.observe(sensor.drift_score, now)
         if detector.alarm is not alarm_before:
             event = "drift alarm" if detector.alarm else "drift alarm over"
+            sensor.labelled.drifted()
             log.warning("%s: %s, score %.2f", sensor.name, event, sensor.drift_score)
             score = sensor.drift_score if math.isfinite(sensor.drift_score) else None
             self._audit_writer.record(sensor.name, event, {"score": score, "homogenizer": sensor.path.version})
@@ -97,6 +98,7 @@ class DriftChecks:
         if not keep_alarm:
             sensor.drift_detector.reset()
         self._export_drift(sensor)
+        self.export_estimate(sensor)
 
     def _export_drift(self, sensor: Sensor) -> None:
         metrics, name = self._metrics, sensor.name
@@ -113,9 +115,9 @@ class DriftChecks:
             metrics.layer_drift_score.labels(name, layer).set(score)
         for proxy, value in scores["proxy"].items():
             metrics.accuracy_proxy_ratio.labels(name, proxy).set(value)
-        self._export_accuracy(sensor)
+        self.export_estimate(sensor)
 
-    def _export_accuracy(self, sensor: Sensor) -> None:
+    def export_estimate(self, sensor: Sensor) -> None:
         """Show the estimates; NaN where there was one before. Without commissioning there never is one."""
         if not sensor.accuracy.ever_known:
             return

@@ -47,6 +47,7 @@ class LabelledFrames:
 
     def __init__(self) -> None:
         self.counts = LabelCounts()
+        self._before_drift = LabelCounts()
         # By sequence number, the oldest first: class and version of ρ; None once the frame was counted. Plain tuples:
         # Python's search for garbage leaves them out.
         self._answers: OrderedDict[int, tuple[int | None, str] | None] = OrderedDict()
@@ -84,7 +85,17 @@ class LabelledFrames:
 
     def start_over(self) -> None:
         """Count from zero: another homogenizer serves. The answers stay known, so that none counts twice."""
-        self.counts = LabelCounts()
+        self.counts = self._before_drift = LabelCounts()
+
+    def drifted(self) -> None:
+        """Take in that the camera has changed: what was counted says nothing of the frames from now on."""
+        self._before_drift = self.counts
+
+    @property
+    def since_drift(self) -> LabelCounts:
+        """What was counted since the last swap and the last drift alarm."""
+        counts, before = self.counts, self._before_drift
+        return LabelCounts(max(0, counts.right - before.right), max(0, counts.wrong - before.wrong))
 
     def status(self) -> dict[str, int | float] | None:
         """Return the counts and the accuracy, 0 to 1, JSON-able; None where nothing was counted since the last swap."""

@@ -19,6 +19,7 @@ from daemon.recalibration.state_machine import StateMachine
 from daemon.recalibration.work_time import WorkTime
 from daemon.states import HOLD_MEANING, WITH_CANDIDATE, State
 from deploy.path import InferencePath, PreparedHomogenizer
+from deploy.store.artefacts import FACTORY
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,11 @@ class Sensor:
     def estimated_accuracy(self, stage: str) -> Estimate | None:
         """Return the estimated accuracy on the raw or the homogenized frames; None if there is none.
 
-        Frames of known class since the last swap count in it.
+        Frames of known class since the last swap and the last drift alarm count in it.
         """
         estimate = self.accuracy.of(stage)
-        if estimate is None or stage == "raw":  # the labelled frames are those of the network as it serves
-            return estimate
-        return estimate.with_labels(self.labelled.right, self.labelled.wrong)
+        as_served = stage != "raw" or self.path.version == FACTORY  # as the labelled frames are
+        return estimate.with_labels(*self.labelled.since_drift) if estimate and as_served else estimate
 
     @property
     def check_due(self) -> bool:

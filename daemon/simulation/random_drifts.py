@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from daemon.simulation.drifts import Drift
+from daemon.simulation.drifts import DRIFT_KINDS, Drift
 
 SECOND_KIND_SHARE = 0.4  # of the drifts: many cameras have two faults at a time
 REFERENCE_SIDE = 32  # pixels of a picture for which lengths are given; in larger pictures they are longer
@@ -61,13 +61,14 @@ def random_drifts(count_of_kind: int, side: int, grey: bool, seed: int) -> Itera
         chosen = [kind]
         if rng.random() < SECOND_KIND_SHARE:
             chosen.append(str(rng.choice([other for other in kinds if other != kind])))
-        yield Drift({name: _strength(STRENGTHS[name], side, rng) for name in chosen}, seed + number)
+        yield Drift({name: _strength(name, side, rng) for name in chosen}, seed + number)
 
 
-def _strength(kind: Strength, side: int, rng: np.random.Generator) -> tuple[float, ...]:
+def _strength(name: str, side: int, rng: np.random.Generator) -> tuple[float, ...]:
+    kind, highest = STRENGTHS[name], DRIFT_KINDS[name].high
     scale = max(1.0, side / REFERENCE_SIDE) if kind.is_length else 1.0
     value = float(np.exp(rng.uniform(np.log(kind.low), np.log(kind.high))))
-    return kind.convert(value * scale, int(rng.choice([-1, 1])))
+    return kind.convert(min(value * scale, highest), int(rng.choice([-1, 1])))
 
 
 def film(drift: Drift, images: np.ndarray) -> np.ndarray:

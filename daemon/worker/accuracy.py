@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
 
 from calibrate.estimate.estimator import AccuracyEstimator, Estimate
 from calibrate.estimate.signs import SIGN_WINDOW, signs_of
-from calibrate.judge import Evidence
-from calibrate.scoring.scorer import Measurement, Scorer
+from calibrate.scoring.scorer import Measurement
 
 
 def proxies(raw: Measurement, served: Measurement, estimator: AccuracyEstimator | None) -> dict[str, float]:
@@ -26,22 +24,14 @@ def proxies(raw: Measurement, served: Measurement, estimator: AccuracyEstimator 
     return found | (estimator.calibration.proxies(served.logits.float()) if estimator else {})
 
 
-def estimate_accuracy(
-    estimator: AccuracyEstimator | None,
-    scorer: Scorer,
-    frames: Tensor,
-    measured: Measurement,
-    homogenizer: nn.Module | None,
-) -> Estimate | None:
-    """Estimate the accuracy on frames (N, C, H, W) behind a homogenizer, which `measured` was measured of.
+def estimate_accuracy(estimator: AccuracyEstimator | None, measured: Measurement) -> Estimate | None:
+    """Estimate the accuracy on the frames of a measurement.
 
     None where nothing was learned at commissioning, for few frames, and under a label shift: few classes in view look
     like a network that prefers them.
     """
-    if estimator is None or len(frames) < SIGN_WINDOW or measured.label_shift:
+    logits = measured.logits
+    if estimator is None or logits is None or len(logits) < SIGN_WINDOW or measured.label_shift:
         return None
-    if len(frames) > SIGN_WINDOW:  # the signs of more frames are others
-        measured = scorer.measure(frames[torch.linspace(0, len(frames) - 1, SIGN_WINDOW).long()], homogenizer)
-    if measured.logits is None:
-        return None
-    return estimator.estimate(signs_of(measured.logits.float(), Evidence.of(measured).middle, estimator.calibration))
+    window = torch.linspace(0, len(logits) - 1, SIGN_WINDOW).long()  # the signs of more frames are others
+    return estimator.estimate(signs_of(logits[window].float(), estimator.calibration))

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from calibrate.estimate.estimator import Estimate
 from calibrate.judge import MIN_LOOK_DROP_SHARE, Evidence, objection_to
@@ -36,18 +36,13 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
         "homogenized": served.drift.score,
         "layers": dict(zip(context.scorer.names, served.drift.layers, strict=True)),
         "proxy": proxies(raw, served, context.estimator),
-        "accuracy": _estimates(context, frames, {"raw": (raw, None), "homogenized": (served, homogenizer)}),
+        "accuracy": _estimates(context, {"raw": raw, "homogenized": served}),
     }
 
 
-def _estimates(
-    context: WorkerContext, frames: Tensor, stages: dict[str, tuple[Measurement, nn.Module | None]]
-) -> dict[str, Estimate]:
+def _estimates(context: WorkerContext, stages: dict[str, Measurement]) -> dict[str, Estimate]:
     """Return the estimated accuracy by stage; {} without an estimate for the frames as served."""
-    estimates = {
-        stage: estimate_accuracy(context.estimator, context.scorer, frames, measured, homogenizer)
-        for stage, (measured, homogenizer) in stages.items()
-    }
+    estimates = {stage: estimate_accuracy(context.estimator, measured) for stage, measured in stages.items()}
     if estimates["homogenized"] is None:
         return {}
     return {stage: estimate for stage, estimate in estimates.items() if estimate is not None}

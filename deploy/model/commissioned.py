@@ -66,6 +66,7 @@ def load_clean_data(frozen: FrozenModel, taps: Taps) -> CleanData | None:
             f"{card_path(frozen.path)}: changed since clean frames were measured: {'; '.join(differences)}: "
             f"{CLEAN_DATA_ADVICE}"
         )
+    load_estimator(frozen)  # a file of which a part is damaged is refused as a whole
     try:
         return CleanData.of_tensors(tensors, card.commissioned.frames, taps.reference, card.input.channels)
     except ValueError as error:
@@ -79,11 +80,15 @@ def load_estimator(frozen: FrozenModel) -> AccuracyEstimator | None:
 
     Raises ModelError if the file is missing, damaged, or belongs to another model.
     """
-    tensors = read_clean_tensors(frozen)
     try:
-        return AccuracyEstimator.of_tensors(tensors or {})
+        estimator = AccuracyEstimator.of_tensors(read_clean_tensors(frozen) or {})
+        if estimator is not None and estimator.classes != frozen.class_count:
+            raise ValueError(f"the accuracy estimate is for {estimator.classes} classes")
     except ValueError as error:
-        raise ModelError(f"{frozen.path}: its clean-frame measurements: {error}: {CLEAN_DATA_ADVICE}") from error
+        raise ModelError(
+            f"{frozen.path}: its clean-frame measurements are of another model: {error}: {CLEAN_DATA_ADVICE}"
+        ) from error
+    return estimator
 
 
 def read_clean_tensors(frozen: FrozenModel) -> dict[str, Tensor] | None:

@@ -39,11 +39,10 @@ def test_the_summary_gives_errors_and_the_share_of_intervals_that_hold_the_truth
 def test_the_estimate_never_saw_a_drift_of_a_kind_that_it_is_asked_about():
     labels = torch.arange(MIN_LABELLED) % 4
     logits = torch.nn.functional.one_hot(labels, 4) * 5.0
-    scores = (1.0,) * (MIN_LABELLED // SIGN_WINDOW)
     kinds = [set(), {"blur"}, {"blur", "haze"}, {"gamma"}, {"jpeg"}]
-    seen = [SeenDrift(frozenset(kind), logits, scores) for kind in kinds]
+    seen = [SeenDrift(frozenset(kind), logits) for kind in kinds]
     knowledge = Knowledge(None, seen, labels, None, 0)
-    per_drift = len(scores)
+    per_drift = MIN_LABELLED // SIGN_WINDOW
     assert len(knowledge.estimator("perturbation of the paper").signs) == 5 * per_drift
     assert len(knowledge.estimator("blur=0.8,exposure=-1").signs) == 3 * per_drift
     assert len(knowledge.estimator("haze=0.3").signs) == 4 * per_drift

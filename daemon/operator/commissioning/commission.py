@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,12 @@ import torch
 from rich.console import Console
 
 from calibrate import FitError, Limits, measure_clean, tap
+from calibrate.errors import RecaldError
 from calibrate.estimate.estimator import AccuracyEstimator
 from calibrate.scoring.scorer import Scorer
-from calibrate.source.commissioned import MIN_CLEAN_FRAMES
+from calibrate.source.commissioned import MIN_CLEAN_FRAMES, CleanData
 from daemon.config import DriftConfig
-from daemon.images import load_images
+from daemon.images import Convert, load_images
 from daemon.levels import PixelValues
 from daemon.model.labels import ClassNames
 from daemon.model.preprocess import Preprocessor
@@ -24,7 +26,21 @@ from deploy.model.frozen import FrozenModel, load_frozen
 
 CLEAN_BAND, DRIFT_WINDOW = DriftConfig().threshold, DriftConfig().window  # the configuration is not known here
 MAX_WINDOWS = 8  # that are scored
+NOT_CLEAN = (
+    "their drift score by the statistics shipped in the model is {:.2f}, clean frames have up to "
+    f"{CLEAN_BAND:g}: check the pictures, and mean and std of the card; --force takes them as clean"
+)
 RESTART_ADVICE = "restart recald where it serves this model"  # else its fits use the new card, its alarms the old one
+
+
+def run(args: argparse.Namespace) -> None:
+    """Carry out the command. Raises what `commission` and `remove_commission` raise."""
+    if args.remove and args.labels:
+        raise RecaldError("--remove takes no --labels: what was learned from labels goes with the measurement")
+    if args.remove:
+        remove_commission(args.model)
+    else:
+        commission(args.model, args.frames, args.count, args.force, args.labels)
 
 
 def commission(model: Path, pictures: Path, count: int, force: bool = False, labels: Path | None = None) -> None:
@@ -37,28 +53,18 @@ def commission(model: Path, pictures: Path, count: int, force: bool = False, lab
     if count < MIN_CLEAN_FRAMES:
         raise FitError(f"--count {count}: too few, at least {MIN_CLEAN_FRAMES} clean frames are needed")
     frozen = load_frozen(model)
-    known = None if labels is None else _read_labels(frozen, labels, pictures, count)
-    preprocessor, normalisation = Preprocessor(frozen.card), frozen.card.normalisation
-    values = PixelValues(frozen.card.input.bits, frozen.card.input.inverted)
-
-    def convert(image: np.ndarray) -> np.ndarray:
-        return preprocessor.to_input_image(values.to_full_range(image))
-
+    preprocessor = Preprocessor(frozen.card)
+    estimator = None
     with Console(stderr=True, markup=False, emoji=False).status("measuring clean frames") as progress:
-        images, _ = load_images(pictures, at_most=count, convert=convert)
-        frames, taps = torch.from_numpy(preprocessor.normalise(images)), tap(frozen.module)
-        clean = measure_clean(taps, frames)
-        shape, limits = frozen.card.input.shape, Limits.of(normalisation.mean, normalisation.std)
-        score = window_score(Scorer.of(taps, shape, limits), frames)
+        images, stored = load_images(pictures, at_most=count, convert=_conversion(frozen, preprocessor))
+        if labels is not None:
+            classes = ClassNames(frozen.class_count, frozen.card.classes)
+            known = read_picture_labels(labels, pictures, count, stored, classes.number)
+        clean, score = _measure(frozen, torch.from_numpy(preprocessor.normalise(images)))
         if not score <= CLEAN_BAND and not force:
-            raise FitError(
-                f"{pictures}: their drift score by the statistics shipped in the model is {score:.2f}, clean frames "
-                f"have up to {CLEAN_BAND:g}: check the pictures, and mean and std of the card; --force takes them as "
-                "clean"
-            )
-        estimator = None
-        if known is not None:
-            scorer = Scorer.of(taps, shape, limits, clean, frozen.output)
+            raise FitError(f"{pictures}: {NOT_CLEAN.format(score)}")
+        if labels is not None:
+            scorer = Scorer(tap(frozen.module), output=frozen.output)
             estimator = learn_accuracy(scorer, preprocessor.normalise, images, known, progress.update)
     save_clean_data(frozen, clean.tensors() | (estimator.tensors() if estimator else {}), len(images))
     print(f"{model}: commissioned on {len(images)} frames; the model is unchanged, sha256 {frozen.digest}")
@@ -68,10 +74,17 @@ def commission(model: Path, pictures: Path, count: int, force: bool = False, lab
     print(RESTART_ADVICE)
 
 
-def _read_labels(frozen: FrozenModel, labels: Path, pictures: Path, count: int) -> np.ndarray:
-    """Return the class number of each picture, (N,). Raises RecaldError."""
-    classes = ClassNames(frozen.class_count, frozen.card.classes)
-    return read_picture_labels(labels, pictures, count, classes.number)
+def _conversion(frozen: FrozenModel, preprocessor: Preprocessor) -> Convert:
+    """Return what makes the model's input image of a picture, as of a frame of the camera."""
+    values = PixelValues(frozen.card.input.bits, frozen.card.input.inverted)
+    return lambda image: preprocessor.to_input_image(values.to_full_range(image))
+
+
+def _measure(frozen: FrozenModel, frames: torch.Tensor) -> tuple[CleanData, float]:
+    """Measure frames (N, C, H, W); also return their drift score by the statistics shipped in the model."""
+    taps, normalisation = tap(frozen.module), frozen.card.normalisation
+    limits = Limits.of(normalisation.mean, normalisation.std)
+    return measure_clean(taps, frames), window_score(Scorer.of(taps, frozen.card.input.shape, limits), frames)
 
 
 def _describe(estimator: AccuracyEstimator) -> str:

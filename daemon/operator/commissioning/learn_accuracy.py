@@ -11,12 +11,11 @@ from torch import Tensor
 from calibrate import FitError
 from calibrate.estimate.estimator import AccuracyEstimator
 from calibrate.estimate.learning import MIN_LABELLED, SeenDrift, learn_estimator
-from calibrate.estimate.outputs import shares_of
 from calibrate.estimate.signs import SIGN_WINDOW
-from calibrate.judge import Evidence
-from calibrate.scoring.scorer import Measurement, Scorer
+from calibrate.scoring.agreement import agreement
+from calibrate.scoring.scorer import Scorer
 from daemon.simulation.drifts import Drift
-from daemon.simulation.random_drifts import film, random_drifts
+from daemon.simulation.random_drifts import STRENGTHS, film, random_drifts
 
 # Behind 22 cameras of three networks the mean error before a fit was 4.0 points with 3 drifts of each kind, 3.2 with 5,
 # 2.7 with 7, 3.0 with 10; with 256 frames instead of 512 it was 4.1.
@@ -37,7 +36,7 @@ def learn_accuracy(
     """Learn from images (N, h, w, C) of the model's input size and their classes (N,), at most MAX_FRAMES of them.
 
     report: is told the progress. Raises FitError for too few images, and for a network that is no classifier or names
-    the classes no better than by always naming the commonest.
+    the classes no better than by chance.
     """
     if len(images) < MIN_LABELLED:
         raise FitError(f"{len(images)} labelled frames are too few: at least {MIN_LABELLED} are needed")
@@ -48,7 +47,7 @@ def learn_accuracy(
     seen: list[SeenDrift] = []
     for drift in see_drifts(scorer, normalise, images[chosen]):
         seen.append(drift)
-        report(f"{len(seen)} simulated drifts")
+        report(f"simulated drift {len(seen)} of {DRIFTS_OF_KIND * len(STRENGTHS)} at most")
         if len(seen) == 1:
             _check_labels(drift.logits, known)
     return learn_estimator(seen, known)
@@ -63,25 +62,18 @@ def see_drifts(scorer: Scorer, normalise: Normalise, images: np.ndarray) -> Iter
 
 
 def _see(scorer: Scorer, normalise: Normalise, images: np.ndarray, drift: Drift) -> SeenDrift:
-    frames = torch.from_numpy(normalise(film(drift, images)))
-    measured = [scorer.measure(window) for window in frames.split(SIGN_WINDOW)]
-    scores = tuple(Evidence.of(window).middle for window in measured)
-    return SeenDrift(frozenset(drift.strengths), torch.cat(list(_logits(measured))), scores)
-
-
-def _logits(measured: list[Measurement]) -> Iterator[Tensor]:
-    for window in measured:
-        if window.logits is None:
-            raise FitError("the network is no classifier, so that its frames have no classes: leave --labels out")
-        yield window.logits.float()
+    logits = scorer.logits(torch.from_numpy(normalise(film(drift, images))))
+    if logits is None:
+        raise FitError("the network is no classifier, so that its frames have no classes: leave --labels out")
+    return SeenDrift(frozenset(drift.strengths), logits.float())
 
 
 def _check_labels(logits: Tensor, labels: Tensor) -> None:
     """Raise FitError where the labels are not those of the frames, which would make a useless estimate."""
-    right = float((logits.argmax(1) == labels).float().mean())
-    commonest = float(shares_of(labels, logits.shape[1]).max())
-    if right <= commonest:
+    named = logits.argmax(1)
+    if agreement(named, labels) <= 0:
+        right = float((named == labels).float().mean())
         raise FitError(
-            f"the network names {right:.1%} of the classes right, and {commonest:.1%} are the commonest one: check "
-            "that the labels belong to these pictures"
+            f"the network names {right:.1%} of the classes right, no more than by chance: check that the labels belong "
+            "to these pictures, and that they show more than one class"
         )

@@ -1,6 +1,7 @@
 """An estimate is what the accuracy was where the signs were the same, with an interval that holds the truth."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,10 +22,9 @@ def seen(kind: str | None, strength: float, labels: torch.Tensor, seed: int) -> 
     generator = torch.Generator().manual_seed(seed)
     lost = torch.rand(len(labels), generator=generator) < strength
     named = torch.where(lost, 0, labels)
-    margins = 4 + torch.rand(len(labels), generator=generator)
-    logits = torch.nn.functional.one_hot(named, CLASSES) * margins[:, None]  # as sure as on clean frames
-    scores = tuple(1 + 9 * strength for _ in range(len(labels) // SIGN_WINDOW))
-    return SeenDrift(frozenset() if kind is None else frozenset({kind}), logits, scores)
+    margins = 5 - strength + torch.rand(len(labels), generator=generator)
+    logits = torch.nn.functional.one_hot(named, CLASSES) * margins[:, None]  # nearly as sure as on clean frames
+    return SeenDrift(frozenset() if kind is None else frozenset({kind}), logits)
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +41,7 @@ def accuracy_of(drift: SeenDrift, labels: torch.Tensor) -> float:
 
 def estimates(estimator: AccuracyEstimator, drift: SeenDrift) -> list[Estimate]:
     windows = drift.logits.split(SIGN_WINDOW)
-    return [
-        estimator.estimate(signs_of(logits, score, estimator.calibration))
-        for logits, score in zip(windows, drift.scores, strict=True)
-    ]
+    return [estimator.estimate(signs_of(logits, estimator.calibration)) for logits in windows]
 
 
 @pytest.mark.parametrize("strength", [0.05, 0.2, 0.45, 0.7])
@@ -84,7 +81,7 @@ def test_it_is_stored_and_rebuilt_whole(estimator):
     assert AccuracyEstimator.of_tensors({"mean.bn1": torch.zeros(3)}) is None
 
 
-@pytest.mark.parametrize("name", ["signs", "accuracies", "errors", "temperature", "shares"])
+@pytest.mark.parametrize("name", ["signs", "accuracies", "errors", "temperature", "probabilities", "labelled"])
 @pytest.mark.parametrize("damage", ["missing", "shape", "nan"])
 def test_a_damaged_one_is_refused(estimator, name, damage):
     tensors = estimator.tensors()
@@ -107,6 +104,19 @@ def test_signs_that_nobody_has_seen_have_an_estimate(estimator):
 
 def test_without_labels_nothing_changes():
     assert Estimate(0.8, 0.7, 0.9).with_labels(0, 0) == Estimate(0.8, 0.7, 0.9)
+
+
+@pytest.mark.parametrize("guess", [Estimate.around(0.97, 0.57), Estimate.around(1.0, 0.1), Estimate(1.0, 1.0, 1.0)])
+def test_one_label_makes_nothing_certain(guess):
+    told = guess.with_labels(1, 0)
+    assert told.upper - told.lower > 0.1 and guess.with_labels(0, 1).value < 0.95
+
+
+def test_a_network_that_was_always_right_has_an_interval_too(estimator):
+    sure = replace(
+        estimator, accuracies=torch.ones_like(estimator.accuracies), errors=torch.zeros_like(estimator.errors)
+    )
+    assert 0.98 < sure.estimate(estimator.signs[0]).lower < 1
 
 
 def test_many_labels_decide_and_few_hardly_count():

@@ -244,3 +244,11 @@ def test_everything_is_nearer_than_what_is_not_finite():
     values_with_one = torch.zeros(4, 2)
     values_with_one[1, 1] = torch.nan
     assert standard_errors_nearer(torch.ones(4, 2), values_with_one, torch.zeros(4, 2)) == math.inf
+
+
+def test_a_quantity_that_only_rounding_changes_shows_nothing():
+    """As a sigmoid that is saturated: it must not veto what the other quantities show."""
+    telling = noise(200, 0)
+    saturated = (1 - 1e-7 * noise(200, seed) for seed in (1, 2))
+    first, second = (torch.cat([telling, still], 1) for still in saturated)
+    assert agreement(first, second) == pytest.approx(1)

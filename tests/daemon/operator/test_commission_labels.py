@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -9,15 +10,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from running import recald_here
-from synthetic import CLASSES, drifted, images, labelled
+from synthetic import CLASSES, drifted, images, labelled, normalised
 
-from calibrate.estimate.learning import MIN_LABELLED
+from calibrate import measure_clean, tap
+from calibrate.estimate.estimator import PREFIX
+from calibrate.estimate.learning import MIN_LABELLED, SeenDrift, learn_estimator
 from daemon.operator.commissioning import learn_accuracy
 from daemon.worker.context import WorkerContext
 from daemon.worker.observe_job import observe
 from deploy.model.card import card_path
-from deploy.model.commissioned import clean_data_path, load_estimator
+from deploy.model.commissioned import load_clean_data, load_estimator, save_clean_data
 from deploy.model.frozen import load_frozen
 from deploy.model.program import ModelError
 from deploy.store.artefacts import FACTORY, ArtefactStore
@@ -55,14 +59,15 @@ def model(tiny_model: Path, tmp_path: Path) -> Path:
 def test_a_drift_check_estimates_the_accuracy_behind_a_drift_it_has_not_seen(commissioned, tmp_path, light):
     worker = WorkerContext(load_frozen(commissioned), "eager", ArtefactStore(tmp_path / "state"))
     estimates, right = [], []
-    for seed in range(6):
+    for seed in range(8):
         pictures, labels = labelled(64, seed=50 + seed)
         dark = drifted(pictures, light)
         estimate = observe(worker, JOB, dark)["accuracy"]
         assert estimate["raw"] == estimate["homogenized"]
-        estimates.append(estimate["homogenized"].value)
+        estimates.append(estimate["homogenized"])
         right.append(np.mean(worker.scorer.answers(worker.frames(dark)).numpy() == labels))
-    assert np.mean(estimates) == pytest.approx(np.mean(right), abs=0.12)
+    value, lower, upper = np.mean(estimates, axis=0)
+    assert lower <= np.mean(right) <= upper and upper - lower < 0.5 and value == pytest.approx(np.mean(right), abs=0.2)
 
 
 def test_proxies_are_calibrated_and_an_estimate_needs_a_whole_window(commissioned, tmp_path):
@@ -88,13 +93,33 @@ def test_a_label_shift_leaves_no_estimate(commissioned, tmp_path, monkeypatch):
     assert seen["label_shift"] and seen["accuracy"] == {}
 
 
-def test_a_damaged_estimate_is_refused(commissioned, tmp_path):
-    path = copied(commissioned, tmp_path)
-    named = load_frozen(path).card.commissioned
-    file = clean_data_path(path, named.sha256)
-    file.write_bytes(clean_data_path(commissioned, named.sha256).read_bytes()[:-4])
-    with pytest.raises(ModelError, match=r"is not the file that the model card names"):
-        load_estimator(load_frozen(path))
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("signs", None, "the accuracy estimate is not whole"),
+        ("errors", torch.tensor(math.nan), "the accuracy estimate is not whole"),
+        ("errors", torch.tensor(0), "the accuracy estimate is not whole"),
+        ("accuracies", torch.tensor(2.0), "other shapes or out of range"),
+        ("temperature", torch.tensor(0.0), "other shapes or out of range"),
+        ("probabilities", torch.full((9,), 1 / 9), "the accuracy estimate is for 9 classes"),
+    ],
+)
+def test_a_file_with_an_estimate_that_cannot_be_used_is_refused_at_the_start(model, tmp_path, name, value, said):
+    frozen = load_frozen(model)
+    clean = measure_clean(tap(frozen.module), normalised(images(256, seed=3)))
+    labels = torch.arange(256) % 4
+    logits = torch.nn.functional.one_hot(labels, 4) * 5.0
+    estimator = learn_estimator([SeenDrift(frozenset(kinds), logits) for kinds in ((), ("blur",))], labels)
+    tensors = estimator.tensors()
+    if value is None:
+        del tensors[PREFIX + name]
+    else:
+        tensors[PREFIX + name] = value if value.dim() else value.expand(tensors[PREFIX + name].shape).clone()
+    save_clean_data(frozen, clean.tensors() | tensors, 256)
+    with pytest.raises(ModelError, match=said):
+        WorkerContext(load_frozen(model), "eager", ArtefactStore(tmp_path / "state"))
+    with pytest.raises(ModelError, match=said):
+        load_clean_data(load_frozen(model), tap(frozen.module))
 
 
 # ---- labels
@@ -132,7 +157,8 @@ def test_pictures_of_a_folder_have_their_labels_in_a_file_in_any_order(model, fo
         (lambda lines: ["0000.png,north", *lines[1:]], r"labels.csv:1: 'north' is no class of the model"),
         (lambda lines: ["0000.png", *lines], r"labels.csv:1: has 1 column\(s\): write picture,label"),
         (lambda lines: [], r"labels.csv: holds no labels"),
-        (lambda lines: [f"{line.split(',')[0]},0" for line in lines], r"are the commonest one: check that the labels"),
+        (lambda lines: [*lines, "0000.png,0", "0000.png,1"], r"0000.png has another class on an earlier line"),
+        (lambda lines: [f"{line.split(',')[0]},0" for line in lines], r"no more than by chance: check that the labels"),
     ],
 )
 def test_labels_that_cannot_be_right_are_refused_in_one_line_and_nothing_is_written(
@@ -152,8 +178,8 @@ def test_labels_that_cannot_be_right_are_refused_in_one_line_and_nothing_is_writ
     ("labels", "said"),
     [
         (None, "has no array labels"),
-        (np.zeros(3, np.int64), "has labels of shape (3,)"),
-        (np.zeros(MIN_LABELLED), "and type float64"),
+        (np.zeros(3, np.int64), "labels of shape (3,)"),
+        (np.zeros(MIN_LABELLED), "labels of the type float64"),
         (np.full(MIN_LABELLED, 4), "'4' is no class of the model"),
         (np.full(MIN_LABELLED, -1), "'-1' is no class of the model"),
     ],
@@ -164,3 +190,8 @@ def test_labels_of_an_npz_file_are_checked(model, tmp_path, labels, said):
     np.savez(path, **arrays)
     done = commission(model, path, path)
     assert done.returncode == 78 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_nothing_is_learned_while_the_measurement_is_removed(model, tmp_path):
+    done = recald_here("commission", "--model", model, "--remove", "--labels", tmp_path / "labels.csv")
+    assert done.returncode == 78 and "--remove takes no --labels" in done.stderr

@@ -602,7 +602,7 @@ def estimated(scene: Scene, stage: str) -> list[float | None]:
 def test_the_estimated_accuracy_is_shown_with_its_interval_and_gone_when_it_is_unknown(scene):
     scene.controller.handle(checked(scene), scene.sensor, 0.0)
     assert scene.sensor.status()["estimated_accuracy"] is None
-    assert estimated(scene, "raw")[0] in (None, 0.0), "without commissioning there is no estimate"
+    assert estimated(scene, "raw") == [None] * 3, "without commissioning there is no estimate"
     seen = checked(scene)
     seen.scores["accuracy"] = ESTIMATE
     scene.controller.handle(seen, scene.sensor, 1.0)
@@ -612,15 +612,46 @@ def test_the_estimated_accuracy_is_shown_with_its_interval_and_gone_when_it_is_u
     assert all(math.isnan(number) for number in estimated(scene, "homogenized"))
 
 
-def test_frames_of_known_class_count_in_the_estimate_as_served_alone(scene):
-    seen = checked(scene)
-    seen.scores["accuracy"] = ESTIMATE
-    for seq in range(200):
-        scene.sensor.labelled.answered(seq, 1, FACTORY)
-    scene.controller.count_labels(scene.sensor, [(seq, int(seq % 2 == 0)) for seq in range(200)])
-    scene.controller.handle(seen, scene.sensor, 1.0)
-    assert estimated(scene, "raw")[0] == 0.5
+def told(scene: Scene, frames: int = 200) -> None:
+    """Half of so many answers of what serves were right."""
+    version = scene.sensor.path.version
+    for seq in range(frames):
+        scene.sensor.labelled.answered(seq, 1, version)
+    scene.controller.count_labels(scene.sensor, [(seq, int(seq % 2 == 0)) for seq in range(frames)])
+
+
+def seen(scene: Scene) -> None:
+    """A drift check ends with an estimate."""
+    check = checked(scene)
+    check.scores["accuracy"] = ESTIMATE
+    scene.controller.handle(check, scene.sensor, scene.now)
+
+
+def test_frames_of_known_class_count_in_the_estimate_at_once(scene):
+    seen(scene)
+    told(scene)
     assert 0.5 < estimated(scene, "homogenized")[0] < 0.7
+    assert estimated(scene, "raw")[0] == pytest.approx(0.5), "the frames are raw where no homogenizer serves"
+    assert scene.sensor.status()["estimated_accuracy"]["value"] == pytest.approx(
+        estimated(scene, "homogenized")[0], abs=1e-3
+    )
+
+
+def test_frames_that_were_labelled_before_a_drift_say_nothing_of_it(scene):
+    told(scene)
+    for scene.now in range(40):  # an alarm
+        scene.sensor.stall_detector.arrived(scene.now)
+        scene.frames(WINDOW)
+        seen(scene)
+    assert scene.sensor.drift_detector.alarm
+    assert estimated(scene, "homogenized") == [0.9, 0.8, 0.95]
+
+
+def test_no_estimate_of_another_homogenizer_is_shown_after_a_swap(scene):
+    seen(scene)
+    scene.serve("a" * 64)
+    assert scene.sensor.path.version == "a" * 64
+    assert all(math.isnan(number) for number in estimated(scene, "homogenized"))
 
 
 def checked(scene: Scene, version: str = FACTORY) -> DriftCheck:
