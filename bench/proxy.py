@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from bench.arguments import add_data
-from bench.judge.cameras import CHOOSING, REPORTED, REPORTED_LATER, DriftedCamera, drifted_cameras
+from bench.judge.cameras import CHOOSING, DriftedCamera, drifted_cameras, reported_seeds
 from bench.judge.candidates import Fits, fit_of_another_camera
 from bench.judge.state import State
 from bench.material.subjects import SUBJECTS, Labelled, Subject
@@ -66,7 +66,7 @@ def measure(args: argparse.Namespace) -> Row:
     rows: list[Row] = []
     for data in args.networks:
         knowledge = learn(data, SUBJECTS[data](args.data))
-        seeds = args.seeds or (CHOOSING if args.choosing else REPORTED_LATER.get(data, REPORTED))
+        seeds = args.seeds or (CHOOSING if args.choosing else reported_seeds(data))
         for camera in drifted_cameras(data, seeds, args.data):
             rows += rows_behind(camera, knowledge, State(args.state))
             print(f"{camera.name}: {camera.text}", flush=True)

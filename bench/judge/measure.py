@@ -15,10 +15,9 @@ from bench.judge.cameras import (
     LOOK_FRAMES,
     LOOKS,
     REPLICATED,
-    REPORTED,
-    REPORTED_LATER,
     DriftedCamera,
     drifted_cameras,
+    reported_seeds,
 )
 from bench.judge.candidates import BAD_FIT, FIT, GOOD, OTHER, Candidate, Fits, bad_candidates, fit_of_another_camera
 from bench.judge.decision import BAND
@@ -52,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     rows: list[Row] = []
     for data in args.networks:
-        reported = REPORTED_LATER.get(data, REPORTED)
+        reported = reported_seeds(data)
         for camera in drifted_cameras(data, args.seeds or (CHOOSING if args.choosing else reported), args.data):
             rows += rows_behind(camera, State(args.state))
             print(f"{camera.name}: {camera.text}, {len(rows)} verdicts", flush=True)
