@@ -1,4 +1,4 @@
-"""The estimated accuracy is right within points before and behind a fit, for kinds of drift that it never saw."""
+"""The estimated accuracy is right within points, behind drifts that it has not seen and behind the fits to them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from bench.arguments import add_data
 from bench.judge.cameras import CHOOSING, DriftedCamera, drifted_cameras, reported_seeds
-from bench.judge.candidates import Fits, fit_of_another_camera
+from bench.judge.candidates import FIT, GOOD, Candidate, Fits, fit_of_another_camera
+from bench.judge.situation import Situation
 from bench.judge.state import State
 from bench.material.subjects import SUBJECTS, Labelled, Subject
 from bench.provenance import MATERIAL, METHOD
@@ -27,6 +28,8 @@ from calibrate.estimate.learning import SeenDrift, learn_estimator
 from calibrate.estimate.outputs import OutputCalibration, shares_of
 from calibrate.estimate.signs import SIGN_WINDOW, signs_of
 from calibrate.homogenizer import Homogenizer
+from calibrate.judge import MIN_KAPPA
+from calibrate.scoring.agreement import agreement
 from calibrate.scoring.scorer import Scorer
 from calibrate.source.description import frame_shape
 from daemon.images import read_npz
@@ -46,8 +49,10 @@ CODE = (
 # X-rays for the ground truth come from other patients than the scene: clean ones are named right less often (86 and
 # 96 %). A user commissions on frames like those that follow, so a part of them is to learn from.
 LEARNT_OF_TEST = {"X-rays": 320}
-BEFORE, BEHIND, OTHER = "no ρ", "its ρ", "another camera's ρ"
-ESTIMATE, CONFIDENCE = "estimate", "confidence"
+# Whose frames an estimate is for: a drifted camera's alone, those behind the fit that the judge lets serve, behind one
+# that it does not, and behind a fit to another drift.
+BEFORE, BEHIND, REFUSED, OTHER = "no ρ", "its ρ", "a refused ρ", "another camera's ρ"
+ESTIMATE, LEFT_OUT, CONFIDENCE = "estimate", "estimate, its kinds of drift left out", "confidence"
 REAL_CAMERA = "blood cells, another laboratory's camera"
 
 Row = dict[str, Any]
@@ -92,9 +97,9 @@ class Knowledge(NamedTuple):
     test: Labelled
     first_test: int  # number of the first image of `test` among the test images
 
-    def estimator(self, text: str) -> AccuracyEstimator:
-        """Learn from all simulated drifts but those of the kinds in a drift's text."""
-        kinds = {part.partition("=")[0] for part in text.split(",")}
+    def estimator(self, left_out: str = "") -> AccuracyEstimator:
+        """Learn as the daemon does, but for drifts of the kinds in a drift's text."""
+        kinds = {part.partition("=")[0] for part in left_out.split(",")}
         return learn_estimator([drift for drift in self.seen if not kinds & drift.kinds], self.labels)
 
 
@@ -121,12 +126,17 @@ def learn(data: str, subject: Subject) -> Knowledge:
 def rows_behind(camera: DriftedCamera, knowledge: Knowledge, state: State) -> Iterator[Row]:
     """Yield the true accuracy behind no homogenizer, the camera's own and another's, with every estimate of it."""
     fits, frames = Fits(camera, state), camera.test[knowledge.first_test :]
-    homogenizers = {BEHIND: fits.fit(camera.whole), OTHER: fit_of_another_camera(camera, state)}
+    own, other, replicate = (
+        Watched.of(knowledge.scorer, frames, made)
+        for made in (fits.fit(camera.whole), fit_of_another_camera(camera, state), fits.replicate(camera.whole))
+    )
+    judged = next(
+        Situation(camera, camera.whole, fits, state).rows([Candidate(GOOD, FIT, fits.fit(camera.whole))], None)
+    )
     watched = {BEFORE: Watched.of(knowledge.scorer, frames, None)}
-    watched |= {stage: Watched.of(knowledge.scorer, frames, made) for stage, made in homogenizers.items()}
-    replicate = Watched.of(knowledge.scorer, frames, fits.replicate(camera.whole))
+    watched |= {BEHIND if judged.get("served") else REFUSED: own, OTHER: other}
     named = {"data": camera.data, "seed": camera.seed, "drift": camera.text}
-    yield from (named | row for row in _rows(knowledge, watched, replicate, knowledge.test.labels, camera.text))
+    yield from (named | row for row in _rows(knowledge, watched, own, replicate, knowledge.test.labels, camera.text))
 
 
 def rows_of_real_camera(data: Path, knowledge: Knowledge, state: State) -> Iterator[Row]:
@@ -139,10 +149,11 @@ def rows_of_real_camera(data: Path, knowledge: Knowledge, state: State) -> Itera
         for number, part in enumerate(frames.chunk(2))
     ]
     own, replicate = (Watched.of(knowledge.scorer, frames, made) for made in homogenizers)
-    watched = {BEFORE: Watched.of(knowledge.scorer, frames, None), BEHIND: own}
+    served = agreement(own.logits.argmax(1), replicate.logits.argmax(1)) >= MIN_KAPPA  # what refuses it, if anything
+    watched = {BEFORE: Watched.of(knowledge.scorer, frames, None), BEHIND if served else REFUSED: own}
     named = {"data": REAL_CAMERA, "seed": 0, "drift": "real"}
     labels = pictures.labels[torch.from_numpy(order)]
-    yield from (named | row for row in _rows(knowledge, watched, replicate, labels, ""))
+    yield from (named | row for row in _rows(knowledge, watched, own, replicate, labels, ""))
 
 
 def _fitted(subject: Subject, frames: Tensor, seed: int) -> Homogenizer:
@@ -150,25 +161,24 @@ def _fitted(subject: Subject, frames: Tensor, seed: int) -> Homogenizer:
 
 
 def _rows(
-    knowledge: Knowledge, watched: dict[str, Watched], replicate: Watched, labels: Tensor, text: str
+    knowledge: Knowledge, watched: dict[str, Watched], own: Watched, replicate: Watched, labels: Tensor, text: str
 ) -> Iterator[Row]:
-    """Yield a row for each stage. text: of the drift, whose kinds the estimate must not have seen."""
-    estimator = knowledge.estimator(text)
-    behind = estimate(estimator, watched[BEHIND])
+    """Yield a row for each stage. own, replicate: behind the two fits. text: of the drift."""
+    estimator, left_out = knowledge.estimator(), knowledge.estimator(text)
+    behind = estimate(estimator, own)
     for stage, seen in watched.items():
-        found = estimate(estimator, seen)
+        found = {ESTIMATE: estimate(estimator, seen), LEFT_OUT: estimate(left_out, seen)}
         methods = seen.proxies(estimator.calibration, shares_of(knowledge.labels, seen.logits.shape[1]))
-        methods[ESTIMATE] = found.value
+        methods |= {name: estimate.value for name, estimate in found.items()}
         if stage == BEFORE:
-            methods["agreement with its ρ, times the estimate behind it"] = behind.value * seen.same(watched[BEHIND])
-        if stage == BEHIND:
+            methods["agreement with its ρ, times the estimate behind it"] = behind.value * seen.same(own)
+        if stage in (BEHIND, REFUSED):
             methods["agreement of two fits"] = seen.same(replicate)
         yield {
             "stage": stage,
             "accuracy": 100 * float((seen.logits.argmax(1) == labels[: len(seen.logits)]).float().mean()),
-            "lower": 100 * found.lower,
-            "upper": 100 * found.upper,
             "estimates": {name: 100 * value for name, value in methods.items()},
+            "intervals": {name: [100 * estimate.lower, 100 * estimate.upper] for name, estimate in found.items()},
         }
 
 
@@ -217,7 +227,7 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
     """Return the errors of each method at each stage, for each network and for all; for the estimate its coverage."""
     summary = []
     for data in (*dict.fromkeys(row["data"] for row in rows), "all"):
-        for stages in ((BEFORE,), (BEHIND,), (OTHER,), (BEFORE, BEHIND)):
+        for stages in ((BEFORE,), (BEHIND,), (BEFORE, BEHIND), (REFUSED,), (OTHER,)):
             part = [row for row in rows if data in (row["data"], "all") and row["stage"] in stages]
             if part:
                 summary += [_summary(part, data, " and ".join(stages), method) for method in _common_methods(part)]
@@ -233,6 +243,8 @@ def _summary(rows: Sequence[Row], data: str, stage: str, method: str) -> Row:
     row = {"data": data, "stage": stage, "method": method, "frames": len(rows)}
     row |= {"mae": float(np.abs(errors).mean()), "rmse": float(np.sqrt(np.square(errors).mean()))}
     row |= {"worst": float(np.abs(errors).max()), "covered": None}
-    if method == ESTIMATE:
-        row["covered"] = fmean(row["lower"] <= row["accuracy"] <= row["upper"] for row in rows)
+    if all(method in row["intervals"] for row in rows):
+        row["covered"] = fmean(
+            low <= row["accuracy"] <= high for row in rows for low, high in [row["intervals"][method]]
+        )
     return row
