@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bench.judge.cameras import LOOK_FRAMES, LOOKS
 from calibrate.judge import (
+    FIT_BAND_RATIO,
     MIN_LOOK_DROP_SHARE,
     Evidence,
     Verdict,
@@ -78,7 +79,7 @@ def decide(examine: Examine, answers: Answers, candidate: str, replicate: str, a
 def _judge(examine: Examine, answers: Answers, candidate: str, replicate: str, active: str | None) -> Verdict:
     """Judge as the daemon's worker does: by the drift score, and a candidate that passes by a second fit, too."""
     champions = _champions(examine, active, 0)
-    by_score = judge_evidence(examine(candidate, 0), champions, BAND)
+    by_score = judge_evidence(examine(candidate, 0), champions, FIT_BAND_RATIO * BAND)
     if not by_score.accepted:
         return by_score
 
@@ -87,7 +88,7 @@ def _judge(examine: Examine, answers: Answers, candidate: str, replicate: str, a
 
     names = {"factory": FACTORY} if active is None else {"factory": FACTORY, "active": active}
     champions = {role: with_all_answers(name) for role, name in names.items()}
-    return judge_evidence(with_all_answers(candidate), champions, BAND, with_all_answers(replicate))
+    return judge_evidence(with_all_answers(candidate), champions, FIT_BAND_RATIO * BAND, with_all_answers(replicate))
 
 
 def passes_shadow(is_better: Callable[[int], bool | None]) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from calibrate.fitting import FitResult
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import (
+    FIT_BAND_RATIO,
     Evidence,
     Verdict,
     collect_champions,
@@ -144,7 +145,7 @@ class FitJob:
         self, candidate: Homogenizer, held_out: Tensor, against: Mapping[str, Evidence], fit_seconds: float
     ) -> Verdict:
         """Judge by the drift score, and a candidate that passes by a second fit, too."""
-        scorer, band = self._context.scorer, self._job["band"]
+        scorer, band = self._context.scorer, FIT_BAND_RATIO * self._job["band"]
         evidence = collect_evidence(scorer, candidate, held_out)
         by_score = judge_evidence(evidence, against, band)
         if not by_score.accepted:

@@ -41,7 +41,7 @@ HOMOGENIZER_TEXTS = {
 }
 CRITERION_TEXTS = {  # by the name of the criterion in the dossier
     "score": f"The drift score is at least {MIN_SCORE_DROP_SHARE:.0%} below that of {{against}}",
-    "band": "The drift score lies within the clean band",
+    "band": "The drift score is near enough to that of clean frames",
     "repeatability": "The candidate leads to the same answers as {against}",
     "agreement": "A second fit agrees with the candidate on more frames than with {against}",
     # of dossiers before 2026-11-28:

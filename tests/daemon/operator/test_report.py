@@ -132,7 +132,7 @@ def test_a_homogenizer_that_serves_is_shown_with_all_its_evidence(place):
         "score 4.25 with factory",
         "the exchange took 31 µs",
         f"385 answers right, 27 wrong, with {CANDIDATE[:12]}; told by grace",
-        "The drift score lies within the clean band",
+        "The drift score is near enough to that of clean frames",
         f"at least {MIN_SCORE_DROP_SHARE:.0%} below that of ",
         "at most 1.6",
         "Frames are not kept: recalibrate.keep_frames was 0.",
