@@ -33,9 +33,9 @@ MIN_KAPPA, MIN_CONCORDANCE = 0.65, 0.9
 # over 3); 19 fits that helped outside of the clean band had 3.1 to 20 with all classes in view. Frames of a video
 # resemble each other, so that there are fewer of them than are counted.
 MIN_NEARER_ERRORS = 2.5
-# Of the clean band, up to which a candidate may score that a second fit has to repeat. Behind 20 cameras of four networks
-# that lets 63 of 153 broken fits that help all the same pass instead of 51, and 5 of 144 that harm instead of 4; no
-# proper fit that harmed was repeated.
+# Of the clean band, up to which a candidate may score that a second fit has to repeat. Behind 20 cameras of four
+# networks that lets 63 of 153 broken fits that help all the same pass instead of 51, and 5 of 144 that harm instead of
+# 4; no proper fit that harmed was repeated.
 FIT_BAND_RATIO = 1.25
 UNREPEATED = ", by the drift score alone: no second fit was there to compare with"  # added to the reason of a verdict
 
