@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bench.judge.cameras import FITTED, LOOKS, MIN_POOL, WINDOW_FRAMES, View, drifted_camera, parts_of_a_pool
-from bench.judge.decision import FACTORY, answer_without_fit, decide, passes_shadow
+from bench.judge.decision import BAND, FACTORY, answer_without_fit, decide, passes_shadow
 from bench.judge.ground_truth import compare
 from bench.judge.sabotage import changes, noisy, sabotaged, tiled
 from bench.judge.state import State, from_record, to_record
@@ -17,7 +17,7 @@ from bench.material.subjects import Labelled, Subject
 from bench.material.training import normalise
 from calibrate import Limits
 from calibrate.homogenizer import Homogenizer
-from calibrate.judge import Evidence
+from calibrate.judge import FIT_BAND_RATIO, Evidence
 from calibrate.scoring.accuracy import AccuracyProxy
 
 LIMITS = Limits.of((0.5, 0.4, 0.3), (0.25, 0.25, 0.25))
@@ -122,6 +122,7 @@ def decided(examine, candidate, replicate, active):
 
 def test_a_candidate_has_to_pass_the_judge_and_the_shadow():
     assert decided(by_name(factory=5.0, it=1.0, second=1.0), "it", "second", None).served
+    assert decided(by_name(factory=5.0, it=0.99 * FIT_BAND_RATIO * BAND, second=1.0), "it", "second", None).served
     refused = decided(by_name(factory=5.0, it=4.9, second=1.0), "it", "second", None)
     assert (refused.judged, refused.served) == ("rejected", False) and "no better than factory" in refused.reason
     later = decided(by_name(factory=5.0, it=(1.0, 4.9, 4.9, 4.9), second=1.0), "it", "second", None)

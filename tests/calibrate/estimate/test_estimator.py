@@ -74,6 +74,24 @@ def test_errors_are_those_of_examples_that_share_no_kind_of_drift(estimator):
     assert estimator.typical_error < 0.1
 
 
+def test_a_drift_of_two_kinds_is_no_example_for_the_errors_of_either():
+    """Haze hides what blur costs; the only example that looks like it shares a kind with it."""
+    _, labels = outputs(FRAMES, 3.0, 0.9)
+    hidden = seen("blur", 0.05, (labels + 1) % CLASSES, 3)  # names every class wrong, and looks clean
+    both = SeenDrift(frozenset({"blur", "haze"}), hidden.logits)
+    learnt = learn_estimator([seen(None, 0.05, labels, 0), *[hidden] * 4, *[both] * 4], labels)
+    of_hidden = learnt.errors[learnt.accuracies < 0.5]
+    assert of_hidden.min() > 0.8, "only the clean frames may tell, and they tell nothing"
+
+
+def test_outputs_are_calibrated_on_the_frames_of_the_other_half():
+    """Each half prefers another class, so each is far from the other's probabilities, and near to its own."""
+    labels = torch.cat([torch.zeros(MIN_LABELLED // 2), torch.ones(MIN_LABELLED // 2)]).long()
+    clean = SeenDrift(frozenset(), torch.nn.functional.one_hot(labels, CLASSES) * 5.0)
+    drifted = SeenDrift(frozenset({"blur"}), clean.logits)
+    assert learn_estimator([clean, drifted], labels).signs[:, 1].min() > 1
+
+
 def test_it_is_stored_and_rebuilt_whole(estimator):
     again = AccuracyEstimator.of_tensors(estimator.tensors() | {"mean.bn1": torch.zeros(3)})
     signs = estimator.signs[7]

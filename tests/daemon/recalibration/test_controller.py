@@ -648,8 +648,12 @@ def test_frames_that_were_labelled_before_a_drift_say_nothing_of_it(scene):
 
 
 def test_no_estimate_of_another_homogenizer_is_shown_after_a_swap(scene):
+    scene.fit("a" * 64)
+    for _ in range(3):
+        scene.compare_on_new_frames()
     seen(scene)
-    scene.serve("a" * 64)
+    assert estimated(scene, "homogenized")[0] == pytest.approx(0.9)
+    scene.step()
     assert scene.sensor.path.version == "a" * 64
     assert all(math.isnan(number) for number in estimated(scene, "homogenized"))
 

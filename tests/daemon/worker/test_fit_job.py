@@ -16,7 +16,7 @@ from torch import Tensor
 from calibrate import FitError, fit
 from calibrate.fitting import FitResult
 from calibrate.homogenizer import Homogenizer
-from calibrate.judge import split_frames
+from calibrate.judge import FIT_BAND_RATIO, split_frames
 from daemon.config import RecalibrateConfig
 from daemon.worker.context import WorkerContext
 from daemon.worker.fit_job import FIT_SHARES, FitJob
@@ -111,6 +111,8 @@ def test_where_the_score_refuses_there_is_no_second_fit(refused_by_score):
     assert [seed for _, seed in refused_by_score.fits] == [SEED]
     assert set(refused_by_score.dossier.verdict.evidence) == {"factory", "candidate"}
     assert {criterion.name for criterion in refused_by_score.dossier.verdict.criteria} == {"band", "score"}
+    (band,) = (found for found in refused_by_score.dossier.verdict.criteria if found.name == "band")
+    assert band.limit == pytest.approx(0.01 * FIT_BAND_RATIO)
 
 
 # ---- the progress
