@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -14,17 +13,18 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     PrivateAttr,
     model_validator,
 )
 
-from daemon import CONTROL_ENDPOINT, UNKNOWN_SENSOR, endpoints
-from daemon.endpoints import Endpoint
+from daemon import CONTROL_ENDPOINT
+from daemon.settings import endpoints
+from daemon.settings.endpoints import Endpoint
+from daemon.settings.values import DAY, HOUR, MINUTE, AlarmRate, alarm_rate_of, seconds_of, sensor_id_of
 from deploy.model.card import Digest
 from deploy.model.document import DocumentError, MisplacedValue, load_document
 
-SECONDS_BY_UNIT = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0  # s
 SYSTEM_STATE = Path("/var/lib/recald")
 
 
@@ -32,33 +32,13 @@ class ConfigError(DocumentError):
     """A configuration that cannot be used. `problems` holds one line for each mistake."""
 
 
-def _seconds(value: object) -> int | float:
-    if not isinstance(value, str | int | float):
-        raise ValueError("expected seconds or a duration such as 500ms, 30s, 15m or 1h")
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)", value, re.ASCII)
-    if match is None:
-        raise ValueError(f"{value[:40]!r} is not a duration: write a number and ms, s, m or h, such as 30s")
-    return float(match[1]) * SECONDS_BY_UNIT[match[2]]
-
-
-def _sensor_id(name: str) -> str:
-    # The id becomes a folder in the state directory and a metric label.
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name) or name == UNKNOWN_SENSOR:
-        raise ValueError(
-            f"{name[:70]!r} is no sensor id: use 1 to 64 letters, digits, _ . or -; "
-            f"do not start with . or -; do not use {UNKNOWN_SENSOR!r}"
-        )
-    return name
-
-
-Duration = Annotated[float, BeforeValidator(_seconds), Field(allow_inf_nan=False)]
+Duration = Annotated[float, BeforeValidator(seconds_of), Field(allow_inf_nan=False)]
+Alarms = Annotated[AlarmRate, BeforeValidator(alarm_rate_of), PlainSerializer(str)]
 Host = Annotated[str, AfterValidator(endpoints.check_host)]
 IpcEndpoint = Annotated[str, AfterValidator(endpoints.check_ipc)]
 BindEndpoint = Annotated[str, AfterValidator(endpoints.check_bind)]
 ConnectEndpoint = Annotated[str, AfterValidator(endpoints.check_connect)]
-SensorId = Annotated[str, AfterValidator(_sensor_id)]
+SensorId = Annotated[str, AfterValidator(sensor_id_of)]
 # deploy.backends.protocol.BACKENDS and AUTO, without the seconds that importing torch takes
 BackendName = Literal["eager", "onnx", "cuda", "tensorrt", "tensorrt-rtx", "auto"]
 PrecisionName = Literal["float32", "float16", "bfloat16"]  # deploy.model.precision.PRECISIONS
@@ -221,7 +201,7 @@ class StateConfig(Section):
 
 
 class DriftConfig(Section):
-    """When the drift alarm is raised: the score is above `threshold` for `hold`."""
+    """When the drift alarm is raised."""
 
     window: int = Field(default=64, ge=8, le=100_000)
     """Newest frames that one drift check scores. On 64 clean frames the score reached 1.0 (CIFAR-10) and 1.3
@@ -231,13 +211,23 @@ class DriftConfig(Section):
     """Seconds between two drift checks, at least. A check that takes long is followed by a rest of four times as
     long, so that it costs at most a fifth of a core.
     """
+    false_alarms: Alarms = alarm_rate_of("1 per 90d")
+    """The highest rate of false alarms of one sensor, such as `1 per 90d`, once its baseline is known: by then recald
+    tells a changed camera from changed content. A lower rate makes the alarm slower: with the default a drift that
+    costs accuracy is told after two windows of frames in most cases (`bench drift`).
+    """
+    learn: Duration = Field(default=HOUR, ge=1, le=30 * DAY)
+    """Seconds of healthy frames from which a sensor's baseline is learned where the model is not commissioned, at
+    least. The default shows a camera more than one light and scene. A homogenizer that comes to serve has a baseline
+    of its own, learned in the same way.
+    """
     threshold: float = Field(default=1.6, gt=0, le=1e6, allow_inf_nan=False)
     """The drift score, no unit, up to which frames count as clean (the clean band). About 1 is clean; the default
     lies above the highest score of clean windows (1.3).
     """
     hold: Duration = Field(default=10.0, ge=0, le=DAY)
-    """Seconds above the threshold until the alarm; seconds below it count back. With the default, one wild score raises
-    no alarm.
+    """Seconds above the threshold until the alarm while there is no baseline; seconds below it count back. With the
+    default, one wild score raises no alarm.
     """
 
 

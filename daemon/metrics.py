@@ -25,6 +25,8 @@ class Metrics:
         self._add_frames(common)
         self._add_durations(common)
         self._add_drift(common)
+        self._add_camera(common)
+        self._add_accuracy(common)
         self._add_recalibration(common)
         self._add_labelled(common)
         self._refusals: dict[str, tuple[str, str, str]] = {}  # by sensor, the label values now exported
@@ -141,7 +143,7 @@ class Metrics:
         self.drift_score = Gauge(
             "drift_score",
             "Distance of the newest frames from the reference statistics, in standard errors. About 1: clean. "
-            "Above drift.threshold for drift.hold: alarm.",
+            "Above drift.threshold for drift.hold: alarm, while there is no baseline.",
             ("sensor", "stage"),
             **common,
         )
@@ -164,9 +166,9 @@ class Metrics:
             ("sensor",),
             **common,
         )
-        self.drift_evidence = Gauge(
-            "drift_evidence",
-            "Seconds that the drift score was above drift.threshold, less those below it. At drift.hold: alarm.",
+        self.drift_evidence_ratio = Gauge(
+            "drift_evidence_ratio",
+            "Evidence of a drift, as a share of what raises the alarm. It falls while frames are healthy. At 1: alarm.",
             ("sensor",),
             **common,
         )
@@ -182,6 +184,30 @@ class Metrics:
             ("sensor",),
             **common,
         )
+
+    def _add_camera(self, common: dict[str, Any]) -> None:
+        self.sensor_drift_deviations = Gauge(
+            "sensor_drift_deviations",
+            "Standard deviations by which the newest frames lie above healthy frames of like content: what happened to "
+            "the camera. About 0: healthy; evidence of a drift from 3 on. NaN while there is no baseline.",
+            ("sensor", "stage"),
+            **common,
+        )
+        self.content_shift_score = Gauge(
+            "content_shift_score",
+            "How unusual the content of the newest frames is: what the camera looks at. Above 1: more than 199 of 200 "
+            "healthy windows of all kinds of content. NaN while there is no baseline.",
+            ("sensor", "stage"),
+            **common,
+        )
+        self.baseline_progress_ratio = Gauge(
+            "baseline_progress_ratio",
+            "How far the baseline of healthy frames is learned. Below 1 the drift score and drift.hold decide.",
+            ("sensor",),
+            **common,
+        )
+
+    def _add_accuracy(self, common: dict[str, Any]) -> None:
         self.accuracy_proxy_ratio = Gauge(
             "accuracy_proxy_ratio",
             "Accuracy estimated from the network's outputs, 0 to 1. Too high under drift: compare it with its past.",

@@ -60,7 +60,8 @@ def _unit(name: str) -> str:
         "_total": "count",
         "_info": "1",
         "drift_score": "standard errors",
-        "drift_evidence": "s",
+        "_deviations": "standard deviations",
+        "content_shift_score": "none",
     }
     return next((unit for suffix, unit in units.items() if name.endswith(suffix)), "0 or 1")
 

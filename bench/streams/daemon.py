@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from prometheus_client import CollectorRegistry
 
-from calibrate.scoring.drift import DriftDetector
 from daemon.config import DriftConfig, RecalibrateConfig
 from daemon.frames.quality_filter import QualityFilter
 from daemon.frames.reservoir import Reservoir
@@ -21,7 +20,8 @@ from daemon.metrics import Metrics
 from daemon.model.preprocess import Preprocessor
 from daemon.model.served_model import ServedModel
 from daemon.recalibration.controller import Controller
-from daemon.recalibration.drift_monitor import DriftCheck
+from daemon.recalibration.drift_alarm import DriftAlarm
+from daemon.recalibration.drift_monitor import DriftCheck, check_request
 from daemon.recalibration.job import JobProgress, JobResult, JobRunner
 from daemon.recalibration.sensor import Sensor
 from daemon.recalibration.state_machine import StateMachine
@@ -98,6 +98,7 @@ class SimulatedDaemon:
         self.now = 0.0
         self._due: list[tuple[float, JobResult | JobProgress]] = []
         self._drift = drift
+        self._checked_up_to = 0
         frozen, store, backend = load_frozen(model), ArtefactStore(state), load_backend(BACKEND)
         runner = backend.load(backend.compile(frozen.module, torch.zeros(1, *frozen.card.input.shape)), threads=1)
         self._model = ServedModel(frozen, backend, runner, Preprocessor(frozen.card), backend.name)
@@ -156,7 +157,7 @@ class SimulatedDaemon:
             NAME,
             InferencePath(self._model.runner),
             Reservoir(config.frames + window, window=window, quality_filter=QualityFilter()),
-            DriftDetector(self._drift.threshold, self._drift.hold),
+            DriftAlarm(self._drift),
             StateMachine(config, self.now),
         )
 
@@ -166,9 +167,9 @@ class SimulatedDaemon:
         images = sensor.reservoir.latest(window)
         if len(images) < window:
             return
-        job = {"job": "observe", "active": sensor.path.version, "band": self._drift.threshold}
-        if (challenger := sensor.challenger) is not None:
-            job |= {"challenger": challenger.version, "role": challenger.role}
+        added = sensor.reservoir.added
+        job = check_request(sensor, self._drift, min(added - self._checked_up_to, window), self.now)
+        self._checked_up_to = added
         scores = observe(self._worker, job, stack_images(images))
         check = DriftCheck(NAME, sensor.path.version, scores, len(images), sensor.reservoir.added)
         self._controller.handle(check, sensor, self.now)

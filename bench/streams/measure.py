@@ -17,7 +17,7 @@ from torch import nn
 
 from bench.arguments import add_data, add_state
 from bench.material.adaptation import BatchNormAdaptation, Method, Tent
-from bench.material.cifar import WEIGHTS, lossless, network, normalise
+from bench.material.cifar import WEIGHTS, Images, lossless, network, normalise
 from bench.provenance import DAEMON, DEPLOYMENT, MATERIAL, METHOD
 from bench.report import show
 from bench.state_file import append_line, read_lines
@@ -25,6 +25,7 @@ from bench.streams.daemon import Records, SimulatedDaemon
 from bench.streams.stream import RATE, STREAMS, Stream, Tick, play
 from daemon.config import DriftConfig, RecalibrateConfig
 from daemon.demo import datasets, networks
+from daemon.operator.commissioning.commission import commission
 from deploy.model.export import export_model
 
 CODE = (*METHOD, *DEPLOYMENT, *DAEMON, *MATERIAL, "bench/streams/*.py")
@@ -34,6 +35,7 @@ TICK_S = 8.0  # between two drift checks: half of their window of 64 frames is n
 BATCH = 200  # frames, of methods that adapt batch by batch, as published on CIFAR-10
 BLOCK_S = 300.0  # over which accuracies are compared: 1,200 frames
 NOISE_ERRORS = 3.0  # standard errors of a difference that count as noise: there are 12 blocks in a stream
+COMMISSIONED = 2048  # pictures, as many as `recald commission` takes
 SEEDS = (10,)  # 0 to 9 are for choosing
 REACTION_S = 600.0  # a fit within this time after a change of the camera is not counted as false
 METHODS = ("factory", "recald", "BN-adapt", "TENT")
@@ -48,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hours", type=float, default=HOURS, help="of each stream (%(default)s)")
     add("--seeds", type=int, nargs="+", default=SEEDS, help="of the streams (%(default)s)")
     add("--only", nargs="+", metavar="NAME", help="streams whose drift and view have all of these names")
+    add("--commissioned", action="store_true", help=f"commission the model on {COMMISSIONED} other pictures first")
     add("--records", type=Path, help="folder for the daemon's decisions, a JSON file for each stream")
 
 
@@ -57,11 +60,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     rows = []
     with tempfile.TemporaryDirectory(prefix="recald-bench-") as folder:
         frozen = _export(args.data, Path(folder))
+        if args.commissioned:
+            images = _commission(frozen, images)
         for stream, seed in cases(args.only or (), args.seeds):
-            row = finished.get((*stream, seed))
+            row = finished.get((*stream, seed, args.commissioned))
             if row is None:
                 ticks = list(play(stream, images, seed, TICK_S, args.hours))
                 row, records = measure_one(stream, seed, ticks, frozen, model)
+                row["commissioned"] = args.commissioned
                 append_line(args.state, row)
                 _write_records(args.records, row, records)
             _print(row)
@@ -82,8 +88,16 @@ def cases(only: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[Stream, i
             yield from ((stream, seed) for seed in seeds)
 
 
-def _key(row: Row) -> tuple[str, str, int]:
-    return row["drift"], row["view"], row["seed"]
+def _key(row: Row) -> tuple[str, str, int, bool]:
+    return row["drift"], row["view"], row["seed"], row.get("commissioned", False)
+
+
+def _commission(frozen: Path, images: Images) -> Images:
+    """Commission the model on the first pictures; return the others, for the streams."""
+    pictures = frozen.with_name("clean.npz")
+    np.savez(pictures, images=np.stack(images.pictures[:COMMISSIONED]))
+    commission(frozen, pictures, COMMISSIONED)
+    return Images(images.pictures[COMMISSIONED:], images.labels[COMMISSIONED:])
 
 
 def measure_one(stream: Stream, seed: int, ticks: list[Tick], frozen: Path, model: nn.Module) -> tuple[Row, Records]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from calibrate.features.statistics import ImageMoments
-from calibrate.features.taps import ForwardPass, Taps
+from calibrate.features.taps import Taps
 from calibrate.scoring.accuracy import AccuracyProxy, ScoredOutput, accuracy_proxy, logits_of
 from calibrate.scoring.agreement import answers_of
 from calibrate.scoring.drift import MATCHED_TOLERANCE, SHIPPED_TOLERANCE, DriftScore, drift_score
@@ -32,13 +32,14 @@ class Measurement(NamedTuple):
     """What was measured on frames.
 
     proxy, logits (N, K): None if the network is no classifier. answers: of the network, by frame
-    (calibrate.scoring.agreement).
+    (calibrate.scoring.agreement). moments: of the features of the frames as they are served.
     """
 
     drift: DriftScore
     proxy: AccuracyProxy | None
     answers: Tensor
     logits: Tensor | None
+    moments: ImageMoments
 
     @property
     def label_shift(self) -> bool:
@@ -84,18 +85,24 @@ class Scorer:
         frames: (N, C, H, W) in normalised input units.
         Raises ValueError for too few frames (drift.MIN_SCORE_IMAGES).
         """
-        moments, outputs = [], []
+        scored, served, outputs = [], [], []
         chunks = frames.split(SCORE_CHUNK_FRAMES)
         with torch.no_grad():
             for first, chunk in zip(range(0, len(frames), SCORE_CHUNK_FRAMES), chunks, strict=True):
-                features, output = self._run(homogenizer(chunk) if homogenizer else chunk, first)
+                homogenized = homogenizer(chunk) if homogenizer else chunk
+                features, output = self.taps(homogenized)
                 assert output is not None  # the pass runs to its end
-                moments.append(ImageMoments.of(features))
                 outputs.append(output)
+                served.append(ImageMoments.of(features))
+                del features  # they are freed before the next pass
+                if self.crop is not None:
+                    scored.append(ImageMoments.of(self.taps(self.crop(homogenized, first)).features))
         joined = torch.cat(outputs)
         logits = logits_of(joined, self.output)
         proxy = None if logits is None else accuracy_proxy(logits)
-        return Measurement(self._score(ImageMoments.join(moments)), proxy, answers_of(joined, self.output), logits)
+        moments = ImageMoments.join(served)
+        drift = self._score(ImageMoments.join(scored) if scored else moments)
+        return Measurement(drift, proxy, answers_of(joined, self.output), logits, moments)
 
     def answers(self, frames: Tensor, homogenizer: nn.Module | None = None) -> Tensor:
         """Return what the network says of homogenizer(frames), frame by frame (calibrate.scoring.agreement).
@@ -122,10 +129,3 @@ class Scorer:
         if self.clean:
             return drift_score(moments, self.clean.statistics, MATCHED_TOLERANCE, self.clean.frames)
         return drift_score(moments, self.taps.reference, MATCHED_TOLERANCE if self.crop else SHIPPED_TOLERANCE)
-
-    def _run(self, frames: Tensor, first: int) -> ForwardPass:
-        """Return the features of the frames as they are scored, and the output for the frames as they are served."""
-        if self.crop is None:
-            return self.taps(frames)
-        output = self.taps(frames).output  # the features of this pass are freed before the next
-        return ForwardPass(self.taps(self.crop(frames, first)).features, output)

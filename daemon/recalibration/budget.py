@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-from daemon.config import DAY, RecalibrateConfig
+from daemon.config import RecalibrateConfig
+from daemon.settings.values import DAY
 
 
 class Budget:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from daemon.config import DAY, HOUR, MINUTE, RecalibrateConfig
+from daemon.config import RecalibrateConfig
 from daemon.recalibration.decisions import Facts
+from daemon.settings.values import DAY, HOUR, MINUTE
 from daemon.states import IN_WORK, WITH_CANDIDATE, State
 
 MIN_COMPARISONS = 3  # before a candidate leaves the shadow, and before a probation ends

@@ -6,6 +6,7 @@ import logging
 import math
 from typing import Any
 
+from calibrate.baseline.baseline import SensorState
 from calibrate.estimate.estimator import Estimate
 from daemon.metrics import Metrics
 from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck
@@ -13,6 +14,7 @@ from daemon.recalibration.sensor import Sensor
 from daemon.state.audit_writer import AuditWriter
 
 STAGES = ("raw", "homogenized")  # frames without a homogenizer, and as they are served
+UNKNOWN_STATE = SensorState(math.nan, math.nan, known=False)
 MAX_EXPORTED_LAYERS = 64  # layer drift scores of a sensor, so that a deep network cannot flood the scrape
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,10 @@ class DriftChecks:
         self._metrics.last_drift_check_timestamp_seconds.labels(sensor.name).set_to_current_time()
         if not outdated:
             sensor.accuracy.add(check.scores["accuracy"], check.added, check.frames)
-            self._update_drift(sensor, check.scores, now)
+            new_window = check.added - sensor.tested_up_to >= check.frames
+            if new_window:
+                sensor.tested_up_to = check.added
+            self._update_drift(sensor, check.scores, new_window, now)
             self._count_comparison(sensor, check)
 
     def check_watch(self, sensor: Sensor, now: float) -> None:
@@ -49,19 +54,21 @@ class DriftChecks:
             log.info("%s: drift checks run again", sensor.name)
             self._export_drift(sensor)
 
-    def _update_drift(self, sensor: Sensor, scores: dict[str, Any], now: float) -> None:
+    def _update_drift(self, sensor: Sensor, scores: dict[str, Any], new_window: bool, now: float) -> None:
         sensor.scores, sensor.drift_score = scores, scores["homogenized"]
+        sensor.camera = {stage: SensorState(*state) for stage, state in scores["camera"].items()}
+        sensor.learned = scores["learned"]
         sensor.label_shift, sensor.raw_clean = scores["label_shift"], scores["raw_clean"]
         sensor.harmful = scores["harmful"]
         detector, alarm_before = sensor.drift_detector, sensor.drift_detector.alarm
-        detector.observe(sensor.drift_score, now)
+        detector.observe(sensor.drift_score, sensor.camera.get("homogenized"), new_window, now)
         if detector.alarm is not alarm_before:
             event = "drift alarm" if detector.alarm else "drift alarm over"
             sensor.labelled.drifted()
             log.warning("%s: %s, score %.2f", sensor.name, event, sensor.drift_score)
             score = sensor.drift_score if math.isfinite(sensor.drift_score) else None
             self._audit_writer.record(sensor.name, event, {"score": score, "homogenizer": sensor.path.version})
-        if not detector.alarm and detector.evidence == 0 and sensor.drift_score <= detector.threshold:
+        if detector.over and sensor.drift_score <= detector.by_score.threshold:
             sensor.set_aside.clear()  # the drift is over
         self._export_drift(sensor)
         self._export_scores(sensor, scores)
@@ -104,7 +111,7 @@ class DriftChecks:
         metrics, name = self._metrics, sensor.name
         metrics.drift_score.labels(name, "homogenized").set(sensor.drift_score)
         detector, unknown = sensor.drift_detector, bool(sensor.unwatched)
-        metrics.drift_evidence.labels(name).set(math.nan if unknown else detector.evidence)
+        metrics.drift_evidence_ratio.labels(name).set(math.nan if unknown else detector.evidence)
         metrics.drift_alarm.labels(name).set(math.nan if unknown else detector.alarm)
         metrics.narrow_view.labels(name).set(sensor.label_shift)
 
@@ -115,6 +122,11 @@ class DriftChecks:
             metrics.layer_drift_score.labels(name, layer).set(score)
         for proxy, value in scores["proxy"].items():
             metrics.accuracy_proxy_ratio.labels(name, proxy).set(value)
+        metrics.baseline_progress_ratio.labels(name).set(sensor.learned)
+        for stage in STAGES:
+            state = sensor.camera.get(stage, UNKNOWN_STATE)
+            metrics.sensor_drift_deviations.labels(name, stage).set(state.drift)
+            metrics.content_shift_score.labels(name, stage).set(state.content)
         self.export_estimate(sensor)
 
     def export_estimate(self, sensor: Sensor) -> None:

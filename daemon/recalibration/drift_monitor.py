@@ -24,6 +24,18 @@ PAUSE_TO_CHECK_RATIO = 4.0  # at least: checks of large frames then take at most
 log = logging.getLogger(__name__)
 
 
+def check_request(sensor: Sensor, config: DriftConfig, fresh: int, now: float) -> dict[str, Any]:
+    """Return what the worker is asked for in a check of the newest frames, as daemon.worker.observe_job reads it.
+
+    fresh: how many of them no check has seen. now: monotonic, s.
+    """
+    job = {"job": "observe", "sensor": sensor.name, "active": sensor.path.version, "band": config.threshold}
+    job |= {"fresh": fresh, "may_learn": sensor.may_be_healthy, "learn": config.learn, "now": now}
+    if (challenger := sensor.challenger) is not None:
+        job |= {"challenger": challenger.version, "role": challenger.role}
+    return job
+
+
 @dataclass(frozen=True)
 class DriftCheck:
     """Scores of one sensor's newest frames, and the homogenizer that served them.
@@ -118,11 +130,10 @@ class DriftMonitor:
         images = sensor.reservoir.latest(self._config.window)
         if len(images) < self._config.window or added == self._checked_up_to[sensor.name]:
             return
+        fresh = min(added - self._checked_up_to[sensor.name], len(images))
         self._checked_up_to[sensor.name] = added
-        active = sensor.path.version
-        job = {"job": "observe", "active": active, "band": self._config.threshold}
-        if (challenger := sensor.challenger) is not None:
-            job |= {"challenger": challenger.version, "role": challenger.role}
+        job = check_request(sensor, self._config, fresh, time.monotonic())
+        active = job["active"]
         passes = len({FACTORY, active, job.get("challenger", active)})
         started = time.monotonic()
         scores = self._worker.call(job, images, passes * CHECK_PASS_TIMEOUT_S)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from calibrate.scoring.drift import DriftDetector
 from daemon import __version__
 from daemon.config import Config, SensorConfig
 from daemon.frames.quality_filter import QualityFilter
@@ -17,6 +16,7 @@ from daemon.frames.reservoir import Reservoir
 from daemon.frames.stall_detector import StallDetector
 from daemon.levels import PixelValues
 from daemon.model.served_model import ServedModel
+from daemon.recalibration.drift_alarm import DriftAlarm
 from daemon.recalibration.envelope import Envelope, OutsideEnvelope
 from daemon.recalibration.sensor import Sensor
 from daemon.recalibration.state_machine import StateMachine
@@ -65,7 +65,7 @@ def restore_sensor(
             window=window,
             quality_filter=QualityFilter(),
         ),
-        DriftDetector(config.drift.threshold, config.drift.hold),
+        DriftAlarm(config.drift),
         StateMachine(
             config.recalibrate,
             now,

@@ -6,18 +6,20 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from calibrate.baseline.baseline import SensorState
+from calibrate.baseline.run_length import ALLOWANCE
 from calibrate.estimate.estimator import Estimate
-from calibrate.scoring.drift import DriftDetector
 from daemon.frames.latency_monitor import LatencyMonitor
 from daemon.frames.reservoir import Reservoir
 from daemon.frames.stall_detector import StallDetector
 from daemon.levels import WHOLE_WORDS, PixelValues
 from daemon.recalibration.accuracy_average import AccuracyAverage
 from daemon.recalibration.check_watch import CheckWatch
+from daemon.recalibration.drift_alarm import DriftAlarm
 from daemon.recalibration.labelled import LabelledFrames
 from daemon.recalibration.state_machine import StateMachine
 from daemon.recalibration.work_time import WorkTime
-from daemon.states import HOLD_MEANING, WITH_CANDIDATE, State
+from daemon.states import AT_REST, HOLD_MEANING, WITH_CANDIDATE, State
 from deploy.path import InferencePath, PreparedHomogenizer
 from deploy.store.artefacts import FACTORY
 
@@ -45,14 +47,14 @@ class Challenger(NamedTuple):
 class Sensor:
     """The frame thread alone changes it.
 
-    Drift checks read `reservoir`, `path.version`, `challenger` and `pixel_values` from their thread; a recalibration
-    reads `reservoir`, and `path` prepares a homogenizer there; the control thread reads `status()`.
+    Drift checks read `reservoir`, `path.version`, `challenger`, `may_be_healthy` and `pixel_values` from their thread;
+    a recalibration reads `reservoir`, and `path` prepares a homogenizer there; the control thread reads `status()`.
     """
 
     name: str
     path: InferencePath
     reservoir: Reservoir
-    drift_detector: DriftDetector
+    drift_detector: DriftAlarm
     state_machine: StateMachine
     work_time: WorkTime = field(default_factory=WorkTime)
     pixel_values: PixelValues = WHOLE_WORDS
@@ -65,6 +67,9 @@ class Sensor:
     unwatched: str = ""  # why there is no drift score although frames come
     silent_s: float = 0.0  # time without a frame; 0 while the camera is not considered stopped
     drift_score: float = math.nan  # of the frames as served; NaN when unknown
+    camera: dict[str, SensorState] = field(default_factory=dict)  # beside the baselines, by stage
+    learned: float = 0.0  # how far the baseline of what serves is learned, 0 to 1
+    tested_up_to: int = 0  # `reservoir.added` at the last window that the drift alarm has counted
     label_shift: bool = False  # few classes are in view, and the model is sure of them
     raw_clean: bool = False  # the frames are clean without a homogenizer
     harmful: bool = False  # the frames are clearly worse as served than without a homogenizer
@@ -97,6 +102,18 @@ class Sensor:
         """Forget the last drift check: what it saw says nothing about the frames of now."""
         self.drift_score, self.label_shift, self.raw_clean, self.harmful = math.nan, False, False, False
         self.accuracy.clear()
+        self.camera, self.learned = {}, 0.0
+
+    @property
+    def may_be_healthy(self) -> bool:
+        """Return whether the frames may be healthy ones, for all that is known but their own drift score."""
+        return self.drift_detector.over and not self.silent_s and self.state_machine.state in AT_REST
+
+    @property
+    def camera_drifted(self) -> bool:
+        """Return whether the frames without a homogenizer lie beside the healthy ones."""
+        raw = self.camera.get("raw")
+        return raw is not None and raw.known and raw.drift > ALLOWANCE
 
     def estimated_accuracy(self, stage: str) -> Estimate | None:
         """Return the estimated accuracy on the raw or the homogenized frames; None if there is none.
@@ -129,6 +146,8 @@ class Sensor:
             "reason": "; ".join(filter(None, (silence, self.unwatched, self.state_machine.reason, held))),
             "homogenizer": self.path.version,
             "drift_score": None if math.isnan(self.drift_score) else round(self.drift_score, 3),
+            "camera": {stage: state._asdict() for stage, state in self.camera.items()},
+            "baseline_ratio": round(self.learned, 3),
             "estimated_accuracy": _as_dict(self.estimated_accuracy("homogenized")),
             "drift_alarm": None if self.unwatched else self.drift_detector.alarm,
             "drift_checks": "failing" if self.unwatched else "stopped" if self.silent_s else "running",

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
-from daemon.config import DAY
 from daemon.metrics import Metrics
+from daemon.settings.values import DAY
 from daemon.state.lock import StateMoved
 from deploy.audit.log import AuditLog
 

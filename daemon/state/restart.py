@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from daemon.config import DAY, RecalibrateConfig
+from daemon.config import RecalibrateConfig
+from daemon.settings.values import DAY
 from deploy.audit.chain import AuditRecord
 from deploy.audit.log import AuditLog
 from deploy.store.artefacts import FACTORY

@@ -9,17 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from calibrate.baseline.frames import FrameStatistics
 from calibrate.features.taps import Taps, tap
 from calibrate.judge import Evidence, objection_to
-from calibrate.scoring.scorer import Scorer
+from calibrate.scoring.scorer import Measurement, Scorer
 from calibrate.source.description import Limits
 from daemon import __version__
 from daemon.model.preprocess import Preprocessor
+from daemon.worker.baselines import Baselines
 from daemon.worker.dossier_builder import digest_statistics
 from deploy.backends.protocol import AUTO, load_backend
-from deploy.model.commissioned import load_clean_data, load_estimator
+from deploy.model.commissioned import load_baseline, load_clean_data, load_estimator
 from deploy.model.frozen import FrozenModel
 from deploy.store.artefacts import FACTORY, ArtefactStore
+from deploy.store.baselines import BaselineStore
 from deploy.store.dossier_archive import DossierArchive
 
 # Of the drift scores with and without a homogenizer. On windows of 64 frames of CIFAR-10 (all classes, one, two, random
@@ -44,6 +47,12 @@ class WorkerContext:
         self.commissioned = load_clean_data(frozen, taps)
         self.estimator = load_estimator(frozen)
         self.scorer = Scorer.of(taps, frozen.card.input.shape, self.limits, self.commissioned, frozen.output)
+        self.baselines = Baselines(
+            BaselineStore(store.root, frozen.digest),
+            channels=sum(map(len, taps.reference.means)),
+            classes=frozen.class_count or 0,
+            commissioned=load_baseline(frozen, taps),
+        )
         self.provenance = self._provenance(taps)
         self._normalise = Preprocessor(frozen.card).normalise
         self._homogenizers: dict[str, nn.Module] = {}  # by version
@@ -51,6 +60,10 @@ class WorkerContext:
     def frames(self, images: np.ndarray) -> Tensor:
         """Convert images (N, h, w, C) to the model's normalised input, (N, C, h, w) float32."""
         return torch.from_numpy(self._normalise(images))
+
+    def statistics(self, measured: Measurement) -> FrameStatistics:
+        """Return the statistics of single frames that baselines are learned from and compared with."""
+        return FrameStatistics.of(measured.moments, measured.logits, self.scorer.taps.reference)
 
     def homogenizer(self, version: str) -> nn.Module | None:
         """Return the stored homogenizer, read once; None for the factory homogenizer. Raises StoreError."""

@@ -21,23 +21,43 @@ log = logging.getLogger(__name__)
 def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> dict[str, Any]:
     """Return drift scores of images (N, h, w, C), raw and as served, accuracy proxies, and the estimated accuracy.
 
-    job: `active`, `band`, and for a comparison `challenger` (a version) and its `role`.
+    job: `sensor`, `active`, `band`, and for a comparison `challenger` (a version) and its `role`; for the baseline
+    `fresh`, how many of the newest frames no check has seen, `may_learn`, whether they may be healthy ones, and
+    `learn`, in how many seconds of such frames a baseline is learned, and `now` (monotonic, s).
     Raises StoreError for an active homogenizer that cannot be read, ValueError for too few images.
     """
     frames = context.frames(images)
     homogenizer = context.homogenizer(job["active"])
     raw = context.scorer.measure(frames)
     served = context.scorer.measure(frames, homogenizer) if homogenizer else raw
-    return _comparison(context, job, frames, raw, served) | {
-        "raw": raw.drift.score,
-        "raw_clean": raw_frames_clean(Evidence.of(raw), Evidence.of(served), job["band"]),
-        "harmful": is_harmful(Evidence.of(raw), Evidence.of(served), job["band"]),
-        "label_shift": served.label_shift,
-        "homogenized": served.drift.score,
-        "layers": dict(zip(context.scorer.names, served.drift.layers, strict=True)),
-        "proxy": proxies(raw, served, context.estimator),
-        "accuracy": _estimates(context, {"raw": raw, "homogenized": served}),
-    }
+    return (
+        _comparison(context, job, frames, raw, served)
+        | _camera(context, job, raw, served)
+        | {
+            "raw": raw.drift.score,
+            "raw_clean": raw_frames_clean(Evidence.of(raw), Evidence.of(served), job["band"]),
+            "harmful": is_harmful(Evidence.of(raw), Evidence.of(served), job["band"]),
+            "label_shift": served.label_shift,
+            "homogenized": served.drift.score,
+            "layers": dict(zip(context.scorer.names, served.drift.layers, strict=True)),
+            "proxy": proxies(raw, served, context.estimator),
+            "accuracy": _estimates(context, {"raw": raw, "homogenized": served}),
+        }
+    )
+
+
+def _camera(context: WorkerContext, job: dict[str, Any], raw: Measurement, served: Measurement) -> dict[str, Any]:
+    """Return what the baselines say of the camera, by stage ("camera"), and how far one is learned ("learned")."""
+    baselines, sensor, active = context.baselines, job["sensor"], job["active"]
+    as_served = context.statistics(served)
+    states = {"homogenized": baselines.compare(sensor, active, as_served)}
+    states["raw"] = (
+        states["homogenized"] if active == FACTORY else baselines.compare(sensor, FACTORY, context.statistics(raw))
+    )
+    if job["may_learn"] and (served.drift.score <= job["band"] or served.label_shift):
+        baselines.learn(sensor, active, as_served, job["fresh"], job["learn"], job["now"])
+    found = {stage: state for stage, state in states.items() if state is not None}
+    return {"camera": found, "learned": baselines.progress(sensor, active, job["learn"])}
 
 
 def _estimates(context: WorkerContext, stages: dict[str, Measurement]) -> dict[str, Estimate]:

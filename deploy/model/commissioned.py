@@ -14,6 +14,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from calibrate.baseline.baseline import Baseline
+from calibrate.baseline.frames import MAX_CHANNELS
 from calibrate.estimate.estimator import AccuracyEstimator
 from calibrate.features.taps import Taps
 from calibrate.source.commissioned import CleanData
@@ -67,6 +69,7 @@ def load_clean_data(frozen: FrozenModel, taps: Taps) -> CleanData | None:
             f"{CLEAN_DATA_ADVICE}"
         )
     load_estimator(frozen)  # a file of which a part is damaged is refused as a whole
+    load_baseline(frozen, taps)
     try:
         return CleanData.of_tensors(tensors, card.commissioned.frames, taps.reference, card.input.channels)
     except ValueError as error:
@@ -89,6 +92,20 @@ def load_estimator(frozen: FrozenModel) -> AccuracyEstimator | None:
             f"{frozen.path}: its clean-frame measurements are of another model: {error}: {CLEAN_DATA_ADVICE}"
         ) from error
     return estimator
+
+
+def load_baseline(frozen: FrozenModel, taps: Taps) -> Baseline | None:
+    """Load the baseline of healthy frames that was learned with the measurement; None if there is none.
+
+    Raises ModelError if the file is missing, damaged, or belongs to another model.
+    """
+    channels = min(sum(map(len, taps.reference.means)), MAX_CHANNELS)
+    try:
+        return Baseline.of_tensors(read_clean_tensors(frozen) or {}, channels, frozen.class_count or 0)
+    except ValueError as error:
+        raise ModelError(
+            f"{frozen.path}: its clean-frame measurements are of another model: {error}: {CLEAN_DATA_ADVICE}"
+        ) from error
 
 
 def read_clean_tensors(frozen: FrozenModel) -> dict[str, Tensor] | None:

@@ -21,7 +21,7 @@ import pytest
 from every_fault import NEW, NEXT, STARTS
 from places import SUPPORT
 
-from daemon.config import DAY
+from daemon.settings.values import DAY
 from deploy.audit.chain import Anchor
 from deploy.audit.log import AuditLog, audit_path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import ChainMap
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import torch
 from rich.console import Console
 
 from calibrate import FitError, Limits, measure_clean, tap
+from calibrate.baseline.baseline import Baseline
+from calibrate.baseline.frames import FrameStatistics
+from calibrate.baseline.learning import MIN_HEALTHY_FRAMES, BaselineError, learn_baseline
 from calibrate.errors import RecaldError
 from calibrate.estimate.estimator import AccuracyEstimator
 from calibrate.scoring.scorer import Scorer
@@ -30,6 +34,8 @@ NOT_CLEAN = (
     "their drift score by the statistics shipped in the model is {:.2f}, clean frames have up to "
     f"{CLEAN_BAND:g}: check the pictures, and mean and std of the card; --force takes them as clean"
 )
+BASELINE = "a baseline is learned from them: from the start, the alarm tells a changed camera from changed content"
+NO_BASELINE = f"no baseline is learned from fewer than {MIN_HEALTHY_FRAMES} frames: each sensor learns its own while it is healthy"
 RESTART_ADVICE = "restart recald where it serves this model"  # else its fits use the new card, its alarms the old one
 
 
@@ -66,11 +72,14 @@ def commission(model: Path, pictures: Path, count: int, force: bool = False, lab
         if labels is not None:
             scorer = Scorer(tap(frozen.module), output=frozen.output)
             estimator = learn_accuracy(scorer, preprocessor.normalise, images, known, progress.update)
-    save_clean_data(frozen, clean.tensors() | (estimator.tensors() if estimator else {}), len(images))
+        baseline = _learn_baseline(frozen, torch.from_numpy(preprocessor.normalise(images)))
+    learned = (part.tensors() for part in (clean, estimator, baseline) if part is not None)
+    save_clean_data(frozen, dict(ChainMap(*learned)), len(images))
     print(f"{model}: commissioned on {len(images)} frames; the model is unchanged, sha256 {frozen.digest}")
     print(f"their drift score by the statistics shipped in the model is {score:.2f}; clean is up to {CLEAN_BAND:g}")
     if estimator:
         print(_describe(estimator))
+    print(BASELINE if baseline else NO_BASELINE)
     print(RESTART_ADVICE)
 
 
@@ -85,6 +94,19 @@ def _measure(frozen: FrozenModel, frames: torch.Tensor) -> tuple[CleanData, floa
     taps, normalisation = tap(frozen.module), frozen.card.normalisation
     limits = Limits.of(normalisation.mean, normalisation.std)
     return measure_clean(taps, frames), window_score(Scorer.of(taps, frozen.card.input.shape, limits), frames)
+
+
+def _learn_baseline(frozen: FrozenModel, frames: torch.Tensor) -> Baseline | None:
+    """Learn what healthy frames (N, C, H, W) look like; None for too few of them."""
+    if len(frames) < MIN_HEALTHY_FRAMES:
+        return None
+    taps = tap(frozen.module)
+    measured = Scorer(taps, output=frozen.output).measure(frames)
+    statistics = FrameStatistics.of(measured.moments, measured.logits, taps.reference)
+    try:
+        return learn_baseline(statistics, DRIFT_WINDOW, frozen.class_count or 0)
+    except BaselineError as error:
+        raise FitError(str(error)) from error
 
 
 def _describe(estimator: AccuracyEstimator) -> str:

@@ -246,7 +246,7 @@ def test_the_worker_measures_and_fits_by_it(model, tmp_path, monkeypatch):
     """Commissioned on what would otherwise be a drift, that is what is clean, and the rest is fitted to it."""
     frozen = commission_model(model, drifted(images(512, seed=3)))
     worker = WorkerContext(frozen, "eager", ArtefactStore(tmp_path / "state"))
-    job = {"job": "observe", "sensor": "front", "active": FACTORY, "band": 1.6}
+    job = {"job": "observe", "sensor": "front", "active": FACTORY, "band": 1.6, "may_learn": False, "learn": 3600.0}
     assert observe(worker, job, drifted(images(64, seed=5)))["raw"] < 1
     assert observe(worker, job, images(64, seed=5))["raw"] > 2
     results = []
@@ -273,10 +273,11 @@ def test_the_command_measures_and_undoes(model, photos):
     before, card = model.read_bytes(), card_path(model).read_bytes()
     done = recald("commission", "--model", model, "--frames", photos, "--count", "300")
     assert done.returncode == 0, done.stderr
-    first, second, third = done.stdout.splitlines()
+    first, second, third, last = done.stdout.splitlines()
     assert first == f"{model}: commissioned on 300 frames; the model is unchanged, sha256 {digest_file(model)}"
     assert second.startswith("their drift score by the statistics shipped in the model is 0.")
-    assert third == "restart recald where it serves this model"
+    assert third == "no baseline is learned from fewer than 512 frames: each sensor learns its own while it is healthy"
+    assert last == "restart recald where it serves this model"
     clean = kept(load_frozen(model))
     spread = np.arange(300) * 400 // 300
     assert equal(clean, measured(load_frozen(model), images(400, seed=3)[spread]))

@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from calibrate.scoring.drift import DriftDetector
 from calibrate.scoring.interval import wilson
-from daemon.config import DAY, RecalibrateConfig
+from daemon.config import DriftConfig, RecalibrateConfig
 from daemon.frames.latency_monitor import MIN_LATENCY_FRAMES
 from daemon.frames.reservoir import Reservoir
 from daemon.metrics import Metrics
 from daemon.recalibration.controller import Controller
+from daemon.recalibration.drift_alarm import DriftAlarm
 from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck
 from daemon.recalibration.job import JobProgress, JobResult
 from daemon.recalibration.sensor import Candidate, Sensor
 from daemon.recalibration.state_machine import OrderRefused, StateMachine
+from daemon.settings.values import DAY
 from daemon.state.audit_writer import AuditWriter
 from daemon.state.restart import RestartState
 from daemon.states import Result, State
@@ -65,7 +66,7 @@ class Scene:
             "front",
             InferencePath(Runner()),
             Reservoir(128 + WINDOW, window=WINDOW),
-            DriftDetector(1.6, 10.0),
+            DriftAlarm(DriftConfig()),
             StateMachine(config, 0.0),
         )
         self.record: Any = audit_writer or Recorded(self.records)
@@ -109,7 +110,14 @@ class Scene:
         compared = {"role": challenger.role, "version": challenger.version}
         compared |= {"objections": objections, "abstains": abstains}
         scores = {"raw": raw, "homogenized": 9.0, "layers": {}, "proxy": {}, "challenger": compared}
-        scores |= {"label_shift": False, "raw_clean": raw_clean, "harmful": False, "accuracy": {}}
+        scores |= {
+            "label_shift": False,
+            "raw_clean": raw_clean,
+            "harmful": False,
+            "accuracy": {},
+            "camera": {},
+            "learned": 0.0,
+        }
         reservoir = self.sensor.reservoir
         event = DriftCheck("front", self.sensor.path.version, scores, WINDOW, reservoir.added)
         self.controller.handle(event, self.sensor, self.now)
@@ -129,7 +137,14 @@ class Scene:
 
     def clean_check(self) -> None:
         scores = {"raw": 1.0, "homogenized": 1.0, "layers": {}, "proxy": {}}
-        scores |= {"label_shift": False, "raw_clean": True, "harmful": False, "accuracy": {}}
+        scores |= {
+            "label_shift": False,
+            "raw_clean": True,
+            "harmful": False,
+            "accuracy": {},
+            "camera": {},
+            "learned": 0.0,
+        }
         self.controller.handle(DriftCheck("front", self.sensor.path.version, scores), self.sensor, self.now)
 
     def step(self, times: int = 1) -> None:
@@ -569,7 +584,7 @@ def test_labelled_frames_count_on_when_the_camera_has_stopped(scene):
 
 def test_a_camera_that_stops_has_no_score_and_no_alarm_until_frames_come_again(scene, caplog):
     scores = {"raw": 9.0, "homogenized": 9.0, "layers": {"bn1": 7.0}, "proxy": {"confidence": 0.4}}
-    scores |= {"label_shift": False, "raw_clean": False, "harmful": False, "accuracy": {}}
+    scores |= {"label_shift": False, "raw_clean": False, "harmful": False, "accuracy": {}, "camera": {}, "learned": 0.0}
     seen = DriftCheck("front", FACTORY, scores)
     shown = [("drift_score", {"stage": "raw"}), ("drift_score", {"stage": "homogenized"})]
     shown += [("layer_drift_score", {"layer": "bn1"}), ("accuracy_proxy_ratio", {"proxy": "confidence"})]
@@ -660,7 +675,7 @@ def test_no_estimate_of_another_homogenizer_is_shown_after_a_swap(scene):
 
 def checked(scene: Scene, version: str = FACTORY) -> DriftCheck:
     scores = {"raw": 9.0, "homogenized": 9.0, "layers": {"bn1": 7.0}, "proxy": {"confidence": 0.4}}
-    scores |= {"label_shift": False, "raw_clean": False, "harmful": False, "accuracy": {}}
+    scores |= {"label_shift": False, "raw_clean": False, "harmful": False, "accuracy": {}, "camera": {}, "learned": 0.0}
     return DriftCheck("front", version, scores, WINDOW, scene.sensor.reservoir.added, 1.0)
 
 

@@ -40,7 +40,8 @@ class Watched:
         path = SimpleNamespace(version=f"of {name}")
         reservoir = Reservoir(WINDOW, window=WINDOW)
         values = PixelValues(bits=12 if name == "rear" else 16)
-        return SimpleNamespace(name=name, path=path, reservoir=reservoir, challenger=None, pixel_values=values)
+        known = {"challenger": None, "pixel_values": values, "may_be_healthy": True}
+        return SimpleNamespace(name=name, path=path, reservoir=reservoir, **known)
 
     def start(self) -> None:
         if self.start_fails:

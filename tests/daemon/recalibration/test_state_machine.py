@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from daemon.config import DAY, RecalibrateConfig
+from daemon.config import RecalibrateConfig
 from daemon.recalibration.deadlines import MIN_COMPARISONS
 from daemon.recalibration.decisions import (
     Abort,
@@ -27,6 +27,7 @@ from daemon.recalibration.state_machine import (
     OrderRefused,
     StateMachine,
 )
+from daemon.settings.values import DAY
 from daemon.states import AT_REST, IN_WORK, WITH_CANDIDATE, Result, State
 
 TIMES = {"every": 1000.0, "frames": 128, "collect": 0.0, "backoff": 10.0, "shadow": 5.0, "probation": 60.0}

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.config import DAY, HOUR, RecalibrateConfig
+from daemon.config import RecalibrateConfig
+from daemon.settings.values import DAY, HOUR
 from daemon.state.restart import HELD_BY_DAMAGE, HELD_BY_OPERATOR, MIN_VALID_TIME_S, RestartState, ages, restart_state
 from deploy.audit.log import AuditLog
 

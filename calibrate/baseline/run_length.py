@@ -1,0 +1,48 @@
+"""A sequential test of windows of frames whose false alarms are as rare as asked for."""
+
+from __future__ import annotations
+
+import math
+
+# A window adds TILT * (drift - ALLOWANCE) to the evidence, in nats. Over windows of one kind of scene the mean of
+# exp(TILT * (drift - ALLOWANCE)) must be at most 1 for the run length to hold, whichever scene stays in view. Replayed
+# clean streams of CIFAR-10, GTSRB, MNIST and X-rays (scenes of 10 s to 10 min of few classes or one light) had 5 false
+# alarms in 60 days and fewer with 2 and 2, 6 with 3 and 2.5, none with 4 and 3, which also is the fastest of the three.
+TILT = 4.0
+ALLOWANCE = 3.0  # standard deviations
+MIN_WINDOWS = 2  # above the allowance until an alarm: a single window may be a fault of its own
+
+
+class RunLengthTest:
+    """Raises an alarm when windows of frames lie beside the healthy ones, as fast as a false alarm's rate allows.
+
+    A CUSUM (Page 1954) of the logarithms of e-values: the mean of their product over healthy windows is at most 1,
+    so the mean number of healthy windows until a false alarm is at least exp(limit) (Lorden 1971; Shin, Ramdas &
+    Rinaldo 2022, "E-detectors", theorem 2.4), for windows that depend on each other, too.
+    """
+
+    def __init__(self, windows: float):
+        """windows: healthy ones on average until a false alarm, at least; more than 1."""
+        self.limit = math.log(windows)
+        self._evidence = 0.0
+        self.alarm = False
+
+    @property
+    def evidence(self) -> float:
+        """Return the evidence as a share of what raises the alarm, 0 to 1."""
+        return self._evidence / self.limit
+
+    def observe(self, drift: float) -> bool:
+        """Take in one window's drift in standard deviations; return whether there is an alarm. NaN counts as drifted.
+
+        The alarm ends when the evidence is gone.
+        """
+        most = self.limit / MIN_WINDOWS
+        gain = most if math.isnan(drift) else min(TILT * (drift - ALLOWANCE), most)
+        self._evidence = min(max(self._evidence + gain, 0.0), self.limit)
+        self.alarm = self._evidence >= self.limit or (self.alarm and self._evidence > 0)
+        return self.alarm
+
+    def reset(self) -> None:
+        """Start again without evidence."""
+        self._evidence, self.alarm = 0.0, False

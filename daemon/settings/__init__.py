@@ -1,0 +1,1 @@
+"""Kinds of values in the configuration: durations, rates, endpoints, ids of sensors."""
