@@ -6,6 +6,7 @@ from types import ModuleType
 
 from bench import curve, demo, dense, drifts, fit, handover, latency, overhead, peers, precision, proxy, speed
 from bench.attack import measure as attack
+from bench.drift import measure as drift
 from bench.gpu import measure as gpu
 from bench.intake import measure as intake
 from bench.judge import measure as judge
@@ -21,6 +22,7 @@ BENCHES: dict[str, ModuleType] = {
     "curve": curve,
     "speed": speed,
     "peers": peers,
+    "drift": drift,
     "drifts": drifts,
     "judge": judge,
     "proxy": proxy,

@@ -95,7 +95,7 @@ def _key(row: Row) -> tuple[str, str, int, bool]:
 def _commission(frozen: Path, images: Images) -> Images:
     """Commission the model on the first pictures; return the others, for the streams."""
     pictures = frozen.with_name("clean.npz")
-    np.savez(pictures, images=np.stack(images.pictures[:COMMISSIONED]))
+    np.savez(pictures, images=images.pictures[:COMMISSIONED])
     commission(frozen, pictures, COMMISSIONED)
     return Images(images.pictures[COMMISSIONED:], images.labels[COMMISSIONED:])
 

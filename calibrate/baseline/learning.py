@@ -15,6 +15,7 @@ from calibrate.errors import RecaldError
 MIN_HEALTHY_FRAMES = 512  # with fewer, what a scene happens to show is taken for the camera
 # Of the content. On X-rays with 2048 frames, 60 directions hid a haze that costs 4 points; 20 show it.
 DIRECTIONS = 20
+MAX_DIRECTIONS_SHARE = 1 / 8  # of all statistics: a small network's camera must not be taken for content
 SCENES = 300  # of each kind of scene that the directions are learned from
 FOLDS = 4  # a part of the frames is compared with a baseline of the others, as new frames will be
 SCENES_OF_FOLD = 100  # of each kind of scene
@@ -80,7 +81,8 @@ def _learn_directions(frames: FrameStatistics, size: int, classes: int, windows:
 def _main_directions(windows: Tensor) -> Tensor:
     """Return the main directions (k, D) of centred windows (W, D), by the smaller of the two Gram matrices."""
     _, vectors = torch.linalg.eigh(windows @ windows.T)
-    main = vectors[:, -DIRECTIONS:].T @ windows
+    count = max(1, min(DIRECTIONS, int(MAX_DIRECTIONS_SHARE * windows.shape[1])))
+    main = vectors[:, -count:].T @ windows
     return torch.nn.functional.normalize(main.flip(0), dim=1)
 
 

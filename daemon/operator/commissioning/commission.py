@@ -35,7 +35,10 @@ NOT_CLEAN = (
     f"{CLEAN_BAND:g}: check the pictures, and mean and std of the card; --force takes them as clean"
 )
 BASELINE = "a baseline is learned from them: from the start, the alarm tells a changed camera from changed content"
-NO_BASELINE = f"no baseline is learned from fewer than {MIN_HEALTHY_FRAMES} frames: each sensor learns its own while it is healthy"
+NO_BASELINE = (
+    f"no baseline is learned from fewer than {MIN_HEALTHY_FRAMES} frames: "
+    "each sensor learns its own while it is healthy"
+)
 RESTART_ADVICE = "restart recald where it serves this model"  # else its fits use the new card, its alarms the old one
 
 

@@ -1,0 +1,71 @@
+"""A baseline decides on the alarm where there is one; the drift score does everywhere else."""
+
+import math
+
+import pytest
+
+from calibrate.baseline.baseline import SensorState
+from daemon.config import DriftConfig
+from daemon.recalibration.drift_alarm import DriftAlarm
+
+CLEAN, ABOVE = 1.0, 9.0  # drift scores
+HEALTHY, DRIFTED = SensorState(0.0, 0.5, True), SensorState(12.0, 0.5, True)
+UNKNOWN_CONTENT = SensorState(12.0, 3.0, known=False)
+
+
+@pytest.fixture
+def alarm() -> DriftAlarm:
+    return DriftAlarm(DriftConfig())
+
+
+def observe(alarm: DriftAlarm, score: float, camera: SensorState | None, seconds: int, start: int = 0) -> list[bool]:
+    """One check a second, each with a window of new frames."""
+    return [alarm.observe(score, camera, True, float(now)) for now in range(start, start + seconds)]
+
+
+def test_without_a_baseline_the_drift_score_decides(alarm):
+    assert observe(alarm, ABOVE, None, 20).index(True) == 10
+    assert alarm.evidence == 1 and not alarm.has_baseline
+
+
+def test_with_a_baseline_a_scene_that_scores_high_is_no_drift(alarm):
+    assert not any(observe(alarm, ABOVE, HEALTHY, 60)) and alarm.over
+
+
+def test_with_a_baseline_a_drift_that_scores_low_is_one(alarm):
+    assert observe(alarm, CLEAN, DRIFTED, 3) == [False, True, True]
+    assert alarm.evidence == 1 and alarm.has_baseline and not alarm.over
+
+
+def test_frames_that_were_counted_before_do_not_count_again(alarm):
+    assert alarm.observe(CLEAN, DRIFTED, True, 0.0) is False
+    assert not any(alarm.observe(CLEAN, DRIFTED, False, float(now)) for now in range(1, 60))
+    assert alarm.observe(CLEAN, DRIFTED, True, 60.0)
+
+
+def test_content_that_no_healthy_frame_showed_is_judged_by_the_drift_score(alarm):
+    assert not any(observe(alarm, CLEAN, UNKNOWN_CONTENT, 60))
+    assert observe(alarm, ABOVE, UNKNOWN_CONTENT, 30, start=60)[-1]
+
+
+def test_a_baseline_that_was_just_learned_starts_without_evidence(alarm):
+    observe(alarm, CLEAN, DRIFTED, 1)
+    observe(alarm, CLEAN, None, 5, start=1)
+    assert observe(alarm, CLEAN, DRIFTED, 2, start=6) == [False, True]
+
+
+def test_another_homogenizer_starts_without_alarm_and_evidence(alarm):
+    observe(alarm, ABOVE, DRIFTED, 60)
+    alarm.reset()
+    assert alarm.over and not alarm.has_baseline and not alarm.alarm
+
+
+def test_frames_that_are_not_finite_raise_the_alarm(alarm):
+    assert observe(alarm, math.nan, SensorState(math.nan, math.nan, True), 2)[-1]
+
+
+@pytest.mark.parametrize(("rate", "interval"), [("1 per 60s", 3600.0), ("1000 per 1000d", 3600.0)])
+def test_a_rate_that_the_checks_cannot_reach_leaves_a_test_that_works(rate, interval):
+    alarm = DriftAlarm(DriftConfig(false_alarms=rate, interval=interval))
+    assert not any(observe(alarm, CLEAN, HEALTHY, 50))
+    assert observe(alarm, CLEAN, DRIFTED, 2)[-1]

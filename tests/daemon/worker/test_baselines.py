@@ -1,0 +1,119 @@
+"""A worker learns a sensor's baseline from healthy frames in the time it is given, keeps it, and never learns a drift."""
+
+import logging
+
+import pytest
+import torch
+
+from calibrate.baseline.baseline import Baseline
+from calibrate.baseline.frames import FrameStatistics
+from calibrate.baseline.learning import MIN_HEALTHY_FRAMES, learn_baseline
+from daemon.worker.baselines import MAX_POOL_FRAMES, Baselines, FramePool
+from deploy.store.artefacts import FACTORY
+from deploy.store.baselines import BaselineStore
+
+CHANNELS, CLASSES, WINDOW = 12, 3, 64
+HOUR = 3600.0
+MODEL, VERSION = "m" * 64, "v" * 64
+
+
+def filmed(count: int, seed: int, camera: float = 0.0) -> FrameStatistics:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    first = torch.eye(CLASSES, CHANNELS)[labels] * 2 + torch.randn(count, CHANNELS, generator=generator) + camera
+    return FrameStatistics(first, first.square() + 0.5, labels)
+
+
+@pytest.fixture(scope="module")
+def commissioned() -> Baseline:
+    return learn_baseline(filmed(MIN_HEALTHY_FRAMES, seed=1), WINDOW, CLASSES)
+
+
+def baselines(folder, commissioned: Baseline | None = None, model: str = MODEL) -> Baselines:
+    return Baselines(BaselineStore(folder, model), CHANNELS, CLASSES, commissioned)
+
+
+def watch(known: Baselines, hours: float, version: str = FACTORY, start: float = 0.0, step: float = 60.0) -> None:
+    """Healthy windows of new frames, one a minute."""
+    for number in range(round(hours * HOUR / step) + 1):
+        window = filmed(WINDOW, seed=number)
+        known.compare("front", version, window)
+        known.learn("front", version, window, WINDOW, HOUR, start + number * step)
+
+
+def test_after_the_time_there_is_a_baseline_that_sees_a_drift(tmp_path):
+    known = baselines(tmp_path)
+    watch(known, 0.9)
+    assert known.compare("front", FACTORY, filmed(WINDOW, seed=99)) is None
+    assert known.progress("front", FACTORY, HOUR) == pytest.approx(0.9)
+    watch(known, 0.2, start=HOUR)
+    assert known.progress("front", FACTORY, HOUR) == 1
+    healthy, drifted = (known.compare("front", FACTORY, filmed(WINDOW, seed=99, camera=c)) for c in (0.0, 1.0))
+    assert healthy.drift < 3 < 5 < drifted.drift
+
+
+def test_a_restart_keeps_it_and_another_model_or_homogenizer_has_none(tmp_path):
+    watch(baselines(tmp_path), 1.0)
+    window = filmed(WINDOW, seed=99)
+    assert baselines(tmp_path).compare("front", FACTORY, window) is not None
+    assert baselines(tmp_path).compare("front", VERSION, window) is None
+    assert baselines(tmp_path, model="n" * 64).compare("front", FACTORY, window) is None
+
+
+def test_a_damaged_one_is_told_and_learned_again(tmp_path, caplog):
+    watch(baselines(tmp_path), 1.0)
+    (path,) = (tmp_path / "sensors" / "front").iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    known = baselines(tmp_path)
+    assert known.compare("front", FACTORY, filmed(WINDOW, seed=99)) is None
+    assert "is learned again" in caplog.text
+    watch(known, 1.0)
+    assert known.compare("front", FACTORY, filmed(WINDOW, seed=99)) is not None
+
+
+def test_time_alone_is_not_enough(tmp_path):
+    known = baselines(tmp_path)
+    few = filmed(WINDOW, seed=1)
+    for number in range(200):
+        known.learn("front", FACTORY, few, 1, HOUR, 60.0 * number)
+    assert known.compare("front", FACTORY, few) is None and known.progress("front", FACTORY, HOUR) < 1
+
+
+def test_a_night_without_frames_is_no_time_of_healthy_frames(tmp_path):
+    known = baselines(tmp_path)
+    for day in range(12):
+        watch(known, 0.05, start=24 * HOUR * day)
+    assert known.compare("front", FACTORY, filmed(WINDOW, seed=99)) is None
+
+
+def test_the_commissioned_one_serves_without_a_homogenizer_from_the_start(tmp_path, commissioned):
+    known = baselines(tmp_path, commissioned)
+    window = filmed(WINDOW, seed=99)
+    assert known.compare("front", FACTORY, window) == commissioned.compare(window)
+    assert known.compare("front", VERSION, window) is None
+    watch(known, 1.0)
+    assert not (tmp_path / "sensors").exists(), "nothing is learned where it is known"
+
+
+def test_one_of_another_window_is_not_used(tmp_path, commissioned, caplog):
+    assert baselines(tmp_path, commissioned).compare("front", FACTORY, filmed(32, seed=9)) is None
+    assert "its baseline is of 64 frames, drift.window has 32" in caplog.text
+
+
+def test_a_disk_that_refuses_costs_the_file_and_not_the_baseline(tmp_path, caplog, monkeypatch):
+    known = baselines(tmp_path)
+    (tmp_path / "sensors").write_text("in the way")
+    with caplog.at_level(logging.WARNING):
+        watch(known, 1.0)
+    assert known.compare("front", FACTORY, filmed(WINDOW, seed=99)) is not None and caplog.messages
+
+
+def test_the_pool_is_a_fair_part_of_all_frames():
+    pool, total = FramePool(), 5 * MAX_POOL_FRAMES
+    for start in range(0, total, WINDOW):
+        numbers = torch.arange(start, start + WINDOW).float()[:, None]
+        pool.add(FrameStatistics(numbers, numbers, torch.zeros(WINDOW, dtype=torch.long)))
+    assert len(pool) == MAX_POOL_FRAMES and pool.added == total
+    kept = pool.frames.first.flatten()
+    assert torch.equal(kept, pool.frames.second.flatten()) and len(kept.unique()) == len(kept)
+    assert abs(float(kept.mean()) / total - 0.5) < 0.03
