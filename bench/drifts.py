@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from bench.arguments import add_data, add_state
 from bench.material.cifar import accuracy
+from bench.material.judging import judge_fit
 from bench.material.subjects import SUBJECTS, TEST_IMAGES, Subject
 from bench.provenance import MATERIAL, METHOD
 from bench.report import show_rows
 from bench.state_file import append_line, read_lines
 from calibrate import FitConfig, FitError, fit, tap
-from calibrate.judge import collect_champions, collect_evidence, judge_evidence, needs_no_fit
+from calibrate.judge import collect_champions, needs_no_fit
 from calibrate.scoring.extent import Extent
 from calibrate.scoring.scorer import Scorer
 from calibrate.source.description import frame_shape
@@ -130,10 +131,8 @@ def _recalibrate(subject: Subject, drift: Drift, measure_accuracy: Callable[[nn.
         fitted, second = clocked(to_fit, seed=drift.seed), clocked(to_replicate, seed=drift.seed + 1)
     except FitError as error:
         return row | {"verdict": "failed", "reason": str(error)}
-    candidate, replicate = (
-        collect_evidence(scorer, result.homogenizer.eval(), held_out) for result in (fitted, second)
-    )
-    verdict = judge_evidence(candidate, against, BAND, replicate)
+    candidate, replicate = (result.homogenizer.eval() for result in (fitted, second))
+    verdict = judge_fit(scorer, candidate, replicate, against["factory"], frames, held_out, BAND)
     return row | {
         "candidate_score": verdict.as_dict()["evidence"]["candidate"]["score"],
         "verdict": "accepted" if verdict.accepted else "rejected",

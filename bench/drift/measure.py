@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -112,9 +112,10 @@ class Watched:
                 yield from self._cases_of_drift(f"{kind}, {strength}", text)
 
     def _cases_of_drift(self, drift: str, text: str) -> Iterator[tuple[tuple[str, ...], Callable[[], Row]]]:
-        filmed = lru_cache(partial(self._film, text))  # once, where it is needed
+        filmed = cache(partial(self._film, text))  # once, where it is needed
         for view in SHOWN:
-            for alarm, make in {"baseline": partial(self._with_baseline, RATE), **self._alarms()}.items():
+            alarms: dict[str, Callable[[], Alarm]] = {"baseline": partial(self._with_baseline, RATE)}
+            for alarm, make in (alarms | self._alarms()).items():
                 yield (self._name, "drift", view, drift, alarm), partial(self._delay, filmed, view, make)
 
     def _with_baseline(self, rate: str) -> Alarm:
