@@ -13,6 +13,7 @@ from calibrate.features.statistics import VARIANCE_FLOOR, FeatureStatistics, Ima
 # Of all layers together, evenly spread over them. On CIFAR-10 (688 channels) a quarter of them detects as much; the
 # bound keeps the memory of a large network's baseline at 16 MiB for 2048 frames.
 MAX_CHANNELS = 1024
+WINDOW_CHUNK = 32  # windows that are computed at once; bounds memory
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,15 @@ class FrameStatistics:
 
     def windows(self, rows: Tensor) -> Tensor:
         """Return the statistics of W windows of n frames, (W, 2 C). rows: (W, n)."""
-        return torch.stack([_window(self.first[chosen], self.second[chosen]) for chosen in rows])
+        parts = rows.split(WINDOW_CHUNK)
+        return torch.cat([_window(self.first[chosen], self.second[chosen]) for chosen in parts])
 
 
 def _window(first: Tensor, second: Tensor) -> Tensor:
-    mean = first.mean(0)
-    variance = (second.mean(0) - mean.square()).clamp_min(VARIANCE_FLOOR)
-    return torch.cat([mean, variance.log() / 2])
+    """Return the statistics (..., 2 C) of frames (..., n, C)."""
+    mean = first.mean(-2)
+    variance = (second.mean(-2) - mean.square()).clamp_min(VARIANCE_FLOOR)
+    return torch.cat([mean, variance.log() / 2], -1)
 
 
 def _spread_over(channels: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from calibrate.baseline.baseline import MIN_SPREAD, Baseline
+from calibrate.baseline.directions import main_directions
 from calibrate.baseline.frames import FrameStatistics
 from calibrate.baseline.scenes import MIXED, draw_scenes
 from calibrate.errors import RecaldError
@@ -60,7 +61,8 @@ def _learn_directions(frames: FrameStatistics, size: int, classes: int, windows:
     mixed = frames.windows(scenes.pop(MIXED))
     drawn = torch.cat([mixed, *(frames.windows(rows) for rows in scenes.values())])
     centre = drawn.mean(0)
-    directions = _main_directions(drawn - centre)
+    count = max(1, min(DIRECTIONS, int(MAX_DIRECTIONS_SHARE * len(centre))))
+    directions = main_directions(drawn - centre, count, generator)
     beside = drawn - centre
     beside = beside - (beside @ directions.T) @ directions
     along = (mixed - centre) @ directions.T
@@ -76,14 +78,6 @@ def _learn_directions(frames: FrameStatistics, size: int, classes: int, windows:
         size=one * size,
         frames=one * len(frames),
     )
-
-
-def _main_directions(windows: Tensor) -> Tensor:
-    """Return the main directions (k, D) of centred windows (W, D), by the smaller of the two Gram matrices."""
-    _, vectors = torch.linalg.eigh(windows @ windows.T)
-    count = max(1, min(DIRECTIONS, int(MAX_DIRECTIONS_SHARE * windows.shape[1])))
-    main = vectors[:, -count:].T @ windows
-    return torch.nn.functional.normalize(main.flip(0), dim=1)
 
 
 def _of_new_frames(

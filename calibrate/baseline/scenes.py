@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Generator, Tensor
 
+from calibrate.baseline.directions import main_directions
 from calibrate.baseline.frames import FrameStatistics
 
 MIN_CLASS_FRAMES = 16  # of a class that a scene of one or two classes may show; fewer would come too often in it
@@ -57,7 +58,7 @@ def _scenes_of_classes(labels: Tensor, size: int, generator: Generator) -> dict[
 
 def _scenes_that_look_alike(frames: FrameStatistics, size: int, generator: Generator) -> dict[str, DrawRows]:
     """Return scenes as of one light: frames from a part of one main axis, and frames around one frame."""
-    axes = _main_axes(frames.first)
+    axes = _main_axes(frames.first, generator)
     alike = min(len(frames), max(size, round(ALIKE_SHARE * len(frames))))
     orders = axes.argsort(0)
 
@@ -80,9 +81,8 @@ def _some(rows: Tensor, size: int, generator: Generator) -> Tensor:
     return rows[torch.randperm(len(rows), generator=generator)[:size]]
 
 
-def _main_axes(first: Tensor) -> Tensor:
-    """Return the coordinates of N frames along their main axes, (N, LIKENESS_AXES) (principal component analysis)."""
+def _main_axes(first: Tensor, generator: Generator) -> Tensor:
+    """Return the coordinates of N frames along their main axes, (N, LIKENESS_AXES) at most."""
     centred = (first - first.mean(0)) / first.std(0).clamp_min(1e-6)
-    _, vectors = torch.linalg.eigh(centred.T @ centred)
-    axes: Tensor = centred @ vectors[:, -LIKENESS_AXES:]
+    axes: Tensor = centred @ main_directions(centred, LIKENESS_AXES, generator).T
     return axes
