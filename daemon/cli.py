@@ -155,6 +155,26 @@ def status(args: argparse.Namespace) -> int:
     return 0
 
 
+def check(args: argparse.Namespace) -> int:
+    """Print the verdict on a camera, of a live sensor or of pictures; the verdict is the exit code."""
+    _require_one_source(args)
+    from daemon.operator.checking import check
+
+    if args.sensor:
+        verdict = check.check_sensor(_ask(args, {"command": "status"}), args.sensor)
+    else:
+        from daemon.operator.checking.pictures import check_pictures
+
+        verdict = check_pictures(args.model, args.frames)
+    return check.tell(verdict, args.json)
+
+
+def _require_one_source(args: argparse.Namespace) -> None:
+    live, pictures = (args.sensor, args.config), (args.model, args.frames)
+    if not (args.sensor and not any(pictures)) and not (all(pictures) and not any(live)):
+        raise RecaldError("give a live sensor's id (with --config, if needed), or else both --model and --frames")
+
+
 def order(args: argparse.Namespace) -> int:
     """Give one order to a running daemon and print one line: what happened and what comes next."""
     name = "release" if getattr(args, "release", False) else args.command
@@ -204,6 +224,7 @@ RUN: dict[str, Callable[[argparse.Namespace], int]] = {
     "export": export,
     "commission": commission,
     "status": status,
+    "check": check,
     **dict.fromkeys(ORDERS, order),
     "label": label,
     "history": history,

@@ -120,6 +120,7 @@ ORDERS = {
 def _add_operator(commands: Any) -> None:
     text = "show what a running daemon does with each sensor"
     show = _add(commands, "status", text, "--config /etc/recald/recald.yaml")
+    camera = _add_check(commands)
     examples = dict.fromkeys(ORDERS, "--sensor front") | {"restore": "--version 3fa94c01"}
     orders = {name: _add(commands, name, text, examples[name]) for name, text in ORDERS.items()}
     text = "8 digits of its version or more; `recald report --list` names those that were fitted"
@@ -136,10 +137,22 @@ def _add_operator(commands: Any) -> None:
     for name, parser in orders.items():
         text = "the id of the sensor" + (" (default: the one it was fitted for)" if name == "restore" else "")
         parser.add_argument("--sensor", required=name != "restore", help=text)
-    for parser in (show, *orders.values()):
+    for parser in (show, camera, *orders.values()):
         parser.add_argument("--json", action="store_true", help="print JSON for programs")
         parser.add_argument("--config", type=Path, help="the daemon's file, where control.endpoint is not the default")
         parser.add_argument("--timeout", type=float, default=5.0, help="seconds to wait for an answer (%(default)s)")
+
+
+def _add_check(commands: Any) -> Any:
+    text = "give one verdict on a camera, live or from pictures: ok, content shift, or degraded and repairable or not"
+    command = _add(commands, "check", text, "--model model.pt2 --frames pictures/")
+    command.add_argument("sensor", nargs="?", metavar="SENSOR", help="the id of a live sensor; its daemon is asked")
+    command.add_argument("--model", type=Path, help="of pictures: the model file, *.pt2, with its card beside it")
+    text = (
+        "the pictures: a folder of png, jpg or tif files, or an .npz file with key images; at most 512, evenly from all"
+    )
+    command.add_argument("--frames", type=Path, help=text)
+    return command
 
 
 def _add_audit(commands: Any) -> None:

@@ -35,7 +35,10 @@ NOT_CLEAN = (
     f"{CLEAN_BAND:g}: check the pictures, and mean and std of the card; --force takes them as clean"
 )
 BASELINE = "a baseline is learned from them: from the start, the alarm tells a changed camera from changed content"
-NO_BASELINE = f"no baseline is learned from fewer than {MIN_HEALTHY_FRAMES} frames: each sensor learns its own while it is healthy"
+NO_BASELINE = (
+    f"no baseline is learned from fewer than {MIN_HEALTHY_FRAMES} frames: "
+    "each sensor learns its own while it is healthy"
+)
 RESTART_ADVICE = "restart recald where it serves this model"  # else its fits use the new card, its alarms the old one
 
 
@@ -62,7 +65,7 @@ def commission(model: Path, pictures: Path, count: int, force: bool = False, lab
     preprocessor = Preprocessor(frozen.card)
     estimator = None
     with Console(stderr=True, markup=False, emoji=False).status("measuring clean frames") as progress:
-        images, stored = load_images(pictures, at_most=count, convert=_conversion(frozen, preprocessor))
+        images, stored = load_images(pictures, at_most=count, convert=conversion(frozen, preprocessor))
         if labels is not None:
             classes = ClassNames(frozen.class_count, frozen.card.classes)
             known = read_picture_labels(labels, pictures, count, stored, classes.number)
@@ -83,7 +86,7 @@ def commission(model: Path, pictures: Path, count: int, force: bool = False, lab
     print(RESTART_ADVICE)
 
 
-def _conversion(frozen: FrozenModel, preprocessor: Preprocessor) -> Convert:
+def conversion(frozen: FrozenModel, preprocessor: Preprocessor) -> Convert:
     """Return what makes the model's input image of a picture, as of a frame of the camera."""
     values = PixelValues(frozen.card.input.bits, frozen.card.input.inverted)
     return lambda image: preprocessor.to_input_image(values.to_full_range(image))
