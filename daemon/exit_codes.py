@@ -9,6 +9,8 @@ the installation or the arguments. It is the code of every other RecaldError, so
 
 EX_SOFTWARE: any other exception, of any command. recald is wrong, and not what it was given.
 
+The verdicts of `recald check` have codes of their own; a camera that is well has 0.
+
 The systemd unit names the same numbers.
 """
 
@@ -23,6 +25,11 @@ EX_SOFTWARE = 70  # a fault in recald, with its traceback: systemd restarts the 
 EX_TEMPFAIL = 75  # try again: systemd restarts the service
 EX_CONFIG = 78  # would fail again: systemd does not restart it (RestartPreventExitStatus=)
 EX_INTERRUPTED = 128 + signal.SIGINT
+
+# Verdicts of `recald check`: far from the codes of sysexits.h and of shells, and apart from 1 and 2.
+EX_CONTENT_SHIFT = 10  # the camera is as it was, what it shows is unusual
+EX_DEGRADED = 20  # a recalibration repairs the camera, or is to be tried: nobody knows yet that it does not
+EX_BEYOND_REPAIR = 21  # a recalibration was tried and does not help: a person has to look
 
 
 class TemporaryError(RecaldError):

@@ -6,7 +6,7 @@ import argparse
 import re
 from collections.abc import Iterator
 
-from daemon.cli import Command, build_parser
+from daemon.parser import Command, build_parser
 from docs.markdown import code, table
 
 

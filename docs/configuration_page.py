@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from daemon import config
 from daemon.config import Config, Section
 from daemon.recalibration.envelope import EnvelopeDocument
+from daemon.settings.values import SECONDS_BY_UNIT
 from docs.markdown import code, one_line, table
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "systemd"
@@ -132,6 +133,6 @@ def _shown(value: Any, hint: Any) -> str:
 
 def _duration(seconds: float) -> str:
     for unit in ("h", "m", "s"):
-        if seconds and seconds % config.SECONDS_BY_UNIT[unit] == 0:
-            return f"{seconds / config.SECONDS_BY_UNIT[unit]:g}{unit}"
+        if seconds and seconds % SECONDS_BY_UNIT[unit] == 0:
+            return f"{seconds / SECONDS_BY_UNIT[unit]:g}{unit}"
     return f"{1000 * seconds:g}ms" if seconds else "0"

@@ -14,14 +14,16 @@ from places import SUPPORT
 from running import RECALD, recald, recald_here, write_config
 
 from daemon import __version__
-from daemon.cli import build_parser, main
+from daemon.cli import RUN, main
 from daemon.exit_codes import EX_CONFIG, EX_SOFTWARE, EX_TEMPFAIL
 from daemon.operator.control import ControlServer
+from daemon.parser import build_parser
 from deploy.files import digest_file
 from deploy.model.card import ModelCard, card_path
 
-COMMANDS = ["run", "check-config", "doctor", "export", "commission", "status", "recalibrate", "approve", "reject"]
-COMMANDS += ["rollback", "restore", "hold", "label", "history", "verify", "report", "purge", "simulate", "demo"]
+COMMANDS = ["run", "check-config", "doctor", "export", "commission", "status", "check", "recalibrate", "approve"]
+COMMANDS += ["reject", "rollback", "restore", "hold", "label", "history", "verify", "report", "purge"]
+COMMANDS += ["simulate", "demo"]
 STATUS = {"front": {"state": "fitting", "progress": 0.25, "homogenizer": ("c0ffee" * 11)[:64], "drift_score": 3.456}}
 STATUS["front"] |= {"drift_alarm": True, "frames": 0, "last_fit": "none yet", "candidate": "ab12" * 16}
 STATUS["front"]["reason"] = "`recald approve` lets the candidate serve, `recald reject` drops it; " + "word " * 20
@@ -42,6 +44,7 @@ def test_every_command_is_tested(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert re.findall(r"^    ([a-z-]+)(?: |$)", capsys.readouterr().out, re.MULTILINE) == COMMANDS
+    assert RUN.keys() == set(COMMANDS), "the parser and what runs are two files"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -235,7 +238,7 @@ def test_a_fault_of_recald_keeps_its_traceback_and_is_no_mistake_of_the_user(mon
     def broken(args: object) -> int:
         return [1, 2].index(3)
 
-    monkeypatch.setattr("daemon.cli.status", broken)
+    monkeypatch.setitem(RUN, "status", broken)
     done = recald_here("status")
     assert done.returncode == EX_SOFTWARE
     assert "in broken" in done.stderr and "ValueError: 3 is not in list" in done.stderr

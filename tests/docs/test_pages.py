@@ -13,8 +13,8 @@ import yaml
 from places import ROOT, SYSTEMD
 from synthetic import MEAN, STD, drifted, images, normalised, trained_network
 
-from daemon.cli import build_parser
 from daemon.config import Config, Section
+from daemon.parser import build_parser
 from docs.configuration_page import _section_in
 from docs.generate import _tested_transitions
 

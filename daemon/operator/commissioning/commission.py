@@ -65,7 +65,7 @@ def commission(model: Path, pictures: Path, count: int, force: bool = False, lab
     preprocessor = Preprocessor(frozen.card)
     estimator = None
     with Console(stderr=True, markup=False, emoji=False).status("measuring clean frames") as progress:
-        images, stored = load_images(pictures, at_most=count, convert=_conversion(frozen, preprocessor))
+        images, stored = load_images(pictures, at_most=count, convert=conversion(frozen, preprocessor))
         if labels is not None:
             classes = ClassNames(frozen.class_count, frozen.card.classes)
             known = read_picture_labels(labels, pictures, count, stored, classes.number)
@@ -86,7 +86,7 @@ def commission(model: Path, pictures: Path, count: int, force: bool = False, lab
     print(RESTART_ADVICE)
 
 
-def _conversion(frozen: FrozenModel, preprocessor: Preprocessor) -> Convert:
+def conversion(frozen: FrozenModel, preprocessor: Preprocessor) -> Convert:
     """Return what makes the model's input image of a picture, as of a frame of the camera."""
     values = PixelValues(frozen.card.input.bits, frozen.card.input.inverted)
     return lambda image: preprocessor.to_input_image(values.to_full_range(image))

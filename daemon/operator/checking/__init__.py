@@ -1,0 +1,1 @@
+"""`recald check`: one verdict on a camera, of a live sensor or of pictures."""
