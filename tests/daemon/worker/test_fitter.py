@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from synthetic import drifted, images, labelled, normalised, trained_network
 
+from calibrate.scoring.accuracy import ScoredOutput
 from calibrate.split import SplitHomogenizer
 from daemon.worker.context import WorkerContext
 from daemon.worker.fit_job import FIT_SHARES, FitJob
@@ -45,8 +47,9 @@ def accuracy(homogenizer: Any, pictures: np.ndarray, labels: np.ndarray) -> floa
 class Recalibrated:
     """A job, with its answer, its messages, and the artefact that it stored."""
 
-    def __init__(self, folder: Path, model: Path, pictures: np.ndarray) -> None:
+    def __init__(self, folder: Path, model: Path, pictures: np.ndarray, output: ScoredOutput = "logits") -> None:
         self.worker = WorkerContext(load_frozen(model), "eager", ArtefactStore(folder))
+        self.worker.scorer = replace(self.worker.scorer, output=output)
         self.told: list[dict[str, Any]] = []
         self.answer = FitJob(self.worker, JOB, pictures, self.told.append).run()
 
@@ -123,3 +126,10 @@ def test_one_camera_gets_one_homogenizer(tmp_path, tiny_model):
     assert one.answer["result"] == "accepted" and not isinstance(one.artefact.homogenizer, SplitHomogenizer)
     assert one.dossier.refused_split is None and one.dossier.other_extents == []
     assert "view" not in {criterion.name for criterion in one.dossier.verdict.criteria}
+
+
+def test_a_network_without_classes_gets_one_homogenizer(tmp_path, tiny_model):
+    """Nobody could tell two cameras from two scenes."""
+    pictures = images(COUNT, seed=5)
+    one = Recalibrated(tmp_path, tiny_model, in_turn(pictures, pictures), output="none")
+    assert one.dossier.refused_split is None and one.dossier.other_extents == []
