@@ -10,7 +10,7 @@ from torch import Tensor
 from calibrate.validation import MIN_FIT_FRAMES
 
 # Distance between the means of the two groups, in standard deviations within a group. Windows of 512 frames of one
-# camera, clean or drifted, had 5 at most, and 9.9 where they showed few pictures again and again; two cameras with
+# camera, clean or drifted, had 5.6 at most, and any distance where they showed few pictures again; two cameras with
 # the drifts of bench.streams in turn had 30 to 55, pairs of drifts drawn at random 3 to 20.
 MIN_SEPARATION = 12.0
 MIN_GROUP_SHARE = 0.25  # of the frames
