@@ -51,18 +51,23 @@ class Homogenizer(nn.Module):
         """Return the arguments of the constructor, for the manifest of an artefact."""
         return dict(self._architecture)
 
+    @property
+    def branches(self) -> tuple[Homogenizer, ...]:
+        """Itself: only a calibrate.split.SplitHomogenizer has several."""
+        return (self,)
+
     def forward(self, frames: Tensor) -> Tensor:
-        return self.mix(self.tone(frames) + self.offset)
+        return homogenize(frames, self.curve, self.offset, self.kernel, self.bias)
 
     def tone(self, frames: Tensor) -> Tensor:
         """Apply the tone curve of each channel to frames (N, C, H, W)."""
         return apply_tone_curve(frames, self.curve)
 
-    def mix(self, frames: Tensor) -> Tensor:
-        """Apply the colour and deblurring kernel and the bias to frames (N, C, H, W)."""
-        margin = self.kernel.shape[-1] // 2
-        padded = reflect_borders(frames, margin)
-        return convolve_in_blocks(padded, self.kernel, self.bias, KERNEL_BLOCK_PIXELS)
+
+def homogenize(frames: Tensor, curve: Tensor, offset: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    """Map frames (N, C, H, W) by the parameters of a `Homogenizer`."""
+    padded = reflect_borders(apply_tone_curve(frames, curve) + offset, kernel.shape[-1] // 2)
+    return convolve_in_blocks(padded, kernel, bias, KERNEL_BLOCK_PIXELS)
 
 
 def reflect_borders(frames: Tensor, margin: int) -> Tensor:

@@ -37,6 +37,10 @@ MIN_NEARER_ERRORS = 2.5
 # networks that lets 63 of 153 broken fits that help all the same pass instead of 51, and 5 of 144 that harm instead of
 # 4; no proper fit that harmed was repeated.
 FIT_BAND_RATIO = 1.25
+# Share of the answers by which the frames of a split homogenizer's branches may differ. Two cameras in front of
+# the same scene had 0.02 to 0.09 on CIFAR-10, digits and X-rays; two halves of the classes behind one camera 0.63 and
+# more. By chance 256 frames each of 43 classes have 0.2.
+MAX_VIEW_DIFFERENCE = 0.4
 UNREPEATED = ", by the drift score alone: no second fit was there to compare with"  # added to the reason of a verdict
 
 
@@ -173,12 +177,17 @@ def needs_no_homogenizer(champions: Mapping[str, Evidence], band: float) -> bool
 
 
 def judge_evidence(
-    candidate: Evidence, champions: Mapping[str, Evidence], band: float, replicate: Evidence | None = None
+    candidate: Evidence,
+    champions: Mapping[str, Evidence],
+    band: float,
+    replicate: Evidence | None = None,
+    in_second: Tensor | None = None,
 ) -> Verdict:
     """Accept a candidate that meets every criterion beside every champion and whose score is within a band.
 
     replicate: of a second fit, to other frames. Without it the drift score decides alone.
     band: the highest drift score that it may have.
+    in_second: of a split candidate, which of the frames with an answer its second branch takes, (N,) bool.
     """
     criteria = [_band_criterion(candidate, band)]
     criteria += [_score_criterion(candidate.score, champion.score, name) for name, champion in champions.items()]
@@ -186,6 +195,8 @@ def judge_evidence(
     if replicate is not None:
         criteria += _replicate_criteria(candidate, replicate, champions)
         evidence |= {"replicate": replicate}
+    if in_second is not None:
+        criteria.append(_view_criterion(candidate, in_second))
     objections = [criterion.objection for criterion in criteria if not criterion.met]
     better = "better than every champion" + (UNREPEATED if replicate is None else "")
     return Verdict(not objections, "; ".join(objections) or better, evidence, tuple(criteria))
@@ -227,6 +238,18 @@ def _replicate_criteria(candidate: Evidence, replicate: Evidence, champions: Map
         objection = f"a second fit agrees with it no more than with {name} ({errors:+.1f} standard errors)"
         criteria.append(Criterion("agreement", name, errors, MIN_NEARER_ERRORS, errors > MIN_NEARER_ERRORS, objection))
     return criteria
+
+
+def _view_criterion(candidate: Evidence, in_second: Tensor) -> Criterion:
+    """Compare what the branches of a split candidate see: cameras in turn show the same classes, scenes others."""
+    assert candidate.answers is not None and candidate.proxy is not None  # only a classifier's frames are split
+    shares = [
+        torch.bincount(candidate.answers[part].clamp_min(0), minlength=candidate.proxy.known) / part.sum()
+        for part in (in_second, ~in_second)
+    ]
+    found = float((shares[0] - shares[1]).abs().sum() / 2)
+    objection = f"the two kinds of frames show other classes ({found:.2f} of them, {MAX_VIEW_DIFFERENCE} is allowed)"
+    return Criterion("view", "branches", found, MAX_VIEW_DIFFERENCE, found <= MAX_VIEW_DIFFERENCE, objection)
 
 
 def _agreement(evidence: Evidence, replicate: Evidence) -> float:

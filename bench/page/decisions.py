@@ -186,7 +186,7 @@ def streams(results: Results) -> str:
         *gradual*, the same, growing from minute 8 to 44; *recurring*, sixteen minutes clean and sixteen drifted in
         turn; *two drifts in turn*, from minute 16 the same, and haze with blur, in alternate frames.""",
         """No needless fit came to serve, and clean streams stay as they are. Where a drifted camera shows one class
-        alone, no fit helps and none serves. One ρ cannot undo two drifts in turn.""",
+        alone, no fit helps and none serves. No single ρ undoes two drifts in turn, but a split one does (below).""",
     ]
     return blocks(_stream_table(result), result.provenance(), *map(prose, text), notes(results, "streams"))
 

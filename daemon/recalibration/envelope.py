@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from calibrate.errors import RecaldError
-from calibrate.homogenizer import Homogenizer
 from calibrate.judge import MIN_SCORE_DROP_SHARE, split_frames
 from calibrate.scoring.extent import Extent, Range
+from calibrate.split import AnyHomogenizer
 from daemon.config import Config, ConfigError, Duration, Mode, Section
 from deploy.audit.signature import check_signature
 from deploy.model.document import parse_document, read_document
@@ -110,12 +111,13 @@ class Envelope:
         signed = "its signature is valid" if self.signed else "not signed"
         return f"{self.path}, SHA-256 {self.digest}, {signed}"
 
-    def admit(self, artefact: Artefact) -> Homogenizer:
+    def admit(self, artefact: Artefact) -> AnyHomogenizer:
         """Return the homogenizer that was measured, so that the caller can compare the compiled form with it.
 
-        Raises OutsideEnvelope if it exceeds a limit.
+        Of a split one, both branches are measured. Raises OutsideEnvelope if it exceeds a limit.
         """
-        violations = "; ".join(self.document.homogenizer.violations(Extent.of(artefact.homogenizer)))
+        limits, extents = self.document.homogenizer, map(Extent.of, artefact.homogenizer.branches)
+        violations = "; ".join(dict.fromkeys(chain.from_iterable(map(limits.violations, extents))))
         if violations:
             raise OutsideEnvelope(f"homogenizer {artefact.version[:12]} is outside of {self.path.name}: {violations}")
         return artefact.homogenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -16,10 +16,11 @@ from calibrate import FitResult
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.homogenizer import TONE_KNOTS, Homogenizer
 from calibrate.judge import Evidence, Verdict, json_values
+from calibrate.split import AnyHomogenizer
 from daemon.images import evenly_spaced
 from daemon.levels import MAX_LEVEL, to_depth, to_levels
 from deploy.model.card import Normalisation
-from deploy.store.dossier import Dossier, read_dossier
+from deploy.store.dossier import STARTS_SEPARATOR, Dossier, read_dossier
 
 RESPONSE_LEVELS = tuple(range(0, 256, 15))  # grey levels of the even frames whose response a dossier records
 WEIGHT_DIGITS = 4  # significant digits of weights in a dossier: a page draws them, the artefact holds them in full
@@ -63,23 +64,27 @@ class DossierBuilder:
         tried = {"version": version, "accepted": verdict.accepted, "reason": verdict.reason}
         self._content["earlier"].append(tried)
 
-    def add_fit(self, result: FitResult, device: str) -> None:
-        """Note how the fit went, to how many frames it fitted, and where it computed, in words."""
-        fit = {"start": result.start, "start_losses": result.start_losses, "history": result.history, "device": device}
-        self._content |= {"fit": json_values(fit)}
-        self._content["seconds"] += [(f"fit: {stage}", seconds) for stage, seconds in result.stage_seconds.items()]
-        self._frames["fitted"] = result.frames
+    def add_fit(self, fits: Sequence[FitResult], device: str) -> None:
+        """Note how the fits of a candidate went, to how many frames they fitted, and where they computed, in words."""
+        self._content |= {"fit": json_values(describe_fits(fits) | {"device": device})}
+        for fitted in fits:
+            self._content["seconds"] += [(f"fit: {stage}", seconds) for stage, seconds in fitted.stage_seconds.items()]
+        self._frames["fitted"] = sum(fitted.frames for fitted in fits)
         self._stage_start = self._monotonic()
 
-    def add_second_fit(self, result: FitResult) -> None:
+    def add_second_fit(self, fits: Sequence[FitResult]) -> None:
         """Note to how many frames the second fit fitted, and how long it took."""
-        self._frames["replicated"] = result.frames
+        self._frames["replicated"] = sum(fitted.frames for fitted in fits)
         self.end_stage("second fit")
 
-    def add_verdict(self, candidate: Homogenizer, verdict: Verdict) -> None:
-        """Note the judge's verdict, and what the candidate does to a frame."""
-        effect = describe_effect(candidate, self._content["normalisation"])
-        self._content |= {"verdict": verdict.as_dict(), "extents": effect}
+    def add_refused_split(self, verdict: Verdict) -> None:
+        """Note that one homogenizer for each of two cameras was refused; a single one is fitted next."""
+        self._content["refused_split"] = verdict.reason
+
+    def add_verdict(self, candidate: AnyHomogenizer, verdict: Verdict) -> None:
+        """Note the judge's verdict, and what the candidate does to a frame; of a split one, what each branch does."""
+        effects = [describe_effect(branch, self._content["normalisation"]) for branch in candidate.branches]
+        self._content |= {"verdict": verdict.as_dict(), "extents": effects[0], "other_extents": effects[1:]}
         self.end_stage("judging")
 
     def build(self, answer: Mapping[str, Any]) -> Dossier:
@@ -89,6 +94,18 @@ class DossierBuilder:
         """
         outcome = {"result": answer["result"], "reason": answer["reason"], "candidate": answer.get("version")}
         return read_dossier({**self._content, **outcome, "frames": self._frames, "at": self._clock()})
+
+
+def describe_fits(fits: Sequence[FitResult]) -> dict[str, Any]:
+    """Return start, start_losses and history of the fits as those of one; the names of starts say of which branch."""
+    if len(fits) == 1:
+        return {"start": fits[0].start, "start_losses": fits[0].start_losses, "history": fits[0].history}
+    numbered = list(enumerate(fits, 1))
+    return {
+        "start": STARTS_SEPARATOR.join(f"{n}: {fitted.start}" for n, fitted in numbered),
+        "start_losses": {f"{n}: {name}": loss for n, fitted in numbered for name, loss in fitted.start_losses.items()},
+        "history": [loss for fitted in fits for loss in fitted.history],
+    }
 
 
 def describe_effect(homogenizer: Homogenizer, normalisation: Normalisation) -> dict[str, Any]:

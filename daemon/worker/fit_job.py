@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calibrate.fitting import FitResult
-from calibrate.homogenizer import Homogenizer
 from calibrate.judge import (
     FIT_BAND_RATIO,
     Evidence,
@@ -25,11 +23,12 @@ from calibrate.judge import (
     needs_no_homogenizer,
     split_frames,
 )
+from calibrate.split import AnyHomogenizer, SplitHomogenizer
 from calibrate.validation import FitError
 from daemon.states import Result
 from daemon.worker.context import WorkerContext, clean_band
-from daemon.worker.dossier_builder import DossierBuilder, encode_examples
-from daemon.worker.fit_device import fit_on_device
+from daemon.worker.dossier_builder import DossierBuilder, describe_fits, encode_examples
+from daemon.worker.fitter import Fitter, Proposal, Propose, Share
 from deploy.backends.protocol import ParityError, same_backend_version
 from deploy.model.program import ModelError
 from deploy.store.artefacts import FACTORY, StoreError
@@ -37,9 +36,11 @@ from deploy.store.compiled import compile_proven
 from deploy.store.golden import describe_golden, pick_golden
 from deploy.store.retention import newest_versions, retain
 
-ANSWER_CHUNK_FRAMES = 64  # that are there as float32 at once; bounds memory
 PARITY_FRAMES = 8  # held-out frames on which the compiled homogenizer must equal the eager one
-FIT_SHARES = {"fit": (0.0, 0.65), "replicate": (0.65, 1.0)}  # of the progress; the replicate has half as many frames
+FIT_SHARES = {
+    "fit": Share(0.0, 0.65),
+    "replicate": Share(0.65, 1.0),
+}  # of the progress; the replicate has half as many frames
 MAX_RECALLS = 4  # earlier homogenizers of a sensor that one recalibration tries, newest first
 MAX_STORED_PER_SENSOR = 50  # homogenizers on the disk, each about 1 MB at 224x224
 JOB_ERRORS = (FitError, ParityError, ModelError, StoreError, ValueError, RuntimeError, OSError)  # they fail a job only
@@ -64,6 +65,7 @@ class FitJob:
     def __init__(self, context: WorkerContext, job: dict[str, Any], images: np.ndarray, send: Send):
         self._context, self._job, self._send = context, job, send
         self._images = images
+        self._fitter = Fitter(context, images, lambda ratio: send({"stage": "fitting", "ratio": ratio}))
         self._parts = split_frames(len(images))
         self._held_out_images = images if job["recall"] else images[self._parts.held_out.numpy()]
         self._dossier = DossierBuilder(job, context.provenance)
@@ -123,38 +125,45 @@ class FitJob:
         return None
 
     def _fit_and_judge(self, held_out: Tensor, against: Mapping[str, Evidence]) -> dict[str, Any]:
-        fitted, device, fit_seconds = self._fit(self._parts.fitted, self._job["seed"], FIT_SHARES["fit"])
-        self._dossier.add_fit(fitted, device)
-        candidate = fitted.homogenizer.eval()
-        verdict = self._judge(candidate, held_out, against, fit_seconds)
-        self._dossier.add_verdict(candidate, verdict)
+        """Fit one homogenizer. Where the frames are of two cameras in turn, try one for each of them before."""
+        found = self._try_split(held_out, against)
+        proposal, verdict = found or self._propose(self._fitter.fit, held_out, against)
         if verdict.finds_nothing_to_repair:
             return _answer(Result.UNNEEDED, f"there is nothing to repair: {verdict.reason}")
         if not verdict.accepted:
             return _answer(Result.REJECTED, verdict.reason)
-        self._send({"stage": "compiling", "ratio": 0.0})
-        started = time.perf_counter()
-        manifest = self._manifest(len(self._images), fitted, device, fit_seconds) | {"verdict": verdict.as_dict()}
-        manifest["golden"] = describe_golden(self._context.frames(pick_golden(self._images)).numpy())
-        version = self._compile_and_store(candidate, held_out[:PARITY_FRAMES], manifest)
-        compile_seconds = time.perf_counter() - started
-        self._dossier.end_stage("compiling")
-        return _answer(Result.ACCEPTED, verdict.reason, version=version, compile_seconds=compile_seconds)
+        return self._compile(proposal, verdict, held_out)
 
-    def _judge(
-        self, candidate: Homogenizer, held_out: Tensor, against: Mapping[str, Evidence], fit_seconds: float
-    ) -> Verdict:
+    def _try_split(self, held_out: Tensor, against: Mapping[str, Evidence]) -> tuple[Proposal, Verdict] | None:
+        """Return an accepted split homogenizer; None for one camera, for a refusal, or if there are no classes."""
+        parts = self._parts
+        if against[FACTORY].proxy is None or not self._fitter.sees_two_cameras(parts.fitted, parts.replicated):
+            return None
+        proposal, verdict = self._propose(self._fitter.fit_split, held_out, against)
+        if verdict.accepted:
+            return proposal, verdict
+        self._dossier.add_refused_split(verdict)
+        return None
+
+    def _propose(self, fit: Propose, held_out: Tensor, against: Mapping[str, Evidence]) -> tuple[Proposal, Verdict]:
+        proposal = fit(self._parts.fitted, self._job["seed"], FIT_SHARES["fit"])
+        self._dossier.add_fit(proposal.fits, proposal.device)
+        verdict = self._judge(proposal, fit, held_out, against)
+        self._dossier.add_verdict(proposal.homogenizer, verdict)
+        return proposal, verdict
+
+    def _judge(self, proposal: Proposal, fit: Propose, held_out: Tensor, against: Mapping[str, Evidence]) -> Verdict:
         """Judge by the drift score, and a candidate that passes by a second fit, too."""
-        scorer, band = self._context.scorer, FIT_BAND_RATIO * self._job["band"]
+        scorer, band, candidate = self._context.scorer, FIT_BAND_RATIO * self._job["band"], proposal.homogenizer
         evidence = collect_evidence(scorer, candidate, held_out)
         by_score = judge_evidence(evidence, against, band)
         if not by_score.accepted:
-            self._send({"stage": "judging", "ratio": 0.0, "fit_seconds": fit_seconds})
+            self._send({"stage": "judging", "ratio": 0.0, "fit_seconds": proposal.seconds})
             return by_score
-        second, _, seconds = self._fit(self._parts.replicated, self._job["seed"] + 1, FIT_SHARES["replicate"])
-        self._dossier.add_second_fit(second)
-        self._send({"stage": "judging", "ratio": 0.0, "fit_seconds": fit_seconds + seconds})
-        replicate = collect_evidence(scorer, second.homogenizer.eval(), held_out)
+        second = fit(self._parts.replicated, self._job["seed"] + 1, FIT_SHARES["replicate"])
+        self._dossier.add_second_fit(second.fits)
+        self._send({"stage": "judging", "ratio": 0.0, "fit_seconds": proposal.seconds + second.seconds})
+        replicate = collect_evidence(scorer, second.homogenizer, held_out)
         homogenizers = {FACTORY: None, "active": self._context.homogenizer(self._job["active"])}
         champions = {name: self._with_all_answers(shown, homogenizers[name]) for name, shown in against.items()}
         return judge_evidence(
@@ -162,7 +171,14 @@ class FitJob:
             champions,
             band,
             self._with_all_answers(replicate, second.homogenizer),
+            self._taken_by_second(candidate),
         )
+
+    def _taken_by_second(self, candidate: AnyHomogenizer) -> Tensor | None:
+        """Return which of all frames the second branch of a split candidate takes, (N,) bool; None for another one."""
+        if not isinstance(candidate, SplitHomogenizer):
+            return None
+        return torch.cat([candidate.takes_second(frames) for frames in self._fitter.chunks()])
 
     def _with_all_answers(self, evidence: Evidence, homogenizer: nn.Module | None) -> Evidence:
         """Return the evidence with the network's answers to all frames: they decide more surely than a quarter of them.
@@ -170,33 +186,21 @@ class FitJob:
         Both fits know some of the frames, no champion does. But no fit knows labels, and it fits statistics of the
         whole, so its answers to single frames that it knows are no better than to others.
         """
-        parts = np.array_split(self._images, -(-len(self._images) // ANSWER_CHUNK_FRAMES))
-        scorer, frames = self._context.scorer, self._context.frames
-        return replace(evidence, answers=torch.cat([scorer.answers(frames(part), homogenizer) for part in parts]))
+        answers = [self._context.scorer.answers(frames, homogenizer) for frames in self._fitter.chunks()]
+        return replace(evidence, answers=torch.cat(answers))
 
-    def _fit(self, part: Tensor, seed: int, progress: tuple[float, float]) -> tuple[FitResult, str, float]:
-        """Fit to a part of the frames, (N,) bool; also return the device in words, and the time (s).
+    def _compile(self, proposal: Proposal, verdict: Verdict, held_out: Tensor) -> dict[str, Any]:
+        """Compile and store an accepted candidate, and answer with its version."""
+        self._send({"stage": "compiling", "ratio": 0.0})
+        started = time.perf_counter()
+        manifest = self._manifest(proposal) | {"verdict": verdict.as_dict()}
+        manifest["golden"] = describe_golden(self._context.frames(pick_golden(self._images)).numpy())
+        version = self._compile_and_store(proposal.homogenizer, held_out[:PARITY_FRAMES], manifest)
+        compile_seconds = time.perf_counter() - started
+        self._dossier.end_stage("compiling")
+        return _answer(Result.ACCEPTED, verdict.reason, version=version, compile_seconds=compile_seconds)
 
-        progress: the fit's share of the progress of all fits, from and to.
-        """
-        context, started = self._context, time.perf_counter()
-        commissioned = context.commissioned
-        begin, end = progress
-        fitted, device = fit_on_device(
-            context.fit_device,
-            context.backend.name,
-            context.frozen.module,
-            context.frames(self._images[part.numpy()]),
-            reference=commissioned and commissioned.statistics,
-            source=commissioned and commissioned.source,
-            limits=context.limits,
-            seed=seed,
-            progress=lambda done, of, _: self._send({"stage": "fitting", "ratio": begin + (end - begin) * done / of}),
-            clock=time.perf_counter,
-        )
-        return fitted, device, time.perf_counter() - started
-
-    def _compile_and_store(self, candidate: Homogenizer, golden: Tensor, manifest: dict[str, Any]) -> str:
+    def _compile_and_store(self, candidate: AnyHomogenizer, golden: Tensor, manifest: dict[str, Any]) -> str:
         """Compile, check and store the candidate, and remove the sensor's oldest ones; returns its version."""
         backend, store = self._context.backend, self._context.store
         compiled = compile_proven(backend, candidate, golden, store.root)
@@ -204,17 +208,18 @@ class FitJob:
         retain(store, self._job["sensor"], MAX_STORED_PER_SENSOR, protected=(self._job["active"], version))
         return version
 
-    def _manifest(self, frames: int, fitted: FitResult, device: str, seconds: float) -> dict[str, Any]:
+    def _manifest(self, proposal: Proposal) -> dict[str, Any]:
         """Return what is stored beside the weights; the keys are a file format."""
-        job = self._job
+        job, fits = self._job, proposal.fits
+        fit = {"start": describe_fits(fits)["start"], "steps": sum(fitted.steps for fitted in fits)}
         return {
             "sensor": job["sensor"],
             "model": self._context.frozen.digest,
             "parent": job["active"],
             "trigger": job["trigger"],
             "seed": job["seed"],
-            "frames": {"count": frames, "until": job["until"]},
-            "fit": {"start": fitted.start, "steps": fitted.steps, "seconds": seconds, "device": device},
+            "frames": {"count": len(self._images), "until": job["until"]},
+            "fit": fit | {"seconds": proposal.seconds, "device": proposal.device},
             "versions": self._context.provenance["versions"],
         }
 

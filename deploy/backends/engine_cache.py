@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from calibrate.split import SplitHomogenizer
 from deploy.backends.protocol import Backend, SharesKernels
 from deploy.files import read_regular, write_atomically
 from deploy.model.frozen import FrozenModel
@@ -58,17 +59,22 @@ def compile_homogenizer(
     anew: do not use the engine that is kept, and keep the new one instead.
 
     A builder may choose other kernels each time. A backend that shares kernels therefore builds one engine for all ρ
-    of one shape, so that two ρ differ in nothing but their weights.
+    of one shape, and one for all split ones, so that two ρ differ in nothing but their weights.
     """
     if not isinstance(backend, SharesKernels):
         return backend.compile(homogenizer, example)
-    path = _cache_path(state, backend, example, "homogenizer")
+    path = _cache_path(state, backend, example, *_shared_key(homogenizer))
     cached = None if anew else _read(path)
     if cached is not None:
         return backend.with_weights_of(homogenizer, cached)
     compiled = backend.compile(homogenizer, example)
     _keep(path, compiled)
     return compiled
+
+
+def _shared_key(homogenizer: nn.Module) -> tuple[str, ...]:
+    """Name the engine of all homogenizers of one kind: a split one needs another."""
+    return ("homogenizer", "split") if isinstance(homogenizer, SplitHomogenizer) else ("homogenizer",)
 
 
 def prune_cache(state: Path, keep: int = MAX_KEPT) -> int:

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from calibrate.errors import RecaldError
-from calibrate.homogenizer import Homogenizer
+from calibrate.split import AnyHomogenizer, rebuild
 from deploy.files import SHA256_PATTERN, read_regular, seal, sweep, unseal, write_atomically
 
 FACTORY = "factory"  # version of the identity homogenizer, which is always available and never stored
@@ -32,7 +32,7 @@ class Artefact:
     """A fitted ρ as stored. `compiled` is None if the compiled form is lost and must be built again."""
 
     version: str
-    homogenizer: Homogenizer
+    homogenizer: AnyHomogenizer
     manifest: dict[str, Any]
     compiled: bytes | None
 
@@ -60,7 +60,7 @@ class ArtefactStore:
         self.root = root
         self._existed = root.is_dir()
 
-    def put(self, homogenizer: Homogenizer, manifest: dict[str, Any], compiled: bytes, backend: str) -> str:
+    def put(self, homogenizer: AnyHomogenizer, manifest: dict[str, Any], compiled: bytes, backend: str) -> str:
         """Store ρ and its compiled form; returns its version. `manifest` must name Φ's digest as "model".
 
         The version is the SHA-256 of the weights alone: storing the same weights again replaces the manifest. Raises
@@ -192,7 +192,7 @@ class ArtefactStore:
         # A rollback: the version that served until now was found wanting, so nothing may fall back to it.
         return None if version == before.previous else before.homogenizer
 
-    def _rebuild(self, version: str, architecture: dict[str, int]) -> Homogenizer:
+    def _rebuild(self, version: str, architecture: dict[str, int]) -> AnyHomogenizer:
         path = self._object(version, ".safetensors")
         data = _read(path)
         if data is None:
@@ -200,7 +200,7 @@ class ArtefactStore:
         _check_digest(path, data, version)
         try:
             state = safetensors.torch.load(data)
-            homogenizer = Homogenizer(**architecture)
+            homogenizer = rebuild(architecture)
             homogenizer.load_state_dict(state)
         except (safetensors.SafetensorError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())

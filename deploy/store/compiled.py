@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from calibrate.homogenizer import Homogenizer
+from calibrate.split import AnyHomogenizer
 from deploy.backends.engine_cache import compile_homogenizer
 from deploy.backends.protocol import Backend, ParityError, Runner, check_parity
 from deploy.model.program import ModelError
@@ -49,7 +49,7 @@ def open_compiled(
     return runner
 
 
-def compile_proven(backend: Backend, homogenizer: Homogenizer, golden: torch.Tensor, state: Path) -> bytes:
+def compile_proven(backend: Backend, homogenizer: AnyHomogenizer, golden: torch.Tensor, state: Path) -> bytes:
     """Compile a homogenizer and compare the two on golden frames (N, C, H, W).
 
     Where an engine is kept that does not load any more, or computes something else, another one is built, once. Raises
@@ -62,7 +62,9 @@ def compile_proven(backend: Backend, homogenizer: Homogenizer, golden: torch.Ten
         return _compile_proven(backend, homogenizer, golden, state, anew=True)
 
 
-def _compile_proven(backend: Backend, homogenizer: Homogenizer, golden: torch.Tensor, state: Path, anew: bool) -> bytes:
+def _compile_proven(
+    backend: Backend, homogenizer: AnyHomogenizer, golden: torch.Tensor, state: Path, anew: bool
+) -> bytes:
     compiled = compile_homogenizer(backend, homogenizer, golden[:1], state, anew=anew)
     runner = backend.load(compiled, threads=1)
     try:
@@ -74,5 +76,5 @@ def _compile_proven(backend: Backend, homogenizer: Homogenizer, golden: torch.Te
 
 def input_shape(artefact: Artefact) -> tuple[int, int, int]:
     """Return (C, H, W) of the frames that the homogenizer takes."""
-    channels, height, width = artefact.homogenizer.offset.shape[1:]
-    return channels, height, width
+    architecture = artefact.homogenizer.architecture()
+    return architecture["channels"], architecture["height"], architecture["width"]

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from deploy.model.card import Digest, Normalisation
 from deploy.model.mistakes import describe_mistake
 
+STARTS_SEPARATOR = "; "  # between the starts of the two fits of a split homogenizer
 NumberOrNone = float | None  # None stands for a number that is not finite, which JSON cannot hold
 
 
@@ -93,7 +94,8 @@ class RecallRecord(_DossierPart):
 class FitRecord(_DossierPart):
     """How the fit went.
 
-    start: the closed form it began with. start_losses: the objective of each closed form that was tried (nats).
+    start: the closed form it began with; of a split homogenizer those of both fits, joined by STARTS_SEPARATOR.
+    start_losses: the objective of each closed form that was tried (nats).
     history: the objective at each evaluation (nats).
     device: where the fit computed, and why there; None in a dossier of an earlier release.
     """
@@ -132,6 +134,8 @@ class Dossier(_DossierPart):
     band: the highest drift score that counts as clean.
     evidence: of the homogenizers that served; used where the recalibration ended without a verdict.
     earlier: earlier homogenizers that were tried first.
+    extents: of a split homogenizer, those of its first branch. other_extents: of its second.
+    refused_split: why frames of two cameras in turn got no homogenizer for each; None where that was not tried.
     candidate: version that was stored, or "factory"; None if nothing was to serve.
     seconds: duration of each stage, in their order.
     """
@@ -153,6 +157,8 @@ class Dossier(_DossierPart):
     earlier: list[RecallRecord] = []
     fit: FitRecord | None = None
     extents: HomogenizerRecord | None = None
+    other_extents: list[HomogenizerRecord] = []
+    refused_split: str | None = None
     verdict: VerdictRecord | None = None
     result: str
     reason: str

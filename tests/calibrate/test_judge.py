@@ -10,6 +10,7 @@ from torch import nn
 
 from calibrate import tap
 from calibrate.judge import (
+    MAX_VIEW_DIFFERENCE,
     MIN_CONCORDANCE,
     MIN_KAPPA,
     MIN_LOOK_DROP_SHARE,
@@ -395,3 +396,26 @@ def test_confidence_decides_nothing(scorer, frames):
     factory = collect_evidence(scorer, None, frames)
     sure = Evidence(factory.score, AccuracyProxy(1.0, 1.0, 0.1, 0.0, 10.0, 10), factory.answers)
     assert judge_evidence(unsure, {"factory": sure}, BAND, second).accepted
+
+
+# ---- the branches of a split homogenizer
+
+
+@pytest.mark.parametrize(("shifted", "met"), [(0, True), (102, True), (104, False), (128, False)])
+def test_both_branches_must_see_the_same_classes(shifted, met):
+    """Half of so many frames of the second branch, which takes 128, change from the first class to the other."""
+    answers = torch.where((torch.arange(256) < shifted) & (LABELS == 0), 1, LABELS)
+    in_second = torch.arange(256) < 128
+    candidate, champions = evidence(answers=answers), {"factory": evidence(9.0, 1 - answers)}
+    verdict = judge_evidence(candidate, champions, BAND, evidence(1.1, answers), in_second)
+    (view,) = (criterion for criterion in verdict.criteria if criterion.name == "view")
+    assert (view.against, view.limit, view.met) == ("branches", MAX_VIEW_DIFFERENCE, met)
+    assert view.value == pytest.approx(shifted / 2 / 128)
+    assert verdict.accepted is met and (met or "show other classes" in verdict.reason)
+
+
+@pytest.mark.parametrize("takes", [False, True])
+def test_a_branch_that_takes_no_frame_is_refused(takes):
+    candidate, champions = evidence(), {"factory": evidence(9.0, 1 - LABELS)}
+    verdict = judge_evidence(candidate, champions, BAND, evidence(1.1), torch.full((256,), takes))
+    assert not verdict.accepted and verdict.as_dict()["criteria"][-1]["value"] is None

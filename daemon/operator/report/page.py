@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,7 +17,7 @@ from daemon.operator.report.audit_excerpt import AuditExcerpt
 from daemon.operator.report.charts import WIDE_CHART, Chart, Series, chart
 from daemon.operator.report.pictures import gallery, kernel_picture
 from deploy.store.artefacts import ArtefactStore
-from deploy.store.dossier import Dossier, EvidenceRecord, HomogenizerRecord
+from deploy.store.dossier import STARTS_SEPARATOR, Dossier, EvidenceRecord, HomogenizerRecord
 from deploy.store.dossier_archive import DossierArchive, StoredDossier
 
 # Name and CSS class.
@@ -39,7 +40,7 @@ def render(
     """Return the page about one recalibration. now: the time it is made, s since the epoch."""
     dossier, fit = stored.dossier, audit.fit_record(stored.digest)
     after = audit.after(fit, dossier.candidate) if fit else []
-    effect, criteria = dossier.extents, dossier.verdict.criteria if dossier.verdict else []
+    criteria = dossier.verdict.criteria if dossier.verdict else []
     template = _environment().get_template("page.html")
     return template.render(
         dossier=dossier,
@@ -57,15 +58,39 @@ def render(
         layers=_layer_chart(dossier),
         losses=_loss_chart(dossier),
         starts=_best_starts(dossier),
-        tones=_tone_chart(dossier, effect) if effect else None,
-        responses=_response_chart(effect) if effect else None,
-        kernels=[kernel_picture(kernel) for kernel in effect.kernels] if effect else [],
+        chosen_starts=dossier.fit.start.split(STARTS_SEPARATOR) if dossier.fit else [],
+        effects=_effects(dossier),
         channels=[name for name, _ in _channel_styles(dossier.frames.shape[2])],
         gallery=gallery(stored, archive, store),
         wording=wording,
         now=now,
         release=__version__,
     )
+
+
+class Effect(NamedTuple):
+    """What ρ, or a branch of it, does to a frame, with its charts and the pictures of its kernels."""
+
+    title: str
+    record: HomogenizerRecord
+    tones: Chart | None
+    responses: Chart | None
+    kernels: list[str]
+
+
+def _effects(dossier: Dossier) -> list[Effect]:
+    records = [dossier.extents, *dossier.other_extents] if dossier.extents else []
+    titles = wording.effect_titles(len(records))
+    return [
+        Effect(
+            title,
+            record,
+            _tone_chart(dossier, record),
+            _response_chart(record),
+            [kernel_picture(kernel) for kernel in record.kernels],
+        )
+        for title, record in zip(titles, records, strict=True)
+    ]
 
 
 def _environment() -> Environment:

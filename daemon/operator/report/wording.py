@@ -44,13 +44,20 @@ CRITERION_TEXTS = {  # by the name of the criterion in the dossier
     "band": "The drift score is near enough to that of clean frames",
     "repeatability": "The candidate leads to the same answers as {against}",
     "agreement": "A second fit agrees with the candidate on more frames than with {against}",
+    "view": "Both kinds of frames show the same classes",
     # of dossiers before 2026-11-28:
     "confidence": "The network is as confident as with {against}, within two standard errors",
     "concentration": "No class takes many more of the answers than with {against}",
     "sureness": "The network is as certain as with {against}, on frames with the same answer",
     "gain": "The network is more certain than with {against}, on all frames",
 }
-LIMIT_TEXTS = {"score": "at most", "concentration": "at most", "band": "at most", "agreement": "more than"}
+LIMIT_TEXTS = {
+    "score": "at most",
+    "concentration": "at most",
+    "band": "at most",
+    "view": "at most",
+    "agreement": "more than",
+}
 CRITERION_UNITS = {"agreement": "standard errors", "sureness": "standard errors", "gain": "nats"}
 
 
@@ -150,6 +157,12 @@ def mode_text(mode: str | None) -> str:
 
 def trigger_text(trigger: str) -> str:
     return TRIGGER_TEXTS.get(trigger, trigger)
+
+
+def effect_titles(count: int) -> list[str]:
+    """Return the titles over what ρ does to a frame: one, or one for each branch of a split homogenizer."""
+    plain = "What ρ does to a frame"
+    return [plain] if count == 1 else [f"{plain} of camera {number} of {count}" for number in range(1, count + 1)]
 
 
 def criterion_row(criterion: CriterionRecord) -> CriterionRow:

@@ -1,7 +1,8 @@
 """What all GPU backends share: Φ is one engine, and ρ is an engine that takes its weights as inputs.
 
-All ρ for frames of one shape have the same engine, byte for byte. A recalibration gives it other weights. So the ρ that
-serves differs from a ρ that was proven before in its weights only, and not in the kernels that a builder chose.
+All ρ for frames of one shape have the same engine, byte for byte, and all split ones another. A recalibration gives it
+other weights. So the ρ that serves differs from a ρ that was proven before in its weights only, and not in the kernels
+that a builder chose.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.export import ExportedProgram
 from torch.func import functional_call
 
 from calibrate.homogenizer import Homogenizer
+from calibrate.split import SplitHomogenizer
 from deploy.backends.gpu.device import gpu_errors, require_gpu
 from deploy.backends.gpu.runner import GpuRunner
 from deploy.model.program import ModelError, export_static, first_line
@@ -52,7 +54,7 @@ class GpuBackend(ABC):
 
     def compile(self, module: nn.Module, example: torch.Tensor) -> bytes:
         weights = _homogenizer_weights(module)
-        named = _WeightsAsInputs(module) if weights else _NamedInput(module)
+        named = _with_weights_as_inputs(module) if weights else _NamedInput(module)
         program = export_static(named, example[:1], *weights.values())
         engine = self._build(program, (FRAMES_INPUT, *weights))
         return safetensors.torch.save({ENGINE_KEY: torch.frombuffer(bytearray(engine), dtype=torch.uint8)} | weights)
@@ -124,9 +126,24 @@ class _WeightsAsInputs(nn.Module):
         return output
 
 
+class _SplitWeightsAsInputs(_WeightsAsInputs):
+    """The same of a split homogenizer, which also has a rule."""
+
+    def forward(  # type: ignore[override]  # torch.export names the inputs by these arguments
+        self, frames: Tensor, curve: Tensor, offset: Tensor, kernel: Tensor, bias: Tensor, rule: Tensor
+    ) -> Tensor:
+        weights = {"curve": curve, "offset": offset, "kernel": kernel, "bias": bias, "rule": rule}
+        output: Tensor = functional_call(self.homogenizer, weights, (frames,))
+        return output
+
+
+def _with_weights_as_inputs(module: nn.Module) -> nn.Module:
+    return _SplitWeightsAsInputs(module) if isinstance(module, SplitHomogenizer) else _WeightsAsInputs(module)
+
+
 def _homogenizer_weights(module: nn.Module) -> dict[str, Tensor]:
     """Copy the weights that a recalibration changes: all of ρ's, none of Φ's."""
-    if not isinstance(module, Homogenizer):
+    if not isinstance(module, Homogenizer | SplitHomogenizer):
         return {}
     return {name: value.detach().float().cpu().contiguous() for name, value in module.named_parameters()}
 

@@ -501,3 +501,21 @@ def test_values_far_apart_have_a_logarithmic_axis():
     places = [y for _, y in drawn.lines[0].dots]
     assert places[0] - places[1] == pytest.approx(places[1] - places[2], abs=0.2)
     assert {"1", "10", "100"} <= {tick.label for tick in drawn.y_ticks}
+
+
+def test_both_branches_of_a_split_homogenizer_are_shown(place):
+    other = content()["extents"] | {"offset": [41.5, 42.5, 43.5]}
+    fit = {"start": "1: colour; 2: identity", "history": [0.2, 0.1]}
+    fit |= {"start_losses": {"1: colour": 0.2, "1: identity": 0.4, "2: identity": 0.3}}
+    place.fit(dossier(other_extents=[other], fit=fit))
+    text = place.page().text
+    assert "What ρ does to a frame of camera 1 of 2" in text and "What ρ does to a frame of camera 2 of 2" in text
+    assert "43.5 levels" in text
+    assert "1: colour, chosen" in text and "2: identity, chosen" in text and "1: identity, chosen" not in text
+
+
+def test_the_page_says_why_two_cameras_got_one_homogenizer(place):
+    place.fit(dossier(refused_split="the two kinds of frames <b>show</b> other classes"))
+    text = place.page().text
+    assert "A ρ for each of them was refused before: the two kinds of frames <b>show</b> other classes." in text
+    assert "camera 1 of 2" not in text

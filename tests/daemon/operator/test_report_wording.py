@@ -41,6 +41,7 @@ def test_all_that_the_judge_measures_and_asks_for_has_words():
         (("agreement", "active", 2.5, None), "+2.50 standard errors", "more than not finite"),
         (("score", "factory", 1.25, 7.2), "1.25", "at most 7.2"),
         (("band", "band", 1.25, 1.6), "1.25", "at most 1.6"),
+        (("view", "branches", 0.63, 0.4), "63.0%", "at most 40.0%"),
         (("confidence", "factory", 0.9, 0.8), "90.0%", "at least 80.0%"),  # of dossiers of before
         (("concentration", "factory", 0.3, 0.4), "30.0%", "at most 40.0%"),
         (("sureness", "factory", 2.5, -1.75), "+2.50 standard errors", "at least -1.75 standard errors"),

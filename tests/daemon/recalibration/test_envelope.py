@@ -19,6 +19,7 @@ from places import SYSTEMD
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import MIN_SCORE_DROP_SHARE
 from calibrate.scoring.extent import Extent, Range
+from calibrate.split import SplitHomogenizer
 from daemon.config import Config, ConfigError, load_config
 from daemon.recalibration.envelope import HomogenizerLimits, OutsideEnvelope, load_envelope, open_envelope
 from deploy.model.document import DocumentError
@@ -51,7 +52,7 @@ def configured(folder: Path, envelope: dict[str, Any], **sections: dict[str, Any
     return load_config(path)
 
 
-def stored(homogenizer: Homogenizer) -> Any:
+def stored(homogenizer: Homogenizer | SplitHomogenizer) -> Any:
     return SimpleNamespace(version="f" * 64, homogenizer=homogenizer)
 
 
@@ -134,6 +135,17 @@ def test_a_refusal_names_the_homogenizer_each_bound_and_what_it_has_there():
         "homogenizer ffffffffffff is outside of envelope.yaml: kernel 2, at most 1 is allowed; "
         "slope.least 0, at least 0.1 is allowed; gain.most 3, at most 2 is allowed"
     )
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_both_branches_of_a_split_homogenizer_must_be_inside(place):
+    branches = [Homogenizer(3, 8, 8), Homogenizer(3, 8, 8)]
+    split = SplitHomogenizer.of(torch.zeros(13), *branches)
+    assert envelope_of(bias=0.5).admit(stored(split)) is split
+    with torch.no_grad():
+        branches[place].bias[1] = 0.75
+    with pytest.raises(OutsideEnvelope, match=r"bias 0\.75, at most 0\.5 is allowed$"):
+        envelope_of(bias=0.5).admit(stored(SplitHomogenizer.of(torch.zeros(13), *branches)))
 
 
 # ---- the file

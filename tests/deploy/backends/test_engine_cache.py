@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from calibrate.homogenizer import Homogenizer
+from calibrate.split import SplitHomogenizer
 from deploy.backends.engine_cache import ModelCache, compile_homogenizer, prune_cache
 from deploy.model.card import InputCard, ModelCard
 from deploy.model.frozen import FrozenModel
@@ -108,6 +110,13 @@ def test_a_homogenizer_has_the_kernels_of_the_earlier_ones(tmp_path):
     assert compile_homogenizer(backend, homogenizer, torch.zeros(1, 3, 8, 9), tmp_path) == b"product 2"
     (tmp_path / "compiled").rename(tmp_path / "gone")
     assert compile_homogenizer(backend, homogenizer, example, tmp_path) == b"product 3"
+
+
+def test_split_homogenizers_have_kernels_of_their_own(tmp_path):
+    plain, split, example = Homogenizer(3, 8, 8), SplitHomogenizer(3, 8, 8), torch.zeros(1, 3, 8, 8)
+    backend = Choosing()
+    made = [compile_homogenizer(backend, homogenizer, example, tmp_path) for homogenizer in (plain, split, split)]
+    assert made == [b"product 1", b"product 2", b"product 2 reweighed"]
 
 
 def test_without_shared_kernels_a_homogenizer_is_compiled_each_time(tmp_path):

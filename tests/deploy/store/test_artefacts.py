@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 import deploy.store.artefacts
 from calibrate.homogenizer import Homogenizer
+from calibrate.split import SplitHomogenizer
 from deploy.files import seal, unseal
 from deploy.store.artefacts import FACTORY, Artefact, ArtefactStore, Pointer, StoreError
+from deploy.store.compiled import input_shape
 
 MODEL = "a" * 64
 MANIFEST = {"model": MODEL, "sensor": "left", "metrics": {"score": 1.25, "frames": 512}}
@@ -61,6 +63,14 @@ def test_an_artefact_is_given_back_as_it_was_put(store):
     images = torch.randn(2, 1, 6, 7)
     with torch.no_grad():
         assert torch.equal(artefact.homogenizer(images), homogenizer(1)(images))
+
+
+def test_a_split_homogenizer_is_given_back_with_both_branches_and_its_rule(store):
+    split = SplitHomogenizer.of(torch.arange(5.0), homogenizer(1), homogenizer(2))
+    found = store.get(store.put(split, MANIFEST, b"compiled", "onnx"), MODEL)
+    assert isinstance(found.homogenizer, SplitHomogenizer) and same(found.homogenizer, split)
+    assert found.manifest["architecture"]["branches"] == 2
+    assert input_shape(found) == (1, 6, 7)
 
 
 def test_the_version_is_the_digest_of_the_weights(store):

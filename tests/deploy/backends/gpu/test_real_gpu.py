@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from calibrate.homogenizer import Homogenizer
+from calibrate.split import SplitHomogenizer
 from daemon.demo.networks import ResNet
 from deploy.backends.gpu.backend import ENGINE_KEY, unpack_engine
 from deploy.backends.gpu.device import GpuLost
@@ -158,6 +159,21 @@ def test_another_homogenizer_takes_over_the_engine(backend):
     other = backend.with_weights_of(homogenizer(2), compiled(backend, homogenizer(1)))
     assert other == compiled(backend, homogenizer(2))
     check_parity(backend.load(other, threads=1), homogenizer(2), torch.randn(2, *SHAPE))
+
+
+def split(seed: int) -> SplitHomogenizer:
+    """The second branch takes the frames whose first channel is bright."""
+    rule = torch.zeros(13)
+    rule[1] = 1.0
+    return SplitHomogenizer.of(rule, homogenizer(seed), homogenizer(seed + 1))
+
+
+def test_split_homogenizers_share_an_engine_and_choose_frame_by_frame(backend):
+    frames = torch.randn(4, *SHAPE) + torch.tensor([-1.0, 1.0, 1.0, -1.0]).view(-1, 1, 1, 1)
+    assert split(1).takes_second(frames).tolist() == [False, True, True, False]
+    check_parity(opened(backend, split(1)), split(1), frames)
+    other = backend.with_weights_of(split(3), compiled(backend, split(1)))
+    check_parity(backend.load(other, threads=1), split(3), frames)
 
 
 @pytest.mark.parametrize("precision", sorted(PRECISIONS.keys() - {"float32"}))
