@@ -36,6 +36,7 @@ check: $(READY)
 docs: $(READY)
 	$(BIN)/python -m bench.results_page > /dev/null
 	$(BIN)/python -m docs.generate
+	$(BIN)/python -m deploy.monitoring.dashboard.build > /dev/null
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
