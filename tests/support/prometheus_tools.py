@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from places import ROOT
 
+from bench.dashboard.prometheus import find_program
+
 MONITORING = ROOT / "deploy" / "monitoring"
 RULES = MONITORING / "prometheus"
-UNPACKED = ROOT / ".prometheus" / "usr" / "bin"
 MISSING = "Prometheus is not installed: make system-packages"
 
 
 def tool(name: str) -> str:
     """Return the path of `prometheus`, `promtool` or `amtool`. Without it a test is skipped, and fails in CI."""
-    found = shutil.which(name, path=f"{UNPACKED}{os.pathsep}{os.environ.get('PATH', '')}")
+    found = find_program(name)
     if found is None and "CI" in os.environ:
         pytest.fail(MISSING)
     if found is None:

@@ -72,9 +72,10 @@ def _score() -> Any:
         "Distance of the frames from the training data, in standard errors: as the camera sends them (raw) and as the "
         "model gets them (homogenized). About 1 is clean. Above the line for drift.hold: alarm."
     )
-    score = query(series("recald_drift_score", *CAMERA), "{{stage}}")
+    stages = ("raw", "homogenized")  # the last one is drawn on top: without a homogenizer both are the same
+    scores = (query(series("recald_drift_score", *CAMERA, f'stage="{stage}"'), stage) for stage in stages)
     line = query(series("recald_drift_threshold", *DEVICE), "alarm line")
-    panel = lines(About("Drift score", text, "none"), score, line).min(0)
+    panel = lines(About("Drift score", text, "none"), *scores, line).min(0)
     panel = drawn(drawn(panel, "alarm line", color=RED, lineStyle=LINE), "raw", color=GREY)
     return drawn(panel, "homogenized", color=BLUE)
 
