@@ -27,6 +27,7 @@ PALETTE = ("#73bf69", "#f2cc0c", "#5794f2", "#ff9830", "#b877d9", "#8ab8ff", "#f
 COLOURS = {"green": "#73bf69", "yellow": "#f2cc0c", "red": "#f2495c", "blue": "#5794f2", "purple": "#b877d9"}
 MAX_LEGEND = 9  # curves that a legend has room for
 MAX_LABEL = 22  # letters of a curve's name
+LETTERS_PER_IN = 11  # of the text in tables
 DPI = 110
 PRESENT_S = 3.0  # a scrape each second is at most so old
 Ask = Callable[[str], list[Curve]]
@@ -104,8 +105,8 @@ class Canvas:
     def over_time(self, axes: Axes) -> None:
         """Give axes the time of the picture, and its marks."""
         axes.set_xlim(_date(self.moment.began), _date(self.moment.ended))
-        axes.xaxis.set_major_formatter(matplotlib.dates.DateFormatter("%H:%M:%S"))
-        axes.xaxis.set_major_locator(matplotlib.dates.AutoDateLocator(minticks=3, maxticks=6))
+        axes.xaxis.set_major_formatter(matplotlib.dates.DateFormatter("%H:%M"))
+        axes.xaxis.set_major_locator(matplotlib.dates.MinuteLocator())
         axes.grid(color=FAINT, linewidth=0.7)
         for colour, times in self.events.items():
             for at in times:
@@ -233,13 +234,19 @@ def _table(canvas: Canvas, curves: Named) -> None:
         line = lines.setdefault(key, {})
         line |= {label: value for label, value in curve.labels.items() if label in renamed}
         line[f"Value #{query.letter}"] = _cell(canvas, canvas.now(curve))
-    for number, (column, title) in enumerate(renamed.items()):
-        x = (0.15 + number * (canvas.wide - 0.2) / len(renamed)) / canvas.wide
-        put: dict[str, Any] = {"transform": canvas.frame.transAxes, "va": "center", "fontsize": 9, "clip_on": True}
-        canvas.frame.text(x, 1 - 0.55 / canvas.high, title, color=COLOURS["blue"], **put)
+    starts = np.cumsum([0.15, *(_column_share(column, renamed) * (canvas.wide - 0.2) for column in renamed)])
+    for (column, title), left, right in zip(renamed.items(), starts, starts[1:], strict=False):
+        put: dict[str, Any] = {"transform": canvas.frame.transAxes, "va": "center", "fontsize": 9}
+        canvas.frame.text(left / canvas.wide, 1 - 0.55 / canvas.high, title, color=COLOURS["blue"], **put)
         for row, line in enumerate(lines.values()):
-            y, room = 1 - (0.85 + 0.3 * row) / canvas.high, int(11 * canvas.wide / len(renamed))
-            canvas.frame.text(x, y, line.get(column, "")[:room], color=INK, **put)
+            y, room = 1 - (0.85 + 0.3 * row) / canvas.high, int(LETTERS_PER_IN * (right - left))
+            canvas.frame.text(left / canvas.wide, y, line.get(column, "")[:room], color=INK, **put)
+
+
+def _column_share(column: str, columns: Mapping[str, str]) -> float:
+    """Return the share of a table's width; names of alerts are long."""
+    weights = {name: 2.0 if name == "alertname" else 1.0 for name in columns}
+    return weights[column] / sum(weights.values())
 
 
 def _cell(canvas: Canvas, value: float) -> str:

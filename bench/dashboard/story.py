@@ -28,8 +28,8 @@ DRIFTING, STEADY, SILENT = "front", "rear", "side"  # the last one sends nothing
 FPS = 15.0  # of each camera
 FIT_FRAMES = 256
 COMMISSIONED_FRAMES = 512
-CLEAN_S, REPAIRED_S = 45.0, 60.0  # before the drift, and after the new homogenizer has proved itself
-REPAIR_TIMEOUT_S = 400.0
+CLEAN_S, REPAIRED_S = 45.0, 60.0  # after the first drift check, and after the new homogenizer has proved itself
+PATIENCE_S = 400.0  # for what takes seconds on an idle machine
 ALARM_HOLD = "10s"
 PROBATION = "15s"
 
@@ -85,9 +85,10 @@ def drift_and_repair(folder: RunFolder, port: int, material: Dataset, seed: int)
         )
         with closing(cameras):
             cameras.start()
+            _wait_until(lambda: _checks(daemon) > 0, "drift check ends")
             time.sleep(CLEAN_S)
             cameras.drift(DRIFTING, parse_drift(DEFAULT_DRIFT, seed))
-            _wait_until(lambda: _state(daemon) == "active")
+            _wait_until(lambda: _state(daemon) == "active", "homogenizer serves")
             repaired = time.time()
             time.sleep(REPAIRED_S)
             return repaired, time.time()
@@ -98,9 +99,14 @@ def _state(daemon: DaemonProcess) -> str:
     return "" if scrape is None else scrape.state(DRIFTING)
 
 
-def _wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + REPAIR_TIMEOUT_S
+def _checks(daemon: DaemonProcess) -> float:
+    scrape = daemon.scrape()
+    return 0.0 if scrape is None else scrape.total("recald_drift_checks_total", sensor=DRIFTING, result="done")
+
+
+def _wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         if time.monotonic() > deadline:
-            raise SystemExit(f"bench.dashboard: no homogenizer serves within {REPAIR_TIMEOUT_S:g} s")
+            raise SystemExit(f"bench.dashboard: no {what} within {PATIENCE_S:g} s")
         time.sleep(1)

@@ -26,7 +26,7 @@ from deploy.monitoring.dashboard.parts import (
     timeline,
 )
 
-HOT_SCORE = 8.0  # standard errors; the colours of the layers end here, five times the default of drift.threshold
+HOT_SCORE = 12.0  # standard errors; the colours of the layers end here, above what the demo's drift shows
 STATE = "recald_calibration_state"
 LINE = {"fill": "dash", "dash": [8, 6]}  # Grafana's lineStyle of what is no measurement
 
