@@ -29,6 +29,7 @@ MAX_LEGEND = 9  # curves that a legend has room for
 MAX_LABEL = 22  # letters of a curve's name
 LETTERS_PER_IN = 11  # of the text in tables
 DPI = 110
+TICKS_PER_IN, MARGINS_IN = 1.6, 2.5  # of the time; beside the curves there are numbers and a legend
 PRESENT_S = 3.0  # a scrape each second is at most so old
 Ask = Callable[[str], list[Curve]]
 
@@ -106,7 +107,9 @@ class Canvas:
         """Give axes the time of the picture, and its marks."""
         axes.set_xlim(_date(self.moment.began), _date(self.moment.ended))
         axes.xaxis.set_major_formatter(matplotlib.dates.DateFormatter("%H:%M"))
-        axes.xaxis.set_major_locator(matplotlib.dates.MinuteLocator())
+        minutes = (self.moment.ended - self.moment.began) / 60
+        between = max(1, math.ceil(minutes / (TICKS_PER_IN * (self.wide - MARGINS_IN))))
+        axes.xaxis.set_major_locator(matplotlib.dates.MinuteLocator(interval=between))
         axes.grid(color=FAINT, linewidth=0.7)
         for colour, times in self.events.items():
             for at in times:
