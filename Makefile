@@ -36,6 +36,7 @@ check: $(READY)
 docs: $(READY)
 	$(BIN)/python -m bench.results_page > /dev/null
 	$(BIN)/python -m docs.generate
+	$(BIN)/python -m deploy.monitoring.dashboard.build > /dev/null
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -70,10 +71,15 @@ $(READY): pyproject.toml
 	$(BIN)/pip install -q -e ".[dev]"
 	touch $@
 
-# The compiler and the header for examples/camera.cpp; without them its tests are skipped.
+# The compiler and the header for examples/camera.cpp; Prometheus with promtool, and amtool, only unpacked, so that no
+# service starts. Without them their tests are skipped.
 system-packages:
 	@{ command -v g++ && [ -e /usr/include/zmq.h ]; } > /dev/null || \
 	{ apt-get update -qq && apt-get install -qq -y --no-install-recommends g++ libzmq3-dev > /dev/null; }
+	@[ -x .prometheus/usr/bin/promtool ] || \
+	{ apt-get update -qq && mkdir -p .prometheus/packages && cd .prometheus/packages && \
+	apt-get download -qq -o APT::Sandbox::User=root prometheus prometheus-alertmanager && \
+	for package in *.deb; do dpkg -x "$$package" ..; done; }
 
 clean:
-	rm -rf .venv .venv310 demo-output
+	rm -rf .venv .venv310 .prometheus demo-output

@@ -14,7 +14,6 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-import torch
 import zmq
 from prometheus_client import CollectorRegistry
 
@@ -28,6 +27,7 @@ from daemon.model.engine_build import EngineBuildError
 from daemon.model.engine_supply import EngineSupply
 from daemon.model.labels import ClassNames, LabelReader
 from daemon.model.served_model import open_model
+from daemon.monitoring.exporter import Exporter
 from daemon.operator.control import ControlServer
 from daemon.operator.orders import OrderQueue, Orders
 from daemon.operator.stored_version import find_stored
@@ -242,7 +242,8 @@ class Daemon:
 
     def _publish_start(self) -> None:
         """Export and record what serves from this start on."""
-        self.metrics.build_info.labels(__version__, torch.__version__, self._model.backend.name).set(1)
+        watched = (self._model, self.sensors, self._store, self._audit_writer, self._background, self._clock)
+        self._exporter = Exporter(self.metrics, self.config, *watched)
         self.metrics.set_model(self._model.digest, self._model.served_by)
         details = start_details(self.config, self._model, self._envelope, self.sensors)
         self._audit_writer.record("", "start", details)
@@ -262,7 +263,7 @@ class Daemon:
         context = self._closing.enter_context(zmq.Context())
         watch = ConnectionWatch()
         self._closing.callback(watch.close)
-        publisher = Publisher(context, self.config.output.bind, self.sensors, watch)
+        publisher = Publisher(context, self.config.output.bind, self.sensors, watch, self.metrics.result_overruns.inc)
         self._closing.callback(publisher.close)
         self._frame_server = FrameServer(self._model, publisher, self.metrics)
         values = {name: sensor.pixel_values for name, sensor in self.sensors.items()}
@@ -348,8 +349,7 @@ class Daemon:
         if now >= self._next_status:
             self._next_status = now + STATUS_INTERVAL_S
             self._notifier.status(self._status_line())
-            for sensor in self.sensors.values():
-                self.metrics.reservoir_bytes.labels(sensor.name).set(sensor.reservoir.memory_bytes)
+            self._exporter.update()
             self._state_writer.retry()
             self._metrics_server.retry()
 

@@ -141,6 +141,10 @@ LABEL_VALUES: dict[tuple[str, str], dict[str, str]] = {
     ("recald_fits_total", "result"): {result.value: RESULTS[result] for result in FIT_RESULTS},
     ("recald_swaps_total", "result"): {"committed": "It serves."} | {r.value: RESULTS[r] for r in SWAP_RESULTS},
     ("recald_rollbacks_total", "reason"): ROLLBACK_REASONS,
+    ("recald_budget_left", "kind"): {
+        "fits": "Of `recalibrate.fits_a_day`.",
+        "swaps": "Of `recalibrate.swaps_a_day`.",
+    },
     ("recald_labelled_frames_total", "result"): LABEL_RESULTS,
     ("recald_labelled_accuracy_ratio", "bound"): {
         "value": "The share.",

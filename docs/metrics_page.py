@@ -20,8 +20,10 @@ def metrics() -> str:
         "# Metrics",
         "`http://127.0.0.1:9748/metrics`, for Prometheus ([`metrics`](configuration.md#metrics) in the configuration). "
         "A counter only rises until a restart. A histogram has the series `_bucket`, `_sum` and `_count`. The label "
-        "`sensor` is the id of the camera; frames that name no configured sensor count under `unknown`. Beside these "
-        "the endpoint has the metrics of the Python process, `python_` and `process_`.",
+        "`sensor` is the id of the camera; frames that name no configured sensor count under `unknown`. Counters and "
+        "histograms begin at 0 with all values of their labels that are known. [Watch recald](monitoring.md) has alert "
+        "rules and a dashboard. Beside these the endpoint has the metrics of the Python process, `python_` and "
+        "`process_`.",
         table(("metric", "type", "labels", "unit", "meaning"), map(_metric_row, families)),
         "## Values of the labels",
         *_label_tables(),
@@ -56,12 +58,15 @@ def _unit(name: str) -> str:
     units = {
         "_timestamp_seconds": "s since 1970",
         "_seconds": "s",
+        "_bytes": "bytes",
         "_ratio": "0 to 1",
         "_total": "count",
         "_info": "1",
         "drift_score": "standard errors",
         "_deviations": "standard deviations",
         "content_shift_score": "none",
+        "drift_threshold": "standard errors",
+        "budget_left": "count",
     }
     return next((unit for suffix, unit in units.items() if name.endswith(suffix)), "0 or 1")
 

@@ -46,6 +46,8 @@ LIBRARIES = {
     "zmq": {"daemon/", "bench/"},
     "rich": {"daemon/", "bench/"},
     "jinja2": {"daemon/operator/report/"},
+    "grafana_foundation_sdk": {"deploy/monitoring/dashboard/"},
+    "matplotlib": {"bench/dashboard/"},
     "prometheus_client": {"daemon/", "bench/intake/readers.py", "bench/streams/daemon.py"},
 }
 # They need not be installed, so they are imported by name, when a backend that needs them is opened.

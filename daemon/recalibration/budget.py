@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from daemon.config import RecalibrateConfig
 from daemon.settings.values import DAY
+
+
+class BudgetLeft(NamedTuple):
+    """How many fits and swaps may still begin."""
+
+    fits: int
+    swaps: int
 
 
 class Budget:
@@ -32,8 +40,13 @@ class Budget:
 
     def is_spent(self, now: float) -> bool:
         """Return whether the last 24 h have used up the fits or the swaps of a day."""
+        return min(self.left(now)) == 0
+
+    def left(self, now: float) -> BudgetLeft:
+        """Return what the last 24 h have left of the fits and the swaps of a day."""
         for times in (self._fits, self._swaps):
             while times and times[0] <= now - DAY:
                 times.popleft()
         config = self._config
-        return len(self._fits) >= config.fits_a_day or len(self._swaps) >= config.swaps_a_day
+        used = zip((config.fits_a_day, config.swaps_a_day), (self._fits, self._swaps), strict=True)
+        return BudgetLeft(*(max(0, allowed - len(times)) for allowed, times in used))

@@ -175,7 +175,7 @@ class Controller:
 
     def _drop_late_result(self, sensor: Sensor, job: JobResult, details: dict[str, Any]) -> None:
         """Drop a result that nobody waits for: another homogenizer came to serve, or the drift was over."""
-        self._metrics.fits.labels(sensor.name, Result.OUTDATED).inc()
+        self._metrics.count_fit(sensor.name, Result.OUTDATED)
         self._audit_writer.record(sensor.name, "fit", details | {"result": Result.OUTDATED})
         self._discard(sensor, job)
 
@@ -185,7 +185,7 @@ class Controller:
 
     def _take_result(self, sensor: Sensor, job: JobResult, details: dict[str, Any], now: float) -> None:
         log.info("%s: recalibration %s: %s", sensor.name, job.result, job.reason)
-        self._metrics.fits.labels(sensor.name, job.result).inc()
+        self._metrics.count_fit(sensor.name, job.result)
         self._export_durations(sensor, job.durations or {})
         sensor.last_result = f"{job.result}: {job.reason}"
         if job.candidate is None:
@@ -302,7 +302,7 @@ class Controller:
         log.error("%s: recalibration %s: %s", sensor.name, Result.TIMEOUT, reason)
         self._jobs.abort(sensor.name)
         sensor.aborted_job = sensor.job
-        self._metrics.fits.labels(sensor.name, Result.TIMEOUT).inc()
+        self._metrics.count_fit(sensor.name, Result.TIMEOUT)
         details = {"result": Result.TIMEOUT, "reason": reason, "trigger": sensor.state_machine.trigger, "dossier": None}
         self._audit_writer.record(sensor.name, "fit", details)
         sensor.last_result = f"{Result.TIMEOUT}: {reason}"
@@ -339,6 +339,7 @@ class Controller:
         sensor.labelled.start_over()
         self._drift.reset(sensor, keep_alarm)
         self.export_homogenizer(sensor, source)
+        self._metrics.last_swap_timestamp_seconds.labels(sensor.name).set_to_current_time()
         self._state_writer.save_active(sensor.name, sensor.path.version)
 
     def _drop_candidate(self, sensor: Sensor, result: Result, reason: str = ANOTHER_SERVES) -> None:

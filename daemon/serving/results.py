@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,18 @@ class ResultError(RecaldError):
 class Publisher:
     """Publishes results; `endpoint` is the bound one, with the real port."""
 
-    def __init__(self, context: zmq.Context, endpoint: str, sensors: Iterable[str], watch: ConnectionWatch):
-        """Open the socket, an XPUB: a PUB that tells who subscribes. OSError where the endpoint cannot be bound."""
+    def __init__(
+        self,
+        context: zmq.Context,
+        endpoint: str,
+        sensors: Iterable[str],
+        watch: ConnectionWatch,
+        on_overrun: Callable[[], None] = lambda: None,
+    ):
+        """Open the socket, an XPUB: a PUB that tells who subscribes. OSError where the endpoint cannot be bound.
+
+        on_overrun: called when a reader falls so far behind that it loses results.
+        """
         self._topics = [topic_of(sensor) for sensor in sensors]
         self._foreign: set[bytes] = set()  # topics that readers wait for in vain
         self._foreign_warnings, self._cut_warnings = Throttle(), Throttle()
@@ -45,6 +55,8 @@ class Publisher:
         self._socket.setsockopt(zmq.SNDHWM, PUBLISHER_QUEUE_MESSAGES)
         self._socket.setsockopt(zmq.RCVHWM, SUBSCRIPTION_QUEUE_MESSAGES)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_READER_MESSAGE_BYTES)  # libzmq disconnects a peer that sends more
+        self._socket.setsockopt(zmq.XPUB_NODROP, 1)  # so that a full queue is told; see _send
+        self._on_overrun = on_overrun
         watch.add(self._socket, MAX_READER_PENDING_BYTES)
         self.endpoint = bind(self._socket, endpoint)
 
@@ -55,7 +67,21 @@ class Publisher:
         text = json.dumps({"v": RESULT_VERSION} | finite | {"dtype": output.dtype.name, "shape": output.shape})
         # tobytes copies: the runner may write its next output into the same memory before this one is sent.
         parts = [topic_of(sensor), text.encode(), output.tobytes()]
-        self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+        self._send(parts)
+
+    def _send(self, parts: list[bytes]) -> None:
+        """Send to every reader whose queue has room.
+
+        ZeroMQ refuses a message for all while the queue of one is full, or drops it for that one and says nothing. A
+        reader whose queue was full is left out, and does not fill it again, until it has read half of it.
+        """
+        try:
+            self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            self._on_overrun()
+            self._socket.setsockopt(zmq.XPUB_NODROP, 0)
+            self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+            self._socket.setsockopt(zmq.XPUB_NODROP, 1)
 
     def _read_subscriptions(self) -> None:
         """Look at what readers have subscribed to since the last result."""

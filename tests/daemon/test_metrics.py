@@ -1,4 +1,5 @@
 import re
+import time
 import urllib.request
 
 import pytest
@@ -23,6 +24,7 @@ LABELS = {  # every metric of the daemon, which later code must feed and dashboa
     "samples_rejected_total": ("sensor", "reason"),
     "reservoir_bytes": ("sensor",),
     "input_disconnects_total": (),
+    "result_overruns_total": (),
     "last_frame_timestamp_seconds": ("sensor",),
     "frame_age_seconds": ("sensor",),
     "stage_duration_seconds": ("sensor", "stage"),
@@ -51,6 +53,21 @@ LABELS = {  # every metric of the daemon, which later code must feed and dashboa
     "labelled_frames_total": ("sensor", "result"),
     "labelled_accuracy_ratio": ("sensor", "bound"),
     "audit_failures_total": (),
+    "config_info": ("digest", "mode"),
+    "model_commissioned": (),
+    "drift_threshold": (),
+    "drift_hold_seconds": (),
+    "clock_timestamp_seconds": (),
+    "state_directory_free_bytes": (),
+    "state_directory_size_bytes": (),
+    "audit_writable": (),
+    "camera_silence_seconds": ("sensor",),
+    "drift_checks_overdue": ("sensor",),
+    "calibration_state_age_seconds": ("sensor",),
+    "homogenizer_age_seconds": ("sensor",),
+    "budget_left": ("sensor", "kind"),
+    "last_fit_timestamp_seconds": ("sensor",),
+    "last_swap_timestamp_seconds": ("sensor",),
 }
 
 
@@ -97,6 +114,13 @@ def test_names_and_labels_are_the_agreed_ones(metrics, registry):
 def test_counters_count_under_their_names(metrics, registry):
     metrics.frames_dropped.labels("front", "stale").inc()
     assert registry.get_sample_value("recald_frames_dropped_total", {"sensor": "front", "reason": "stale"}) == 1
+
+
+def test_a_fit_is_counted_with_its_time(metrics, registry):
+    began = time.time()
+    metrics.count_fit("front", "rejected")
+    assert registry.get_sample_value("recald_fits_total", {"sensor": "front", "result": "rejected"}) == 1
+    assert began <= registry.get_sample_value("recald_last_fit_timestamp_seconds", {"sensor": "front"}) <= time.time()
 
 
 def test_calibration_state_is_one_of_all(metrics, registry):

@@ -11,6 +11,7 @@ from sources import FILES, tree
 
 from daemon.config import Config, Section
 from daemon.frames.quality_filter import QualityFilter
+from daemon.monitoring.series import CLOSED_VALUES
 from daemon.states import State
 from docs import labels
 from docs.configuration_page import _section_in
@@ -124,6 +125,14 @@ def test_every_result_of_a_fit_and_of_a_candidate_is_described():
 
 def called_results(file: str) -> set[str]:
     return set(re.findall(r"\bResult\.([A-Z]+)\b", FILES[file].read_text()))
+
+
+def test_every_closed_value_has_a_series_from_the_start():
+    described = {metric: list(values) for (metric, label), values in labels.LABEL_VALUES.items()}
+    for name, values in CLOSED_VALUES.items():
+        full = f"recald_{name}" if name.endswith("_seconds") else f"recald_{name}_total"
+        assert list(map(str, values)) == described.pop(full), name
+    assert not [name for name in described if name.endswith("_total")]
 
 
 # ---- architecture

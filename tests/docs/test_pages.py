@@ -20,7 +20,7 @@ from docs.generate import _tested_transitions
 
 BY_HAND = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "bench/README.md", "examples/README.md")
 PAGES = [ROOT / name for name in BY_HAND]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
+PAGES += sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "docs" / "runbooks").glob("*.md"))
 ABOUT_RECALD = [page for page in PAGES if page.parent.name != "bench"]  # the other names keys of its own files
 WITH_FIVE_LINES = [ROOT / "README.md", ROOT / "docs" / "bring-your-model.md"]
 MAX_README_LINES = 120

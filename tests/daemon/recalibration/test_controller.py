@@ -719,11 +719,13 @@ def test_a_probation_that_nothing_compares_goes_one_step_back(scene):
     for _ in range(3):
         scene.compare_on_new_frames()
     scene.step()
+    swapped_at = scene.metric("last_swap_timestamp_seconds", {})
     scene.frames(3 * WINDOW)
     scene.now += 601
     scene.sensor.stall_detector.arrived(scene.now)
     scene.step()
     assert scene.sensor.path.version == FACTORY and scene.metric("rollbacks_total", {"reason": "unproven"}) == 1
+    assert scene.metric("last_swap_timestamp_seconds", {}) > swapped_at
 
 
 def test_a_recalibration_that_passes_its_deadline_is_stopped_counted_and_recorded(scene):

@@ -113,6 +113,27 @@ def test_a_reader_that_stops_reading_delays_nobody_and_its_queue_is_short(publis
     assert 0 < arrived < 2000 and arrived < 10 * PUBLISHER_QUEUE_MESSAGES
 
 
+def test_a_reader_that_falls_behind_is_counted_and_the_others_lose_nothing(publisher, subscribe):
+    overruns = []
+    publisher._on_overrun = lambda: overruns.append(1)
+    slow, quick = subscribe(b"rear/", rcvhwm=1, rcvbuf=4096), subscribe(b"front/", rcvhwm=0)
+    both = subscribe(rcvhwm=0)
+    big = np.zeros(100_000, np.float32)
+    for _ in range(500):
+        publisher.send("rear", {}, big)
+        both.recv_multipart()
+    assert len(overruns) == 1  # it is left out from then on
+    publisher.send("front", {"seq": 1}, OUTPUT)
+    assert parse_result(quick.recv_multipart())[1]["seq"] == parse_result(both.recv_multipart())[1]["seq"] == 1
+    while slow.poll(200):
+        slow.recv_multipart()
+    assert len(overruns) == 1
+    for _ in range(500):
+        publisher.send("rear", {}, big)
+        both.recv_multipart()
+    assert len(overruns) == 2
+
+
 def is_cut(peer, publisher) -> bool:
     """Whether the publisher ends the connection, while it publishes."""
     peer.settimeout(0.02)

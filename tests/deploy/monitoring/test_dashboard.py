@@ -1,0 +1,87 @@
+"""The checked-in dashboard is what the code builds, its panels fit the grid, and Grafana finds it."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+import pytest
+import yaml
+from places import ROOT
+from prometheus_tools import MONITORING
+
+from bench.dashboard.panels import FILE, load_dashboard, shown_panels
+
+VARIABLES = dict.fromkeys(("job", "instance", "sensor", "datasource", "__rate_interval"), "x")
+PANELS = shown_panels(load_dashboard(), VARIABLES)
+
+
+def test_the_file_is_what_the_code_builds():
+    pytest.importorskip("grafana_foundation_sdk", reason="needs Python 3.11")
+    from deploy.monitoring.dashboard import build
+
+    assert build.FILE == FILE
+    assert FILE.read_text() == build.dashboard_text(), f"{FILE.name} is out of date: run `make docs`"
+
+
+def test_every_panel_says_what_it_shows():
+    shown = [panel for panel in PANELS if panel.kind != "row"]
+    assert [p.title for p in shown if not (p.title and p.unit and p.description.endswith(".") and p.queries)] == []
+    assert len({panel.title for panel in shown}) == len(shown) >= 20
+
+
+def test_no_two_panels_overlap_and_each_line_is_full():
+    cells = [
+        (column, line)
+        for x, y, width, height in (panel.place for panel in PANELS)
+        for column in range(x, x + width)
+        for line in range(y, y + height)
+    ]
+    assert len(cells) == len(set(cells)) == 24 * (1 + max(line for _, line in cells))
+
+
+def test_rows_are_fleet_camera_device():
+    rows = [panel for panel in PANELS if panel.kind == "row"]
+    assert [row.title.split()[0] for row in rows] == ["Fleet", "Camera", "Device"]
+    assert all(one.place[1] < other.place[1] for one, other in pairwise(rows))
+
+
+def test_variables_depend_on_each_other_in_their_order():
+    variables = load_dashboard()["templating"]["list"]
+    assert [variable["name"] for variable in variables] == ["datasource", "job", "instance", "sensor"]
+    for place, variable in enumerate(variables):
+        used = set(re.findall(r"\$(\w+)", str(variable["query"])))
+        assert used <= {before["name"] for before in variables[:place]}
+
+
+def test_a_curve_that_is_drawn_in_its_own_way_exists():
+    """Grafana finds it by its name in the legend, or by a value of the label that the legend consists of."""
+    for panel in PANELS:
+        legends = {query.legend for query in panel.queries}
+        open_labels = any(legend.startswith("{{") for legend in legends)
+        assert not [name for name in panel.overrides if name not in legends and not open_labels], panel.title
+
+
+def test_a_runbook_names_panels_that_exist():
+    titles = {panel.title for panel in PANELS}
+    pages = [*(ROOT / "docs" / "runbooks").glob("*.md"), ROOT / "docs" / "monitoring.md"]
+    named = {name for page in pages for name in re.findall(r"(?<!\*)\*([A-Z][a-z ]+)\*(?!\*)", page.read_text())}
+    assert len(named) >= 5 and named <= titles
+
+
+def test_grafana_looks_where_the_page_puts_the_dashboard():
+    provisioning = MONITORING / "grafana" / "provisioning"
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "recald.yaml").read_text())["providers"]
+    (source,) = yaml.safe_load((provisioning / "datasources" / "recald.yaml").read_text())["datasources"]
+    compose = yaml.safe_load((MONITORING / "compose.yaml").read_text())["services"]
+    folder = provider["options"]["path"]
+    assert f"./grafana/dashboards:{folder}:ro" in compose["grafana"]["volumes"]
+    assert "deploy/monitoring/grafana/dashboards /etc/grafana/" in (ROOT / "docs" / "monitoring.md").read_text()
+    assert folder == "/etc/grafana/dashboards" and source["type"] == "prometheus"
+    assert f"--web.listen-address={source['url'].removeprefix('http://')}" in compose["prometheus"]["command"]
+    assert all(
+        (MONITORING / volume.split(":")[0]).exists()
+        for s in compose.values()
+        for volume in s["volumes"]
+        if "./" in volume
+    )
