@@ -41,7 +41,7 @@ LIBRARIES = {
     "pydantic_core": {"deploy/model/"},
     "safetensors": {"deploy/backends/", "deploy/model/", "deploy/store/", "daemon/demo/", "bench/"},
     "sklearn": {"daemon/demo/"},
-    "scipy": {"bench/proxy.py"},
+    "scipy": {"bench/proxy.py", "bench/drift/"},
     "cv2": {"daemon/", "bench/"},
     "zmq": {"daemon/", "bench/"},
     "rich": {"daemon/", "bench/"},
@@ -56,6 +56,7 @@ OPTIONAL = {
     "tensorrt_rtx": {"deploy/backends/gpu/"},
     "torch_tensorrt": {"deploy/backends/gpu/"},
     "imagezmq": {"bench/intake/"},
+    "river": {"bench/drift/"},
 }
 PRIVATE_TO_DAEMON = {"zmq", "prometheus_client", "cv2", "rich"}
 CLOCKS = {"time", "datetime"}

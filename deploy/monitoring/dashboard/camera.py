@@ -27,6 +27,7 @@ from deploy.monitoring.dashboard.parts import (
 )
 
 HOT_SCORE = 12.0  # standard errors; the colours of the layers end here, above what the demo's drift shows
+EVIDENCE_LINE = 3.0  # calibrate.baseline.run_length.ALLOWANCE
 STATE = "recald_calibration_state"
 LINE = {"fill": "dash", "dash": [8, 6]}  # Grafana's lineStyle of what is no measurement
 
@@ -38,6 +39,8 @@ def camera() -> list[Any]:
         _versions(),
         _score(),
         _layers(),
+        _camera_drift(),
+        _content(),
         _accuracy(),
         _proxies(),
         _outcomes(),
@@ -70,7 +73,8 @@ def _versions() -> Any:
 def _score() -> Any:
     text = (
         "Distance of the frames from the training data, in standard errors: as the camera sends them (raw) and as the "
-        "model gets them (homogenized). About 1 is clean. Above the line for drift.hold: alarm."
+        "model gets them (homogenized). About 1 is clean. Above the line for drift.hold: alarm, until a baseline is "
+        "learned."
     )
     stages = ("raw", "homogenized")  # the last one is drawn on top: without a homogenizer both are the same
     scores = (query(series("recald_drift_score", *CAMERA, f'stage="{stage}"'), stage) for stage in stages)
@@ -78,6 +82,31 @@ def _score() -> Any:
     panel = lines(About("Drift score", text, "none"), *scores, line).min(0)
     panel = drawn(drawn(panel, "alarm line", color=RED, lineStyle=LINE), "raw", color=GREY)
     return drawn(panel, "homogenized", color=BLUE)
+
+
+def _camera_drift() -> Any:
+    text = (
+        "What happened to the camera: standard deviations above healthy frames of like content, whatever is in view. "
+        "Above the line: evidence of a drift; the evidence at 1 is the alarm. Nothing until a baseline is learned."
+    )
+    name = "recald_sensor_drift_deviations"
+    stages = (query(series(name, *CAMERA, f'stage="{stage}"'), stage) for stage in ("raw", "homogenized"))
+    evidence = query(series("recald_drift_evidence_ratio", *CAMERA), "evidence")
+    learned = query(series("recald_baseline_progress_ratio", *CAMERA), "baseline learned")
+    line = query(f"0 * {series('recald_drift_evidence_ratio', *CAMERA)} + {EVIDENCE_LINE:g}", "evidence line")
+    panel = lines(About("Camera drift", text, "none"), *stages, evidence, learned, line)
+    panel = drawn(drawn(panel, "evidence line", color=RED, lineStyle=LINE), "raw", color=GREY)
+    panel = drawn(drawn(panel, "evidence", color=RED), "baseline learned", color=GREEN)
+    return drawn(panel, "homogenized", color=BLUE)
+
+
+def _content() -> Any:
+    text = (
+        "What the camera looks at: how far the frames' content is from the usual mixture. Above 1: more unusual than "
+        "199 of 200 healthy windows of all kinds of content. It raises no alarm."
+    )
+    score = query(series("recald_content_shift_score", *CAMERA, 'stage="raw"'), "content shift")
+    return drawn(lines(About("Content", text, "none"), score).min(0), "content shift", color=BLUE)
 
 
 def _layers() -> Any:

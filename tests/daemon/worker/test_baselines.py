@@ -1,4 +1,4 @@
-"""A worker learns a sensor's baseline from healthy frames in the time it is given, keeps it, and never learns a drift."""
+"""A worker learns a baseline from healthy frames in the time it is given, keeps it, and never learns a drift."""
 
 import logging
 

@@ -18,7 +18,9 @@ PANELS = shown_panels(load_dashboard(), VARIABLES)
 
 def test_the_file_is_what_the_code_builds():
     pytest.importorskip("grafana_foundation_sdk", reason="needs Python 3.11")
-    from deploy.monitoring.dashboard import build
+    from calibrate.baseline.run_length import ALLOWANCE
+from deploy.monitoring.dashboard.camera import EVIDENCE_LINE
+from deploy.monitoring.dashboard import build
 
     assert build.FILE == FILE
     assert FILE.read_text() == build.dashboard_text(), f"{FILE.name} is out of date: run `make docs`"
@@ -85,3 +87,7 @@ def test_grafana_looks_where_the_page_puts_the_dashboard():
         for volume in s["volumes"]
         if "./" in volume
     )
+
+
+def test_the_evidence_line_is_that_of_the_alarm():
+    assert EVIDENCE_LINE == ALLOWANCE
