@@ -106,7 +106,8 @@ class RepairTrial:
             low, high = raw.drift.score, repaired.drift.score
             return _repairable(f"expected drift score {high:.2f} instead of {low:.2f}", "drift score", low, high)
         low, high = before.value, after.value
-        words = f"expected accuracy {high:.1%} instead of {low:.1%} (estimates)"
+        doubt = "" if after.lower > before.upper else ", no sure difference"
+        words = f"expected accuracy {high:.1%} instead of {low:.1%} (estimates{doubt})"
         return _repairable(words, "estimated accuracy", low, high)
 
 

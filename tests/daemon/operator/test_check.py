@@ -9,19 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from running import eventually, recald, recald_here, serving, write_config
 from synthetic import drifted, images, labelled
 
 import daemon.operator.checking.pictures
 from calibrate.baseline.baseline import SensorState
 from calibrate.errors import RecaldError
+from calibrate.estimate.estimator import Estimate
 from daemon.exit_codes import EX_BEYOND_REPAIR, EX_CONFIG, EX_CONTENT_SHIFT, EX_DEGRADED, EX_TEMPFAIL, TemporaryError
+from daemon.operator.checking import repair
 from daemon.operator.checking.check import SAME_CAMERA, CameraVerdict, Condition, check_sensor, tell
 from daemon.operator.checking.pictures import Looks, check_pictures
-from daemon.operator.checking.repair import MIN_REPAIR_PICTURES
+from daemon.operator.checking.repair import MIN_REPAIR_PICTURES, RepairTrial
 from daemon.operator.commissioning.commission import CLEAN_BAND, commission
 from daemon.recalibration.state_machine import LABEL_SHIFT_REASON
 from deploy.model.card import card_path
+from deploy.model.frozen import load_frozen
 
 NEW = images(256, seed=7)
 DARK = drifted(NEW, light=0.5)
@@ -159,17 +163,15 @@ def test_each_verdict_has_its_code_in_words_and_for_programs(condition, code, re
 
 
 def test_a_running_daemon_is_asked(tiny_model, folder):
+    """Its real answer has what the verdict is made of; and a camera that has stopped has no verdict."""
     config = write_config(folder, tiny_model, recalibrate={"mode": "locked"})
     with serving(config) as (running, sender):
-        check = ("check", "--config", config, "front")
-        sender.stream({"front": images(256, 1)}, lambda: running.status()["drift_score"] is not None, "a drift check")
-        assert recald_here(*check).stdout.startswith("OK: no drift\n")
-        sender.stream({"front": DARK}, lambda: running.status()["drift_alarm"], "the alarm")
-        done = recald(*check)
+        sender.stream({"front": DARK}, lambda: running.status()["drift_alarm"], "the alarm", timeout=150)
+        done = recald("check", "--config", config, "front")
         assert done.returncode == EX_DEGRADED, done.stderr
         assert done.stdout.startswith("DEGRADED, not known whether repairable: recalibrate.mode is locked")
         eventually(lambda: running.status()["drift_checks"] == "stopped", "the camera counts as stopped")
-        done = recald_here(*check)
+        done = recald_here("check", "--config", config, "front")
         assert done.returncode == EX_TEMPFAIL and "recald check: front: no frames for " in done.stderr
 
 
@@ -232,7 +234,20 @@ def test_the_gain_is_accuracy_where_it_can_be_estimated(tiny_model, tmp_path):
     verdict = check_pictures(model, saved(tmp_path / "dark.npz", drifted(images(512, seed=9), light=0.5)))
     gain = verdict.figures["gain"]
     assert gain["quantity"] == "estimated accuracy" and gain["without"] < 0.9 < 0.95 < gain["with"]
-    assert verdict.summary == f"expected accuracy {gain['with']:.1%} instead of {gain['without']:.1%} (estimates)"
+    expected = f"expected accuracy {gain['with']:.1%} instead of {gain['without']:.1%} (estimates"
+    assert verdict.summary.startswith(expected)
+
+
+def test_estimates_that_cannot_be_told_apart_are_no_sure_gain(commissioned, monkeypatch):
+    trial = RepairTrial(load_frozen(commissioned), None, torch.zeros(128, 3, 16, 16), print)
+
+    def gain_of(*estimates: Estimate) -> str:
+        monkeypatch.setattr(repair, "estimate_accuracy", lambda _, measured: estimates[measured])
+        return trial._repairable(0, 1).summary
+
+    low, high = Estimate(0.6, 0.5, 0.7), Estimate(0.9, 0.8, 0.95)
+    assert gain_of(low, high) == "expected accuracy 90.0% instead of 60.0% (estimates)"
+    assert gain_of(Estimate(0.89, 0.85, 0.92), high).endswith("(estimates, no sure difference)")
 
 
 def test_white_noise_is_beyond_repair(check, commissioned):
