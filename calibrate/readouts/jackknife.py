@@ -27,6 +27,21 @@ def standard_errors(
     return (before + torch.maximum(after, of_a_block)).sqrt()
 
 
+def block_errors(
+    estimate: Callable[[PictureStatistics, PictureStatistics], Tensor],
+    healthy: PictureStatistics,
+    recent: PictureStatistics,
+) -> Tensor:
+    """Return what is read, on average, from a block of the healthy period as if it were a recent one.
+
+    An estimate that is 0 without a drift. A recent period may be as unlike the healthy one as one of its blocks is:
+    of few kinds of things, under another light. Shorter ones may be less alike still.
+    """
+    numbers = range(len(healthy.frames))
+    found = torch.stack([estimate(healthy.without(number), healthy.only(number)) for number in numbers])
+    return (found.square().mean(0) * (healthy.frames.mean() / recent.frames.sum()).clamp_min(1.0)).sqrt()
+
+
 def _variance(values: list[Tensor]) -> Tensor:
     """Return the variance of an estimate from its values with one block left out each."""
     return torch.stack(values).var(0, correction=0) * (len(values) - 1)

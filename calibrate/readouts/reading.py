@@ -11,7 +11,7 @@ from torch import Tensor
 from calibrate.readouts.clipping import WHITE, noise_sd, pattern_sd
 from calibrate.readouts.colour import cross_talk
 from calibrate.readouts.dead_pixels import could_die, dead_pixels
-from calibrate.readouts.jackknife import standard_errors
+from calibrate.readouts.jackknife import block_errors, standard_errors
 from calibrate.readouts.moments import colour_moments, mean_picture, quantiles, variance_picture
 from calibrate.readouts.pattern import pattern, unseen_share_error
 from calibrate.readouts.picture_statistics import (
@@ -91,11 +91,19 @@ def _optical(healthy: PictureStatistics, recent: PictureStatistics, dead: Tensor
 
     values = estimate(healthy, recent).tolist()
     errors = standard_errors(estimate, healthy, recent).tolist()
-    for kind, lines in zip(("row-banding", "column-banding"), dead.shape, strict=True):
+    for kind, error in _pattern_errors(healthy, recent).items():
         place = OPTICAL.index(kind)
-        errors[place] = math.hypot(errors[place], values[place] * unseen_share_error(lines))
+        unseen = values[place] * unseen_share_error(dead.shape[kind == "column-banding"]) * (kind != "fixed-pattern")
+        errors[place] = math.hypot(max(errors[place], error), unseen)
     kinds = zip(OPTICAL, values, errors, strict=True)
     return [ReadOut.of(*one) for one in kinds if one[0] != "cross-talk" or healthy.totals.shape[1] == 3]
+
+
+def _pattern_errors(healthy: PictureStatistics, recent: PictureStatistics) -> dict[str, float]:
+    """Return what is read of patterns from one block of the healthy period next to the others."""
+    none = torch.zeros(healthy.totals.shape[-2:], dtype=torch.bool)
+    errors = block_errors(lambda before, after: torch.tensor(pattern(before, after, none)), healthy, recent)
+    return dict(zip(("fixed-pattern", "row-banding", "column-banding"), errors.tolist(), strict=True))
 
 
 def _estimate_optical(healthy: PictureStatistics, recent: PictureStatistics, dead: Tensor, near: Sharpness) -> Tensor:
@@ -137,7 +145,10 @@ def _tone(
     if not kinds:
         return []
     errors = standard_errors(lambda *parts: fit_tone(*curves(*parts), scale, kinds, found)[0], healthy, recent)
-    return list(_tone_read_outs(kinds, found.tolist(), errors.tolist()))
+    of_blocks = block_errors(
+        lambda *parts: fit_tone(_before(parts[0], {}, dead), _quantiles_of(parts[1]), scale, kinds)[0], healthy, recent
+    )
+    return list(_tone_read_outs(kinds, found.tolist(), torch.maximum(errors, of_blocks).tolist()))
 
 
 def _tone_read_outs(kinds: Sequence[str], values: Sequence[float], errors: Sequence[float]) -> Iterator[ReadOut]:
@@ -155,12 +166,11 @@ def _before(healthy: PictureStatistics, optical: Mapping[str, float], dead: Tens
     values = values + blurred_quantiles(healthy, blur, QUANTILES) - _quantiles_of(healthy)
     if "cross-talk" in optical:
         values = mixed(values, *colour_moments(healthy), optical["cross-talk"])
-    if "vignetting" in optical:
-        radius = squared_radius(*dead.shape).flatten()
-        rings = torch.stack([radius[pixels].mean() for pixels in pixels_of_rings(*dead.shape)])
-        values = values * fall_off(optical["vignetting"], rings)[:, None, None]
+    radius = squared_radius(*dead.shape).flatten()
+    rings = torch.stack([radius[pixels].mean() for pixels in pixels_of_rings(*dead.shape)])
+    shade = fall_off(optical.get("vignetting", 0.0), rings)[: len(values)]  # of one part, it is 1
     added = ("fixed-pattern", "temporal-noise", "row-banding", "column-banding")
-    return Before(values.movedim(0, 2), math.hypot(*(optical.get(kind, 0.0) for kind in added)))
+    return Before(values.movedim(0, 2), shade, math.hypot(*(optical.get(kind, 0.0) for kind in added)))
 
 
 def _quantiles_of(statistics: PictureStatistics) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from calibrate.readouts.moments import mean_picture, variance_picture
 from calibrate.readouts.picture_statistics import PictureStatistics, squared_radius
 
 MIN_FALL_OFF, MAX_FALL_OFF = -0.5, 0.97  # of the light lost in the corners; below 0 they are brighter than before
+CLEARLY_LESS = 0.7  # residual of an offset before the lens, where it is taken to be there
 SPREAD_WEIGHT = 2**0.5  # of an sd by that of a mean: the standard error of an sd is smaller by that much
 
 
@@ -22,8 +25,8 @@ def fall_off(fraction: Tensor | float, radius: Tensor) -> Tensor:
 def vignetting(healthy: PictureStatistics, recent: PictureStatistics, dead: Tensor, noise: float) -> float:
     """Return the fraction of light lost in the corners. noise: sd of the temporal noise as seen. dead: pixels (h, w).
 
-    Mean and sd of each pixel are those of the healthy pictures times the fall-off and a gain; an offset, as of haze,
-    is added to the mean alone, so that it does not pass for a fall-off.
+    Mean and sd of each pixel are those of the healthy pictures times the fall-off and a gain. An offset is added to the
+    mean alone, so that it does not pass for a fall-off: before the lens, as of haze, or behind it, as of a black level.
     """
     alive = ~dead
     mean, mean_after = (mean_picture(s).mean(0)[alive] for s in (healthy, recent))
@@ -32,12 +35,16 @@ def vignetting(healthy: PictureStatistics, recent: PictureStatistics, dead: Tens
     radius = squared_radius(*dead.shape)[alive]
 
     seen = torch.cat([mean_after, SPREAD_WEIGHT * sd_after])
+    content = torch.cat([mean, SPREAD_WEIGHT * sd])
     offset = torch.cat([torch.ones_like(mean), torch.zeros_like(sd)])
 
-    def residuals(parameters: Tensor) -> Tensor:
-        shade = fall_off(parameters[0], radius)
-        design = torch.stack([torch.cat([shade * mean, shade * SPREAD_WEIGHT * sd]), offset], 1)
+    def residuals(parameters: Tensor, before_lens: bool) -> Tensor:
+        shade = fall_off(parameters[0], radius).repeat(2)
+        design = torch.stack([shade * content, shade * offset if before_lens else offset], 1)
         return seen - design @ torch.linalg.lstsq(design, seen).solution
 
     low, high = (torch.tensor([limit], dtype=torch.float64) for limit in (MIN_FALL_OFF, MAX_FALL_OFF))
-    return float(least_squares(residuals, torch.zeros_like(low), low, high)[0])
+    behind, before = (partial(residuals, before_lens=place) for place in (False, True))
+    found, found_before = (least_squares(one, torch.zeros_like(low), low, high) for one in (behind, before))
+    clearly = before(found_before).norm() < CLEARLY_LESS * behind(found).norm()
+    return float(found_before if clearly else found)

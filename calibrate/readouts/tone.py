@@ -36,18 +36,20 @@ LIMITS_OF = {
 class Before:
     """Healthy values as they meet the tone curve.
 
-    values: (C, QUANTILES, m), equally likely, in m parts of the picture of one size. noise: sd of all that is added
-    before the curve.
+    values: (C, QUANTILES, m), equally likely, in m parts of the picture of one size. shade: (m,), share of the light
+    that the lens lets pass to each. noise: sd of all that is added before the curve.
     """
 
     values: Tensor
+    shade: Tensor
     noise: float
 
     def bent(self, kinds: Sequence[str], parameters: Tensor) -> Tensor:
         """Return equally likely values (C, QUANTILES) behind the curve of some kinds."""
         found = by_kind(kinds, parameters, len(self.values))
         haze = found[HAZE]
-        light = ((self.values * (1 - haze) + AIRLIGHT * haze) * 2 ** found[EXPOSURE]).flatten(1)
+        light = (self.values * (1 - haze) + AIRLIGHT * haze) * self.shade
+        light = (light * 2 ** found[EXPOSURE]).flatten(1)
         if self.noise > 0:
             light = (light[..., None] + self.noise * normal_nodes(NOISE_NODES)).flatten(1)
         light = (light + found[BLACK_LEVEL]) * found[GAIN].exp()[:, None]
