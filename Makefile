@@ -59,6 +59,7 @@ bench: $(READY)
 	$(BIN)/python -m bench drifts --state .bench/drifts.jsonl --json bench/results/drifts.json
 	$(BIN)/python -m bench streams --state .bench/streams.jsonl --json bench/results/streams.json
 	$(BIN)/python -m bench judge --state .bench/judge --json bench/results/judge.json
+	$(BIN)/python -m bench readouts --state .bench/readouts.jsonl --json bench/results/readouts.json
 	$(BIN)/python -m bench paper --state .bench/paper.jsonl --png bench/results/paper.png --json bench/results/paper.json
 
 # Without an NVIDIA GPU the CPU build of torch is enough: a local `+cpu` build where pip is configured

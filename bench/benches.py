@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from bench import curve, demo, dense, drifts, fit, handover, latency, overhead, peers, precision, proxy, speed
+from bench import curve, demo, dense, drifts, fit, handover, latency, overhead, peers, precision, proxy, readouts, speed
 from bench.attack import measure as attack
 from bench.drift import measure as drift
 from bench.gpu import measure as gpu
@@ -26,6 +26,7 @@ BENCHES: dict[str, ModuleType] = {
     "drifts": drifts,
     "judge": judge,
     "proxy": proxy,
+    "readouts": readouts,
     "dense": dense,
     "streams": streams,
     "paper": paper,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bench.benches import BENCHES, claim
 from bench.page.accuracy import curve, demo, drifts, fits, paper, peers
-from bench.page.decisions import dense, judge, proxy, streams
+from bench.page.decisions import dense, judge, proxy, readouts, streams
 from bench.page.result import Result, find, load, percent, prose, table, with_worst
 from bench.page.runtime import attack, gpu, handover, intake, latency, overhead, precision, speed, swap
 from bench.provenance import ROOT
@@ -18,7 +18,7 @@ FOLDER, PAGE = ROOT / "bench" / "results", ROOT / "docs" / "results.md"
 # Heading, sections by the name of their bench.
 PARTS = {
     "Accuracy": {"demo": demo, "fit": fits, "curve": curve, "peers": peers, "drifts": drifts, "paper": paper},
-    "Decisions": {"judge": judge, "proxy": proxy, "dense": dense, "streams": streams},
+    "Decisions": {"judge": judge, "proxy": proxy, "readouts": readouts, "dense": dense, "streams": streams},
     "Time and memory": {
         **{"latency": latency, "handover": handover, "attack": attack, "swap": swap, "intake": intake},
         **{"overhead": overhead, "speed": speed, "precision": precision, "gpu": gpu},
@@ -33,6 +33,7 @@ TITLES = {
     "paper": "The tables of the paper",
     "judge": "The judge",
     "proxy": "The accuracy estimate",
+    "readouts": "What drifted",
     "dense": "A network that is no classifier",
     "streams": "Hours of a camera",
     "latency": "Latency",
