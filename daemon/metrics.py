@@ -204,6 +204,13 @@ class Metrics:
             ("sensor", "stage"),
             **common,
         )
+        self.camera_read_out = Gauge(
+            "camera_read_out",
+            "What happened to the camera since it was healthy, in the unit of its kind (stops, pixels, grey levels, "
+            "fraction or factor). NaN where nothing is beyond the natural variation, and without a drift alarm.",
+            ("sensor", "kind", "colour"),
+            **common,
+        )
         self.baseline_progress_ratio = Gauge(
             "baseline_progress_ratio",
             "How far the baseline of healthy frames is learned. Below 1 the drift score and drift.hold decide.",

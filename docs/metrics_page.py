@@ -64,6 +64,7 @@ def _unit(name: str) -> str:
         "_info": "1",
         "drift_score": "standard errors",
         "_deviations": "standard deviations",
+        "camera_read_out": "of its kind",
         "content_shift_score": "none",
         "drift_threshold": "standard errors",
         "budget_left": "count",

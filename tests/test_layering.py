@@ -85,6 +85,7 @@ TAKEN_BY_DEPLOY = {
     "calibrate.features.taps.is_batchnorm",
     "calibrate.features.taps.tap",
     "calibrate.homogenizer.Homogenizer",
+    "calibrate.readouts.picture_statistics.PictureStatistics",
     "calibrate.source.commissioned.CleanData",
     "calibrate.split.AnyHomogenizer",
     "calibrate.split.SplitHomogenizer",

@@ -8,6 +8,7 @@ from typing import Any
 
 from calibrate.baseline.baseline import SensorState
 from calibrate.estimate.estimator import Estimate
+from calibrate.readouts.read_out import KINDS, ReadOut
 from daemon.metrics import Metrics
 from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck
 from daemon.recalibration.sensor import Sensor
@@ -15,6 +16,8 @@ from daemon.state.audit_writer import AuditWriter
 
 STAGES = ("raw", "homogenized")  # frames without a homogenizer, and as they are served
 UNKNOWN_STATE = SensorState(math.nan, math.nan, known=False)
+# Kinds and colours of recald_camera_read_out; a gain is that of a colour by that of green.
+READ_OUTS = tuple((kind, colour) for kind in KINDS for colour in (("red", "blue") if kind == "gain" else ("",)))
 MAX_EXPORTED_LAYERS = 64  # layer drift scores of a sensor, so that a deep network cannot flood the scrape
 
 log = logging.getLogger(__name__)
@@ -57,7 +60,8 @@ class DriftChecks:
     def _update_drift(self, sensor: Sensor, scores: dict[str, Any], new_window: bool, now: float) -> None:
         sensor.scores, sensor.drift_score = scores, scores["homogenized"]
         sensor.camera = {stage: SensorState(*state) for stage, state in scores["camera"].items()}
-        sensor.learned = scores["learned"]
+        sensor.learned, read = scores["learned"], scores["read_outs"]
+        sensor.read_outs, sensor.drifted = tuple(ReadOut(*one) for one in read["found"]), tuple(read["words"])
         sensor.label_shift, sensor.raw_clean = scores["label_shift"], scores["raw_clean"]
         sensor.harmful = scores["harmful"]
         detector, alarm_before = sensor.drift_detector, sensor.drift_detector.alarm
@@ -123,6 +127,9 @@ class DriftChecks:
         for proxy, value in scores["proxy"].items():
             metrics.accuracy_proxy_ratio.labels(name, proxy).set(value)
         metrics.baseline_progress_ratio.labels(name).set(sensor.learned)
+        found = {(one.kind, one.colour): one.value for one in sensor.read_outs}
+        for kind, colour in READ_OUTS:
+            metrics.camera_read_out.labels(name, kind, colour).set(found.get((kind, colour), math.nan))
         for stage in STAGES:
             state = sensor.camera.get(stage, UNKNOWN_STATE)
             metrics.sensor_drift_deviations.labels(name, stage).set(state.drift)

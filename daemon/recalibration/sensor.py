@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from calibrate.baseline.baseline import SensorState
 from calibrate.baseline.run_length import ALLOWANCE
 from calibrate.estimate.estimator import Estimate
+from calibrate.readouts.read_out import ReadOut
 from daemon.frames.latency_monitor import LatencyMonitor
 from daemon.frames.reservoir import Reservoir
 from daemon.frames.stall_detector import StallDetector
@@ -68,6 +69,8 @@ class Sensor:
     silent_s: float = 0.0  # time without a frame; 0 while the camera is not considered stopped
     drift_score: float = math.nan  # of the frames as served; NaN when unknown
     camera: dict[str, SensorState] = field(default_factory=dict)  # beside the baselines, by stage
+    read_outs: tuple[ReadOut, ...] = ()  # what happened to the camera, beyond its natural variation
+    drifted: tuple[str, ...] = ()  # the same in words, while the drift alarm lasts
     learned: float = 0.0  # how far the baseline of what serves is learned, 0 to 1
     tested_up_to: int = 0  # `reservoir.added` at the last window that the drift alarm has counted
     label_shift: bool = False  # few classes are in view, and the model is sure of them
@@ -102,7 +105,7 @@ class Sensor:
         """Forget the last drift check: what it saw says nothing about the frames of now."""
         self.drift_score, self.label_shift, self.raw_clean, self.harmful = math.nan, False, False, False
         self.accuracy.clear()
-        self.camera, self.learned = {}, 0.0
+        self.camera, self.learned, self.read_outs, self.drifted = {}, 0.0, (), ()
 
     @property
     def may_be_healthy(self) -> bool:
@@ -138,15 +141,17 @@ class Sensor:
         """Return what `recald status` shows, JSON-able."""
         silence = f"no frames for {self.silent_s:.0f} s" if self.silent_s else ""
         held = f"held: {HOLD_MEANING}" if self.operator_hold else ""
+        camera = f"the camera: {'; '.join(self.drifted)}" if self.drifted else ""
         return {
             "state": self.state_machine.state.value,
             "progress": round(self.state_machine.progress, 3),
             "elapsed_s": _rounded(self.work_time.elapsed),
             "remaining_s": _rounded(self.work_time.remaining),
-            "reason": "; ".join(filter(None, (silence, self.unwatched, self.state_machine.reason, held))),
+            "reason": "; ".join(filter(None, (silence, self.unwatched, self.state_machine.reason, held, camera))),
             "homogenizer": self.path.version,
             "drift_score": None if math.isnan(self.drift_score) else round(self.drift_score, 3),
             "camera": {stage: state._asdict() for stage, state in self.camera.items()},
+            "drifted": list(self.drifted),
             "baseline_ratio": round(self.learned, 3),
             "estimated_accuracy": _as_dict(self.estimated_accuracy("homogenized")),
             "drift_alarm": None if self.unwatched else self.drift_detector.alarm,

@@ -18,8 +18,9 @@ from daemon import __version__
 from daemon.model.preprocess import Preprocessor
 from daemon.worker.baselines import Baselines
 from daemon.worker.dossier_builder import digest_statistics
+from daemon.worker.picture_watch import PictureWatch
 from deploy.backends.protocol import AUTO, load_backend
-from deploy.model.commissioned import load_baseline, load_clean_data, load_estimator
+from deploy.model.commissioned import load_baseline, load_clean_data, load_estimator, load_pictures
 from deploy.model.frozen import FrozenModel
 from deploy.store.artefacts import FACTORY, ArtefactStore
 from deploy.store.baselines import BaselineStore
@@ -47,8 +48,10 @@ class WorkerContext:
         self.commissioned = load_clean_data(frozen, taps)
         self.estimator = load_estimator(frozen)
         self.scorer = Scorer.of(taps, frozen.card.input.shape, self.limits, self.commissioned, frozen.output)
+        kept = BaselineStore(store.root, frozen.digest)
+        self.pictures = PictureWatch(kept, load_pictures(frozen))
         self.baselines = Baselines(
-            BaselineStore(store.root, frozen.digest),
+            kept,
             channels=sum(map(len, taps.reference.means)),
             classes=frozen.class_count or 0,
             commissioned=load_baseline(frozen, taps),

@@ -23,7 +23,8 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
 
     job: `sensor`, `active`, `band`, and for a comparison `challenger` (a version) and its `role`; for the baseline
     `fresh`, how many of the newest frames no check has seen, `may_learn`, whether they may be healthy ones, and
-    `learn`, in how many seconds of such frames a baseline is learned, and `now` (monotonic, s).
+    `learn`, in how many seconds of such frames a baseline is learned, `alarm`, whether the drift alarm is raised, and
+    `now` (monotonic, s).
     Raises StoreError for an active homogenizer that cannot be read, ValueError for too few images.
     """
     frames = context.frames(images)
@@ -32,7 +33,7 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
     served = context.scorer.measure(frames, homogenizer) if homogenizer else raw
     return (
         _comparison(context, job, frames, raw, served)
-        | _camera(context, job, raw, served)
+        | _camera(context, job, images, raw, served)
         | {
             "raw": raw.drift.score,
             "raw_clean": raw_frames_clean(Evidence.of(raw), Evidence.of(served), job["band"]),
@@ -46,8 +47,13 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
     )
 
 
-def _camera(context: WorkerContext, job: dict[str, Any], raw: Measurement, served: Measurement) -> dict[str, Any]:
-    """Return what the baselines say of the camera, by stage ("camera"), and how far one is learned ("learned")."""
+def _camera(
+    context: WorkerContext, job: dict[str, Any], images: np.ndarray, raw: Measurement, served: Measurement
+) -> dict[str, Any]:
+    """Return what the baselines say of the camera, by stage ("camera"), and what its pictures do ("read_outs").
+
+    "learned" tells how far the baseline of what serves is learned.
+    """
     baselines, sensor, active = context.baselines, job["sensor"], job["active"]
     as_served = context.statistics(served)
     states = {"homogenized": baselines.compare(sensor, active, as_served)}
@@ -56,8 +62,11 @@ def _camera(context: WorkerContext, job: dict[str, Any], raw: Measurement, serve
     )
     if job["may_learn"] and (served.drift.score <= job["band"] or served.label_shift):
         baselines.learn(sensor, active, as_served, job["fresh"], job["learn"], job["now"])
+        if active == FACTORY:
+            context.pictures.add_healthy(sensor, images)
     found = {stage: state for stage, state in states.items() if state is not None}
-    return {"camera": found, "learned": baselines.progress(sensor, active, job["learn"])}
+    read = context.pictures.watch(sensor, images[len(images) - job["fresh"] :], job["alarm"], job["now"])
+    return {"camera": found, "learned": baselines.progress(sensor, active, job["learn"]), "read_outs": read}
 
 
 def _estimates(context: WorkerContext, stages: dict[str, Measurement]) -> dict[str, Estimate]:

@@ -18,6 +18,7 @@ from calibrate.baseline.baseline import Baseline
 from calibrate.baseline.frames import MAX_CHANNELS
 from calibrate.estimate.estimator import AccuracyEstimator
 from calibrate.features.taps import Taps
+from calibrate.readouts.picture_statistics import PictureStatistics
 from calibrate.source.commissioned import CleanData
 from deploy.files import read_regular, write_atomically
 from deploy.model.card import CommissionCard, ModelCard, card_path
@@ -25,6 +26,7 @@ from deploy.model.document import load_document
 from deploy.model.frozen import FrozenModel
 from deploy.model.program import ModelError
 
+PICTURES = "pictures."  # leads the names of the tensors that describe the clean pictures themselves
 CLEAN_DATA_ADVICE = "restore it, measure again with `recald commission`, or do without with its --remove"
 
 
@@ -70,6 +72,7 @@ def load_clean_data(frozen: FrozenModel, taps: Taps) -> CleanData | None:
         )
     load_estimator(frozen)  # a file of which a part is damaged is refused as a whole
     load_baseline(frozen, taps)
+    load_pictures(frozen)
     try:
         return CleanData.of_tensors(tensors, card.commissioned.frames, taps.reference, card.input.channels)
     except ValueError as error:
@@ -106,6 +109,24 @@ def load_baseline(frozen: FrozenModel, taps: Taps) -> Baseline | None:
         raise ModelError(
             f"{frozen.path}: its clean-frame measurements are of another model: {error}: {CLEAN_DATA_ADVICE}"
         ) from error
+
+
+def load_pictures(frozen: FrozenModel) -> PictureStatistics | None:
+    """Load the statistics of the clean pictures themselves; None if there are none.
+
+    Raises ModelError if the file is missing or damaged.
+    """
+    stored = read_clean_tensors(frozen) or {}
+    own = {name.removeprefix(PICTURES): tensor for name, tensor in stored.items() if name.startswith(PICTURES)}
+    try:
+        return PictureStatistics.of_tensors(own) if own else None
+    except ValueError as error:
+        raise ModelError(f"{frozen.path}: its clean-frame measurements: {error}: {CLEAN_DATA_ADVICE}") from error
+
+
+def picture_tensors(statistics: PictureStatistics) -> dict[str, Tensor]:
+    """Return the statistics of clean pictures by the names under which the file stores them."""
+    return {PICTURES + name: tensor for name, tensor in statistics.tensors().items()}
 
 
 def read_clean_tensors(frozen: FrozenModel) -> dict[str, Tensor] | None:

@@ -36,6 +36,7 @@ LABELS = {  # every metric of the daemon, which later code must feed and dashboa
     "sensor_drift_deviations": ("sensor", "stage"),
     "content_shift_score": ("sensor", "stage"),
     "baseline_progress_ratio": ("sensor",),
+    "camera_read_out": ("sensor", "kind", "colour"),
     "narrow_view": ("sensor",),
     "drift_checks_total": ("sensor", "result"),
     "last_drift_check_timestamp_seconds": ("sensor",),

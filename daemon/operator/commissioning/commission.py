@@ -16,16 +16,18 @@ from calibrate.baseline.frames import FrameStatistics
 from calibrate.baseline.learning import MIN_HEALTHY_FRAMES, BaselineError, learn_baseline
 from calibrate.errors import RecaldError
 from calibrate.estimate.estimator import AccuracyEstimator
+from calibrate.readouts.picture_statistics import PictureStatistics
 from calibrate.scoring.scorer import Scorer
 from calibrate.source.commissioned import MIN_CLEAN_FRAMES, CleanData
 from daemon.config import DriftConfig
 from daemon.images import Convert, load_images
-from daemon.levels import PixelValues
+from daemon.levels import PixelValues, to_levels
 from daemon.model.labels import ClassNames
 from daemon.model.preprocess import Preprocessor
 from daemon.operator.commissioning.learn_accuracy import learn_accuracy
 from daemon.operator.commissioning.picture_labels import read_picture_labels
-from deploy.model.commissioned import remove_clean_data, save_clean_data
+from daemon.worker.picture_watch import can_be_read
+from deploy.model.commissioned import picture_tensors, remove_clean_data, save_clean_data
 from deploy.model.frozen import FrozenModel, load_frozen
 
 CLEAN_BAND, DRIFT_WINDOW = DriftConfig().threshold, DriftConfig().window  # the configuration is not known here
@@ -76,7 +78,9 @@ def commission(model: Path, pictures: Path, count: int, force: bool = False, lab
             scorer = Scorer(tap(frozen.module), output=frozen.output)
             estimator = learn_accuracy(scorer, preprocessor.normalise, images, known, progress.update)
         baseline = _learn_baseline(frozen, torch.from_numpy(preprocessor.normalise(images)))
-    learned = (part.tensors() for part in (clean, estimator, baseline) if part is not None)
+    learned = [part.tensors() for part in (clean, estimator, baseline) if part is not None]
+    if baseline is not None and can_be_read(images):
+        learned.append(picture_tensors(PictureStatistics.of(torch.from_numpy(to_levels(images)))))
     save_clean_data(frozen, dict(ChainMap(*learned)), len(images))
     print(f"{model}: commissioned on {len(images)} frames; the model is unchanged, sha256 {frozen.digest}")
     print(f"their drift score by the statistics shipped in the model is {score:.2f}; clean is up to {CLEAN_BAND:g}")

@@ -246,7 +246,17 @@ def test_the_worker_measures_and_fits_by_it(model, tmp_path, monkeypatch):
     """Commissioned on what would otherwise be a drift, that is what is clean, and the rest is fitted to it."""
     frozen = commission_model(model, drifted(images(512, seed=3)))
     worker = WorkerContext(frozen, "eager", ArtefactStore(tmp_path / "state"))
-    job = {"job": "observe", "sensor": "front", "active": FACTORY, "band": 1.6, "may_learn": False, "learn": 3600.0}
+    job = {
+        "job": "observe",
+        "sensor": "front",
+        "active": FACTORY,
+        "band": 1.6,
+        "may_learn": False,
+        "alarm": False,
+        "fresh": 0,
+        "now": 0.0,
+        "learn": 3600.0,
+    }
     assert observe(worker, job, drifted(images(64, seed=5)))["raw"] < 1
     assert observe(worker, job, images(64, seed=5))["raw"] > 2
     results = []

@@ -27,7 +27,17 @@ from deploy.model.program import ModelError
 from deploy.store.artefacts import FACTORY, ArtefactStore
 
 COUNT = 2 * MIN_LABELLED
-JOB = {"job": "observe", "sensor": "front", "active": FACTORY, "band": 1.6, "may_learn": False, "learn": 3600.0}
+JOB = {
+    "job": "observe",
+    "sensor": "front",
+    "active": FACTORY,
+    "band": 1.6,
+    "may_learn": False,
+    "alarm": False,
+    "fresh": 0,
+    "now": 0.0,
+    "learn": 3600.0,
+}
 
 
 @pytest.fixture(scope="module")

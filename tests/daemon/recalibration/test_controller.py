@@ -34,6 +34,7 @@ from deploy.path import InferencePath, PreparedHomogenizer
 from deploy.store.artefacts import FACTORY
 
 WINDOW = 64
+NO_READ_OUTS: dict[str, list] = {"found": [], "words": []}
 
 
 class Runner:
@@ -117,6 +118,7 @@ class Scene:
             "accuracy": {},
             "camera": {},
             "learned": 0.0,
+            "read_outs": NO_READ_OUTS,
         }
         reservoir = self.sensor.reservoir
         event = DriftCheck("front", self.sensor.path.version, scores, WINDOW, reservoir.added)
@@ -144,6 +146,7 @@ class Scene:
             "accuracy": {},
             "camera": {},
             "learned": 0.0,
+            "read_outs": NO_READ_OUTS,
         }
         self.controller.handle(DriftCheck("front", self.sensor.path.version, scores), self.sensor, self.now)
 
@@ -584,7 +587,15 @@ def test_labelled_frames_count_on_when_the_camera_has_stopped(scene):
 
 def test_a_camera_that_stops_has_no_score_and_no_alarm_until_frames_come_again(scene, caplog):
     scores = {"raw": 9.0, "homogenized": 9.0, "layers": {"bn1": 7.0}, "proxy": {"confidence": 0.4}}
-    scores |= {"label_shift": False, "raw_clean": False, "harmful": False, "accuracy": {}, "camera": {}, "learned": 0.0}
+    scores |= {
+        "label_shift": False,
+        "raw_clean": False,
+        "harmful": False,
+        "accuracy": {},
+        "camera": {},
+        "learned": 0.0,
+        "read_outs": NO_READ_OUTS,
+    }
     seen = DriftCheck("front", FACTORY, scores)
     shown = [("drift_score", {"stage": "raw"}), ("drift_score", {"stage": "homogenized"})]
     shown += [("layer_drift_score", {"layer": "bn1"}), ("accuracy_proxy_ratio", {"proxy": "confidence"})]
@@ -675,7 +686,15 @@ def test_no_estimate_of_another_homogenizer_is_shown_after_a_swap(scene):
 
 def checked(scene: Scene, version: str = FACTORY) -> DriftCheck:
     scores = {"raw": 9.0, "homogenized": 9.0, "layers": {"bn1": 7.0}, "proxy": {"confidence": 0.4}}
-    scores |= {"label_shift": False, "raw_clean": False, "harmful": False, "accuracy": {}, "camera": {}, "learned": 0.0}
+    scores |= {
+        "label_shift": False,
+        "raw_clean": False,
+        "harmful": False,
+        "accuracy": {},
+        "camera": {},
+        "learned": 0.0,
+        "read_outs": NO_READ_OUTS,
+    }
     return DriftCheck("front", version, scores, WINDOW, scene.sensor.reservoir.added, 1.0)
 
 

@@ -1,0 +1,115 @@
+"""Reads out what happened to a camera, from its pictures while it was healthy and since the drift alarm."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from calibrate.readouts.picture_statistics import CHANNELS, MIN_SIDE, PictureStatistics
+from calibrate.readouts.read_out import ReadOut
+from calibrate.readouts.reading import read_outs
+from calibrate.readouts.words import describe
+from daemon.levels import to_levels
+from deploy.store.artefacts import StoreError
+from deploy.store.baselines import BaselineStore
+
+KEY = "pictures"  # in the store, where others have the version of a homogenizer
+MIN_HEALTHY_PICTURES = 512
+MAX_HEALTHY_PICTURES = 4096  # on 2,000 pictures, read-outs were within 15 % of what was simulated (`bench readouts`)
+RECENT_PICTURES = 512  # since the alarm, that a read-out is taken of
+PICTURES_OF_CHECK = 16  # of a healthy window, evenly; more would cost as much as the check itself
+REPEAT_S = 300.0  # between two read-outs while an alarm lasts; one takes 4 s of a core at 224x224
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Watched:
+    """One sensor's pictures without a homogenizer."""
+
+    healthy: PictureStatistics | None = None
+    recent: PictureStatistics | None = None
+    found: tuple[ReadOut, ...] = ()
+    next_reading: float = 0.0  # monotonic, s
+    saved: int = 0  # healthy pictures on the disk
+    words: list[str] = field(default_factory=list)
+
+
+class PictureWatch:
+    """The pictures of all sensors. commissioned: statistics of clean pictures, if there are any."""
+
+    def __init__(self, store: BaselineStore, commissioned: PictureStatistics | None):
+        self._store = store
+        self._commissioned = commissioned
+        self._watched: dict[str, Watched] = {}
+
+    def add_healthy(self, sensor: str, images: np.ndarray) -> None:
+        """Take in a window of healthy pictures (N, h, w, C), as the camera sends them."""
+        watched = self._of(sensor)
+        if self._commissioned is None and _count(watched.healthy) < MAX_HEALTHY_PICTURES and can_be_read(images):
+            chosen = images[:: max(1, len(images) // PICTURES_OF_CHECK)]
+            watched.healthy = _add(watched.healthy, chosen)
+            self._save(sensor, watched)
+
+    def watch(self, sensor: str, images: np.ndarray, alarm: bool, now: float) -> dict[str, Any]:
+        """Take in a window of new pictures; return the read-outs ("found") and their "words", none without an alarm.
+
+        now: monotonic, s.
+        """
+        watched = self._of(sensor)
+        if not alarm or not can_be_read(images):
+            watched.recent, watched.found, watched.words, watched.next_reading = None, (), [], now
+        elif len(images) and now >= watched.next_reading and _count(watched.healthy) >= MIN_HEALTHY_PICTURES:
+            watched.recent = _add(watched.recent, images)
+            if _count(watched.recent) >= RECENT_PICTURES:
+                self._read(watched, now)
+        return {"found": [one for one in watched.found if one.significant], "words": watched.words}
+
+    def _read(self, watched: Watched, now: float) -> None:
+        assert watched.healthy is not None and watched.recent is not None
+        watched.found = read_outs(watched.healthy, watched.recent)
+        watched.words = describe(watched.found)
+        watched.recent, watched.next_reading = None, now + REPEAT_S
+
+    def _save(self, sensor: str, watched: Watched) -> None:
+        assert watched.healthy is not None
+        count = _count(watched.healthy)
+        if count < max(MIN_HEALTHY_PICTURES, 2 * watched.saved) and count < MAX_HEALTHY_PICTURES:
+            return
+        try:
+            self._store.save(sensor, KEY, watched.healthy.tensors())
+            watched.saved = count
+        except OSError as error:
+            log.warning("%s: the statistics of its healthy pictures are not kept: %s", sensor, error)
+
+    def _of(self, sensor: str) -> Watched:
+        if sensor not in self._watched:
+            healthy = self._commissioned or self._load(sensor)
+            self._watched[sensor] = Watched(healthy, saved=_count(healthy))
+        return self._watched[sensor]
+
+    def _load(self, sensor: str) -> PictureStatistics | None:
+        try:
+            tensors = self._store.load(sensor, KEY)
+            return None if tensors is None else PictureStatistics.of_tensors(tensors)
+        except (StoreError, ValueError) as error:
+            log.warning("%s: the statistics of its healthy pictures cannot be used: %s", sensor, error)
+            return None
+
+
+def can_be_read(images: np.ndarray) -> bool:
+    """Return whether read-outs understand pictures (N, h, w, C) of this size and number of colours."""
+    return min(images.shape[1:3]) >= MIN_SIDE and images.shape[3] in CHANNELS
+
+
+def _add(statistics: PictureStatistics | None, images: np.ndarray) -> PictureStatistics:
+    new = PictureStatistics.of(torch.from_numpy(np.ascontiguousarray(to_levels(images))))
+    return new if statistics is None else statistics + new
+
+
+def _count(statistics: PictureStatistics | None) -> int:
+    return 0 if statistics is None else int(statistics.frames.sum())
