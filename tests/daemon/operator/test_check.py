@@ -299,13 +299,18 @@ def test_the_baseline_decides_where_it_knows_the_content_and_else_the_drift_scor
     assert (looks.drifted, looks.unusual) == (drifted, unusual)
 
 
-def test_each_window_is_spread_over_all_pictures(check, commissioned):
-    """A folder that is sorted by brightness: neighbours would look like another exposure."""
-    bright = NEW[NEW.mean((1, 2, 3)).argsort()]
-    assert check(commissioned, bright).figures["drift"] < 3
-    assert check(commissioned, bright[-64:]).figures["content"] > check(commissioned, bright).figures["content"]
-    late = np.concatenate([NEW[:64], DARK[:36]])  # the second part is seen, too, where there is a single window
-    assert check(commissioned, late).condition is Condition.UNDECIDED
+@pytest.mark.parametrize(("clean", "dark"), [(128, 64), (64, 36)])
+def test_each_window_is_spread_over_all_pictures(check, commissioned, clean, dark):
+    """Most neighbours show a camera that is well, and it is not; also where there is a single window."""
+    assert check(commissioned, np.concatenate([NEW[:clean], DARK[:dark]])).figures["drift"] > 3
+
+
+def test_a_change_within_the_clean_band_is_too_small_for_a_fit(commissioned, tmp_path, monkeypatch):
+    looks = Looks(1.5, SensorState(4.0, 0.5, True), label_shift=False, windows=4)
+    monkeypatch.setattr(daemon.operator.checking.pictures.PictureChecker, "_look", lambda self: looks)
+    verdict = check_pictures(commissioned, saved(tmp_path / "new.npz", NEW))
+    assert verdict.condition is Condition.NOT_REPAIRABLE
+    assert verdict.summary.startswith("the change is too small for a fit: drift score 0.")
 
 
 def test_nothing_is_stored_or_changed(check, commissioned):
