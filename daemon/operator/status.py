@@ -52,6 +52,10 @@ def _notes(sensor: dict[str, Any]) -> Iterator[str]:
         yield f"candidate: {short_version(sensor['candidate'])}"
     if sensor["reason"]:
         yield sensor["reason"]
+    if camera := sensor.get("camera", {}).get("homogenized"):  # an older daemon does not say
+        yield "camera: {drift:.1f} standard deviations beside healthy frames; content: {content:.2f}".format(**camera)
+    elif sensor.get("baseline_ratio") is not None:
+        yield f"its baseline of healthy frames is learned to {sensor['baseline_ratio']:.0%}"
     if estimate := sensor.get("estimated_accuracy"):
         yield "estimated accuracy: {value:.1%}, {lower:.0%} to {upper:.0%}".format(**estimate)
     if sensor.get("labelled"):  # an older daemon does not say

@@ -156,6 +156,7 @@ def _reasons(sensor: dict[str, Any]) -> Iterator[str]:
     else:
         learned = sensor.get("baseline_ratio", 0.0)
         yield f"no baseline of healthy frames yet ({learned:.0%}): the drift score decides, which is coarser"
+    yield from sensor.get("drifted", ())
     if sensor["drift_score"] is not None:
         yield f"drift score: {sensor['drift_score']:.2f}"
     if sensor["homogenizer"] != State.FACTORY:

@@ -20,9 +20,13 @@ from calibrate.baseline.frames import FrameStatistics
 from calibrate.baseline.learning import MIN_HEALTHY_FRAMES
 from calibrate.baseline.run_length import ALLOWANCE
 from calibrate.errors import RecaldError
+from calibrate.readouts.picture_statistics import PictureStatistics
+from calibrate.readouts.reading import read_outs
+from calibrate.readouts.words import describe
 from calibrate.scoring.scorer import Measurement, Scorer
 from daemon.config import RecalibrateConfig
 from daemon.images import evenly_spaced, load_images
+from daemon.levels import to_levels
 from daemon.model.preprocess import Preprocessor
 from daemon.operator.checking.check import (
     SAME_CAMERA,
@@ -34,7 +38,8 @@ from daemon.operator.checking.check import (
 )
 from daemon.operator.checking.repair import MIN_REPAIR_PICTURES, RepairTrial, Report
 from daemon.operator.commissioning.commission import CLEAN_BAND, DRIFT_WINDOW, conversion
-from deploy.model.commissioned import load_baseline, load_clean_data
+from daemon.worker.picture_watch import can_be_read
+from deploy.model.commissioned import load_baseline, load_clean_data, load_pictures
 from deploy.model.frozen import FrozenModel, load_frozen
 
 MAX_PICTURES = RecalibrateConfig().frames  # as many as a recalibration has; more hardly change the median of windows
@@ -84,7 +89,21 @@ def check_pictures(model: Path, pictures: Path) -> CameraVerdict:
         checker = PictureChecker(frozen, torch.from_numpy(preprocessor.normalise(images)), progress.update)
         if len(images) < checker.window:
             raise RecaldError(f"{pictures}: {len(images)} pictures are too few, at least {checker.window} are needed")
-        return checker.verdict()
+        verdict = checker.verdict()
+        if verdict.condition in (Condition.OK, Condition.CONTENT_SHIFT):
+            return verdict
+        progress.update("reading out what happened to the camera")
+        drifted = _what_drifted(frozen, images)
+    figures = verdict.figures | {"drifted": drifted}
+    return replace(verdict, reasons=(*verdict.reasons, *drifted), figures=figures)
+
+
+def _what_drifted(frozen: FrozenModel, images: np.ndarray) -> list[str]:
+    """Say in words what happened to the camera that took images (N, h, w, C); [] without clean pictures to compare."""
+    healthy = load_pictures(frozen)
+    if healthy is None or not can_be_read(images):
+        return []
+    return describe(read_outs(healthy, PictureStatistics.of(torch.from_numpy(to_levels(images)))))
 
 
 class PictureChecker:
