@@ -14,7 +14,7 @@ import pytest
 from bench.__main__ import main
 from bench.benches import BENCHES, claim
 from bench.page.result import Result, load
-from bench.provenance import ROOT, code_digest, normalised_statements, source_files
+from bench.provenance import METHOD, ROOT, code_digest, normalised_statements, source_files
 from bench.report import write
 from bench.results_page import FOLDER, HEADLINES, PAGE, PARTS, TITLES, headline, render
 from bench.state_file import append_line, read_lines
@@ -136,6 +136,12 @@ def test_a_pattern_for_nothing_is_refused():
 def test_every_bench_declares_its_own_sources(name):
     files = source_files(BENCHES[name].CODE)
     assert Path(BENCHES[name].__file__) in files
+
+
+def test_the_method_is_all_of_calibrate_but_the_read_outs():
+    everything = set((ROOT / "calibrate").rglob("*.py"))
+    rest = everything - set(source_files(METHOD))
+    assert {path.parent.name for path in rest} == {"readouts"}
 
 
 # ---- the page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,8 +14,12 @@ from calibrate.readouts.colour import mixing
 from calibrate.readouts.jackknife import standard_errors
 from calibrate.readouts.least_squares import least_squares
 from calibrate.readouts.moments import mean_picture, quantiles
+from calibrate.readouts.pattern import pattern
 from calibrate.readouts.picture_statistics import HISTOGRAM_LEVELS, PictureStatistics
+from calibrate.readouts.shading import vignetting
 from calibrate.readouts.tone import GAIN, LIMITS_OF, QUANTILES, Before, blurred_quantiles, choose_tone, fit_tone
+from daemon.simulation.drifts import parse_drift
+from daemon.simulation.random_drifts import film
 
 
 def f64(*values: float) -> torch.Tensor:
@@ -65,6 +70,30 @@ def test_pictures_that_only_partly_clip_lose_less():
     offsets = 20 * torch.randn(100_000, 1, generator=generator(), dtype=torch.float64)
     seen = (torch.tensor([0, 128]) + offsets).clamp(0, 255).mean(1).std()
     assert pattern_sd(float(seen), counts) == pytest.approx(20, rel=0.05)
+
+
+# ---- mean pictures
+
+ALIVE = torch.zeros(32, 32, dtype=torch.bool)
+
+
+def measured(images: np.ndarray) -> PictureStatistics:
+    return PictureStatistics.of(torch.from_numpy(images))
+
+
+@pytest.mark.parametrize("text", ["haze=0.4,vignetting=0.5", "vignetting=0.5,black-level=25", "vignetting=0.5"])
+def test_an_offset_before_or_behind_the_lens_is_no_vignetting(text):
+    recent = measured(film(parse_drift(text), scenes(400, 1)))
+    assert vignetting(measured(scenes(400, 0)), recent, ALIVE, 0.0) == pytest.approx(0.5, abs=0.06)
+
+
+def test_what_few_pictures_have_in_common_by_chance_is_no_pattern():
+    found = torch.tensor(
+        [pattern(measured(scenes(40, 2 * k)), measured(scenes(40, 2 * k + 1)), ALIVE) for k in range(8)]
+    )
+    chance = float(mean_picture(measured(scenes(40, 0))).std())
+    assert chance > 4
+    assert found.square().mean(0).sqrt().max() < 1.5
 
 
 # ---- standard errors

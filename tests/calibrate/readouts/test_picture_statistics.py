@@ -50,6 +50,7 @@ def test_blocks_are_periods_in_order_of_time(sizes):
 
 
 def test_many_batches_leave_blocks_of_about_the_same_length():
+    assert measured(16, 16).frames.tolist() == [4] * BLOCKS
     statistics = measured(*[2] * 32)
     assert len(statistics.frames) == BLOCKS and statistics.frames.max() <= 3 * statistics.frames.min()
 

@@ -81,6 +81,24 @@ def test_dead_pixels_are_counted():
     assert first.kind == "dead-pixels" and first.value == pytest.approx(changed.all(3).mean(), rel=TOLERANCE)
 
 
+def test_dead_pixels_do_not_pass_for_another_tone_curve():
+    assert {one.kind for one in found("dead-pixels=0.1")} <= {"dead-pixels", "temporal-noise"}
+
+
+@pytest.mark.parametrize("text", ["exposure=1", "gamma=1.8", "black-level=24"])
+def test_a_bent_curve_is_no_noise_where_still_pixels_stay_still(text):
+    framed = [scenes(count, seed, 1).copy() for count, seed in ((HEALTHY, 0), (RECENT, 1))]
+    for pictures in framed:
+        pictures[:, :4], pictures[:, -4:] = 0, 0  # as around a digit or the field of a microscope
+        pictures[pictures < 110] = 0
+    noises = [noise_in(film(parse_drift(drift), framed[1]), framed[0]) for drift in (text, "temporal-noise=10")]
+    assert noises[0] < 1 and noises[1] == pytest.approx(10, rel=TOLERANCE)
+
+
+def noise_in(recent: np.ndarray, before: np.ndarray) -> float:
+    return next(one.value for one in read_outs(statistics(before), statistics(recent)) if one.kind == "temporal-noise")
+
+
 def test_a_colour_cast_is_read_for_each_colour_by_green():
     cast = {one.colour: one.value for one in found("gain=1.3:1:0.75") if one.kind == "gain"}
     assert cast == {"red": pytest.approx(1.3, rel=0.05), "blue": pytest.approx(0.75, rel=0.05)}
