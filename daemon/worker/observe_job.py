@@ -65,7 +65,8 @@ def _camera(
         if active == FACTORY:
             context.pictures.add_healthy(sensor, images)
     found = {stage: state for stage, state in states.items() if state is not None}
-    read = context.pictures.watch(sensor, images[len(images) - job["fresh"] :], job["alarm"], job["now"])
+    new = images[len(images) - job["fresh"] :]
+    read = context.pictures.watch(sensor, new[:0] if raw.label_shift else new, job["alarm"], job["now"])
     return {"camera": found, "learned": baselines.progress(sensor, active, job["learn"]), "read_outs": read}
 
 

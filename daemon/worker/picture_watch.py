@@ -56,9 +56,9 @@ class PictureWatch:
             self._save(sensor, watched)
 
     def watch(self, sensor: str, images: np.ndarray, alarm: bool, now: float) -> dict[str, Any]:
-        """Take in a window of new pictures; return the read-outs ("found") and their "words", none without an alarm.
+        """Take in new pictures (N, h, w, C); return the read-outs ("found") and their "words", none without an alarm.
 
-        now: monotonic, s.
+        Pictures of few classes must be left out: read-outs would take their content for a drift. now: monotonic, s.
         """
         watched = self._of(sensor)
         if not alarm or not can_be_read(images):
