@@ -11,6 +11,7 @@ from bench.page.accuracy import curve, demo, drifts, fits, paper, peers
 from bench.page.decisions import dense, judge, proxy, readouts, streams
 from bench.page.result import Result, find, load, percent, prose, table, with_worst
 from bench.page.runtime import attack, gpu, handover, intake, latency, overhead, precision, speed, swap
+from bench.page.watching import drift
 from bench.provenance import ROOT
 
 FOLDER, PAGE = ROOT / "bench" / "results", ROOT / "docs" / "results.md"
@@ -18,7 +19,8 @@ FOLDER, PAGE = ROOT / "bench" / "results", ROOT / "docs" / "results.md"
 # Heading, sections by the name of their bench.
 PARTS = {
     "Accuracy": {"demo": demo, "fit": fits, "curve": curve, "peers": peers, "drifts": drifts, "paper": paper},
-    "Decisions": {"judge": judge, "proxy": proxy, "readouts": readouts, "dense": dense, "streams": streams},
+    "Decisions": {"judge": judge, "proxy": proxy, "readouts": readouts, "drift": drift, "dense": dense}
+    | {"streams": streams},
     "Time and memory": {
         **{"latency": latency, "handover": handover, "attack": attack, "swap": swap, "intake": intake},
         **{"overhead": overhead, "speed": speed, "precision": precision, "gpu": gpu},
@@ -34,6 +36,7 @@ TITLES = {
     "judge": "The judge",
     "proxy": "The accuracy estimate",
     "readouts": "What drifted",
+    "drift": "The drift alarm",
     "dense": "A network that is no classifier",
     "streams": "Hours of a camera",
     "latency": "Latency",
