@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from bench.page.result import Result, Row, blocks, notes, percent, prose, table
 
 BASELINE = "baseline"
+TOLD = ("network", "content", "alarm", "drifts", "within 2", "within 10", "told", "most not told")
 NAMES = {BASELINE: "recald, baseline", "drift score": "recald, drift score alone"}
 
 
@@ -17,9 +18,9 @@ def drift(results: Mapping[str, Result]) -> str:
     networks = len({row["data"] for row in result["rows"]})
     replayed = f"""Healthy frames of {networks} networks, {settings["held_out"]:,} of each, are replayed in windows of
         {settings["window"]}, as a camera of 30 frames/s delivers them; scenes last 10 s to 10 min. The baseline is
-        learned from {settings["healthy"]:,} other frames. Allowed is the configured rate times the time shown. Two-sample
-        tests have the level that gives the same rate for independent windows; the detectors of river have their own
-        settings."""
+        learned from {settings["healthy"]:,} other frames. Allowed is the configured rate times the time shown.
+        Two-sample tests have the level that gives the same rate for independent windows; the detectors of river have
+        their own settings."""
     costly = f"""Drifts of `bench drifts` that cost 3 points of accuracy or more, at {settings["rate"]}: the share that is
         told within 2 windows, within 10, and at all in 2 minutes."""
     return blocks(
