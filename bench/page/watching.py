@@ -21,8 +21,8 @@ def drift(results: Mapping[str, Result]) -> str:
         learned from {settings["healthy"]:,} other frames. Allowed is the configured rate times the time shown.
         Two-sample tests have the level that gives the same rate for independent windows; the detectors of river have
         their own settings."""
-    costly = f"""Drifts of `bench drifts` that cost 3 points of accuracy or more, at {settings["rate"]}: the share that is
-        told within 2 windows, within 10, and at all in 2 minutes."""
+    costly = f"""Drifts of `bench drifts` that cost 3 points of accuracy or more, at {settings["rate"]}: the share that
+        is told within 2 windows, within 10, and at all in 2 minutes."""
     return blocks(
         table(("alarm", "configured", "content", "million frames", "false alarms", "allowed"), _false(summary)),
         result.provenance(),
