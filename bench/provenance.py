@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARIES = ("numpy", "onnx", "opencv-python-headless", "pyzmq", "safetensors", "scikit-learn")
 
 # Globs that several benches declare in their CODE.
-METHOD_ROOMS = ("estimate", "features", "scoring", "search", "source")  # a fit needs no read-outs
+METHOD_ROOMS = ("estimate", "features", "scoring", "search", "source")  # a fit needs neither read-outs nor baselines
 METHOD = ("calibrate/*.py", *(f"calibrate/{room}/*.py" for room in METHOD_ROOMS))
 DEPLOYMENT = ("deploy/*.py", "deploy/model/*.py", "deploy/backends/*.py", "deploy/store/*.py")
 DAEMON_ROOMS = ("serving", "frames", "model", "recalibration", "state", "worker")

@@ -36,7 +36,7 @@ from daemon.settings.values import DAY, alarm_rate_of
 from daemon.simulation.drifts import parse_drift
 from daemon.simulation.random_drifts import film
 
-CODE = (*METHOD, *MATERIAL, "bench/drift/*.py", "daemon/simulation/*.py", "daemon/recalibration/drift_alarm.py")
+CODE = (*METHOD, *MATERIAL, "calibrate/baseline/*.py", "bench/drift/*.py", "daemon/recalibration/drift_alarm.py")
 
 DATA = ("CIFAR-10", "CIFAR-10, light", "GTSRB", "MNIST", "X-rays")
 HEALTHY, HELD_OUT = 2048, 1000  # frames that the baseline is learned from, and frames that are replayed

@@ -28,7 +28,7 @@ from daemon.demo import datasets, networks
 from daemon.operator.commissioning.commission import commission
 from deploy.model.export import export_model
 
-CODE = (*METHOD, *DEPLOYMENT, *DAEMON, *MATERIAL, "bench/streams/*.py")
+CODE = (*METHOD, "calibrate/baseline/*.py", *DEPLOYMENT, *DAEMON, *MATERIAL, "bench/streams/*.py")
 
 HOURS = 1.0
 TICK_S = 8.0  # between two drift checks: half of their window of 64 frames is new then

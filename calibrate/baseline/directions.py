@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-ITERATIONS = 12  # on CIFAR-10's windows, the 20 directions then keep 99.9 % of what the exact ones do
+ORTHOGONAL_ITERATIONS = 12  # on CIFAR-10's windows, the 20 directions then keep 99.9 % of what the exact ones do
 
 
 def main_directions(points: Tensor, count: int, generator: Generator) -> Tensor:
@@ -15,6 +15,6 @@ def main_directions(points: Tensor, count: int, generator: Generator) -> Tensor:
     of the time of an exact one. The same generator gives the same directions.
     """
     directions = torch.randn(points.shape[1], min(count, points.shape[1]), generator=generator)
-    for _ in range(ITERATIONS):
+    for _ in range(ORTHOGONAL_ITERATIONS):
         directions = torch.linalg.qr(points.T @ (points @ directions)).Q
     return directions.T

@@ -10,7 +10,7 @@ from calibrate.readouts.moments import colour_moments
 from calibrate.readouts.picture_statistics import PictureStatistics
 
 MIN_CROSS_TALK, MAX_CROSS_TALK = -0.3, 0.65
-GREEN = 1
+GREEN_CHANNEL = 1
 
 
 def mixing(fraction: float | Tensor) -> Tensor:

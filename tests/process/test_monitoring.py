@@ -29,7 +29,7 @@ from deploy.model.card import card_path
 
 CLEAN, OTHER = images(256, 1), images(256, 2)
 DARK = drifted(CLEAN, light=0.65)
-LABELLED_FRAMES = 256
+LABELLED_FRAMES = 512  # with fewer there is no baseline
 WINDOW_S = 5  # of rates: $__rate_interval of a scrape each second
 SCRAPES_AFTER_REPAIR = 3
 WINDOW = {"window": 64}  # frames: an accuracy estimate needs so many
