@@ -83,6 +83,7 @@ def commissioned(tiny_model: Path, folder: Path) -> Path:
     np.savez(pictures, images=frames, labels=classes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(daemon.operator.commissioning.learn_accuracy, "DRIFTS_OF_KIND", 1)
+        patch.setattr(daemon.operator.commissioning.learn_accuracy, "MAX_FRAMES", 256)
         commission(model, pictures, LABELLED_FRAMES, labels=pictures)
     return model
 
