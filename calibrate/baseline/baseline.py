@@ -14,6 +14,7 @@ from torch import Tensor
 from calibrate.baseline.frames import FrameStatistics
 
 MIN_SPREAD = 1e-3  # of a channel's statistic over healthy windows: a channel without any would decide alone
+LEAST_DISTANCE = 1e-6  # whose logarithm is taken; a window that is exactly as healthy ones has none
 MAX_UNSEEN_SHARE = 0.25  # of frames of classes that no healthy frame had: what more of them show is not known
 BASELINE_PREFIX = "baseline."  # of the names of its tensors in a file
 
@@ -69,9 +70,14 @@ class Baseline:
         return _root_mean_square(along / self.content_spread), _root_mean_square(beside / self.spread)
 
     def excess(self, content: float, distance: float) -> float:
-        """Return how many standard deviations a distance lies above that of healthy windows of like content."""
+        """Return how many standard deviations a distance lies above that of healthy windows of like content.
+
+        NaN for distances that are not finite.
+        """
+        if not (math.isfinite(content) and math.isfinite(distance)):
+            return math.nan
         places, levels, spreads = self.expected.T.tolist()
-        like, found = (math.log(value) if value > 0 else -math.inf for value in (content, distance))
+        like, found = (math.log(max(value, LEAST_DISTANCE)) for value in (content, distance))
         level, spread = (_interpolate(like, places, values) for values in (levels, spreads))
         return (found - level) / spread
 
@@ -107,6 +113,8 @@ class Baseline:
         return baseline
 
     def _fits(self, statistics: int, classes: int) -> bool:
+        if self.directions.dim() != 2 or self.expected.dim() != 2:
+            return False
         directions = self.directions.shape[0]
         shapes = {"centre": (statistics,), "spread": (statistics,), "directions": (directions, statistics)}
         shapes |= {"content_spread": (directions,), "expected": (len(self.expected), 3), "classes": (classes,)}

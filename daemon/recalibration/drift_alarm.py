@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from calibrate.baseline.baseline import SensorState
-from calibrate.baseline.run_length import RunLengthTest
+from calibrate.baseline.run_length import ALLOWANCE, RunLengthTest
 from calibrate.scoring.drift import DriftDetector
 from daemon.config import DriftConfig
 
+# What a window of unknown content counts as while its drift score is clean: evidence fades slowly. A drift makes a
+# network name classes that no healthy frame had, so that known and unknown windows come in turn.
+UNKNOWN_DRIFT = ALLOWANCE - 0.5
 MIN_WINDOWS_TO_FALSE_ALARM = 100.0  # where checks are rarer than the alarms that are allowed
 
 
@@ -28,7 +31,7 @@ class DriftAlarm:
     @property
     def evidence(self) -> float:
         """Return the evidence as a share of what raises the alarm, 0 to 1."""
-        if self.has_baseline:
+        if self.by_baseline.alarm or (self.has_baseline and not self.alarm):
             return self.by_baseline.evidence
         return self.by_score.evidence / self.by_score.hold if self.by_score.hold else float(self.alarm)
 
@@ -49,9 +52,9 @@ class DriftAlarm:
         if not self.has_baseline:
             self.has_baseline = True
             self.by_baseline.reset()
-        if camera.known and new_window:
-            self.by_baseline.observe(camera.drift)
-        self.alarm = self.by_baseline.alarm if camera.known else self.by_score.alarm
+        if new_window and (camera.known or not score > self.by_score.threshold):
+            self.by_baseline.observe(camera.drift if camera.known else UNKNOWN_DRIFT)
+        self.alarm = self.by_baseline.alarm or (self.by_score.alarm and not camera.known)
         return self.alarm
 
     def reset(self) -> None:

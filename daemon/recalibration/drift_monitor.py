@@ -77,6 +77,7 @@ class DriftMonitor:
         self._post = post
         self._checked_up_to = dict.fromkeys(sensors, 0)  # `reservoir.added` at the last check
         self._hinted: set[str] = set()  # sensors
+        self._extra_s = 0.0  # of this round, for what is done now and then only
         self._period = config.interval  # from one round to the next
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drift-monitor", daemon=True)
@@ -106,10 +107,11 @@ class DriftMonitor:
             for sensor in self._sensors.values():
                 self._fail(sensor, error)
             return CHECK_RETRY_S
+        self._extra_s = 0.0
         started, worker_lived = time.monotonic(), True
         for sensor in self._sensors.values():
             worker_lived &= self._try_check(sensor)
-        elapsed = time.monotonic() - started
+        elapsed = max(0.0, time.monotonic() - started - self._extra_s)
         pause = max(self._config.interval, PAUSE_TO_CHECK_RATIO * elapsed)
         self._period = elapsed + pause
         return pause if worker_lived else max(pause, CHECK_RETRY_S)
@@ -138,6 +140,7 @@ class DriftMonitor:
         passes = len({FACTORY, active, job.get("challenger", active)})
         started = time.monotonic()
         scores = self._worker.call(job, images, passes * CHECK_PASS_TIMEOUT_S)
+        self._extra_s += scores.get("extra_s", 0.0)
         # In the first round the period is not known yet, and a challenger makes checks longer.
         estimate = (1 + PAUSE_TO_CHECK_RATIO) * len(self._sensors) * (time.monotonic() - started)
         if "raw" in scores:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from calibrate.baseline.baseline import SensorState
-from calibrate.baseline.run_length import ALLOWANCE
 from calibrate.estimate.estimator import Estimate
 from calibrate.readouts.read_out import ReadOut
 from daemon.frames.latency_monitor import LatencyMonitor
@@ -109,14 +108,13 @@ class Sensor:
 
     @property
     def may_be_healthy(self) -> bool:
-        """Return whether the frames may be healthy ones, for all that is known but their own drift score."""
-        return self.drift_detector.over and not self.silent_s and self.state_machine.state in AT_REST
+        """Return whether the frames may be healthy ones, for all that is known but their own drift score.
 
-    @property
-    def camera_drifted(self) -> bool:
-        """Return whether the frames without a homogenizer lie beside the healthy ones."""
-        raw = self.camera.get("raw")
-        return raw is not None and raw.known and raw.drift > ALLOWANCE
+        Without a baseline, scenes of few classes raise the alarm; they are healthy all the same.
+        """
+        alarm = self.drift_detector
+        quiet = alarm.over if alarm.has_baseline else not alarm.alarm or self.label_shift
+        return quiet and not self.silent_s and self.state_machine.state in AT_REST
 
     def estimated_accuracy(self, stage: str) -> Estimate | None:
         """Return the estimated accuracy on the raw or the homogenized frames; None if there is none.
@@ -150,7 +148,7 @@ class Sensor:
             "reason": "; ".join(filter(None, (silence, self.unwatched, self.state_machine.reason, held, camera))),
             "homogenizer": self.path.version,
             "drift_score": None if math.isnan(self.drift_score) else round(self.drift_score, 3),
-            "camera": {stage: state._asdict() for stage, state in self.camera.items()},
+            "camera": {stage: _finite(state) for stage, state in self.camera.items()},
             "drifted": list(self.drifted),
             "baseline_ratio": round(self.learned, 3),
             "estimated_accuracy": _as_dict(self.estimated_accuracy("homogenized")),
@@ -169,6 +167,11 @@ class Sensor:
         """Return what `systemctl status` shows."""
         state, version = self.state_machine.state.value, self.path.version[:12]
         return f"{self.name}: {state}, drift {self.drift_score:.2f}, ρ {version}"
+
+
+def _finite(state: SensorState) -> dict[str, float | bool | None]:
+    """Return a state for JSON, which has no numbers that are not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in state._asdict().items()}
 
 
 def _as_dict(estimate: Estimate | None) -> dict[str, float] | None:

@@ -10,7 +10,7 @@ import torch
 
 from calibrate.baseline.baseline import Baseline, SensorState
 from calibrate.baseline.frames import MAX_CHANNELS, FrameStatistics
-from calibrate.baseline.learning import MIN_HEALTHY_FRAMES, BaselineError, learn_baseline
+from calibrate.baseline.learning import FOLDS, MIN_HEALTHY_FRAMES, BaselineError, learn_baseline
 from deploy.store.artefacts import FACTORY, StoreError
 from deploy.store.baselines import BaselineStore
 
@@ -18,6 +18,7 @@ from deploy.store.baselines import BaselineStore
 # cost 3 points lay half as many standard deviations above healthy frames.
 MAX_POOL_FRAMES = 2048
 LEARN_RATIOS = (1, 4, 16)  # of drift.learn, when a baseline is learned: the later ones have seen more scenes
+LEARNED = "learned"  # name of a tensor in the file: how many of these times are past
 MAX_STEP_S = 60.0  # that the time of healthy frames advances between two checks; more is a camera that had stopped
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 class FramePool:
     """A random part of all frames that were added (algorithm R: Vitter 1985, "Random sampling with a reservoir")."""
 
+    most: int = MAX_POOL_FRAMES  # frames that are kept
     frames: FrameStatistics | None = None
     added: int = 0
     chance: random.Random = field(default_factory=lambda: random.Random(0))
@@ -36,18 +38,16 @@ class FramePool:
 
     def add(self, frames: FrameStatistics) -> None:
         """Add the statistics of frames, oldest first."""
-        places = [self._place(self.added + number) for number in range(len(frames))]
+        room = self.most - len(self)
+        if room > 0:
+            grown = [self.frames] if self.frames is not None else []
+            self.frames = FrameStatistics.join([*grown, frames[torch.arange(len(frames)) < room]])
+        for row in range(max(room, 0), len(frames)):
+            place = self.chance.randrange(self.added + row + 1)
+            if place < self.most:
+                assert self.frames is not None
+                self.frames.put(place, frames, row)
         self.added += len(frames)
-        rows = torch.arange(len(frames))
-        room = MAX_POOL_FRAMES - len(self)
-        grown = [self.frames] if self.frames is not None else []
-        self.frames = FrameStatistics.join([*grown, frames[rows < room]])
-        kept = [(place, row) for row, place in enumerate(places) if row >= room and place < MAX_POOL_FRAMES]
-        for place, row in kept:
-            self.frames.put(place, frames, row)
-
-    def _place(self, number: int) -> int:
-        return number if number < MAX_POOL_FRAMES else self.chance.randrange(number + 1)
 
 
 @dataclass
@@ -96,50 +96,73 @@ class Baselines:
         learner = self._learner(sensor, version, len(frames))
         if learner.learned == len(LEARN_RATIOS):
             return
+        self._forget_pools_of_others(sensor, version)
         learner.pool.add(frames[torch.arange(len(frames)) >= len(frames) - fresh])
         learner.advance(now)
         due = learner.healthy_s >= LEARN_RATIOS[learner.learned] * seconds
-        if due and len(learner.pool) >= MIN_HEALTHY_FRAMES:
-            learner.learned += 1
+        if due and len(learner.pool) >= frames_needed(len(frames)):
             self._learn(sensor, version, learner, len(frames))
 
-    def progress(self, sensor: str, version: str, seconds: float) -> float:
-        """Return how much of the time and of the frames for the first baseline is there, 0 to 1."""
-        learner = self._learners[sensor, version]
+    def _forget_pools_of_others(self, sensor: str, version: str) -> None:
+        """Give the memory of what served the sensor before back."""
+        for (name, other), learner in self._learners.items():
+            if name == sensor and other != version and len(learner.pool):
+                learner.pool, learner.healthy_s = FramePool(learner.pool.most), 0.0
+
+    def progress(self, sensor: str, version: str, seconds: float, size: int) -> float:
+        """Return how much of the time and of the frames for the first baseline is there, 0 to 1.
+
+        size: frames of a window.
+        """
+        learner = self._learner(sensor, version, size)
         if learner.baseline is not None:
             return 1.0
-        return min(1.0, learner.healthy_s / seconds, len(learner.pool) / MIN_HEALTHY_FRAMES)
+        return min(1.0, learner.healthy_s / seconds, len(learner.pool) / frames_needed(size))
 
     def _learn(self, sensor: str, version: str, learner: Learner, size: int) -> None:
         assert learner.pool.frames is not None
         try:
             learner.baseline = learn_baseline(learner.pool.frames, size, self._classes)
-            self._store.save(sensor, version, learner.baseline.tensors())
-        except (BaselineError, OSError) as error:
+        except BaselineError as error:
+            learner.healthy_s = 0.0  # tried again after the same time
             log.warning("%s: %s", sensor, error)
-        else:
-            log.info(
-                "%s: learned a baseline from %d of %d healthy frames", sensor, len(learner.pool), learner.pool.added
-            )
+            return
+        learner.learned += 1
+        log.info("%s: learned a baseline from %d of %d healthy frames", sensor, len(learner.pool), learner.pool.added)
+        try:
+            self._store.save(sensor, version, learner.baseline.tensors() | {LEARNED: torch.tensor(learner.learned)})
+        except OSError as error:
+            log.warning("%s: its baseline is not kept: %s", sensor, error)
         if learner.learned == len(LEARN_RATIOS):
-            learner.pool = FramePool()  # gives the memory back
+            learner.pool = FramePool(learner.pool.most)  # gives the memory back
 
     def _learner(self, sensor: str, version: str, size: int) -> Learner:
         key = sensor, version
         if key not in self._learners:
-            known = self._known(sensor, version)
-            if known is not None and int(known.size) != size:
-                log.warning("%s: its baseline is of %d frames, drift.window has %d", sensor, int(known.size), size)
-                known = None
-            self._learners[key] = Learner(known, learned=0 if known is None else len(LEARN_RATIOS))
+            known, learned = self._known(sensor, version, size)
+            pool = FramePool(max(MAX_POOL_FRAMES, frames_needed(size)))
+            self._learners[key] = Learner(known, pool, learned=learned)
         return self._learners[key]
 
-    def _known(self, sensor: str, version: str) -> Baseline | None:
-        """Return the commissioned baseline, or the one on the disk; one that cannot be used is learned again."""
-        if version == FACTORY and self._commissioned is not None:
-            return self._commissioned
+    def _known(self, sensor: str, version: str, size: int) -> tuple[Baseline | None, int]:
+        """Return the commissioned baseline, or the one on the disk, and how often it was learned.
+
+        One that cannot be used, or is of windows of another size, is learned again.
+        """
+        if version == FACTORY and self._commissioned is not None and int(self._commissioned.size) == size:
+            return self._commissioned, len(LEARN_RATIOS)
         try:
-            return Baseline.of_tensors(self._store.load(sensor, version) or {}, self._channels, self._classes)
+            tensors = self._store.load(sensor, version) or {}
+            known = Baseline.of_tensors(tensors, self._channels, self._classes)
         except (StoreError, ValueError) as error:
             log.warning("%s: its baseline cannot be used and is learned again: %s", sensor, error)
-            return None
+            return None, 0
+        if known is not None and int(known.size) != size:
+            log.warning("%s: its baseline is of %d frames, drift.window has %d", sensor, int(known.size), size)
+            known = None
+        return known, 0 if known is None else min(int(tensors.get(LEARNED, torch.ones(()))), len(LEARN_RATIOS))
+
+
+def frames_needed(size: int) -> int:
+    """Return how many frames a baseline of windows of `size` frames is learned from, at least."""
+    return max(MIN_HEALTHY_FRAMES, FOLDS * size)

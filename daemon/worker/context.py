@@ -18,7 +18,7 @@ from daemon import __version__
 from daemon.model.preprocess import Preprocessor
 from daemon.worker.baselines import Baselines
 from daemon.worker.dossier_builder import digest_statistics
-from daemon.worker.picture_watch import PictureWatch
+from daemon.worker.picture_watch import PICTURES_KEY, PictureWatch
 from deploy.backends.protocol import AUTO, load_backend
 from deploy.model.commissioned import load_baseline, load_clean_data, load_estimator, load_pictures
 from deploy.model.frozen import FrozenModel
@@ -48,7 +48,8 @@ class WorkerContext:
         self.commissioned = load_clean_data(frozen, taps)
         self.estimator = load_estimator(frozen)
         self.scorer = Scorer.of(taps, frozen.card.input.shape, self.limits, self.commissioned, frozen.output)
-        kept = BaselineStore(store.root, frozen.digest)
+        reading = f"{frozen.card.input!r} {frozen.card.normalisation!r}"
+        kept = BaselineStore(store.root, frozen.digest, reading, (FACTORY, PICTURES_KEY))
         self.pictures = PictureWatch(kept, load_pictures(frozen))
         self.baselines = Baselines(
             kept,

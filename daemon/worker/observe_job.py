@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from calibrate.baseline.frames import FrameStatistics
 from calibrate.estimate.estimator import Estimate
 from calibrate.judge import MIN_LOOK_DROP_SHARE, Evidence, objection_to
 from calibrate.scoring.scorer import Measurement
@@ -52,7 +54,7 @@ def _camera(
 ) -> dict[str, Any]:
     """Return what the baselines say of the camera, by stage ("camera"), and what its pictures do ("read_outs").
 
-    "learned" tells how far the baseline of what serves is learned.
+    "learned" tells how far the baseline of what serves is learned, "extra_s" how long learning and reading took (s).
     """
     baselines, sensor, active = context.baselines, job["sensor"], job["active"]
     as_served = context.statistics(served)
@@ -60,14 +62,33 @@ def _camera(
     states["raw"] = (
         states["homogenized"] if active == FACTORY else baselines.compare(sensor, FACTORY, context.statistics(raw))
     )
-    if job["may_learn"] and (served.drift.score <= job["band"] or served.label_shift):
-        baselines.learn(sensor, active, as_served, job["fresh"], job["learn"], job["now"])
-        if active == FACTORY:
-            context.pictures.add_healthy(sensor, images)
-    found = {stage: state for stage, state in states.items() if state is not None}
+    began = time.monotonic()
     new = images[len(images) - job["fresh"] :]
-    read = context.pictures.watch(sensor, new[:0] if raw.label_shift else new, job["alarm"], job["now"])
-    return {"camera": found, "learned": baselines.progress(sensor, active, job["learn"]), "read_outs": read}
+    if job["may_learn"] and (served.drift.score <= job["band"] or served.label_shift):
+        _learn(context, job, new, as_served)
+    read = _read_outs(context, job, new[:0] if raw.label_shift else new)
+    found = {stage: state for stage, state in states.items() if state is not None}
+    learned = baselines.progress(sensor, active, job["learn"], len(images))
+    return {"camera": found, "learned": learned, "read_outs": read, "extra_s": time.monotonic() - began}
+
+
+def _learn(context: WorkerContext, job: dict[str, Any], new: np.ndarray, as_served: FrameStatistics) -> None:
+    """Learn from a healthy window; a fault in here costs no drift check."""
+    try:
+        context.baselines.learn(job["sensor"], job["active"], as_served, len(new), job["learn"], job["now"])
+        if job["active"] == FACTORY:
+            context.pictures.add_healthy(job["sensor"], new, job["learn"], job["now"])
+    except Exception:
+        log.exception("%s: nothing is learned from a healthy window", job["sensor"])
+
+
+def _read_outs(context: WorkerContext, job: dict[str, Any], new: np.ndarray) -> dict[str, Any]:
+    """Return what the pictures say happened to the camera; a fault in here costs no drift check."""
+    try:
+        return context.pictures.watch(job["sensor"], new, job["alarm"], job["now"])
+    except Exception:
+        log.exception("%s: what happened to the camera is not read out", job["sensor"])
+        return {"found": [], "words": []}
 
 
 def _estimates(context: WorkerContext, stages: dict[str, Measurement]) -> dict[str, Estimate]:

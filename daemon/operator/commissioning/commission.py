@@ -38,7 +38,7 @@ NOT_CLEAN = (
 )
 BASELINE = "a baseline is learned from them: from the start, the alarm tells a changed camera from changed content"
 NO_BASELINE = (
-    f"no baseline is learned from fewer than {MIN_HEALTHY_FRAMES} frames: "
+    f"no baseline is learned from fewer than {MIN_HEALTHY_FRAMES} frames, or from frames all the same: "
     "each sensor learns its own while it is healthy"
 )
 RESTART_ADVICE = "restart recald where it serves this model"  # else its fits use the new card, its alarms the old one
@@ -112,8 +112,8 @@ def _learn_baseline(frozen: FrozenModel, frames: torch.Tensor) -> Baseline | Non
     statistics = FrameStatistics.of(measured.moments, measured.logits, taps.reference)
     try:
         return learn_baseline(statistics, DRIFT_WINDOW, frozen.class_count or 0)
-    except BaselineError as error:
-        raise FitError(str(error)) from error
+    except BaselineError:
+        return None  # pictures all the same: they can be measured, but they show no content
 
 
 def _describe(estimator: AccuracyEstimator) -> str:

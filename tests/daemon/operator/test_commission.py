@@ -286,7 +286,7 @@ def test_the_command_measures_and_undoes(model, photos):
     first, second, third, last = done.stdout.splitlines()
     assert first == f"{model}: commissioned on 300 frames; the model is unchanged, sha256 {digest_file(model)}"
     assert second.startswith("their drift score by the statistics shipped in the model is 0.")
-    assert third == "no baseline is learned from fewer than 512 frames: each sensor learns its own while it is healthy"
+    assert third.startswith("no baseline is learned from fewer than 512 frames")
     assert last == "restart recald where it serves this model"
     clean = kept(load_frozen(model))
     spread = np.arange(300) * 400 // 300

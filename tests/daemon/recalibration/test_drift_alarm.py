@@ -69,3 +69,20 @@ def test_a_rate_that_the_checks_cannot_reach_leaves_a_test_that_works(rate, inte
     alarm = DriftAlarm(DriftConfig(false_alarms=rate, interval=interval))
     assert not any(observe(alarm, CLEAN, HEALTHY, 50))
     assert observe(alarm, CLEAN, DRIFTED, 2)[-1]
+
+
+def test_a_drift_that_makes_the_network_name_unknown_classes_now_and_then_keeps_its_alarm(alarm):
+    observe(alarm, CLEAN, DRIFTED, 2)
+    in_turn = [alarm.observe(CLEAN, (UNKNOWN_CONTENT, DRIFTED)[n % 2], True, 2.0 + n) for n in range(20)]
+    assert all(in_turn) and alarm.evidence > 0
+
+
+def test_an_alarm_ends_slowly_where_content_stays_unknown_and_the_score_clean(alarm):
+    observe(alarm, CLEAN, DRIFTED, 2)
+    ended = observe(alarm, CLEAN, UNKNOWN_CONTENT, 30, start=2)
+    assert ended[1] and not ended[-1]
+
+
+def test_evidence_is_that_of_what_raised_the_alarm(alarm):
+    observe(alarm, ABOVE, UNKNOWN_CONTENT, 30)
+    assert alarm.alarm and alarm.evidence == 1

@@ -45,9 +45,9 @@ def test_after_the_time_there_is_a_baseline_that_sees_a_drift(tmp_path):
     known = baselines(tmp_path)
     watch(known, 0.9)
     assert known.compare("front", FACTORY, filmed(WINDOW, seed=99)) is None
-    assert known.progress("front", FACTORY, HOUR) == pytest.approx(0.9)
+    assert known.progress("front", FACTORY, HOUR, WINDOW) == pytest.approx(0.9)
     watch(known, 0.2, start=HOUR)
-    assert known.progress("front", FACTORY, HOUR) == 1
+    assert known.progress("front", FACTORY, HOUR, WINDOW) == 1
     healthy, drifted = (known.compare("front", FACTORY, filmed(WINDOW, seed=99, camera=c)) for c in (0.0, 1.0))
     assert healthy.drift < 3 < 5 < drifted.drift
 
@@ -76,7 +76,7 @@ def test_time_alone_is_not_enough(tmp_path):
     few = filmed(WINDOW, seed=1)
     for number in range(200):
         known.learn("front", FACTORY, few, 1, HOUR, 60.0 * number)
-    assert known.compare("front", FACTORY, few) is None and known.progress("front", FACTORY, HOUR) < 1
+    assert known.compare("front", FACTORY, few) is None and known.progress("front", FACTORY, HOUR, WINDOW) < 1
 
 
 def test_a_night_without_frames_is_no_time_of_healthy_frames(tmp_path):
@@ -95,9 +95,50 @@ def test_the_commissioned_one_serves_without_a_homogenizer_from_the_start(tmp_pa
     assert not (tmp_path / "sensors").exists(), "nothing is learned where it is known"
 
 
-def test_one_of_another_window_is_not_used(tmp_path, commissioned, caplog):
+def test_a_commissioned_one_of_another_window_gives_way_to_the_sensors_own(tmp_path, commissioned):
     assert baselines(tmp_path, commissioned).compare("front", FACTORY, filmed(32, seed=9)) is None
+    own = learn_baseline(filmed(MIN_HEALTHY_FRAMES, seed=1), 32, CLASSES)
+    BaselineStore(tmp_path, MODEL).save("front", FACTORY, own.tensors())
+    assert baselines(tmp_path, commissioned).compare("front", FACTORY, filmed(32, seed=9)) is not None
+
+
+def test_one_of_another_window_is_told_and_learned_again(tmp_path, commissioned, caplog):
+    BaselineStore(tmp_path, MODEL).save("front", FACTORY, commissioned.tensors())
+    assert baselines(tmp_path).compare("front", FACTORY, filmed(32, seed=9)) is None
     assert "its baseline is of 64 frames, drift.window has 32" in caplog.text
+
+
+def test_a_large_window_gets_the_frames_that_it_needs(tmp_path):
+    known, size = baselines(tmp_path), 600
+    for number in range(8):
+        assert known.compare("front", FACTORY, filmed(size, seed=number)) is None
+        assert known.progress("front", FACTORY, HOUR, size) < 1
+        known.learn("front", FACTORY, filmed(size, seed=number), size // 2, 1.0, 10.0 * number)
+    assert known.compare("front", FACTORY, filmed(size, seed=9)) is not None
+
+
+def test_frames_all_the_same_cost_no_try(tmp_path, caplog):
+    known, same = baselines(tmp_path), filmed(1, seed=1)[torch.zeros(WINDOW, dtype=torch.long)]
+    for number in range(70):
+        known.learn("front", FACTORY, same, WINDOW, HOUR, 60.0 * number)
+    assert "all the same" in caplog.text and known.progress("front", FACTORY, HOUR, WINDOW) < 1
+    watch(known, 10.0, start=10 * HOUR)
+    assert known.progress("front", FACTORY, HOUR, WINDOW) == 1
+
+
+def test_a_restart_goes_on_with_the_later_learnings(tmp_path, caplog):
+    watch(baselines(tmp_path), 1.0)
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        watch(baselines(tmp_path), 4.1)
+    assert caplog.text.count("learned a baseline") == 1, "after four times the time, and not after one"
+
+
+def test_only_what_serves_keeps_the_memory_of_its_frames(tmp_path):
+    known = baselines(tmp_path)
+    watch(known, 0.5)
+    watch(known, 0.1, version=VERSION, start=HOUR)
+    assert known.progress("front", FACTORY, HOUR, WINDOW) == 0
 
 
 def test_a_disk_that_refuses_costs_the_file_and_not_the_baseline(tmp_path, caplog, monkeypatch):

@@ -37,7 +37,7 @@ def state(tmp_path_factory):
     folder = tmp_path_factory.mktemp("state")
     pictures = watched(folder)
     for number in range(MIN_HEALTHY_PICTURES // PICTURES_OF_CHECK):
-        pictures.add_healthy("front", taken(WINDOW, number))
+        pictures.add_healthy("front", taken(WINDOW, number), 1.0, float(number))
     return folder
 
 
@@ -76,7 +76,7 @@ def test_without_healthy_pictures_nothing_is_read(tmp_path):
 def test_commissioned_pictures_are_the_healthy_ones(tmp_path):
     commissioned = PictureStatistics.of(torch.from_numpy(taken(MIN_HEALTHY_PICTURES, 5)))
     pictures = PictureWatch(BaselineStore(tmp_path, MODEL), commissioned)
-    pictures.add_healthy("front", taken(WINDOW, 6, "exposure=-1"))
+    pictures.add_healthy("front", taken(WINDOW, 6, "exposure=-1"), 1.0, 0.0)
     assert watch(pictures, "fixed-pattern=11", RECENT_PICTURES)["words"][0].startswith("fixed pattern 11 levels")
 
 
@@ -89,10 +89,10 @@ def test_damaged_statistics_are_told_and_taken_again(state, tmp_path, caplog):
     assert "cannot be used" in caplog.text
 
 
-@pytest.mark.parametrize("shape", [(WINDOW, 8, 8, 3), (WINDOW, 32, 32, 4)])
+@pytest.mark.parametrize("shape", [(WINDOW, 8, 8, 3), (WINDOW, 32, 32, 4), (1, 300, 300, 3)])
 def test_pictures_that_read_outs_do_not_understand_are_left_alone(tmp_path, shape):
     pictures = watched(tmp_path)
-    pictures.add_healthy("front", np.zeros(shape, np.uint8))
+    pictures.add_healthy("front", np.zeros(shape, np.uint8), 1.0, 0.0)
     assert pictures.watch("front", np.zeros(shape, np.uint8), True, 0.0) == {"found": [], "words": []}
     assert not (tmp_path / "sensors").exists()
 
@@ -103,3 +103,17 @@ def test_sixteen_bit_pictures_are_read_in_grey_levels(state):
         words = taken(WINDOW, 1000 + number, "exposure=-0.8").astype(np.uint16) * 257
         read = pictures.watch("front", words, True, 0.0)
     assert read["words"][0].startswith("exposure -0.8 stops")
+
+
+def test_healthy_pictures_are_spread_over_the_time_of_learning(tmp_path):
+    pictures, second = watched(tmp_path), 1.0
+    for number in range(60):
+        pictures.add_healthy("front", taken(PICTURES_OF_CHECK, number), 3600.0, number * second)
+    assert not (tmp_path / "sensors").exists(), "a minute is no hour"
+
+
+def test_pictures_of_another_size_start_anew(tmp_path):
+    pictures = watched(tmp_path)
+    pictures.add_healthy("front", taken(WINDOW, 1), 1.0, 0.0)
+    pictures.add_healthy("front", taken(WINDOW, 2)[:, :20, :20], 1.0, 1.0)
+    assert pictures.watch("front", taken(WINDOW, 3), True, 2.0) == {"found": [], "words": []}

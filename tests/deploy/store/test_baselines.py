@@ -88,3 +88,33 @@ def test_a_file_that_cannot_be_read_is_told(store, tmp_path):
     path.mkdir()
     with pytest.raises(StoreError, match="cannot be read"):
         store.load("front", FACTORY)
+
+
+def test_what_is_kept_is_never_removed(store, tmp_path):
+    store.save("front", FACTORY, tensors(5.0))
+    for number in range(MAX_BASELINES + 3):
+        store.save("front", f"{number:064d}"[::-1], tensors())
+    assert float(store.load("front", FACTORY)["baseline.centre"][0]) == 5.0
+
+
+def test_what_was_learned_while_frames_were_read_in_another_way_is_not_used(tmp_path):
+    BaselineStore(tmp_path, MODEL, "mean 0.5").save("front", FACTORY, tensors())
+    assert BaselineStore(tmp_path, MODEL, "mean 0.4").load("front", FACTORY) is None
+    assert BaselineStore(tmp_path, MODEL, "mean 0.5").load("front", FACTORY) is not None
+
+
+def test_the_newest_of_two_is_taken_after_a_kill_between_writing_and_removing(store, tmp_path):
+    store.save("front", FACTORY, tensors(1.0))
+    (old,) = files(tmp_path)
+    data = old.read_bytes()
+    store.save("front", FACTORY, tensors(2.0))
+    old.write_bytes(data)
+    os.utime(old, (0, 0))
+    assert float(store.load("front", FACTORY)["baseline.centre"][0]) == 2.0
+
+
+def test_what_would_be_refused_at_the_next_start_is_not_written(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("deploy.store.baselines.MAX_BASELINE_BYTES", 10)
+    with pytest.raises(OSError, match="larger than 10 bytes"):
+        store.save("front", FACTORY, tensors())
+    assert not (tmp_path / "sensors").exists()
