@@ -119,7 +119,7 @@ class Watched:
                 yield (self._name, "drift", view, drift, alarm), partial(self._delay, filmed, view, make)
 
     def _with_baseline(self, rate: str) -> Alarm:
-        return WithBaseline(self._baseline, DriftConfig(false_alarms=alarm_rate_of(rate)))
+        return WithBaseline(self._baseline, self._reference, DriftConfig(false_alarms=alarm_rate_of(rate)))
 
     def _alarms(self) -> dict[str, Callable[[], Alarm]]:
         level = WINDOW_S / DriftConfig().false_alarms.interval  # of a window, for the same rate of false alarms

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from calibrate.features.statistics import VARIANCE_FLOOR, FeatureStatistics, ImageMoments
 
-# Of all layers together, evenly spread over them. On CIFAR-10 (688 channels) a quarter of them detects as much; the
-# bound keeps the memory of a large network's baseline at 16 MiB for 2048 frames.
+# Of all layers together, evenly spread over them: the frames of a large network's baseline then take 16 MiB at most.
 MAX_CHANNELS = 1024
 WINDOW_CHUNK = 32  # windows that are computed at once; bounds memory
 

@@ -36,9 +36,9 @@ def learn_baseline(frames: FrameStatistics, size: int, classes: int) -> Baseline
     Content moves the statistics of windows along few directions: the main ones of windows that show few classes, one
     light, or frames that look alike (principal component analysis). What is left of a window beside them is compared
     with what was left of healthy frames that the directions were not learned from (cross-validation, Stone 1974).
-    Raises BaselineError for fewer than MIN_HEALTHY_FRAMES frames or than four windows, and for frames all the same.
+    Raises BaselineError for fewer frames than `frames_needed`, and for frames all the same.
     """
-    needed = max(MIN_HEALTHY_FRAMES, FOLDS * size)
+    needed = frames_needed(size)
     if len(frames) < needed:
         raise BaselineError(f"{len(frames)} healthy frames are too few for a baseline: at least {needed} are needed")
     generator = torch.Generator().manual_seed(SCENES_SEED)
@@ -54,6 +54,11 @@ def learn_baseline(frames: FrameStatistics, size: int, classes: int) -> Baseline
         content_limit=contents[MIXED].quantile(CONTENT_QUANTILE),
         expected=expected,
     )
+
+
+def frames_needed(size: int) -> int:
+    """Return how many frames a baseline of windows of `size` frames is learned from, at least."""
+    return max(MIN_HEALTHY_FRAMES, FOLDS * size)
 
 
 def _learn_directions(frames: FrameStatistics, size: int, classes: int, windows: int, generator: Generator) -> Baseline:

@@ -10,7 +10,7 @@ import torch
 
 from calibrate.baseline.baseline import Baseline, SensorState
 from calibrate.baseline.frames import MAX_CHANNELS, FrameStatistics
-from calibrate.baseline.learning import FOLDS, MIN_HEALTHY_FRAMES, BaselineError, learn_baseline
+from calibrate.baseline.learning import BaselineError, frames_needed, learn_baseline
 from deploy.store.artefacts import FACTORY, StoreError
 from deploy.store.baselines import BaselineStore
 
@@ -161,8 +161,3 @@ class Baselines:
             log.warning("%s: its baseline is of %d frames, drift.window has %d", sensor, int(known.size), size)
             known = None
         return known, 0 if known is None else min(int(tensors.get(LEARNED, torch.ones(()))), len(LEARN_RATIOS))
-
-
-def frames_needed(size: int) -> int:
-    """Return how many frames a baseline of windows of `size` frames is learned from, at least."""
-    return max(MIN_HEALTHY_FRAMES, FOLDS * size)

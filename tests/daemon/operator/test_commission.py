@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 import yaml
+from drift_check_job import OBSERVE
 from running import recald, recald_here, write_config
 from synthetic import drifted, images, normalised, trained_network
 
@@ -32,7 +33,7 @@ from deploy.model.card import card_path
 from deploy.model.commissioned import clean_data_path, load_clean_data, remove_clean_data, save_clean_data
 from deploy.model.frozen import FrozenModel, load_frozen
 from deploy.model.program import ModelError
-from deploy.store.artefacts import FACTORY, ArtefactStore
+from deploy.store.artefacts import ArtefactStore
 
 COUNT = MIN_CLEAN_FRAMES
 MEASURED: dict[str, CleanData] = {}
@@ -246,17 +247,7 @@ def test_the_worker_measures_and_fits_by_it(model, tmp_path, monkeypatch):
     """Commissioned on what would otherwise be a drift, that is what is clean, and the rest is fitted to it."""
     frozen = commission_model(model, drifted(images(512, seed=3)))
     worker = WorkerContext(frozen, "eager", ArtefactStore(tmp_path / "state"))
-    job = {
-        "job": "observe",
-        "sensor": "front",
-        "active": FACTORY,
-        "band": 1.6,
-        "may_learn": False,
-        "alarm": False,
-        "fresh": 0,
-        "now": 0.0,
-        "learn": 3600.0,
-    }
+    job = dict(OBSERVE)
     assert observe(worker, job, drifted(images(64, seed=5)))["raw"] < 1
     assert observe(worker, job, images(64, seed=5))["raw"] > 2
     results = []

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from drift_check_job import OBSERVE
 from running import recald_here
 from synthetic import CLASSES, drifted, images, labelled, normalised
 
@@ -24,20 +25,9 @@ from deploy.model.card import card_path
 from deploy.model.commissioned import load_clean_data, load_estimator, save_clean_data
 from deploy.model.frozen import load_frozen
 from deploy.model.program import ModelError
-from deploy.store.artefacts import FACTORY, ArtefactStore
+from deploy.store.artefacts import ArtefactStore
 
 COUNT = 2 * MIN_LABELLED
-JOB = {
-    "job": "observe",
-    "sensor": "front",
-    "active": FACTORY,
-    "band": 1.6,
-    "may_learn": False,
-    "alarm": False,
-    "fresh": 0,
-    "now": 0.0,
-    "learn": 3600.0,
-}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +62,7 @@ def test_a_drift_check_estimates_the_accuracy_behind_a_drift_it_has_not_seen(com
     for seed in range(8):
         pictures, labels = labelled(64, seed=50 + seed)
         dark = drifted(pictures, light)
-        estimate = observe(worker, JOB, dark)["accuracy"]
+        estimate = observe(worker, OBSERVE, dark)["accuracy"]
         assert estimate["raw"] == estimate["homogenized"]
         estimates.append(estimate["homogenized"])
         right.append(np.mean(worker.scorer.answers(worker.frames(dark)).numpy() == labels))
@@ -82,16 +72,16 @@ def test_a_drift_check_estimates_the_accuracy_behind_a_drift_it_has_not_seen(com
 
 def test_proxies_are_calibrated_and_an_estimate_needs_a_whole_window(commissioned, tmp_path):
     worker = WorkerContext(load_frozen(commissioned), "eager", ArtefactStore(tmp_path / "state"))
-    seen = observe(worker, JOB, images(64, seed=5))
+    seen = observe(worker, OBSERVE, images(64, seed=5))
     assert seen["proxy"].keys() > {"confidence", "agreement", "calibrated_confidence", "atc_entropy"}
     assert seen["accuracy"]["homogenized"].lower > 0.8
-    assert observe(worker, JOB, images(48, seed=5))["accuracy"] == {}
-    assert observe(worker, JOB, images(200, seed=5))["accuracy"]["homogenized"].lower > 0.8
+    assert observe(worker, OBSERVE, images(48, seed=5))["accuracy"] == {}
+    assert observe(worker, OBSERVE, images(200, seed=5))["accuracy"]["homogenized"].lower > 0.8
 
 
 def test_without_labels_there_is_no_estimate(model, tmp_path):
     worker = WorkerContext(load_frozen(model), "eager", ArtefactStore(tmp_path / "state"))
-    seen = observe(worker, JOB, images(64, seed=5))
+    seen = observe(worker, OBSERVE, images(64, seed=5))
     assert seen["accuracy"] == {} and seen["proxy"].keys() == {"confidence", "certainty", "agreement"}
 
 
@@ -99,7 +89,7 @@ def test_a_label_shift_leaves_no_estimate(commissioned, tmp_path, monkeypatch):
     """Few classes in view look like a network that prefers them."""
     worker = WorkerContext(load_frozen(commissioned), "eager", ArtefactStore(tmp_path / "state"))
     monkeypatch.setattr("calibrate.scoring.scorer.has_label_shift", lambda *_: True)
-    seen = observe(worker, JOB, images(64, seed=5))
+    seen = observe(worker, OBSERVE, images(64, seed=5))
     assert seen["label_shift"] and seen["accuracy"] == {}
 
 

@@ -34,7 +34,9 @@ from deploy.path import InferencePath, PreparedHomogenizer
 from deploy.store.artefacts import FACTORY
 
 WINDOW = 64
-NO_READ_OUTS: dict[str, list] = {"found": [], "words": []}
+# What a drift check says beside its scores where nothing is the matter.
+NOTHING_ELSE: dict[str, Any] = {"label_shift": False, "raw_clean": False, "harmful": False, "accuracy": {}}
+NOTHING_ELSE |= {"camera": {}, "learned": 0.0, "read_outs": {"found": [], "words": []}}
 
 
 class Runner:
@@ -111,15 +113,7 @@ class Scene:
         compared = {"role": challenger.role, "version": challenger.version}
         compared |= {"objections": objections, "abstains": abstains}
         scores = {"raw": raw, "homogenized": 9.0, "layers": {}, "proxy": {}, "challenger": compared}
-        scores |= {
-            "label_shift": False,
-            "raw_clean": raw_clean,
-            "harmful": False,
-            "accuracy": {},
-            "camera": {},
-            "learned": 0.0,
-            "read_outs": NO_READ_OUTS,
-        }
+        scores = NOTHING_ELSE | scores | {"raw_clean": raw_clean}
         reservoir = self.sensor.reservoir
         event = DriftCheck("front", self.sensor.path.version, scores, WINDOW, reservoir.added)
         self.controller.handle(event, self.sensor, self.now)
@@ -139,15 +133,7 @@ class Scene:
 
     def clean_check(self) -> None:
         scores = {"raw": 1.0, "homogenized": 1.0, "layers": {}, "proxy": {}}
-        scores |= {
-            "label_shift": False,
-            "raw_clean": True,
-            "harmful": False,
-            "accuracy": {},
-            "camera": {},
-            "learned": 0.0,
-            "read_outs": NO_READ_OUTS,
-        }
+        scores = NOTHING_ELSE | scores | {"raw_clean": True}
         self.controller.handle(DriftCheck("front", self.sensor.path.version, scores), self.sensor, self.now)
 
     def step(self, times: int = 1) -> None:
@@ -587,15 +573,7 @@ def test_labelled_frames_count_on_when_the_camera_has_stopped(scene):
 
 def test_a_camera_that_stops_has_no_score_and_no_alarm_until_frames_come_again(scene, caplog):
     scores = {"raw": 9.0, "homogenized": 9.0, "layers": {"bn1": 7.0}, "proxy": {"confidence": 0.4}}
-    scores |= {
-        "label_shift": False,
-        "raw_clean": False,
-        "harmful": False,
-        "accuracy": {},
-        "camera": {},
-        "learned": 0.0,
-        "read_outs": NO_READ_OUTS,
-    }
+    scores = NOTHING_ELSE | scores
     seen = DriftCheck("front", FACTORY, scores)
     shown = [("drift_score", {"stage": "raw"}), ("drift_score", {"stage": "homogenized"})]
     shown += [("layer_drift_score", {"layer": "bn1"}), ("accuracy_proxy_ratio", {"proxy": "confidence"})]
@@ -686,15 +664,7 @@ def test_no_estimate_of_another_homogenizer_is_shown_after_a_swap(scene):
 
 def checked(scene: Scene, version: str = FACTORY) -> DriftCheck:
     scores = {"raw": 9.0, "homogenized": 9.0, "layers": {"bn1": 7.0}, "proxy": {"confidence": 0.4}}
-    scores |= {
-        "label_shift": False,
-        "raw_clean": False,
-        "harmful": False,
-        "accuracy": {},
-        "camera": {},
-        "learned": 0.0,
-        "read_outs": NO_READ_OUTS,
-    }
+    scores = NOTHING_ELSE | scores
     return DriftCheck("front", version, scores, WINDOW, scene.sensor.reservoir.added, 1.0)
 
 

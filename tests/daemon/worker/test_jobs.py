@@ -241,3 +241,15 @@ def test_when_frames_are_clearly_worse_with_a_homogenizer_than_without(raw, serv
 def test_only_a_label_shift_has_no_clean_band():
     assert clean_band(evidence(3.0, 0.98, label_shift=True), BAND) == math.inf
     assert clean_band(evidence(3.0, 0.98), BAND) == clean_band(Evidence(3.0, None), BAND) == BAND
+
+
+@pytest.mark.parametrize("part", ["baselines.learn", "pictures.watch"])
+def test_a_fault_in_what_a_check_does_beside_costs_no_score(worker, monkeypatch, caplog, part):
+    def break_down(*_: object) -> None:
+        raise IndexError("a fault")
+
+    owner, name = part.split(".")
+    monkeypatch.setattr(getattr(worker, owner), name, break_down)
+    scores = observe(worker, images(64, seed=3), may_learn=True, alarm=True, fresh=64, now=0.0)
+    assert scores["raw"] < 1.6 and scores["read_outs"] == {"found": [], "words": []}
+    assert "a fault" in caplog.text
