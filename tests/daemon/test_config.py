@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.config import Config, ConfigError, OutputConfig, StateConfig, load_config
+from daemon.settings.values import alarm_rate_of
 from deploy.backends.protocol import AUTO, BACKENDS
 from deploy.model.document import DocumentError
 
@@ -366,3 +367,14 @@ def test_only_loopback_addresses_are_local(address):
         assert not ipaddress.ip_address(address).is_loopback
     else:
         assert ipaddress.ip_address(address).is_loopback
+
+
+@pytest.mark.parametrize("text", ["2 per 1m", "1 per 59s", "0 per 1d", "1 per day", "1", "1 per -3d", "one per 1d"])
+def test_a_rate_of_false_alarms_that_means_nothing_is_refused(text):
+    with pytest.raises(ValueError, match="such as 1 per 90d"):
+        alarm_rate_of(text)
+
+
+def test_a_rate_of_false_alarms_is_read_and_written_alike():
+    rate = alarm_rate_of("3 per 90d")
+    assert rate.interval == 30 * 86_400 and str(rate) == "3 per 90d" and alarm_rate_of(rate) is rate

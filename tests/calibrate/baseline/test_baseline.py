@@ -156,3 +156,9 @@ def test_frames_that_are_not_finite_are_no_healthy_ones(baseline, value):
 def test_a_number_in_the_place_of_a_table_is_refused(baseline, name):
     with pytest.raises(ValueError, match="other shapes"):
         Baseline.of_tensors(baseline.tensors() | {f"baseline.{name}": torch.ones(())}, CHANNELS, CLASSES)
+
+
+def test_new_frames_of_a_short_healthy_time_are_no_drift_either():
+    """Frames lie nearer to a baseline that knows them than new ones will, which is no drift."""
+    short = learn_baseline(filmed(MIN_HEALTHY_FRAMES, seed=1), WINDOW, CLASSES)
+    assert float(drifts(short).median()) < 1

@@ -864,3 +864,52 @@ def test_a_status_tells_how_long_a_fit_runs_and_when_it_will_end(scene):
         scene.step()
     told = scene.sensor.status()
     assert told["elapsed_s"] == pytest.approx(20, abs=0.3) and told["remaining_s"] == pytest.approx(20, abs=0.5)
+
+
+# ---- the camera beside its baseline
+
+
+def beside(scene: Scene, drift: float, score: float = 1.0, **scores: Any) -> None:
+    """A check of the frames that are there, with a baseline."""
+    found = NOTHING_ELSE | {"raw": score, "homogenized": score, "layers": {}, "proxy": {}} | scores
+    found |= {"camera": {"homogenized": (drift, 0.5, True)}, "learned": 1.0}
+    added = scene.sensor.reservoir.added
+    scene.controller.handle(DriftCheck("front", FACTORY, found, WINDOW, added, 1.0), scene.sensor, scene.now)
+
+
+def test_the_same_frames_are_evidence_once(scene):
+    scene.frames(WINDOW)
+    for _ in range(10):
+        beside(scene, 12.0)
+    assert not scene.sensor.drift_detector.alarm
+    scene.frames(WINDOW - 1)
+    beside(scene, 12.0)
+    assert not scene.sensor.drift_detector.alarm
+    scene.frames(1)
+    beside(scene, 12.0)
+    assert scene.sensor.drift_detector.alarm and scene.sensor.status()["camera"]["homogenized"]["drift"] == 12.0
+
+
+def test_frames_from_before_a_silence_are_no_evidence_after_it(scene):
+    scene.sensor.stall_detector.arrived(0.0)
+    scene.frames(WINDOW // 2)
+    scene.now = 60.0
+    scene.step()
+    assert scene.sensor.silent_s > 0
+    scene.sensor.stall_detector.arrived(scene.now)
+    scene.step()
+    scene.frames(WINDOW // 2)
+    beside(scene, 12.0)
+    assert scene.sensor.drift_detector.evidence == 0, "half of the window is from before"
+
+
+def test_scenes_of_few_classes_may_be_healthy_before_a_baseline_is_known(scene):
+    assert scene.sensor.may_be_healthy
+    for scene.now in range(20):
+        scene.frames(1)
+        found = {"raw": 3.0, "homogenized": 3.0, "layers": {}, "proxy": {}, "label_shift": True}
+        check = DriftCheck("front", FACTORY, NOTHING_ELSE | found, WINDOW, scene.sensor.reservoir.added, 1.0)
+        scene.controller.handle(check, scene.sensor, scene.now)
+    assert scene.sensor.drift_detector.alarm and scene.sensor.may_be_healthy
+    scene.sensor.label_shift = False
+    assert not scene.sensor.may_be_healthy

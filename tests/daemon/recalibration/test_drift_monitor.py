@@ -165,3 +165,14 @@ def test_the_bits_of_an_inverted_detector_are_told_as_it_sends_them(watched: Wat
     watched.results(2)
     (told,) = [record.getMessage() for record in caplog.records]
     assert "is above 4095: " in told and told.endswith("set sensors.front.bits: 12")
+
+
+def test_what_is_done_now_and_then_delays_no_later_check(watched: Watched):
+    """Learning and reading out take seconds, once; four times as long a rest would leave the camera unwatched."""
+    watched.answers["of front"] = lambda: time.sleep(0.5) or SCORES | {"extra_s": 0.5}
+    watched.monitor.start()
+    assert watched.results(2) == {"front": "done", "rear": "done"}
+    watched.frames()
+    began = time.monotonic()
+    watched.posted.get(timeout=10)
+    assert time.monotonic() - began < 1.5, "a rest of four times half a second is longer"

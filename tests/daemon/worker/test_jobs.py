@@ -253,3 +253,26 @@ def test_a_fault_in_what_a_check_does_beside_costs_no_score(worker, monkeypatch,
     scores = observe(worker, images(64, seed=3), may_learn=True, alarm=True, fresh=64, now=0.0)
     assert scores["raw"] < 1.6 and scores["read_outs"] == {"found": [], "words": []}
     assert "a fault" in caplog.text
+
+
+def test_only_healthy_frames_without_a_homogenizer_are_learned_as_the_cameras(worker, right, monkeypatch):
+    learned: list[str] = []
+    monkeypatch.setattr(worker.baselines, "learn", lambda *_: learned.append("baseline"))
+    monkeypatch.setattr(worker.pictures, "add_healthy", lambda *_: learned.append("pictures"))
+    healthy, drift = images(64, seed=3), drifted(images(64, seed=3))
+    observe(worker, healthy, may_learn=False, fresh=64)
+    observe(worker, drift, may_learn=True, fresh=64)
+    assert learned == []
+    observe(worker, drift, may_learn=True, fresh=64, active=right)
+    assert learned == ["baseline"]
+    observe(worker, healthy, may_learn=True, fresh=64)
+    assert learned == ["baseline", "baseline", "pictures"]
+
+
+def test_pictures_of_few_classes_explain_no_drift(worker, monkeypatch):
+    read: list[int] = []
+    monkeypatch.setattr(worker.pictures, "watch", lambda sensor, new, *_: read.append(len(new)) or {})
+    observe(worker, images(64, seed=3), alarm=True, fresh=40)
+    monkeypatch.setattr("calibrate.scoring.scorer.has_label_shift", lambda *_: True)
+    observe(worker, images(64, seed=3), alarm=True, fresh=40)
+    assert read == [40, 0]

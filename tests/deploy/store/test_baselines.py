@@ -103,14 +103,16 @@ def test_what_was_learned_while_frames_were_read_in_another_way_is_not_used(tmp_
     assert BaselineStore(tmp_path, MODEL, "mean 0.5").load("front", FACTORY) is not None
 
 
-def test_the_newest_of_two_is_taken_after_a_kill_between_writing_and_removing(store, tmp_path):
-    store.save("front", FACTORY, tensors(1.0))
+@pytest.mark.parametrize("newest", [1.0, 2.0])
+def test_the_newest_of_two_is_taken_after_a_kill_between_writing_and_removing(store, tmp_path, newest):
+    """Whichever of them comes first by its name."""
+    store.save("front", FACTORY, tensors(3.0 - newest))
     (old,) = files(tmp_path)
     data = old.read_bytes()
-    store.save("front", FACTORY, tensors(2.0))
+    store.save("front", FACTORY, tensors(newest))
     old.write_bytes(data)
     os.utime(old, (0, 0))
-    assert float(store.load("front", FACTORY)["baseline.centre"][0]) == 2.0
+    assert float(store.load("front", FACTORY)["baseline.centre"][0]) == newest
 
 
 def test_what_would_be_refused_at_the_next_start_is_not_written(store, tmp_path, monkeypatch):
