@@ -45,6 +45,7 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python -m bench latency --json bench/results/latency.json
 	$(BIN)/python -m bench handover --json bench/results/handover.json
+	$(BIN)/python -m bench watch --json bench/results/watch.json
 	$(BIN)/python -m bench attack --json bench/results/attack.json
 	$(BIN)/python -m bench swap --json bench/results/swap.json
 	$(BIN)/pip install -q --no-deps --target .bench/imagezmq imagezmq==1.2.0

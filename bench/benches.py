@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from bench import curve, demo, dense, drifts, fit, handover, latency, overhead, peers, precision, proxy, readouts, speed
+from bench import (
+    curve,
+    demo,
+    dense,
+    drifts,
+    fit,
+    handover,
+    latency,
+    overhead,
+    peers,
+    precision,
+    proxy,
+    readouts,
+    speed,
+    watch,
+)
 from bench.attack import measure as attack
 from bench.drift import measure as drift
 from bench.gpu import measure as gpu
@@ -32,6 +47,7 @@ BENCHES: dict[str, ModuleType] = {
     "paper": paper,
     "latency": latency,
     "handover": handover,
+    "watch": watch,
     "attack": attack,
     "swap": swap,
     "intake": intake,

@@ -11,7 +11,7 @@ from bench.page.accuracy import curve, demo, drifts, fits, paper, peers
 from bench.page.decisions import dense, judge, proxy, readouts, streams
 from bench.page.result import Result, find, load, percent, prose, table, with_worst
 from bench.page.runtime import attack, gpu, handover, intake, latency, overhead, precision, speed, swap
-from bench.page.watching import drift
+from bench.page.watching import drift, watch
 from bench.provenance import ROOT
 
 FOLDER, PAGE = ROOT / "bench" / "results", ROOT / "docs" / "results.md"
@@ -22,8 +22,8 @@ PARTS = {
     "Decisions": {"judge": judge, "proxy": proxy, "readouts": readouts, "drift": drift, "dense": dense}
     | {"streams": streams},
     "Time and memory": {
-        **{"latency": latency, "handover": handover, "attack": attack, "swap": swap, "intake": intake},
-        **{"overhead": overhead, "speed": speed, "precision": precision, "gpu": gpu},
+        **{"latency": latency, "handover": handover, "watch": watch, "attack": attack, "swap": swap},
+        **{"intake": intake, "overhead": overhead, "speed": speed, "precision": precision, "gpu": gpu},
     },
 }
 TITLES = {
@@ -41,6 +41,7 @@ TITLES = {
     "streams": "Hours of a camera",
     "latency": "Latency",
     "handover": "Frames that go to a fit",
+    "watch": "Drift checks of large frames",
     "attack": "Senders that mean harm",
     "swap": "Swaps",
     "intake": "Receiving frames",

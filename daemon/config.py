@@ -208,8 +208,8 @@ class DriftConfig(Section):
     (traffic signs); with fewer it spreads more.
     """
     interval: Duration = Field(default=1.0, ge=0.05, le=HOUR)
-    """Seconds between two drift checks, at least. A check that takes long is followed by a rest of four times as
-    long, so that it costs at most a fifth of a core.
+    """Seconds between two drift checks, at least. Checks of large frames come more rarely: they take at most 5 % of
+    one core, 20 % while a drift shows or a candidate is compared.
     """
     false_alarms: Alarms = alarm_rate_of("1 per 90d")
     """The highest rate of false alarms of one sensor, such as `1 per 90d`, once its baseline is known: by then recald

@@ -47,3 +47,20 @@ def _told(summary: Row) -> Iterator[list[str]]:
         shares = [percent(100 * row[key]) for key in ("within_2", "within_10", "told")]
         name = NAMES.get(row["alarm"], row["alarm"])
         yield [row["data"], row["view"], name, str(row["drifts"]), *shares, row["worst_missed"] or "-"]
+
+
+def watch(results: Mapping[str, Result]) -> str:
+    """Tell what drift checks of large frames take, and what they do to the latency of frames."""
+    result = results["watch"]
+    settings, size = result["settings"], result["settings"]["size"]
+    rows = [
+        [row["case"], str(row["checks"]), percent(100 * row["core_share"])]
+        + [f"{row[key]:.1f}" for key in ("p50_ms", "p99_ms", "max_ms")]
+        + [str(row["lost"])]
+        for row in result["rows"]
+    ]
+    text = f"""{settings["fps"]:g} frames/s of {size}x{size}, a small network on one CPU thread, runs of
+        {settings["seconds"]:g} s in turns, once the baseline is learned. The share is the processor time of the process
+        that checks. Measured with both cores to itself."""
+    head = ("run", "checks", "share of a core", "latency p50, ms", "p99", "max", "lost frames")
+    return blocks(table(head, rows), result.provenance(), prose(text))

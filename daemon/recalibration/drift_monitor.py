@@ -19,7 +19,9 @@ from daemon.worker.client import WorkerClient, WorkerError, WorkerTimeout
 from deploy.store.artefacts import FACTORY
 
 CHECK_RETRY_S = 10.0  # from a failed check to the next, so that a worker that dies at once costs little
-PAUSE_TO_CHECK_RATIO = 4.0  # at least: checks of large frames then take at most a fifth of a core
+# Of one core, for the checks of all sensors.
+QUIET_SHARE = 0.05
+BUSY_SHARE = 0.2  # while a drift shows or homogenizers are compared
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ class DriftMonitor:
         self._post = post
         self._checked_up_to = dict.fromkeys(sensors, 0)  # `reservoir.added` at the last check
         self._hinted: set[str] = set()  # sensors
-        self._extra_s = 0.0  # of this round, for what is done now and then only
+        self._spent_s = 0.0  # processor time of this round
         self._period = config.interval  # from one round to the next
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drift-monitor", daemon=True)
@@ -95,26 +97,42 @@ class DriftMonitor:
         self._worker.finish()  # reaps the process when no check was running
 
     def _run(self) -> None:
-        pause = self._config.interval
-        while not self._stopping.wait(pause):
+        pause, took = self._config.interval, 0.0
+        while self._rest(pause, took):
+            began = time.monotonic()
             pause = self._check_all()
+            took = time.monotonic() - began
+
+    def _rest(self, pause: float, took: float) -> bool:
+        """Wait for the next round after one that took so long; return whether there is one.
+
+        A drift that shows, or a comparison that begins, shortens the wait.
+        """
+        ended = time.monotonic()
+        while (left := max(pause, self._spent_s / self._share - took) - (time.monotonic() - ended)) > 0:
+            if self._stopping.wait(min(left, self._config.interval)):
+                return False
+        return not self._stopping.is_set()
+
+    @property
+    def _share(self) -> float:
+        """Return the share of one core that checks may take."""
+        return BUSY_SHARE if any(sensor.watched_closely for sensor in self._sensors.values()) else QUIET_SHARE
 
     def _check_all(self) -> float:
-        """Check every sensor with new frames; return the pause until the next round."""
+        """Check every sensor with new frames; return the pause until the next round, at least."""
         try:
             self._worker.start()  # before the clock starts: starting a worker says nothing about the cost of checks
         except WorkerError as error:
             for sensor in self._sensors.values():
                 self._fail(sensor, error)
             return CHECK_RETRY_S
-        self._extra_s = 0.0
+        self._spent_s = 0.0
         started, worker_lived = time.monotonic(), True
         for sensor in self._sensors.values():
             worker_lived &= self._try_check(sensor)
-        elapsed = max(0.0, time.monotonic() - started - self._extra_s)
-        pause = max(self._config.interval, PAUSE_TO_CHECK_RATIO * elapsed)
-        self._period = elapsed + pause
-        return pause if worker_lived else max(pause, CHECK_RETRY_S)
+        self._period = max(time.monotonic() - started + self._config.interval, self._spent_s / QUIET_SHARE)
+        return self._config.interval if worker_lived else max(self._config.interval, CHECK_RETRY_S)
 
     def _try_check(self, sensor: Sensor) -> bool:
         """Check one sensor, whatever happened to the others; return whether the worker has lived through it."""
@@ -138,17 +156,15 @@ class DriftMonitor:
         job = check_request(sensor, self._config, fresh, time.monotonic())
         active = job["active"]
         passes = len({FACTORY, active, job.get("challenger", active)})
-        started = time.monotonic()
         scores = self._worker.call(job, images, passes * CHECK_PASS_TIMEOUT_S)
-        self._extra_s += scores.get("extra_s", 0.0)
-        # In the first round the period is not known yet, and a challenger makes checks longer.
-        estimate = (1 + PAUSE_TO_CHECK_RATIO) * len(self._sensors) * (time.monotonic() - started)
-        if "raw" in scores:
-            self._hint_at_bits(sensor, images, scores["raw"])
-            period = max(self._period, estimate)
-            self._post(DriftCheck(sensor.name, active, scores, len(images), added, period))
-        else:
+        if "raw" not in scores:
             self._post(CheckFailure(sensor.name, "failed", str(scores.get("reason"))))
+            return
+        self._spent_s += scores["cpu_s"]
+        self._hint_at_bits(sensor, images, scores["raw"])
+        # In the first round the period is not known yet, and a challenger makes checks longer.
+        period = max(self._period, len(self._sensors) * scores["cpu_s"] / QUIET_SHARE)
+        self._post(DriftCheck(sensor.name, active, scores, len(images), added, period))
 
     def _hint_at_bits(self, sensor: Sensor, images: list[np.ndarray], raw: float) -> None:
         """Say once what looks like a drift and is none: a detector of 12 bits, say, whose words are taken for 16."""

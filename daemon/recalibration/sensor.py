@@ -100,6 +100,11 @@ class Sensor:
             return Challenger("candidate", candidate.prepared.version)
         return Challenger("previous", self.path.fallback) if state is State.PROBATION else None
 
+    @property
+    def watched_closely(self) -> bool:
+        """Return whether the next drift check is waited for: a drift shows, or homogenizers are compared."""
+        return self.challenger is not None or not self.drift_detector.over
+
     def forget_scores(self) -> None:
         """Forget the last drift check: what it saw says nothing about the frames of now."""
         self.drift_score, self.label_shift, self.raw_clean, self.harmful = math.nan, False, False, False

@@ -26,16 +26,19 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
     job: `sensor`, `active`, `band`, and for a comparison `challenger` (a version) and its `role`; for the baseline
     `fresh`, how many of the newest frames no check has seen, `may_learn`, whether they may be healthy ones, and
     `learn`, in how many seconds of such frames a baseline is learned, `alarm`, whether the drift alarm is raised, and
-    `now` (monotonic, s).
+    `now` (monotonic, s). "cpu_s" is the processor time that all this took, without learning and reading (s).
     Raises StoreError for an active homogenizer that cannot be read, ValueError for too few images.
     """
+    began = time.process_time()
     frames = context.frames(images)
     homogenizer = context.homogenizer(job["active"])
     raw = context.scorer.measure(frames)
     served = context.scorer.measure(frames, homogenizer) if homogenizer else raw
+    found = _comparison(context, job, frames, raw, served) | _camera(context, job, raw, served)
+    found["cpu_s"] = time.process_time() - began
     return (
-        _comparison(context, job, frames, raw, served)
-        | _camera(context, job, images, raw, served)
+        found
+        | _now_and_then(context, job, images, raw, served)
         | {
             "raw": raw.drift.score,
             "raw_clean": raw_frames_clean(Evidence.of(raw), Evidence.of(served), job["band"]),
@@ -49,27 +52,29 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
     )
 
 
-def _camera(
-    context: WorkerContext, job: dict[str, Any], images: np.ndarray, raw: Measurement, served: Measurement
-) -> dict[str, Any]:
-    """Return what the baselines say of the camera, by stage ("camera"), and what its pictures do ("read_outs").
-
-    "learned" tells how far the baseline of what serves is learned, "extra_s" how long learning and reading took (s).
-    """
+def _camera(context: WorkerContext, job: dict[str, Any], raw: Measurement, served: Measurement) -> dict[str, Any]:
+    """Return what the baselines say of the camera, by stage."""
     baselines, sensor, active = context.baselines, job["sensor"], job["active"]
-    as_served = context.statistics(served)
-    states = {"homogenized": baselines.compare(sensor, active, as_served)}
+    states = {"homogenized": baselines.compare(sensor, active, context.statistics(served))}
     states["raw"] = (
         states["homogenized"] if active == FACTORY else baselines.compare(sensor, FACTORY, context.statistics(raw))
     )
-    began = time.monotonic()
+    return {"camera": {stage: state for stage, state in states.items() if state is not None}}
+
+
+def _now_and_then(
+    context: WorkerContext, job: dict[str, Any], images: np.ndarray, raw: Measurement, served: Measurement
+) -> dict[str, Any]:
+    """Learn from a healthy window, and read out what happened to the camera ("read_outs"): seconds, but seldom.
+
+    "learned" tells how far the baseline of what serves is learned.
+    """
     new = images[len(images) - job["fresh"] :]
     if job["may_learn"] and (served.drift.score <= job["band"] or served.label_shift):
-        _learn(context, job, new, as_served)
+        _learn(context, job, new, context.statistics(served))
     read = _read_outs(context, job, new[:0] if raw.label_shift else new)
-    found = {stage: state for stage, state in states.items() if state is not None}
-    learned = baselines.progress(sensor, active, job["learn"], len(images))
-    return {"camera": found, "learned": learned, "read_outs": read, "extra_s": time.monotonic() - began}
+    learned = context.baselines.progress(job["sensor"], job["active"], job["learn"], len(images))
+    return {"learned": learned, "read_outs": read}
 
 
 def _learn(context: WorkerContext, job: dict[str, Any], new: np.ndarray, as_served: FrameStatistics) -> None:

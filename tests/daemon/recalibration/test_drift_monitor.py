@@ -15,13 +15,13 @@ from daemon.config import DriftConfig
 from daemon.frames.reservoir import Reservoir
 from daemon.levels import PixelValues
 from daemon.recalibration.check_watch import CHECK_PASS_TIMEOUT_S
-from daemon.recalibration.drift_monitor import PAUSE_TO_CHECK_RATIO, CheckFailure, DriftCheck, DriftMonitor
+from daemon.recalibration.drift_monitor import BUSY_SHARE, QUIET_SHARE, CheckFailure, DriftCheck, DriftMonitor
 from daemon.recalibration.sensor import Challenger
 from daemon.worker.client import WorkerError, WorkerTimeout
 from deploy.store.artefacts import FACTORY
 
 WINDOW = 8
-SCORES = {"raw": 1.0, "homogenized": 1.0}
+SCORES = {"raw": 1.0, "homogenized": 1.0, "cpu_s": 0.0}
 
 
 class Watched:
@@ -41,7 +41,7 @@ class Watched:
         reservoir = Reservoir(WINDOW, window=WINDOW)
         values = PixelValues(bits=12 if name == "rear" else 16)
         known = {"challenger": None, "pixel_values": values, "may_be_healthy": True}
-        known["drift_detector"] = SimpleNamespace(alarm=False)
+        known |= {"drift_detector": SimpleNamespace(alarm=False), "watched_closely": False}
         return SimpleNamespace(name=name, path=path, reservoir=reservoir, **known)
 
     def start(self) -> None:
@@ -124,10 +124,10 @@ def test_a_check_has_time_for_each_homogenizer_that_it_tries(watched: Watched):
 
 
 def test_the_first_check_tells_how_long_a_round_of_all_sensors_will_take(watched: Watched):
-    watched.answers["of front"] = lambda: time.sleep(0.1) or SCORES
+    watched.answers["of front"] = lambda: SCORES | {"cpu_s": 0.1}
     watched.monitor.start()
     first = watched.posted.get(timeout=10)
-    assert isinstance(first, DriftCheck) and first.period >= 2 * (0.1 + PAUSE_TO_CHECK_RATIO * 0.1)
+    assert isinstance(first, DriftCheck) and first.period == pytest.approx(2 * 0.1 / QUIET_SHARE)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_the_first_check_tells_how_long_a_round_of_all_sensors_will_take(watched
     ],
 )
 def test_a_drift_that_may_be_a_setting_is_told_once(watched: Watched, caplog, raw, highest, dtype, bits):
-    watched.answers = dict.fromkeys(("of front", "of rear"), lambda: {"raw": raw, "homogenized": raw})
+    watched.answers = dict.fromkeys(("of front", "of rear"), lambda: SCORES | {"raw": raw, "homogenized": raw})
     watched.frames(highest, dtype)
     watched.monitor.start()
     assert watched.results(2) == {"front": "done", "rear": "done"}
@@ -155,7 +155,7 @@ def test_a_drift_that_may_be_a_setting_is_told_once(watched: Watched, caplog, ra
 
 
 def test_the_bits_of_an_inverted_detector_are_told_as_it_sends_them(watched: Watched, caplog):
-    watched.answers = dict.fromkeys(("of front", "of rear"), lambda: {"raw": 9.0, "homogenized": 9.0})
+    watched.answers = dict.fromkeys(("of front", "of rear"), lambda: SCORES | {"raw": 9.0, "homogenized": 9.0})
     sent = PixelValues(inverted=True)
     watched.sensors["front"].pixel_values = sent
     for number in range(WINDOW):
@@ -167,12 +167,24 @@ def test_the_bits_of_an_inverted_detector_are_told_as_it_sends_them(watched: Wat
     assert "is above 4095: " in told and told.endswith("set sensors.front.bits: 12")
 
 
-def test_what_is_done_now_and_then_delays_no_later_check(watched: Watched):
-    """Learning and reading out take seconds, once; four times as long a rest would leave the camera unwatched."""
-    watched.answers["of front"] = lambda: time.sleep(0.5) or SCORES | {"extra_s": 0.5}
+def test_checks_take_their_share_of_a_core(watched: Watched):
+    """Time that passes without computing, and that learning takes now and then, asks for no rest."""
+    watched.answers["of front"] = lambda: time.sleep(0.2) or SCORES | {"cpu_s": 0.05}
     watched.monitor.start()
     assert watched.results(2) == {"front": "done", "rear": "done"}
     watched.frames()
     began = time.monotonic()
-    watched.posted.get(timeout=10)
-    assert time.monotonic() - began < 1.5, "a rest of four times half a second is longer"
+    watched.results(2)
+    took = time.monotonic() - began
+    assert 0.05 / QUIET_SHARE - 0.1 < took < 0.05 / QUIET_SHARE + 0.4
+
+
+def test_a_drift_that_shows_ends_a_long_rest(watched: Watched):
+    watched.answers["of front"] = lambda: SCORES | {"cpu_s": 0.2}
+    watched.monitor.start()
+    watched.results(2)
+    watched.frames()
+    began = time.monotonic()
+    watched.sensors["rear"].watched_closely = True  # as the frame thread finds out after the check
+    watched.results(2)
+    assert 0.2 / BUSY_SHARE - 0.2 < time.monotonic() - began < 0.2 / QUIET_SHARE - 1
