@@ -19,7 +19,7 @@ from daemon.demo.datasets import Dataset
 CODE = (*DEPLOYMENT, "bench/material/*.py", "bench/watch.py", "daemon/recalibration/*.py", "daemon/worker/*.py")
 
 SIZE = 224  # pixels a side
-FIT_FRAMES = 64  # no fit is made
+FIT_FRAMES = 128  # the fewest allowed; no fit is made
 ANY_SCORE = 1000.0  # the network was trained at another size: no frame of it is to count as drifted
 LEARN_TIMEOUT_S = 300.0
 WARM_UP_S = 5.0

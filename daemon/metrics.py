@@ -193,7 +193,7 @@ class Metrics:
         self.sensor_drift_deviations = Gauge(
             "sensor_drift_deviations",
             "Standard deviations by which the newest frames lie above healthy frames of like content: what happened to "
-            "the camera. About 0: healthy; evidence of a drift from 3 on. NaN while there is no baseline.",
+            "the camera. About 0: healthy; evidence of a drift from 2.75 on. NaN while there is no baseline.",
             ("sensor", "stage"),
             **common,
         )

@@ -119,7 +119,7 @@ class Watched:
                 yield (self._name, "drift", view, drift, alarm), partial(self._delay, filmed, view, make)
 
     def _with_baseline(self, rate: str) -> Alarm:
-        return WithBaseline(self._baseline, self._reference, DriftConfig(false_alarms=alarm_rate_of(rate)))
+        return WithBaseline(self._baseline, DriftConfig(false_alarms=alarm_rate_of(rate)))
 
     def _alarms(self) -> dict[str, Callable[[], Alarm]]:
         level = WINDOW_S / DriftConfig().false_alarms.interval  # of a window, for the same rate of false alarms
@@ -146,17 +146,15 @@ class Watched:
         return record(self._subject, filmed if images.ndim == 4 else filmed[..., 0], labels[torch.from_numpy(rows)])
 
     def _delay(self, film: Callable[[], Recorded], view: str, make: Callable[[], Alarm]) -> Row:
-        """Return after how many windows there is an alarm, None for never; and what the drift costs, in points."""
+        """Return after how many windows an alarm comes, None for never; and what the drift costs in view, in points."""
         drifted, alarm = film(), make()
         for rows in windows(self._clean, view, MAX_WINDOWS // 2, self._seed):
             alarm(self._clean, rows)  # detectors that learn do so here
-        delay = None
-        for number, rows in enumerate(windows(drifted, view, MAX_WINDOWS, self._seed)):
-            if alarm(drifted, rows):
-                delay = number + 1
-                break
-        clean = self._clean.logits[:DRIFTED_FRAMES].argmax(1) == drifted.labels
-        lost = 100 * float(clean.float().mean() - (drifted.logits.argmax(1) == drifted.labels).float().mean())
+        shown = list(windows(drifted, view, MAX_WINDOWS, self._seed))
+        delay = next((number for number, rows in enumerate(shown, 1) if alarm(drifted, rows)), None)
+        seen = torch.from_numpy(np.concatenate(shown))
+        before, after = (frames.logits[seen].argmax(1) == drifted.labels[seen] for frames in (self._clean, drifted))
+        lost = 100 * float(before.float().mean() - after.float().mean())
         return {"delay": delay, "lost": lost}
 
 

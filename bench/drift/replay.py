@@ -20,7 +20,8 @@ SCENE_WINDOWS = (5, 280)  # of 64 frames at 30 frames/s: 10 s to 10 min
 CONCENTRATION = 0.1  # of the mixtures of classes in scenes: mostly one or two of ten
 IMBALANCE = 100.0  # ratio of the commonest class to the rarest under a label shift
 LIGHT_SHARE = 0.3  # of all frames, by their brightness, that one light shows
-MIN_FRAMES_OF_CLASS = 8  # that a scene may show
+MAX_STILL_POWER = 4  # of 2: 16 of the 64 frames of a window are different
+MIN_FRAMES_OF_CLASS = 16  # that a scene may show: fewer would be the same frames again and again, as no camera sends
 
 Draw = Callable[[np.random.Generator], np.ndarray]  # the frames of one window
 
@@ -77,7 +78,8 @@ def _mixture(frames: Recorded, weights: Callable[[int], np.ndarray]) -> Draw:
 
     def draw(rng: np.random.Generator) -> np.ndarray:
         counts = rng.multinomial(WINDOW, shares)
-        return np.concatenate([rng.choice(rows, count) for rows, count in zip(members, counts, strict=True)])
+        drawn = [rng.choice(rows, count) for rows, count in zip(members, counts, strict=True)]
+        return rng.permutation(np.concatenate(drawn))  # since the order tells how much alike neighbours are
 
     return draw
 
@@ -113,10 +115,23 @@ def _one_light(frames: Recorded, rng: np.random.Generator) -> Draw:
     return lambda rng: rng.choice(shown, WINDOW)
 
 
+def _still(frames: Recorded, rng: np.random.Generator) -> Draw:
+    """Show a picture all the time, or a few in each window, one after the other, as slow or no motion does."""
+    different = 2 ** int(rng.integers(MAX_STILL_POWER + 1))
+    pictures = rng.choice(len(frames.labels), different)
+
+    def draw(rng: np.random.Generator) -> np.ndarray:
+        shown = pictures if different == 1 else rng.choice(len(frames.labels), different)
+        return np.repeat(shown, WINDOW // different)
+
+    return draw
+
+
 VIEWS: dict[str, Callable[[Recorded, np.random.Generator], Draw]] = {
     "all content": _all,
     "scenes of few classes": _scene,
     "scenes of one class": _one_class,
     "label shift": _label_shift,
     "scenes of one light": _one_light,
+    "still and slow scenes": _still,
 }

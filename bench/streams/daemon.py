@@ -80,7 +80,7 @@ class InProcessWorker:
         memory: MemoryLimit | None = None,
     ) -> dict[str, Any]:
         messages: list[dict[str, Any]] = []
-        answer(self._worker, job | {"seed": self._seed}, stack_images(images), messages.append)
+        answer(self._worker, job | {"seed": self._seed}, stack_images(images), messages.append, time.process_time())
         for message in messages[:-1]:
             on_message(message)
         return messages[-1]

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from calibrate.baseline.frames import FrameStatistics
+from calibrate.baseline.scenes import MIN_CLASS_FRAMES
+from calibrate.baseline.variety import different_frames
 
 MIN_SPREAD = 1e-3  # of a channel's statistic over healthy windows: a channel without any would decide alone
 LEAST_DISTANCE = 1e-6  # whose logarithm is taken; a window that is exactly as healthy ones has none
-MAX_UNSEEN_SHARE = 0.25  # of frames of classes that no healthy frame had: what more of them show is not known
+MAX_UNSEEN_SHARE = 0.25  # of frames of classes that hardly any healthy frame had: what more of them show is not known
 BASELINE_PREFIX = "baseline."  # of the names of its tensors in a file
 
 
@@ -36,28 +38,39 @@ class SensorState(NamedTuple):
 class Baseline:
     """What healthy frames' windows of `size` frames look like. D = 2 C statistics, k directions of content.
 
+    limits: (4, C) between which statistics of single frames count; variance: (C,) of their first moments.
     centre, spread: (D,) of windows, the spread beside the directions. directions: (k, D), orthonormal.
     content_spread: (k,) of the windows of all kinds of content. content_limit: () of their distance.
     expected: (B, 3) for windows of like content, in rising order: the logarithm of the content's distance, and mean and
-    standard deviation of the logarithm of the distance beside it. classes: (K,) how many healthy frames had each class;
-    (0,) for a network that is no classifier. size, frames: () of a window, of all.
+    standard deviation of the logarithm of the distance beside it.
+    alike: (A, 3) for windows of frames much alike, in rising order: the logarithm of how many are different, and mean
+    and standard deviation of what `expected` leaves over.
+    classes: (K,) how many healthy frames had each class; (0,) for a network that is no classifier.
+    size, frames: () of a window, of all.
     """
 
+    limits: Tensor
+    variance: Tensor
     centre: Tensor
     directions: Tensor
     spread: Tensor
     content_spread: Tensor
     content_limit: Tensor
     expected: Tensor
+    alike: Tensor
     classes: Tensor
     size: Tensor
     frames: Tensor
 
     def compare(self, frames: FrameStatistics) -> SensorState:
-        """Compare one window of `size` frames."""
-        content, distance = (float(x) for x in self.distances(frames.window()[None]))
+        """Compare one window of `size` frames in the order of time."""
         known = self._unseen_share(frames.labels) <= MAX_UNSEEN_SHARE
-        return SensorState(self.excess(content, distance), content / float(self.content_limit), known)
+        if not (torch.isfinite(frames.first).all() and torch.isfinite(frames.second).all()):
+            return SensorState(math.nan, math.nan, known)
+        kept = frames.clamp(self.limits)
+        content, distance = (float(x) for x in self.distances(kept.window()[None]))
+        different = float(different_frames(kept.first, self.variance))
+        return SensorState(self.drift(content, distance, different), content / float(self.content_limit), known)
 
     def distances(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far windows (W, D) are along the content's directions, and beside them, (W,) each.
@@ -69,22 +82,23 @@ class Baseline:
         beside = beside - along @ self.directions
         return _root_mean_square(along / self.content_spread), _root_mean_square(beside / self.spread)
 
-    def excess(self, content: float, distance: float) -> float:
-        """Return how many standard deviations a distance lies above that of healthy windows of like content.
-
-        NaN for distances that are not finite.
+    def drift(self, content: float, distance: float, different: float) -> float:
+        """Return how many standard deviations a distance lies above that of healthy windows with as many different
+        frames of like content. NaN for distances that are not finite.
         """
+        return _standardise(self.excess(content, distance), math.log(different), self.alike)
+
+    def excess(self, content: float, distance: float) -> float:
+        """Return the same for windows whose frames are all different."""
         if not (math.isfinite(content) and math.isfinite(distance)):
             return math.nan
-        places, levels, spreads = self.expected.T.tolist()
         like, found = (math.log(max(value, LEAST_DISTANCE)) for value in (content, distance))
-        level, spread = (_interpolate(like, places, values) for values in (levels, spreads))
-        return (found - level) / spread
+        return _standardise(found, like, self.expected)
 
     def _unseen_share(self, labels: Tensor) -> float:
-        """Return the share of frames of classes that no healthy frame had."""
-        named = labels[labels >= 0]
-        return float((self.classes[named] == 0).float().mean()) if len(named) else 0.0
+        """Return the share of frames that certainly show a class that hardly any healthy frame had."""
+        unseen = self.classes[labels[labels >= 0]] < MIN_CLASS_FRAMES
+        return float(unseen.sum()) / len(labels)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything by the names under which a file stores it."""
@@ -113,17 +127,31 @@ class Baseline:
         return baseline
 
     def _fits(self, statistics: int, classes: int) -> bool:
-        if self.directions.dim() != 2 or self.expected.dim() != 2:
-            return False
-        directions = self.directions.shape[0]
-        shapes = {"centre": (statistics,), "spread": (statistics,), "directions": (directions, statistics)}
-        shapes |= {"content_spread": (directions,), "expected": (len(self.expected), 3), "classes": (classes,)}
+        directions = self.directions.shape[:1]
+        shapes = {"centre": (statistics,), "spread": (statistics,), "directions": (*directions, statistics)}
+        shapes |= {"limits": (4, statistics // 2), "variance": (statistics // 2,)}
+        shapes |= {"content_spread": directions, "classes": (classes,)}
         shapes |= dict.fromkeys(("content_limit", "size", "frames"), ())
-        if not len(self.expected) or any(getattr(self, name).shape != shape for name, shape in shapes.items()):
+        if any(getattr(self, name).shape != shape for name, shape in shapes.items()):
             return False
-        places, _, spreads = self.expected.T
-        positive = (self.spread, self.content_spread, self.content_limit, self.size, self.frames, spreads)
-        return bool((places.diff() > 0).all()) and all(bool((tensor > 0).all()) for tensor in positive)
+        positive = (self.variance, self.spread, self.content_spread, self.content_limit, self.size, self.frames)
+        tables = is_table(self.expected) and is_table(self.alike)
+        return tables and all(bool((tensor > 0).all()) for tensor in positive)
+
+
+def is_table(table: Tensor) -> bool:
+    """Return whether these are rows of a place, a level and a spread, in rising order of the places."""
+    if table.dim() != 2 or table.shape[1] != 3 or not len(table) or not torch.isfinite(table).all():
+        return False
+    places, _, spreads = table.T
+    return bool((places.diff() > 0).all() and (spreads > 0).all())
+
+
+def _standardise(value: float, place: float, table: Tensor) -> float:
+    """Return how many spreads a value lies above the level of a table (rows of place, level, spread) at a place."""
+    places, levels, spreads = table.T.tolist()
+    level, spread = (_interpolate(place, places, values) for values in (levels, spreads))
+    return (value - level) / spread
 
 
 def _interpolate(place: float, places: list[float], values: list[float]) -> float:

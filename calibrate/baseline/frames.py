@@ -12,6 +12,7 @@ from calibrate.features.statistics import VARIANCE_FLOOR, FeatureStatistics, Ima
 
 # Of all layers together, evenly spread over them: the frames of a large network's baseline then take 16 MiB at most.
 MAX_CHANNELS = 1024
+MIN_CERTAINTY = 0.5  # of a class that a frame is said to show: more probable than all others together
 WINDOW_CHUNK = 32  # windows that are computed at once; bounds memory
 
 
@@ -20,7 +21,7 @@ class FrameStatistics:
     """Moments of N frames in C channels, in units of the shipped mean and standard deviation of each channel.
 
     first, second: (N, C) means over the positions of one frame of x and of x squared. labels: (N,) int64, the class
-    that the network names; -1 for a network that is no classifier.
+    that the network names; -1 where it is not certain, and for a network that is no classifier.
     """
 
     first: Tensor
@@ -37,7 +38,7 @@ class FrameStatistics:
         kept = _spread_over(len(mean))
         mean, variance = mean[kept], variance[kept]
         first, second = torch.cat(moments.first, 1)[:, kept], torch.cat(moments.second, 1)[:, kept]
-        labels = torch.full((len(first),), -1) if logits is None else logits.argmax(1)
+        labels = torch.full((len(first),), -1) if logits is None else _certain_classes(logits)
         standardised = (second - 2 * mean * first + mean.square()) / variance
         return FrameStatistics((first - mean) / variance.sqrt(), standardised, labels)
 
@@ -49,6 +50,13 @@ class FrameStatistics:
 
     def __getitem__(self, rows: Tensor) -> FrameStatistics:
         return FrameStatistics(self.first[rows], self.second[rows], self.labels[rows])
+
+    def clamp(self, limits: Tensor) -> FrameStatistics:
+        """Return the same frames, each statistic within its limits (4, C): of `first` low and high, then of `second`.
+
+        One odd frame then decides little (winsorisation: Tukey 1962).
+        """
+        return FrameStatistics(self.first.clamp(*limits[:2]), self.second.clamp(*limits[2:]), self.labels)
 
     def put(self, place: int, frames: FrameStatistics, row: int) -> None:
         """Replace one frame by one of others."""
@@ -70,6 +78,11 @@ def _window(first: Tensor, second: Tensor) -> Tensor:
     mean = first.mean(-2)
     variance = (second.mean(-2) - mean.square()).clamp_min(VARIANCE_FLOOR)
     return torch.cat([mean, variance.log() / 2], -1)
+
+
+def _certain_classes(logits: Tensor) -> Tensor:
+    most = logits.softmax(1).max(1)
+    return torch.where(most.values >= MIN_CERTAINTY, most.indices, -1)
 
 
 def _spread_over(channels: int) -> Tensor:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
 
-from calibrate.baseline.baseline import MIN_SPREAD, Baseline
+from calibrate.baseline.baseline import MIN_SPREAD, Baseline, is_table
 from calibrate.baseline.directions import main_directions
 from calibrate.baseline.frames import FrameStatistics
-from calibrate.baseline.scenes import MIXED, draw_scenes
+from calibrate.baseline.scenes import MIXED, draw_scenes, draw_still_scenes
+from calibrate.baseline.variety import different_frames
 from calibrate.errors import RecaldError
 
 MIN_HEALTHY_FRAMES = 512  # with fewer, what a scene happens to show is taken for the camera
@@ -20,7 +22,15 @@ MAX_DIRECTIONS_SHARE = 1 / 8  # of all statistics: a small network's camera must
 SCENES = 300  # of each kind of scene that the directions are learned from
 FOLDS = 4  # a part of the frames is compared with a baseline of the others, as new frames will be
 SCENES_OF_FOLD = 100  # of each kind of scene
+STILL_SCENES_OF_FOLD = 25  # for each number of different frames
 CONTENT_QUANTILE = 0.995
+# Beyond which a statistic of one frame counts no further, in standard deviations of healthy frames. One odd X-ray in a
+# window raised it 4 standard deviations of windows; with this limit 2, and drifts show as well as without.
+MAX_DEVIATIONS = 3.0
+# Least variance between frames, as a share of that between the pixels of the training data, in the median channel. Five
+# networks have 0.03 to 0.08; the frames of a camera that stands still have next to none.
+MIN_FRAME_VARIANCE = 0.003
+TOO_MUCH_ALIKE = "the frames are all alike, as of a camera that stands still: no baseline is learned"
 BINS = 6  # groups of windows of like content, each with what is expected of it
 MIN_SD_SHARE = 0.5  # of the average spread of the groups that one of them may have
 SCENES_SEED = 0  # of the windows, so that the same frames always lead to the same baseline
@@ -35,30 +45,45 @@ def learn_baseline(frames: FrameStatistics, size: int, classes: int) -> Baseline
 
     Content moves the statistics of windows along few directions: the main ones of windows that show few classes, one
     light, or frames that look alike (principal component analysis). What is left of a window beside them is compared
-    with what was left of healthy frames that the directions were not learned from (cross-validation, Stone 1974).
-    Raises BaselineError for fewer frames than `frames_needed`, and for frames all the same.
+    with what was left of healthy frames that the directions were not learned from (cross-validation, Stone 1974). The
+    fewer different frames a window shows, the more is left.
+    Raises BaselineError for fewer frames than `frames_needed`, and for frames all alike.
     """
     needed = frames_needed(size)
     if len(frames) < needed:
         raise BaselineError(f"{len(frames)} healthy frames are too few for a baseline: at least {needed} are needed")
-    generator = torch.Generator().manual_seed(SCENES_SEED)
+    if not float(frames.first.var(0).median()) >= MIN_FRAME_VARIANCE:
+        raise BaselineError(TOO_MUCH_ALIKE)
+    limits = _limits(frames)
+    frames, generator = frames.clamp(limits), torch.Generator().manual_seed(SCENES_SEED)
     baseline = _learn_directions(frames, size, classes, SCENES, generator)
-    contents, distances = _of_new_frames(frames, size, classes, generator)
-    content, distance = torch.cat(list(contents.values())).log(), torch.cat(list(distances.values())).log()
-    expected = _expected(content, distance)
-    places, _, spreads = expected.T
-    if not (torch.isfinite(expected).all() and (places.diff() > 0).all() and (spreads > 0).all()):
-        raise BaselineError("the frames are all the same: no baseline can be learned from them")
-    return replace(
+    new = _compare_new_frames(frames, size, classes, generator)
+    scenes = torch.cat(list(new.scenes.values()))
+    baseline = replace(
         baseline,
-        content_limit=contents[MIXED].quantile(CONTENT_QUANTILE),
-        expected=expected,
+        limits=limits,
+        variance=frames.first.var(0) + MIN_SPREAD**2,
+        content_limit=new.scenes[MIXED][:, 0].quantile(CONTENT_QUANTILE),
+        expected=_expected(*scenes.log().T),
     )
+    baseline = replace(baseline, alike=_expected_of_still(baseline, new.still))
+    if not (is_table(baseline.expected) and is_table(baseline.alike)):
+        raise BaselineError(TOO_MUCH_ALIKE)
+    return baseline
 
 
 def frames_needed(size: int) -> int:
     """Return how many frames a baseline of windows of `size` frames is learned from, at least."""
     return max(MIN_HEALTHY_FRAMES, FOLDS * size)
+
+
+def _limits(frames: FrameStatistics) -> Tensor:
+    """Return between what statistics of single frames count, (4, C), as FrameStatistics.clamp takes it."""
+    rows = []
+    for statistic in (frames.first, frames.second):
+        centre, reach = statistic.mean(0), MAX_DEVIATIONS * statistic.std(0)
+        rows += [centre - reach, centre + reach]
+    return torch.stack(rows)
 
 
 def _learn_directions(frames: FrameStatistics, size: int, classes: int, windows: int, generator: Generator) -> Baseline:
@@ -71,33 +96,49 @@ def _learn_directions(frames: FrameStatistics, size: int, classes: int, windows:
     beside = drawn - centre
     beside = beside - (beside @ directions.T) @ directions
     along = (mixed - centre) @ directions.T
-    one = torch.ones(())
+    one, table = torch.ones(()), torch.tensor([[0.0, 0.0, 1.0]])
+    channels = len(centre) // 2
     return Baseline(
+        limits=torch.tensor([-torch.inf, torch.inf, -torch.inf, torch.inf])[:, None].expand(4, channels),
+        variance=torch.ones(channels),
         centre=centre,
         directions=directions,
         spread=beside.std(0) + MIN_SPREAD,
         content_spread=along.std(0) + MIN_SPREAD,
         content_limit=one,
-        expected=torch.tensor([[0.0, 0.0, 1.0]]),
+        expected=table,
+        alike=table,
         classes=frames.labels[frames.labels >= 0].bincount(minlength=classes).float(),
         size=one * size,
         frames=one * len(frames),
     )
 
 
-def _of_new_frames(
-    frames: FrameStatistics, size: int, classes: int, generator: Generator
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return both distances of windows by kind of scene, each compared with a baseline of other frames, (W,)."""
+class NewFrames(NamedTuple):
+    """Windows of healthy frames, compared with a baseline of other frames.
+
+    scenes: by kind the distances along the content's directions and beside them, (W, 2). still: for windows that show
+    few different frames these two, and how many are different, (W, 3), by how many were drawn.
+    """
+
+    scenes: dict[str, Tensor]
+    still: dict[int, Tensor]
+
+
+def _compare_new_frames(frames: FrameStatistics, size: int, classes: int, generator: Generator) -> NewFrames:
     fold = torch.randperm(len(frames), generator=generator) % FOLDS
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    variance = frames.first.var(0) + MIN_SPREAD**2
+    scenes: dict[str, list[Tensor]] = {}
+    still: dict[int, list[Tensor]] = {}
     for number in range(FOLDS):
         learned = _learn_directions(frames[fold != number], size, classes, SCENES_OF_FOLD, generator)
         new = frames[fold == number]
         for kind, rows in draw_scenes(new, SCENES_OF_FOLD, size, generator).items():
-            found.setdefault(kind, []).append(learned.distances(new.windows(rows)))
-    contents, distances = ({kind: torch.cat([p[i] for p in parts]) for kind, parts in found.items()} for i in (0, 1))
-    return contents, distances
+            scenes.setdefault(kind, []).append(torch.stack(learned.distances(new.windows(rows)), 1))
+        for drawn, rows in draw_still_scenes(len(new), STILL_SCENES_OF_FOLD, size, generator).items():
+            distances, different = learned.distances(new.windows(rows)), different_frames(new.first[rows], variance)
+            still.setdefault(drawn, []).append(torch.stack([*distances, different], 1))
+    return NewFrames({k: torch.cat(parts) for k, parts in scenes.items()}, {k: torch.cat(p) for k, p in still.items()})
 
 
 def _expected(content: Tensor, distance: Tensor) -> Tensor:
@@ -110,3 +151,16 @@ def _expected(content: Tensor, distance: Tensor) -> Tensor:
     spreads = spreads.clamp_min(float(MIN_SD_SHARE * spreads.mean()))
     places, levels = (torch.stack([values[group].mean() for group in groups]) for values in (content, distance))
     return torch.stack([places, levels, spreads], 1)
+
+
+def _expected_of_still(baseline: Baseline, still: dict[int, Tensor]) -> Tensor:
+    """Return for windows that show few different frames: the logarithm of how many, level and spread of the excess.
+
+    The last row is that of windows whose frames are all different: `expected` leaves nothing over.
+    """
+    rows = []
+    for _, windows in sorted(still.items()):
+        excess = torch.tensor([baseline.excess(content, distance) for content, distance, _ in windows.tolist()])
+        rows.append((windows[:, 2].log().mean(), excess.mean().clamp_min(0), excess.std().clamp_min(1)))
+    rows.append((baseline.size.log(), torch.zeros(()), torch.ones(())))
+    return torch.stack([torch.stack(row) for row in rows])

@@ -29,6 +29,17 @@ def draw_scenes(frames: FrameStatistics, windows: int, size: int, generator: Gen
     return {kind: torch.stack([draw() for _ in range(windows)]) for kind, draw in kinds.items()}
 
 
+def draw_still_scenes(frames: int, windows: int, size: int, generator: Generator) -> dict[int, Tensor]:
+    """Draw so many windows that show 1, 4, 16 ... different ones of the frames, each for as long as the others.
+
+    Return the frames of each, (windows, size), by how many are different: a quarter of them at most.
+    """
+    numbers = [4**power for power in range(size.bit_length()) if 4 * 4**power <= size]
+    drawn = {number: torch.randint(frames, (windows, number), generator=generator) for number in numbers}
+    shown = {number: torch.arange(size) * number // size for number in numbers}
+    return {number: rows[:, shown[number]] for number, rows in drawn.items()}
+
+
 def _scenes_of_classes(labels: Tensor, size: int, generator: Generator) -> dict[str, DrawRows]:
     classes, counts = labels[labels >= 0].unique(return_counts=True)
     members = [torch.nonzero(labels == label).flatten() for label in classes[counts >= MIN_CLASS_FRAMES]]

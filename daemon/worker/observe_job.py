@@ -26,7 +26,7 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
     job: `sensor`, `active`, `band`, and for a comparison `challenger` (a version) and its `role`; for the baseline
     `fresh`, how many of the newest frames no check has seen, `may_learn`, whether they may be healthy ones, and
     `learn`, in how many seconds of such frames a baseline is learned, `alarm`, whether the drift alarm is raised, and
-    `now` (monotonic, s). "cpu_s" is the processor time that all this took, without learning and reading (s).
+    `now` (monotonic, s). "cpu_s" is the processor time that scoring took (s).
     Raises StoreError for an active homogenizer that cannot be read, ValueError for too few images.
     """
     began = time.process_time()

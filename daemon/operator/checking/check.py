@@ -42,7 +42,7 @@ DID_NOT_HELP = (Result.REJECTED, Result.REFUSED, Result.UNNEEDED)
 UNDER_WAY = (State.COLLECTING, *IN_WORK)
 BETTER_FOUND = (*WITH_CANDIDATE, State.PROBATION)
 SAME_CAMERA = "the camera is as it was, what it shows is unusual; there is nothing to repair"
-UNSEEN_CONTENT = "it shows content that no healthy frame had, and its drift score is clean"
+UNSEEN_CONTENT = "it shows content that hardly any healthy frame had, and no drift far beyond it"
 LOCKED = "recalibrate.mode is locked, so that nothing is fitted; `recald check --model` tells it from pictures"
 
 
@@ -121,7 +121,7 @@ def _judge_alarm(sensor: dict[str, Any], mode: str) -> tuple[Condition, str]:
     """Tell from what recald has tried so far whether it can repair the camera. The state is newer than the last fit."""
     state, reason, last = sensor["state"], sensor["reason"], sensor["last_fit"]
     result = last.partition(":")[0]
-    if LABEL_SHIFT_REASON in reason and not _is_known(sensor):  # then the drift score alone has raised the alarm
+    if LABEL_SHIFT_REASON in reason and _camera(sensor) is None:  # then the drift score alone has raised the alarm
         return Condition.CONTENT_SHIFT, LABEL_SHIFT_REASON
     if state == State.INVALID:
         return Condition.NOT_REPAIRABLE, reason
@@ -183,8 +183,3 @@ def _camera(sensor: dict[str, Any], stage: str = "homogenized") -> dict[str, Any
     """Return how the frames lie beside the healthy ones; None without a baseline."""
     found: dict[str, Any] | None = sensor.get("camera", {}).get(stage)
     return found
-
-
-def _is_known(sensor: dict[str, Any]) -> bool:
-    camera = _camera(sensor)
-    return camera is not None and camera["known"]

@@ -38,6 +38,7 @@ from daemon.operator.checking.check import (
 )
 from daemon.operator.checking.repair import MIN_REPAIR_PICTURES, RepairTrial, Report
 from daemon.operator.commissioning.commission import CLEAN_BAND, DRIFT_WINDOW, conversion
+from daemon.recalibration.drift_alarm import counted_drift
 from daemon.worker.picture_watch import can_be_read
 from deploy.model.commissioned import load_baseline, load_clean_data, load_pictures
 from deploy.model.frozen import FrozenModel, load_frozen
@@ -64,8 +65,8 @@ class Looks(NamedTuple):
     @property
     def drifted(self) -> bool:
         """Whether the camera has drifted; what is not finite has."""
-        if self.camera is not None and self.camera.known:
-            return not self.camera.drift <= ALLOWANCE
+        if self.camera is not None:
+            return not counted_drift(self.camera) <= ALLOWANCE
         return not self.score <= CLEAN_BAND and not self.label_shift
 
     @property
@@ -170,7 +171,7 @@ def _reasons(looks: Looks) -> list[str]:
         few = ["few classes are in view, and the model is sure of them"] if looks.label_shift else []
         return [score, *few, COARSE]
     if not looks.camera.known:
-        return ["content that no healthy frame had: the drift score decides", score]
+        return ["content that hardly any healthy frame had: only a drift far beyond it is told", score]
     return [*describe_camera(looks.camera.drift, looks.camera.content), score]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from calibrate.baseline.baseline import SensorState
 from daemon.config import DriftConfig
-from daemon.recalibration.drift_alarm import DriftAlarm
+from daemon.recalibration.drift_alarm import FAR_DRIFT, DriftAlarm
 
 CLEAN, ABOVE = 1.0, 9.0  # drift scores
 HEALTHY, DRIFTED = SensorState(0.0, 0.5, True), SensorState(12.0, 0.5, True)
@@ -43,9 +43,14 @@ def test_frames_that_were_counted_before_do_not_count_again(alarm):
     assert alarm.observe(CLEAN, DRIFTED, True, 60.0)
 
 
-def test_content_that_no_healthy_frame_showed_is_judged_by_the_drift_score(alarm):
-    assert not any(observe(alarm, CLEAN, UNKNOWN_CONTENT, 60))
-    assert observe(alarm, ABOVE, UNKNOWN_CONTENT, 30, start=60)[-1]
+@pytest.mark.parametrize("score", [CLEAN, ABOVE])
+def test_content_that_no_healthy_frame_showed_raises_no_alarm(alarm, score):
+    assert not any(observe(alarm, score, UNKNOWN_CONTENT, 60))
+
+
+@pytest.mark.parametrize("drift", [FAR_DRIFT, math.nan])
+def test_frames_far_from_all_healthy_ones_do_whatever_they_show(alarm, drift):
+    assert observe(alarm, CLEAN, SensorState(drift, 3.0, known=False), 2)[-1]
 
 
 def test_a_baseline_that_was_just_learned_starts_without_evidence(alarm):
@@ -77,7 +82,7 @@ def test_a_drift_that_makes_the_network_name_unknown_classes_now_and_then_keeps_
     assert all(in_turn) and alarm.evidence > 0
 
 
-def test_an_alarm_ends_slowly_where_content_stays_unknown_and_the_score_clean(alarm):
+def test_an_alarm_ends_slowly_where_content_stays_unknown(alarm):
     observe(alarm, CLEAN, DRIFTED, 2)
     ended = observe(alarm, CLEAN, UNKNOWN_CONTENT, 30, start=2)
     assert ended[1] and not ended[-1]
@@ -85,4 +90,6 @@ def test_an_alarm_ends_slowly_where_content_stays_unknown_and_the_score_clean(al
 
 def test_evidence_is_that_of_what_raised_the_alarm(alarm):
     observe(alarm, ABOVE, UNKNOWN_CONTENT, 30)
+    assert not alarm.alarm and alarm.evidence == 0, "the drift score has no say here"
+    observe(alarm, ABOVE, None, 30, start=30)
     assert alarm.alarm and alarm.evidence == 1

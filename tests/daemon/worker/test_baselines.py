@@ -121,7 +121,7 @@ def test_frames_all_the_same_cost_no_try(tmp_path, caplog):
     known, same = baselines(tmp_path), filmed(1, seed=1)[torch.zeros(WINDOW, dtype=torch.long)]
     for number in range(70):
         known.learn("front", FACTORY, same, WINDOW, HOUR, 60.0 * number)
-    assert "all the same" in caplog.text and known.progress("front", FACTORY, HOUR, WINDOW) < 1
+    assert "all alike" in caplog.text and known.progress("front", FACTORY, HOUR, WINDOW) < 1
     watch(known, 10.0, start=10 * HOUR)
     assert known.progress("front", FACTORY, HOUR, WINDOW) == 1
 
