@@ -113,6 +113,7 @@ ORDERS = {
     "reject": "drop the waiting candidate",
     "rollback": "let the homogenizer before the active one serve again",
     "restore": "bring a stored homogenizer back, through the shadow run and probation",
+    "relearn": "forget what a sensor's healthy frames look like, and learn it anew",
     "hold": f"hold the homogenizer until --release: {HOLD_MEANING}",
 }
 

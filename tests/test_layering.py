@@ -42,6 +42,7 @@ LIBRARIES = {
     "safetensors": {"deploy/backends/", "deploy/model/", "deploy/store/", "daemon/demo/", "bench/"},
     "sklearn": {"daemon/demo/"},
     "scipy": {"bench/proxy.py", "bench/drift/"},
+    "psutil": {"bench/watch.py"},
     "cv2": {"daemon/", "bench/"},
     "zmq": {"daemon/", "bench/"},
     "rich": {"daemon/", "bench/"},

@@ -11,7 +11,7 @@ import torch
 from scipy.stats import ks_2samp
 
 from bench.drift.replay import WINDOW, Recorded
-from calibrate.baseline.baseline import Baseline
+from calibrate.baseline.baseline import Baseline, SensorState
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.scoring.drift import drift_score
 from daemon.config import DriftConfig
@@ -36,9 +36,12 @@ class WithBaseline:
         self._alarm, self._now = DriftAlarm(config), 0.0
 
     def __call__(self, frames: Recorded, rows: np.ndarray) -> bool:
+        return self.observe(self._baseline.compare(frames.statistics[torch.from_numpy(rows)]))
+
+    def observe(self, state: SensorState) -> bool:
+        """Return whether there is an alarm after a window of this state; the drift score decides nothing here."""
         self._now += WINDOW_S
-        state = self._baseline.compare(frames.statistics[torch.from_numpy(rows)])
-        return self._alarm.observe(0.0, state, True, self._now)  # the score decides nothing here
+        return self._alarm.observe(0.0, state, True, self._now)
 
 
 class ByScore:

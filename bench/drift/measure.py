@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from bench.provenance import MATERIAL, METHOD
 from bench.report import show_rows
 from bench.state_file import append_line, read_lines
 from calibrate import tap
-from calibrate.baseline.baseline import Baseline
+from calibrate.baseline.baseline import Baseline, SensorState
 from calibrate.baseline.learning import learn_baseline
 from daemon.config import DriftConfig
 from daemon.settings.values import DAY, alarm_rate_of
@@ -97,6 +97,7 @@ class Watched:
         classes = self._healthy.logits.shape[1]
         self._baseline: Baseline = learn_baseline(self._healthy.statistics, WINDOW, classes)
         self._reference = tap(subject.network).reference
+        self._states = lru_cache(maxsize=1)(self._states_of)  # of one view, for all rates
 
     def cases(self) -> Iterator[tuple[tuple[str, ...], Callable[[], Row]]]:
         """Yield the key of each row, and what measures it."""
@@ -118,7 +119,7 @@ class Watched:
             for alarm, make in (alarms | self._alarms()).items():
                 yield (self._name, "drift", view, drift, alarm), partial(self._delay, filmed, view, make)
 
-    def _with_baseline(self, rate: str) -> Alarm:
+    def _with_baseline(self, rate: str) -> WithBaseline:
         return WithBaseline(self._baseline, DriftConfig(false_alarms=alarm_rate_of(rate)))
 
     def _alarms(self) -> dict[str, Callable[[], Alarm]]:
@@ -131,12 +132,17 @@ class Watched:
         }
 
     def _false_alarms_at(self, rate: str, view: str) -> Row:
-        return self._false_alarms(partial(self._with_baseline, rate), view, CLEAN_WINDOWS)
+        alarm, states = self._with_baseline(rate), self._states(view)
+        return _false_alarms_row(map(alarm.observe, states), len(states))
 
     def _false_alarms(self, make: Callable[[], Alarm], view: str, count: int) -> Row:
         alarm = make()
-        raised = _onsets(alarm(self._clean, rows) for rows in windows(self._clean, view, count, self._seed))
-        return {"windows": count, "alarms": raised, "hours": count * WINDOW_S / 3600}
+        shown = windows(self._clean, view, count, self._seed)
+        return _false_alarms_row((alarm(self._clean, rows) for rows in shown), count)
+
+    def _states_of(self, view: str) -> list[SensorState]:
+        shown = windows(self._clean, view, CLEAN_WINDOWS, self._seed)
+        return [self._baseline.compare(self._clean.statistics[torch.from_numpy(rows)]) for rows in shown]
 
     def _film(self, text: str) -> Recorded:
         images, labels = self._subject.scene
@@ -156,6 +162,10 @@ class Watched:
         before, after = (frames.logits[seen].argmax(1) == drifted.labels[seen] for frames in (self._clean, drifted))
         lost = 100 * float(before.float().mean() - after.float().mean())
         return {"delay": delay, "lost": lost}
+
+
+def _false_alarms_row(alarms: Iterator[bool], count: int) -> Row:
+    return {"windows": count, "alarms": _onsets(alarms), "hours": count * WINDOW_S / 3600}
 
 
 def _onsets(alarms: Iterator[bool]) -> int:

@@ -122,6 +122,7 @@ class Orders:
             "reject": self._reject,
             "rollback": self._roll_back,
             "restore": self._restore,
+            "relearn": self._relearn,
             "hold": self._hold,
             "release": self._release,
         }
@@ -177,6 +178,11 @@ class Orders:
     def _restore(self, sensor: Sensor, order: Order) -> str:
         self._controller.restore(sensor, order.version)
         return f"{order.version[:12]} is loaded, runs in the shadow, and serves on probation if it is better there"
+
+    def _relearn(self, sensor: Sensor, order: Order) -> str:
+        sensor.relearn = True
+        sensor.drift_detector.reset()
+        return "what its healthy frames look like is forgotten, and learned anew; what was commissioned stays"
 
     def _hold(self, sensor: Sensor, order: Order) -> str:
         sensor.operator_hold = HELD_BY_OPERATOR

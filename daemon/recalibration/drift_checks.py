@@ -37,6 +37,8 @@ class DriftChecks:
         outdated = check.homogenizer != sensor.path.version or sensor.silent_s > 0
         self._metrics.drift_checks.labels(sensor.name, "outdated" if outdated else "done").inc()
         self._metrics.last_drift_check_timestamp_seconds.labels(sensor.name).set_to_current_time()
+        if check.scores["relearned"]:
+            sensor.relearn = False
         if not outdated:
             sensor.accuracy.add(check.scores["accuracy"], check.added, check.frames)
             new_window = check.added - sensor.tested_up_to >= check.frames
@@ -61,21 +63,34 @@ class DriftChecks:
         sensor.scores, sensor.drift_score = scores, scores["homogenized"]
         sensor.camera = {stage: SensorState(*state) for stage, state in scores["camera"].items()}
         sensor.learned, read = scores["learned"], scores["read_outs"]
-        sensor.read_outs, sensor.drifted = tuple(ReadOut(*one) for one in read["found"]), tuple(read["words"])
+        self._note_read_outs(sensor, tuple(ReadOut(*one) for one in read["found"]), tuple(read["words"]))
         sensor.label_shift, sensor.raw_clean = scores["label_shift"], scores["raw_clean"]
         sensor.harmful = scores["harmful"]
         detector, alarm_before = sensor.drift_detector, sensor.drift_detector.alarm
         detector.observe(sensor.drift_score, sensor.camera.get("homogenized"), new_window, now)
         if detector.alarm is not alarm_before:
-            event = "drift alarm" if detector.alarm else "drift alarm over"
-            sensor.labelled.drifted()
-            log.warning("%s: %s, score %.2f", sensor.name, event, sensor.drift_score)
-            score = sensor.drift_score if math.isfinite(sensor.drift_score) else None
-            self._audit_writer.record(sensor.name, event, {"score": score, "homogenizer": sensor.path.version})
+            self._note_alarm(sensor, "drift alarm" if detector.alarm else "drift alarm over")
         if detector.over and sensor.drift_score <= detector.by_score.threshold:
             sensor.set_aside.clear()  # the drift is over
         self._export_drift(sensor)
         self._export_scores(sensor, scores)
+
+    def _note_alarm(self, sensor: Sensor, event: str) -> None:
+        """Log and record an alarm that is raised or over, and what decided on it."""
+        sensor.labelled.drifted()
+        camera = sensor.camera.get("homogenized")
+        beside = f"{camera.drift:.1f} standard deviations beside healthy frames, " if camera else ""
+        log.warning("%s: %s, %sscore %.2f", sensor.name, event, beside, sensor.drift_score)
+        record = {"drift": _finite(camera.drift)} if camera else {}
+        record |= {"score": _finite(sensor.drift_score)}
+        self._audit_writer.record(sensor.name, event, record | {"homogenizer": sensor.path.version})
+
+    def _note_read_outs(self, sensor: Sensor, found: tuple[ReadOut, ...], words: tuple[str, ...]) -> None:
+        """Take in what happened to the camera; log and record it once in an alarm."""
+        if words and not sensor.drifted:
+            log.warning("%s: the camera: %s", sensor.name, "; ".join(words))
+            self._audit_writer.record(sensor.name, "read-out", {"camera": list(words)})
+        sensor.read_outs, sensor.drifted = found, words
 
     def _count_comparison(self, sensor: Sensor, check: DriftCheck) -> None:
         """Count a comparison if it is of today's challenger, and all its frames are newer than the one before."""
@@ -152,6 +167,11 @@ class DriftChecks:
         self._metrics.drift_checks.labels(sensor.name, failure.result).inc()
         if sensor.check_watch.failed(failure.reason):
             log.warning("%s: a drift check failed: %s", sensor.name, failure.reason)
+
+
+def _finite(value: float) -> float | None:
+    """Return a number for JSON, which has none that are not finite."""
+    return value if math.isfinite(value) else None
 
 
 def _as_nan(scores: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def check_request(sensor: Sensor, config: DriftConfig, fresh: int, now: float) -
     """
     job = {"job": "observe", "sensor": sensor.name, "active": sensor.path.version, "band": config.threshold}
     job |= {"fresh": fresh, "may_learn": sensor.may_be_healthy, "learn": config.learn, "now": now}
-    job["alarm"] = sensor.drift_detector.alarm
+    job |= {"alarm": sensor.drift_detector.alarm, "relearn": sensor.relearn}
     if (challenger := sensor.challenger) is not None:
         job |= {"challenger": challenger.version, "role": challenger.role}
     return job

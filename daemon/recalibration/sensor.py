@@ -47,8 +47,9 @@ class Challenger(NamedTuple):
 class Sensor:
     """The frame thread alone changes it.
 
-    Drift checks read `reservoir`, `path.version`, `challenger`, `may_be_healthy` and `pixel_values` from their thread;
-    a recalibration reads `reservoir`, and `path` prepares a homogenizer there; the control thread reads `status()`.
+    Drift checks read `reservoir`, `path.version`, `challenger`, `may_be_healthy`, `relearn` and `pixel_values` from
+    their thread; a recalibration reads `reservoir`, and `path` prepares a homogenizer there; the control thread reads
+    `status()`.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Sensor:
     read_outs: tuple[ReadOut, ...] = ()  # what happened to the camera, beyond its natural variation
     drifted: tuple[str, ...] = ()  # the same in words, while the drift alarm lasts
     learned: float = 0.0  # how far the baseline of what serves is learned, 0 to 1
+    relearn: bool = False  # the next drift check forgets the baselines that were learned
     tested_up_to: int = 0  # `reservoir.added` at the last window that the drift alarm has counted
     label_shift: bool = False  # few classes are in view, and the model is sure of them
     raw_clean: bool = False  # the frames are clean without a homogenizer

@@ -103,6 +103,11 @@ class Baselines:
         if due and len(learner.pool) >= frames_needed(len(frames)):
             self._learn(sensor, version, learner, len(frames))
 
+    def forget(self, sensor: str) -> None:
+        """Forget all that was learned of a sensor, also on the disk; what was commissioned stays."""
+        self._store.remove(sensor)
+        self._learners = {key: learner for key, learner in self._learners.items() if key[0] != sensor}
+
     def _forget_pools_of_others(self, sensor: str, version: str) -> None:
         """Give the memory of what served the sensor before back."""
         for (name, other), learner in self._learners.items():

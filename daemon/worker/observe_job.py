@@ -24,12 +24,15 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
     """Return drift scores of images (N, h, w, C), raw and as served, accuracy proxies, and the estimated accuracy.
 
     job: `sensor`, `active`, `band`, and for a comparison `challenger` (a version) and its `role`; for the baseline
-    `fresh`, how many of the newest frames no check has seen, `may_learn`, whether they may be healthy ones, and
-    `learn`, in how many seconds of such frames a baseline is learned, `alarm`, whether the drift alarm is raised, and
-    `now` (monotonic, s). "cpu_s" is the processor time that scoring took (s).
+    `fresh`, how many of the newest frames no check has seen, `may_learn`, whether they may be healthy ones, `learn`, in
+    how many seconds of such frames a baseline is learned, `relearn`, whether what was learned is forgotten first
+    ("relearned"), `alarm`, whether the drift alarm is raised, and `now` (monotonic, s). "cpu_s" is the processor time
+    that scoring took (s).
     Raises StoreError for an active homogenizer that cannot be read, ValueError for too few images.
     """
     began = time.process_time()
+    if job["relearn"]:
+        _forget(context, job["sensor"])
     frames = context.frames(images)
     homogenizer = context.homogenizer(job["active"])
     raw = context.scorer.measure(frames)
@@ -43,6 +46,7 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
             "raw": raw.drift.score,
             "raw_clean": raw_frames_clean(Evidence.of(raw), Evidence.of(served), job["band"]),
             "harmful": is_harmful(Evidence.of(raw), Evidence.of(served), job["band"]),
+            "relearned": job["relearn"],
             "label_shift": served.label_shift,
             "homogenized": served.drift.score,
             "layers": dict(zip(context.scorer.names, served.drift.layers, strict=True)),
@@ -50,6 +54,15 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
             "accuracy": _estimates(context, {"raw": raw, "homogenized": served}),
         }
     )
+
+
+def _forget(context: WorkerContext, sensor: str) -> None:
+    """Forget what was learned of a sensor's healthy frames and pictures; a fault in here costs no drift check."""
+    try:
+        context.baselines.forget(sensor)
+        context.pictures.forget(sensor)
+    except OSError as error:
+        log.warning("%s: what was learned of its healthy frames cannot be forgotten: %s", sensor, error)
 
 
 def _camera(context: WorkerContext, job: dict[str, Any], raw: Measurement, served: Measurement) -> dict[str, Any]:

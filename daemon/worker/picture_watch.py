@@ -63,6 +63,10 @@ class PictureWatch:
             watched.healthy = _add(watched.healthy, images[:: max(1, len(images) // PICTURES_OF_CHECK)])
             self._save(sensor, watched)
 
+    def forget(self, sensor: str) -> None:
+        """Forget the healthy pictures of a sensor; those on the disk went with its baselines."""
+        self._watched.pop(sensor, None)
+
     def watch(self, sensor: str, images: np.ndarray, alarm: bool, now: float) -> dict[str, Any]:
         """Take in new pictures (N, h, w, C); return the read-outs ("found") and their "words", none without an alarm.
 

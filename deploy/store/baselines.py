@@ -50,6 +50,11 @@ class BaselineStore:
         newest = max(paths, key=_modified, default=None)
         return _read(newest) if newest else None
 
+    def remove(self, sensor: str) -> None:
+        """Remove all baselines of a sensor that are of this model, read as now. Raises OSError."""
+        for path in (self._root / "sensors" / sensor).glob(f"{self._prefix}*.safetensors"):
+            path.unlink(missing_ok=True)
+
     def _stem(self, homogenizer: str) -> str:
         return f"{self._prefix}{homogenizer[:12]}-"
 

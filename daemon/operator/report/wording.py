@@ -22,7 +22,7 @@ MODE_TEXTS = {  # by recalibrate.mode
     "locked": "nothing is fitted",
 }
 TRIGGER_TEXTS = {
-    "drift": "drift: the drift score stayed above its threshold",
+    "drift": "drift: the drift alarm was raised",
     "timer": "timer: it was due by the clock",
     "operator": "operator: somebody ordered it",
 }
@@ -214,7 +214,14 @@ def record_text(record: AuditRecord) -> str:
         case "homogenizer refused" | "compiled again":
             return f"{short_version(recorded.get('homogenizer', 'stored'))}: {recorded.get('reason')}"
         case "drift alarm" | "drift alarm over":
-            return f"score {number(recorded.get('score'))} with {short_version(recorded.get('homogenizer'))}"
+            drift = (
+                f"{number(recorded['drift'])} standard deviations beside healthy frames, "
+                if "drift" in recorded
+                else ""
+            )
+            return f"{drift}score {number(recorded.get('score'))} with {short_version(recorded.get('homogenizer'))}"
+        case "read-out":
+            return f"the camera: {'; '.join(map(str, recorded.get('camera') or ()))}"
     return ", ".join(f"{name} {short_version(value)}" for name, value in recorded.items())
 
 

@@ -113,7 +113,8 @@ def place(folder: Path, tiny_model: Path) -> Place:
 
 def test_a_homogenizer_that_serves_is_shown_with_all_its_evidence(place):
     place.tell("start", {"mode": "supervised"}, "")
-    place.tell("drift alarm", {"score": 4.25, "homogenizer": "factory"})
+    place.tell("drift alarm", {"drift": 6.25, "score": 4.25, "homogenizer": "factory"})
+    place.tell("read-out", {"camera": ["exposure -0.8 stops", "blur 0.9 px"]})
     number = place.fit(dossier())
     place.tell("order", {"order": "approve", "by": "ada"})
     place.tell("swap", {"from": "factory", "to": CANDIDATE, "pause": 3.1e-5, "frames_served": 9})
@@ -124,12 +125,13 @@ def test_a_homogenizer_that_serves_is_shown_with_all_its_evidence(place):
         "serves since",
         "ordered by ada",
         "supervised: a person decides",
-        "drift: the drift score stayed above its threshold",
+        "drift: the drift alarm was raised",
         CANDIDATE,
         MODEL,
         "48 fitted, 16 held out to judge; up to",
         "3 blank",
-        "score 4.25 with factory",
+        "6.25 standard deviations beside healthy frames, score 4.25 with factory",
+        "the camera: exposure -0.8 stops; blur 0.9 px",
         "the exchange took 31 µs",
         f"385 answers right, 27 wrong, with {CANDIDATE[:12]}; told by grace",
         "The drift score is near enough to that of clean frames",

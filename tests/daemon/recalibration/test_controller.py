@@ -36,7 +36,7 @@ from deploy.store.artefacts import FACTORY
 WINDOW = 64
 # What a drift check says beside its scores where nothing is the matter.
 NOTHING_ELSE: dict[str, Any] = {"label_shift": False, "raw_clean": False, "harmful": False, "accuracy": {}}
-NOTHING_ELSE |= {"camera": {}, "learned": 0.0, "read_outs": {"found": [], "words": []}}
+NOTHING_ELSE |= {"relearned": False, "camera": {}, "learned": 0.0, "read_outs": {"found": [], "words": []}}
 
 
 class Runner:
@@ -888,6 +888,35 @@ def test_the_same_frames_are_evidence_once(scene):
     scene.frames(1)
     beside(scene, 12.0)
     assert scene.sensor.drift_detector.alarm and scene.sensor.status()["camera"]["homogenized"]["drift"] == 12.0
+
+
+def test_an_alarm_is_told_with_what_raised_it(scene, caplog):
+    for drift in (12.0, math.nan):
+        scene.frames(WINDOW)
+        beside(scene, drift)
+    assert scene.records[-1] == ("drift alarm", {"drift": None, "score": 1.0, "homogenizer": FACTORY})
+    for _ in range(8):
+        scene.frames(WINDOW)
+        beside(scene, 0.5)
+    assert scene.records[-1] == ("drift alarm over", {"drift": 0.5, "score": 1.0, "homogenizer": FACTORY})
+    assert "drift alarm over, 0.5 standard deviations beside healthy frames, score 1.00" in caplog.text
+
+
+def test_what_happened_to_the_camera_is_recorded_once_in_an_alarm(scene, caplog):
+    for words in ([], ["exposure -0.8 stops"], ["exposure -0.9 stops"], [], ["blur 0.9 px"]):
+        beside(scene, 0.0, read_outs={"found": [], "words": words})
+        assert scene.sensor.status()["drifted"] == words
+    told = [record for record in scene.records if record[0] == "read-out"]
+    assert told == [("read-out", {"camera": [words]}) for words in ("exposure -0.8 stops", "blur 0.9 px")]
+    assert "front: the camera: blur 0.9 px" in caplog.text
+
+
+def test_learning_anew_is_asked_for_until_a_check_has_done_it(scene):
+    scene.sensor.relearn = True
+    beside(scene, 0.0)
+    assert scene.sensor.relearn
+    beside(scene, 0.0, relearned=True)
+    assert not scene.sensor.relearn
 
 
 def test_frames_from_before_a_silence_are_no_evidence_after_it(scene):

@@ -41,7 +41,7 @@ class Watched:
         reservoir = Reservoir(WINDOW, window=WINDOW)
         values = PixelValues(bits=12 if name == "rear" else 16)
         known = {"challenger": None, "pixel_values": values, "may_be_healthy": True}
-        known |= {"drift_detector": SimpleNamespace(alarm=False), "watched_closely": False}
+        known |= {"drift_detector": SimpleNamespace(alarm=False), "watched_closely": False, "relearn": False}
         return SimpleNamespace(name=name, path=path, reservoir=reservoir, **known)
 
     def start(self) -> None:

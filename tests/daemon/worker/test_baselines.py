@@ -158,3 +158,17 @@ def test_the_pool_is_a_fair_part_of_all_frames():
     kept = pool.frames.first.flatten()
     assert torch.equal(kept, pool.frames.second.flatten()) and len(kept.unique()) == len(kept)
     assert abs(float(kept.mean()) / total - 0.5) < 0.03
+
+
+def test_what_was_learned_of_a_sensor_is_forgotten_also_on_the_disk(tmp_path, commissioned):
+    known = baselines(tmp_path)
+    watch(known, hours=1.1)
+    watch_other = filmed(WINDOW, seed=3)
+    assert known.compare("front", FACTORY, watch_other) is not None
+    known.forget("front")
+    for again in (known, baselines(tmp_path)):
+        assert again.compare("front", FACTORY, watch_other) is None
+        assert again.progress("front", FACTORY, HOUR, WINDOW) == 0
+    known = baselines(tmp_path, commissioned)
+    known.forget("front")
+    assert known.compare("front", FACTORY, watch_other) is not None, "what was commissioned stays"

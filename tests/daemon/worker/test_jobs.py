@@ -26,7 +26,7 @@ from deploy.store.compiled import open_compiled
 
 BAND = 1.6
 JOB = {"sensor": "front", "active": FACTORY, "withdrawn": [], "trigger": "drift", "recall": True, "band": BAND}
-JOB |= {"may_learn": False, "alarm": False, "fresh": 0, "now": 0.0, "learn": 3600.0}
+JOB |= {"may_learn": False, "alarm": False, "fresh": 0, "now": 0.0, "learn": 3600.0, "relearn": False}
 JOB |= {"until": 0.0, "seed": 0, "refused": {}, "keep": {"frames": 0, "mib": 1}}
 
 
@@ -253,6 +253,21 @@ def test_a_fault_in_what_a_check_does_beside_costs_no_score(worker, monkeypatch,
     scores = observe(worker, images(64, seed=3), may_learn=True, alarm=True, fresh=64, now=0.0)
     assert scores["raw"] < 1.6 and scores["read_outs"] == {"found": [], "words": []}
     assert "a fault" in caplog.text
+
+
+def test_an_order_to_learn_anew_forgets_frames_and_pictures_first(worker, monkeypatch, caplog):
+    forgotten: list[str] = []
+    monkeypatch.setattr(worker.baselines, "forget", forgotten.append)
+    monkeypatch.setattr(worker.pictures, "forget", forgotten.append)
+    assert not observe(worker, images(64, seed=3))["relearned"] and not forgotten
+    assert observe(worker, images(64, seed=3), relearn=True)["relearned"] and forgotten == ["front", "front"]
+
+    def refuse(_: str) -> None:
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr(worker.baselines, "forget", refuse)
+    assert observe(worker, images(64, seed=3), relearn=True)["relearned"]
+    assert "cannot be forgotten: read-only file system" in caplog.text
 
 
 def test_only_healthy_frames_without_a_homogenizer_are_learned_as_the_cameras(worker, right, monkeypatch):

@@ -120,3 +120,14 @@ def test_what_would_be_refused_at_the_next_start_is_not_written(store, tmp_path,
     with pytest.raises(OSError, match="larger than 10 bytes"):
         store.save("front", FACTORY, tensors())
     assert not (tmp_path / "sensors").exists()
+
+
+def test_all_of_one_sensor_are_removed_and_nothing_else(store, tmp_path):
+    for sensor in ("front", "rear"):
+        store.save(sensor, FACTORY, tensors())
+        store.save(sensor, VERSION, tensors())
+    (tmp_path / "sensors" / "front" / "active.json").write_text("{}")
+    store.remove("front")
+    assert [path.name for path in files(tmp_path)] == ["active.json"]
+    assert store.load("rear", FACTORY) and store.load("rear", VERSION)
+    store.remove("unknown")
