@@ -12,6 +12,7 @@ from calibrate.readouts.read_out import KINDS, ReadOut
 from daemon.metrics import Metrics
 from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck
 from daemon.recalibration.sensor import Sensor
+from daemon.recalibration.shown_frame import ShownFrame
 from daemon.state.audit_writer import AuditWriter
 
 STAGES = ("raw", "homogenized")  # frames without a homogenizer, and as they are served
@@ -38,6 +39,7 @@ class DriftChecks:
         self._metrics.drift_checks.labels(sensor.name, "outdated" if outdated else "done").inc()
         self._metrics.last_drift_check_timestamp_seconds.labels(sensor.name).set_to_current_time()
         if not outdated:
+            sensor.shown = ShownFrame.of(check.scores, check.added)
             sensor.accuracy.add(check.scores["accuracy"], check.added, check.frames)
             new_window = check.added - sensor.tested_up_to >= check.frames
             if new_window:
@@ -99,6 +101,7 @@ class DriftChecks:
         if sensor.silent_s and not before:
             log.warning("%s: no frames for %.0f s", sensor.name, sensor.silent_s)
             sensor.tested_up_to = sensor.reservoir.added  # the next window that counts has none of the frames before
+            sensor.shown = None
             self.reset(sensor)
             self._export_scores(sensor, _as_nan(sensor.scores))
         elif before and not sensor.silent_s:

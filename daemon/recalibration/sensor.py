@@ -17,6 +17,7 @@ from daemon.recalibration.accuracy_average import AccuracyAverage
 from daemon.recalibration.check_watch import CheckWatch
 from daemon.recalibration.drift_alarm import DriftAlarm
 from daemon.recalibration.labelled import LabelledFrames
+from daemon.recalibration.shown_frame import ShownFrame
 from daemon.recalibration.state_machine import StateMachine
 from daemon.recalibration.work_time import WorkTime
 from daemon.states import AT_REST, HOLD_MEANING, WITH_CANDIDATE, State
@@ -76,6 +77,7 @@ class Sensor:
     raw_clean: bool = False  # the frames are clean without a homogenizer
     harmful: bool = False  # the frames are clearly worse as served than without a homogenizer
     scores: dict[str, Any] = field(default_factory=dict)  # of the last drift check
+    shown: ShownFrame | None = None  # the newest frame, where people may see it and somebody looks
     hold: bool = False  # the newest frame asks for no new homogenizer
     operator_hold: str | None = ""  # why the operator allows no new one; "": allowed, None: not read from the log yet
     candidate: Candidate | None = None  # in the shadow or waiting for approval
@@ -147,7 +149,9 @@ class Sensor:
             "remaining_s": _rounded(self.work_time.remaining),
             "reason": "; ".join(filter(None, (silence, self.unwatched, self.state_machine.reason, held, camera))),
             "homogenizer": self.path.version,
-            "drift_score": None if math.isnan(self.drift_score) else round(self.drift_score, 3),
+            "drift_score": _known(self.drift_score),
+            "raw_drift_score": _known(math.nan if math.isnan(self.drift_score) else self.scores.get("raw", math.nan)),
+            "drift_evidence": None if self.unwatched else round(self.drift_detector.evidence, 3),
             "camera": {stage: _finite(state) for stage, state in self.camera.items()},
             "drifted": list(self.drifted),
             "baseline_ratio": round(self.learned, 3),
@@ -176,6 +180,10 @@ def _finite(state: SensorState) -> dict[str, float | bool | None]:
 
 def _as_dict(estimate: Estimate | None) -> dict[str, float] | None:
     return estimate and {bound: round(number, 4) for bound, number in estimate._asdict().items()}
+
+
+def _known(score: float) -> float | None:
+    return None if math.isnan(score) else round(score, 3)
 
 
 def _rounded(seconds: float | None) -> float | None:

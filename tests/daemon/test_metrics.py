@@ -3,11 +3,11 @@ import time
 import urllib.request
 
 import pytest
+from daemon.metrics_server import MetricsServer
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from daemon.metrics import Metrics
-from daemon.metrics_server import MetricsServer
 from daemon.states import State
 
 LABELS = {  # every metric of the daemon, which later code must feed and dashboards may ask for

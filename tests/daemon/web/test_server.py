@@ -9,10 +9,10 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
+from daemon.metrics_server import MAX_SCRAPES, MetricsServer
 from prometheus_client import CollectorRegistry, Gauge
 
 from daemon import metrics_server
-from daemon.metrics_server import MAX_SCRAPES, MetricsServer
 
 
 @pytest.fixture

@@ -1,0 +1,380 @@
+// The page on the device: asks /status.json every 2 s and places what it says. Every text is set as text, never as HTML.
+"use strict";
+
+const POLL_MS = 2000;
+const MAX_WAIT_MS = 30000; // between two tries while recald does not answer
+const REQUEST_TIMEOUT_MS = 5000;
+const SPANS_S = [300, 900, 3600]; // of the chart: the first that holds all points
+const SMALL_PX = 160; // a smaller frame is shown pixel by pixel
+const CHART = { height: 152, left: 34, right: 10, top: 16, bottom: 22 };
+const SVG = "http://www.w3.org/2000/svg";
+
+const byId = (id) => document.getElementById(id);
+const cards = new Map(); // by sensor id
+let etag = "";
+let newest = -1; // number of the newest point that came
+let start = ""; // of the daemon: changes with a restart
+let failures = 0;
+let lastAnswer = null; // time of the last answer
+let timer = 0;
+let shown = null; // the newest document
+
+// ---- asking
+
+async function poll() {
+  clearTimeout(timer);
+  try {
+    await ask();
+    failures = 0;
+    lastAnswer = new Date();
+    setLink("live", `live, ${clock(lastAnswer)}`);
+    timer = setTimeout(poll, POLL_MS);
+  } catch (error) {
+    failures += 1;
+    const wait = Math.min(POLL_MS * 2 ** (failures - 1), MAX_WAIT_MS);
+    showLoss(wait);
+    timer = setTimeout(poll, wait);
+  }
+}
+
+async function ask() {
+  const after = newest >= 0 ? `?after=${newest - 1}` : ""; // the newest point may have risen
+  const response = await fetch(`status.json${after}`, {
+    cache: "no-store",
+    headers: etag ? { "If-None-Match": etag } : {},
+    signal: AbortSignal.timeout(REQUEST_TIMEOUT_MS),
+  });
+  if (response.status === 304) {
+    document.body.classList.remove("lost");
+    if (failures) show(shown);
+    return;
+  }
+  if (!response.ok) throw new Error(`status ${response.status}`);
+  const answer = await response.json();
+  if (start && answer.start !== start) return startOver();
+  start = answer.start;
+  etag = response.headers.get("ETag") || "";
+  newest = answer.newest;
+  show(answer);
+}
+
+// After a restart of recald the points have other numbers.
+function startOver() {
+  etag = "";
+  newest = -1;
+  start = "";
+  for (const card of cards.values()) card.points.clear();
+  return ask();
+}
+
+function showLoss(wait) {
+  document.body.classList.add("lost");
+  const since = lastAnswer ? `Last answer at ${clock(lastAnswer)}. ` : "";
+  setHeadline("bad", "recald does not answer", `${since}What is below may be out of date. Next try in ${Math.round(wait / 1000)} s.`);
+  setLink("lost", "no answer");
+}
+
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) {
+    clearTimeout(timer);
+    setLink("waiting", "paused");
+  } else {
+    poll();
+  }
+});
+window.addEventListener("resize", () => shown && shown.sensors.forEach((sensor) => drawChart(cards.get(sensor.id), sensor)));
+
+// ---- placing
+
+function show(answer) {
+  document.body.classList.remove("lost");
+  shown = answer;
+  setHeadline(answer.headline.tone, answer.headline.text, "");
+  const recald = answer.recald;
+  const backend = recald.compiling ? `${recald.backend} until ${recald.compiling} has compiled it` : recald.backend;
+  byId("device").textContent = `${recald.version}, model ${recald.model}, ${backend}, mode ${recald.mode}`;
+  setText(byId("strangers"), recald.strangers);
+  showChips(answer.sensors);
+  answer.sensors.forEach((sensor) => showSensor(sensor, answer));
+  showDecisions(answer.decisions);
+}
+
+function setHeadline(tone, text, note) {
+  byId("headline").dataset.tone = tone;
+  const place = byId("headline-text");
+  if (place.textContent !== text) place.textContent = text; // else a screen reader would say it every 2 s
+  setText(byId("headline-note"), note);
+  document.title = `${text} - recald`;
+}
+
+function setLink(link, text) {
+  byId("link").dataset.link = link;
+  byId("link-text").textContent = text;
+}
+
+function showChips(sensors) {
+  const place = byId("chips");
+  place.hidden = sensors.length < 3;
+  place.replaceChildren(
+    ...sensors.map((sensor) => {
+      const chip = make("a", "", sensor.id);
+      chip.href = `#sensor-${sensor.id}`;
+      chip.dataset.tone = sensor.tone;
+      chip.append(make("em", "", sensor.standing));
+      return chip;
+    }),
+  );
+}
+
+function makeCard(sensor) {
+  const card = { points: new Map(), mark: "" };
+  card.root = make("article", "card");
+  card.root.id = `sensor-${sensor.id}`;
+  const header = make("header");
+  card.badge = make("p", "badge");
+  header.append(make("h2", "", sensor.id), card.badge);
+  card.sentence = make("p", "sentence");
+  card.why = make("p", "why");
+  card.progress = make("div", "progress");
+  card.progress.setAttribute("role", "progressbar");
+  card.progress.setAttribute("aria-label", `${sensor.id}: share of this state that is done`);
+  card.progress.append(make("div"));
+  card.found = make("div", "found");
+  card.found.append(make("h3", "", "What happened to the camera"), make("ul"));
+  card.chart = makeChart(card);
+  card.figures = make("dl", "figures");
+  card.frames = make("div", "frames");
+  card.more = make("details", "more");
+  card.more.append(make("summary", "", "More, as recald status says it"), make("ul"));
+  card.root.append(header, card.sentence, card.why, card.progress, card.found, card.chart, card.figures, card.frames, card.more);
+  byId("sensors").append(card.root);
+  cards.set(sensor.id, card);
+  return card;
+}
+
+function makeChart(card) {
+  const chart = make("section", "chart");
+  const caption = make("div", "caption");
+  card.chartTitle = make("h3");
+  card.legend = make("p", "legend");
+  card.legend.append(make("span", "", "as served"), make("span", "raw", "without homogenizer"));
+  caption.append(card.chartTitle, card.legend);
+  card.svg = document.createElementNS(SVG, "svg");
+  card.svg.setAttribute("role", "img");
+  chart.append(caption, card.svg);
+  return chart;
+}
+
+function showSensor(sensor, answer) {
+  const card = cards.get(sensor.id) || makeCard(sensor);
+  card.root.dataset.tone = sensor.tone;
+  card.badge.textContent = sensor.standing;
+  card.sentence.replaceChildren(sensor.sentence, make("span", "state", sensor.state));
+  setText(card.why, sensor.reason);
+  showProgress(card.progress, sensor.progress);
+  card.found.hidden = !sensor.drifted.length;
+  card.found.lastChild.replaceChildren(...sensor.drifted.map((text) => make("li", "", text)));
+  for (const point of sensor.points) card.points.set(point[0], point);
+  const oldest = answer.newest - 3600 / answer.point_s;
+  for (const number of card.points.keys()) if (number <= oldest) card.points.delete(number);
+  card.scale = { newest: answer.newest, point: answer.point_s };
+  drawChart(card, sensor);
+  card.figures.replaceChildren(...figures(sensor));
+  showFrames(card, sensor);
+  card.more.lastChild.replaceChildren(...sensor.notes.map((text) => make("li", "", text)));
+}
+
+function showProgress(bar, share) {
+  bar.hidden = !(share > 0 && share < 1);
+  bar.firstChild.style.width = `${Math.round(share * 100)}%`;
+  bar.setAttribute("aria-valuenow", String(Math.round(share * 100)));
+}
+
+function figures(sensor) {
+  const parts = [];
+  const drift = sensor.drift;
+  if (drift) {
+    const value = make("dd", drift.value > drift.line ? "over" : "", number(drift.value));
+    parts.push(figure("Drift now", value, `${drift.quantity}; alarm line ${number(drift.line)}`));
+  } else {
+    parts.push(figure("Drift now", make("dd", "", "unknown"), "no drift check"));
+  }
+  if (sensor.accuracy) parts.push(accuracy(sensor.accuracy));
+  parts.push(figure("Frames", make("dd", "", `${sensor.rate} a second`), `${whole(sensor.frames)} served, ${whole(sensor.dropped)} dropped`));
+  parts.push(figure("Homogenizer", make("dd", sensor.homogenizer === "none" ? "" : "text", sensor.homogenizer), ""));
+  return parts;
+}
+
+function figure(title, value, aside) {
+  const part = make("div");
+  part.append(make("dt", "", title), value);
+  if (aside) part.append(make("dd", "aside", aside));
+  return part;
+}
+
+function accuracy(estimate) {
+  const part = figure("Estimated accuracy", make("dd", "", percent(estimate.value)), "");
+  const range = make("dd", "range");
+  const band = make("i");
+  band.style.left = percent(estimate.lower);
+  band.style.width = percent(Math.max(0, estimate.upper - estimate.lower));
+  const mark = make("b");
+  mark.style.left = percent(estimate.value);
+  range.append(band, mark);
+  part.append(range, make("dd", "aside", `${percent(estimate.lower)} to ${percent(estimate.upper)} in 90 % of cases`));
+  return part;
+}
+
+function showFrames(card, sensor) {
+  const frame = sensor.frame;
+  card.frames.hidden = !frame;
+  if (!frame || frame.mark === card.mark) return;
+  card.mark = frame.mark;
+  const which = { received: "as received" };
+  if (frame.restored) which.restored = "as restored";
+  Object.entries(which).forEach(([name, text], place) => {
+    const picture = new Image();
+    picture.alt = `${sensor.id}: the newest frame ${text}`;
+    picture.onload = () => {
+      if (picture.naturalWidth < SMALL_PX) picture.className = "small";
+      const box = make("figure");
+      box.append(picture, make("figcaption", "", text));
+      const before = card.frames.children[place];
+      if (before) before.replaceWith(box);
+      else card.frames.append(box);
+    };
+    picture.src = `frames/${sensor.id}/${name}.png?${frame.mark}`;
+  });
+  if (!frame.restored && card.frames.children[1]) card.frames.children[1].remove();
+}
+
+function showDecisions(decisions) {
+  byId("decisions").hidden = !decisions.length;
+  byId("decision-list").replaceChildren(
+    ...decisions.map((decision) => {
+      const row = make("li");
+      row.dataset.tone = decision.tone;
+      const at = new Date(decision.at);
+      const time = make("time", "", Number.isNaN(at.valueOf()) ? decision.at : moment(at));
+      time.dateTime = decision.at;
+      const what = make("span", "what");
+      what.append(make("strong", "", decision.title), decision.text);
+      row.append(time, make("span", "sensor", decision.sensor || "recald"), what);
+      return row;
+    }),
+  );
+}
+
+// ---- the chart: multiples of the alarm line over time; the scale is that of the square root, so that both a drift far
+// above the line and values below it can be read
+
+function drawChart(card, sensor) {
+  const width = card.svg.clientWidth || 400;
+  const { newest: last, point } = card.scale;
+  const points = [...card.points.values()].sort((one, other) => one[0] - other[0]);
+  const oldest = points.length ? (last - points[0][0]) * point : 0;
+  const span = SPANS_S.find((seconds) => oldest < seconds) || SPANS_S[SPANS_S.length - 1];
+  const highest = Math.max(2, ...points.map((p) => Math.max(p[1] || 0, p[2] || 0))) * 1.1;
+  const floor = CHART.height - CHART.bottom;
+  const x = (n) => width - CHART.right - ((last - n) * point * (width - CHART.left - CHART.right)) / span;
+  const y = (ratio) => floor - Math.sqrt(Math.max(0, ratio) / highest) * (floor - CHART.top);
+  const parts = [...alarms(points, x, floor), ...axes(width, span, highest, y)];
+  const differs = points.some((p) => p[1] !== null && p[2] !== null && Math.abs(p[1] - p[2]) > 0.02 * Math.max(p[1], p[2]));
+  if (differs) parts.push(draw("path", { class: "raw", d: line(points, 2, x, y) }));
+  parts.push(draw("path", { class: "served", d: line(points, 1, x, y) }));
+  const end = points[points.length - 1];
+  if (end && end[1] !== null && last - end[0] < 4) parts.push(draw("circle", { class: "end", cx: x(end[0]), cy: y(end[1]), r: 4.5 }));
+  card.legend.hidden = !differs;
+  card.chartTitle.textContent = `Drift, last ${span / 60} minutes`;
+  card.svg.setAttribute("viewBox", `0 0 ${width} ${CHART.height}`);
+  card.svg.setAttribute("aria-label", description(sensor, span, points));
+  card.svg.replaceChildren(...parts);
+}
+
+function alarms(points, x, floor) {
+  const spans = [];
+  for (const p of points.filter((one) => one[3])) {
+    const before = spans[spans.length - 1];
+    if (before && p[0] - before[1] <= 2) before[1] = p[0];
+    else spans.push([p[0], p[0]]);
+  }
+  return spans.map(([from, to]) => {
+    const left = Math.max(CHART.left, x(from - 0.5));
+    return draw("rect", { class: "alarm", x: left, y: CHART.top - 8, width: Math.max(2, x(to + 0.5) - left), height: floor - CHART.top + 8 });
+  });
+}
+
+function axes(width, span, highest, y) {
+  const right = width - CHART.right;
+  const parts = [draw("line", { class: "axis", x1: CHART.left, x2: right, y1: y(0), y2: y(0) })];
+  const top = [2, 3, 5, 10, 20, 30, 50, 100, 200, 300, 500, 1000].filter((tick) => tick < highest).pop();
+  if (top) {
+    parts.push(draw("line", { class: "axis", x1: CHART.left, x2: right, y1: y(top), y2: y(top) }));
+    parts.push(label(`${top}\u00d7`, CHART.left - 6, y(top) + 4, "end"));
+  }
+  parts.push(draw("line", { class: "limit", x1: CHART.left, x2: right, y1: y(1), y2: y(1) }));
+  parts.push(label("1\u00d7", CHART.left - 6, y(1) + 4, "end", "limit-text"));
+  parts.push(label("alarm line", CHART.left + 4, y(1) - 5, "start", "limit-text"));
+  parts.push(label(`${span / 60} min ago`, CHART.left, CHART.height - 5, "start"), label("now", right, CHART.height - 5, "end"));
+  return parts;
+}
+
+function line(points, column, x, y) {
+  let path = "";
+  let before = null;
+  for (const p of points) {
+    if (p[column] === null) {
+      before = null;
+      continue;
+    }
+    const joined = before !== null && p[0] - before <= 12; // a minute without a check is a gap
+    path += `${joined ? "L" : "M"}${x(p[0]).toFixed(1)} ${y(p[column]).toFixed(1)}`;
+    if (!joined) path += "h0.1";
+    before = p[0];
+  }
+  return path;
+}
+
+function description(sensor, span, points) {
+  const known = points.map((p) => p[1]).filter((ratio) => ratio !== null);
+  if (!known.length) return `${sensor.id}: no drift was measured within the last ${span / 60} minutes`;
+  const now = `${number(known[known.length - 1])} times its alarm line`;
+  return `${sensor.id}: drift within the last ${span / 60} minutes, now ${now}, at most ${number(Math.max(...known))} times`;
+}
+
+// ---- small parts
+
+function make(tag, className = "", text = "") {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text) element.textContent = text;
+  return element;
+}
+
+function draw(tag, attributes) {
+  const element = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
+}
+
+function label(text, x, y, anchor, className = "") {
+  const element = draw("text", { x, y, "text-anchor": anchor, class: className });
+  element.textContent = text;
+  return element;
+}
+
+function setText(element, text) {
+  element.textContent = text;
+  element.hidden = !text;
+}
+
+const number = (value) => (Math.abs(value) < 10 ? value.toFixed(2) : value.toFixed(value < 100 ? 1 : 0));
+const whole = (value) => value.toLocaleString("en");
+const percent = (share) => `${Math.round(share * 100)}%`;
+const clock = (date) => date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
+const moment = (date) => {
+  const today = date.toDateString() === new Date().toDateString();
+  return today ? clock(date) : `${date.toLocaleDateString("en", { day: "numeric", month: "short" })} ${clock(date)}`;
+};
+
+poll();

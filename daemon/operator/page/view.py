@@ -1,0 +1,112 @@
+"""What the page is given: a snapshot as JSON, with all words made here, so that the page only places them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+from daemon.operator.page.drift_history import POINT_S, DriftPoint, number_at, reading
+from daemon.operator.page.snapshot import Snapshot
+from daemon.operator.page.words import HIDDEN_ON_PAGE, STATE_SENTENCES, Standing, decision, headline, standing
+from daemon.operator.status import notes, refusal, state_text
+from daemon.operator.versions import short_version
+from daemon.recalibration.shown_frame import ShownFrame
+from daemon.states import State
+from deploy.store.artefacts import FACTORY
+
+DOCUMENT_VERSION = 1
+MAX_DECISIONS = 40  # on the page; `recald history` has all
+QUANTITIES = {"camera": "standard deviations", "score": "drift score"}
+
+
+class PageView(NamedTuple):
+    """What all answers have in common. threshold: drift.threshold. start: another text after each start of recald."""
+
+    threshold: float
+    start: str
+
+    def document(self, snapshot: Snapshot, silence: str, after: int, shown: Mapping[str, ShownFrame]) -> bytes:
+        """Return /status.json. silence: why the loop counts as dead, or "". after: see `_sensor`.
+
+        shown: by sensor, its newest frame, where people may see it.
+        """
+        content = self._content(snapshot, silence, after, shown)
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def _content(self, snapshot: Snapshot, silence: str, after: int, shown: Mapping[str, ShownFrame]) -> dict[str, Any]:
+        status = snapshot.status
+        standings = {name: standing(sensor, name in snapshot.broken) for name, sensor in status["sensors"].items()}
+        return {
+            "v": DOCUMENT_VERSION,
+            "start": self.start,
+            "headline": headline(standings, status["problem"], silence)._asdict(),
+            "at": datetime.fromtimestamp(snapshot.now, timezone.utc).isoformat(timespec="seconds"),
+            "recald": _recald(status),
+            "point_s": POINT_S,
+            "newest": number_at(snapshot.at),
+            "sensors": [
+                _sensor(name, snapshot, standings[name], self.threshold, after) | {"frame": _frame(shown.get(name))}
+                for name in status["sensors"]
+            ],
+            "decisions": _decisions(snapshot),
+        }
+
+
+def _decisions(snapshot: Snapshot) -> list[dict[str, str]]:
+    """Return the newest decisions, the newest first."""
+    shown = [record for record in reversed(snapshot.decisions) if record.event not in HIDDEN_ON_PAGE]
+    return [decision(record) for record in shown[:MAX_DECISIONS]]
+
+
+def _recald(status: Mapping[str, Any]) -> dict[str, Any]:
+    strangers = status["unknown_sensor"]
+    told = f"{strangers['dropped']} frames of no sensor: {refusal(strangers)}" if strangers["dropped"] else ""
+    return {
+        "version": status["version"],
+        "model": short_version(status["model"]),
+        "backend": status["backend"],
+        "mode": status["mode"],
+        "compiling": status["compiling"],
+        "strangers": told,
+    }
+
+
+def _sensor(name: str, snapshot: Snapshot, stands: Standing, threshold: float, after: int) -> dict[str, Any]:
+    """Return what is shown of one sensor. after: number of the newest point that the client has; older are left out."""
+    sensor = snapshot.status["sensors"][name]
+    reason, serves = sensor["reason"], sensor["homogenizer"]
+    return {
+        "id": name,
+        "tone": stands.tone,
+        "standing": stands.text,
+        "state": state_text(sensor).replace("_", " "),
+        "sentence": STATE_SENTENCES[State(sensor["state"])],
+        "progress": sensor["progress"],
+        "reason": reason,
+        "drifted": sensor["drifted"],
+        "notes": [note for note in notes(sensor) if note != reason],
+        "alarm": sensor["drift_alarm"],
+        "evidence": sensor["drift_evidence"],
+        "drift": _drift(sensor, threshold),
+        "accuracy": sensor["estimated_accuracy"],
+        "rate": round(snapshot.rates[name], 1),
+        "frames": sensor["frames"],
+        "dropped": sensor["dropped"],
+        "homogenizer": "none" if serves == FACTORY else short_version(serves),
+        "points": [_point(point) for point in snapshot.points[name] if point.number > after],
+    }
+
+
+def _drift(sensor: Mapping[str, Any], threshold: float) -> dict[str, Any] | None:
+    found = reading(sensor, "homogenized", threshold)
+    return found and {"value": round(found.value, 2), "line": found.line, "quantity": QUANTITIES[found.what]}
+
+
+def _frame(shown: ShownFrame | None) -> dict[str, Any] | None:
+    return shown and {"mark": shown.mark, "restored": shown.restored is not None}
+
+
+def _point(point: DriftPoint) -> list[Any]:
+    return [point.number, point.served, point.raw, int(point.alarm)]
