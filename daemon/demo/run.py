@@ -21,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, help="folder with CIFAR-10 and ResNet-20 to use instead of digits")
     add("--output", type=Path, default=Path("demo-output"), help="folder for the results (%(default)s)")
     add("--drift", default=DEFAULT_DRIFT, help="what happens to the front camera (%(default)s)")
+    add(
+        "--keep",
+        action="store_true",
+        help="go on after the demo until Ctrl-C, to look at the page",
+    )
     add("--seed", type=at_least(0, int), default=0, help="of everything random (%(default)s)")
 
 

@@ -48,11 +48,7 @@ def state_text(sensor: Mapping[str, Any]) -> str:
 
 def notes(sensor: Mapping[str, Any]) -> Iterator[str]:
     """Yield what does not fit into a column, one sentence each."""
-    if sensor.get("elapsed_s") is not None:  # an older daemon does not say
-        left = sensor["remaining_s"]
-        yield f"at work for {sensor['elapsed_s']:.0f} s"
-        if left is not None:
-            yield f"{sensor['state']} will take at most about {left:.0f} s more"
+    yield from work_notes(sensor)
     if sensor["candidate"] is not None:
         yield f"candidate: {short_version(sensor['candidate'])}"
     if sensor["reason"]:
@@ -69,6 +65,15 @@ def notes(sensor: Mapping[str, Any]) -> Iterator[str]:
     if sensor.get("last_refusal"):
         yield f"refused: {refusal(sensor)}"
     yield f"last fit: {sensor['last_fit']}"
+
+
+def work_notes(sensor: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how long a recalibration has taken, and will take."""
+    if sensor.get("elapsed_s") is not None:  # an older daemon does not say
+        left = sensor["remaining_s"]
+        yield f"at work for {sensor['elapsed_s']:.0f} s"
+        if left is not None:
+            yield f"{sensor['state']} will take at most about {left:.0f} s more"
 
 
 def refusal(counts: Mapping[str, Any]) -> str:

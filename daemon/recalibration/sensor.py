@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -141,7 +142,7 @@ class Sensor:
         """Return what `recald status` shows, JSON-able."""
         silence = f"no frames for {self.silent_s:.0f} s" if self.silent_s else ""
         held = f"held: {HOLD_MEANING}" if self.operator_hold else ""
-        camera = f"the camera: {'; '.join(self.drifted)}" if self.drifted else ""
+        camera = camera_text(self.drifted)
         return {
             "state": self.state_machine.state.value,
             "progress": round(self.state_machine.progress, 3),
@@ -171,6 +172,11 @@ class Sensor:
         """Return what `systemctl status` shows."""
         state, version = self.state_machine.state.value, self.path.version[:12]
         return f"{self.name}: {state}, drift {self.drift_score:.2f}, ρ {version}"
+
+
+def camera_text(drifted: Sequence[str]) -> str:
+    """Return what happened to the camera as the last part of a reason, or ""."""
+    return f"the camera: {'; '.join(drifted)}" if drifted else ""
 
 
 def _finite(state: SensorState) -> dict[str, float | bool | None]:

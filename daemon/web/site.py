@@ -82,9 +82,10 @@ class Site:
         return _send(reply, method, start_response)
 
     def _find(self, request: PageRequest) -> Reply | None:
-        if (route := self._routes.get(request.path)) is not None:
-            return route(request)
-        folder, slash, below = request.path[1:].partition("/")
+        path = request.path
+        if path in self._routes and (path == "/" or not path.endswith("/")):
+            return self._routes[path](request)
+        folder, slash, below = path[1:].partition("/")
         below_folder = self._routes.get(f"/{folder}/") if slash and below else None
         return below_folder and below_folder(request._replace(path=below))
 

@@ -1,4 +1,4 @@
-"""The drift of the last hour, bounded: the highest value of each 5 s, beside the line that it is compared with."""
+"""The drift of the last hour, bounded: the mean of each 5 s, as a multiple of the line above which it is evidence."""
 
 from __future__ import annotations
 
@@ -55,14 +55,26 @@ class DriftHistory:
     def __init__(self) -> None:
         self.points: tuple[DriftPoint, ...] = ()
         self._points: deque[DriftPoint] = deque(maxlen=MAX_POINTS)
+        self._number = -1  # of the 5 s that the lists below belong to
+        self._served: list[float] = []
+        self._raw: list[float] = []
+        self._alarm = False
 
     def add(self, served: float | None, raw: float | None, alarm: bool, now: float) -> None:
-        """Add drifts of now as multiples of their lines; of one 5 s the highest stay. now: monotonic, s."""
-        point = DriftPoint(number_at(now), _rounded(served), _rounded(raw), alarm)
+        """Add drifts of now as multiples of their lines. now: monotonic, s."""
+        if self._number != number_at(now):
+            self._number, self._served, self._raw, self._alarm = number_at(now), [], [], False
+        for value, values in ((served, self._served), (raw, self._raw)):
+            if value is not None and math.isfinite(value):
+                values.append(value)
+        self._alarm |= alarm
+        if self._served or self._raw or self._alarm:  # else the gap in the numbers says the same
+            self._set(DriftPoint(self._number, _mean(self._served), _mean(self._raw), self._alarm))
+
+    def _set(self, point: DriftPoint) -> None:
+        """Let it be the newest point; what is published changes only where it does."""
         if self._points and self._points[-1].number == point.number:
-            point = _merged(self._points.pop(), point)
-        elif served is None and raw is None and not alarm:
-            return  # the gap in the numbers says the same
+            self._points.pop()
         self._points.append(point)
         if not self.points or self.points[-1] != point:
             self.points = tuple(self._points)
@@ -73,14 +85,5 @@ def number_at(now: float) -> int:
     return int(now // POINT_S)
 
 
-def _merged(one: DriftPoint, other: DriftPoint) -> DriftPoint:
-    served, raw = _highest(one.served, other.served), _highest(one.raw, other.raw)
-    return DriftPoint(one.number, served, raw, one.alarm or other.alarm)
-
-
-def _highest(*values: float | None) -> float | None:
-    return max((value for value in values if value is not None), default=None)
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
+def _mean(values: list[float]) -> float | None:
+    return float(f"{sum(values) / len(values):.4g}") if values else None

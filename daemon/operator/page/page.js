@@ -5,6 +5,7 @@ const POLL_MS = 2000;
 const MAX_WAIT_MS = 30000; // between two tries while recald does not answer
 const REQUEST_TIMEOUT_MS = 5000;
 const SPANS_S = [300, 900, 3600]; // of the chart: the first that holds all points
+const MANY = 4; // more cameras than that: those that are well show their drift alone, until somebody opens them
 const SMALL_PX = 160; // a smaller frame is shown pixel by pixel
 const CHART = { height: 152, left: 34, right: 10, top: 16, bottom: 22 };
 const SVG = "http://www.w3.org/2000/svg";
@@ -146,6 +147,7 @@ function makeCard(sensor) {
   card.frames = make("div", "frames");
   card.more = make("details", "more");
   card.more.append(make("summary", "", "More, as recald status says it"), make("ul"));
+  card.more.addEventListener("toggle", () => card.root.classList.toggle("brief", isBrief(card)));
   card.root.append(header, card.sentence, card.why, card.progress, card.found, card.chart, card.figures, card.frames, card.more);
   byId("sensors").append(card.root);
   cards.set(sensor.id, card);
@@ -168,6 +170,8 @@ function makeChart(card) {
 function showSensor(sensor, answer) {
   const card = cards.get(sensor.id) || makeCard(sensor);
   card.root.dataset.tone = sensor.tone;
+  card.many = answer.sensors.length > MANY;
+  card.root.classList.toggle("brief", isBrief(card));
   card.badge.textContent = sensor.standing;
   card.sentence.replaceChildren(sensor.sentence, make("span", "state", sensor.state));
   setText(card.why, sensor.reason);
@@ -177,11 +181,16 @@ function showSensor(sensor, answer) {
   for (const point of sensor.points) card.points.set(point[0], point);
   const oldest = answer.newest - 3600 / answer.point_s;
   for (const number of card.points.keys()) if (number <= oldest) card.points.delete(number);
+  card.chart.hidden = !card.points.size;
   card.scale = { newest: answer.newest, point: answer.point_s };
   drawChart(card, sensor);
   card.figures.replaceChildren(...figures(sensor));
   showFrames(card, sensor);
   card.more.lastChild.replaceChildren(...sensor.notes.map((text) => make("li", "", text)));
+}
+
+function isBrief(card) {
+  return card.many && ["good", "idle"].includes(card.root.dataset.tone) && !card.more.open;
 }
 
 function showProgress(bar, share) {
@@ -195,12 +204,13 @@ function figures(sensor) {
   const drift = sensor.drift;
   if (drift) {
     const value = make("dd", drift.value > drift.line ? "over" : "", number(drift.value));
-    parts.push(figure("Drift now", value, `${drift.quantity}; alarm line ${number(drift.line)}`));
+    const evidence = sensor.evidence ? `; evidence ${percent(sensor.evidence)} of an alarm` : "";
+    parts.push(figure("Drift now", value, `${drift.quantity}, line ${+drift.line.toFixed(2)}${evidence}`));
   } else {
     parts.push(figure("Drift now", make("dd", "", "unknown"), "no drift check"));
   }
   if (sensor.accuracy) parts.push(accuracy(sensor.accuracy));
-  parts.push(figure("Frames", make("dd", "", `${sensor.rate} a second`), `${whole(sensor.frames)} served, ${whole(sensor.dropped)} dropped`));
+  parts.push(figure("Frames a second", make("dd", "", sensor.rate.toFixed(1)), `${whole(sensor.frames)} served, ${whole(sensor.dropped)} dropped`));
   parts.push(figure("Homogenizer", make("dd", sensor.homogenizer === "none" ? "" : "text", sensor.homogenizer), ""));
   return parts;
 }
@@ -221,7 +231,7 @@ function accuracy(estimate) {
   const mark = make("b");
   mark.style.left = percent(estimate.value);
   range.append(band, mark);
-  part.append(range, make("dd", "aside", `${percent(estimate.lower)} to ${percent(estimate.upper)} in 90 % of cases`));
+  part.append(range, make("dd", "aside", `90% interval: ${percent(estimate.lower)} to ${percent(estimate.upper)}`));
   return part;
 }
 
@@ -230,22 +240,26 @@ function showFrames(card, sensor) {
   card.frames.hidden = !frame;
   if (!frame || frame.mark === card.mark) return;
   card.mark = frame.mark;
-  const which = { received: "as received" };
-  if (frame.restored) which.restored = "as restored";
-  Object.entries(which).forEach(([name, text], place) => {
-    const picture = new Image();
-    picture.alt = `${sensor.id}: the newest frame ${text}`;
-    picture.onload = () => {
-      if (picture.naturalWidth < SMALL_PX) picture.className = "small";
-      const box = make("figure");
-      box.append(picture, make("figcaption", "", text));
-      const before = card.frames.children[place];
-      if (before) before.replaceWith(box);
-      else card.frames.append(box);
-    };
-    picture.src = `frames/${sensor.id}/${name}.png?${frame.mark}`;
-  });
-  if (!frame.restored && card.frames.children[1]) card.frames.children[1].remove();
+  showFrame(card, sensor, 0, "received");
+  if (frame.restored) showFrame(card, sensor, 1, "restored");
+  else place(card.frames, 1, make("p", "empty", "No homogenizer serves: the model gets the frame as received."));
+}
+
+function showFrame(card, sensor, index, which) {
+  const picture = new Image();
+  picture.alt = `${sensor.id}: the newest frame as ${which}`;
+  picture.onload = () => {
+    if (picture.naturalWidth < SMALL_PX) picture.className = "small";
+    const box = make("figure");
+    box.append(picture, make("figcaption", "", `as ${which}`));
+    place(card.frames, index, box);
+  };
+  picture.src = `frames/${sensor.id}/${which}.png?${sensor.frame.mark}`;
+}
+
+function place(parent, index, element) {
+  while (parent.children.length <= index) parent.append(make("div"));
+  parent.children[index].replaceWith(element);
 }
 
 function showDecisions(decisions) {
@@ -265,7 +279,7 @@ function showDecisions(decisions) {
   );
 }
 
-// ---- the chart: multiples of the alarm line over time; the scale is that of the square root, so that both a drift far
+// ---- the chart: multiples of the line above which a drift is evidence for the alarm, over time; the scale is that of the square root, so that both a drift far
 // above the line and values below it can be read
 
 function drawChart(card, sensor) {
@@ -314,7 +328,7 @@ function axes(width, span, highest, y) {
   }
   parts.push(draw("line", { class: "limit", x1: CHART.left, x2: right, y1: y(1), y2: y(1) }));
   parts.push(label("1\u00d7", CHART.left - 6, y(1) + 4, "end", "limit-text"));
-  parts.push(label("alarm line", CHART.left + 4, y(1) - 5, "start", "limit-text"));
+  parts.push(label("evidence for an alarm above", CHART.left + 4, y(1) - 5, "start", "limit-text"));
   parts.push(label(`${span / 60} min ago`, CHART.left, CHART.height - 5, "start"), label("now", right, CHART.height - 5, "end"));
   return parts;
 }
@@ -338,7 +352,7 @@ function line(points, column, x, y) {
 function description(sensor, span, points) {
   const known = points.map((p) => p[1]).filter((ratio) => ratio !== null);
   if (!known.length) return `${sensor.id}: no drift was measured within the last ${span / 60} minutes`;
-  const now = `${number(known[known.length - 1])} times its alarm line`;
+  const now = `${number(known[known.length - 1])} times its line`;
   return `${sensor.id}: drift within the last ${span / 60} minutes, now ${now}, at most ${number(Math.max(...known))} times`;
 }
 
@@ -368,7 +382,7 @@ function setText(element, text) {
   element.hidden = !text;
 }
 
-const number = (value) => (Math.abs(value) < 10 ? value.toFixed(2) : value.toFixed(value < 100 ? 1 : 0));
+const number = (value) => value.toFixed(Math.abs(value) < 10 ? 2 : Math.abs(value) < 100 ? 1 : 0).replace("-", "\u2212");
 const whole = (value) => value.toLocaleString("en");
 const percent = (share) => `${Math.round(share * 100)}%`;
 const clock = (date) => date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from daemon.operator.page.drift_history import POINT_S, DriftPoint, number_at, reading
 from daemon.operator.page.snapshot import Snapshot
 from daemon.operator.page.words import HIDDEN_ON_PAGE, STATE_SENTENCES, Standing, decision, headline, standing
-from daemon.operator.status import notes, refusal, state_text
+from daemon.operator.status import notes, refusal, state_text, work_notes
 from daemon.operator.versions import short_version
+from daemon.recalibration.sensor import camera_text
 from daemon.recalibration.shown_frame import ShownFrame
 from daemon.states import State
 from deploy.store.artefacts import FACTORY
@@ -76,7 +77,7 @@ def _recald(status: Mapping[str, Any]) -> dict[str, Any]:
 def _sensor(name: str, snapshot: Snapshot, stands: Standing, threshold: float, after: int) -> dict[str, Any]:
     """Return what is shown of one sensor. after: number of the newest point that the client has; older are left out."""
     sensor = snapshot.status["sensors"][name]
-    reason, serves = sensor["reason"], sensor["homogenizer"]
+    reasons, serves = [_reason(sensor), *work_notes(sensor)], sensor["homogenizer"]
     return {
         "id": name,
         "tone": stands.tone,
@@ -84,9 +85,9 @@ def _sensor(name: str, snapshot: Snapshot, stands: Standing, threshold: float, a
         "state": state_text(sensor).replace("_", " "),
         "sentence": STATE_SENTENCES[State(sensor["state"])],
         "progress": sensor["progress"],
-        "reason": reason,
+        "reason": "; ".join(filter(None, reasons)),
         "drifted": sensor["drifted"],
-        "notes": [note for note in notes(sensor) if note != reason],
+        "notes": [note for note in notes(sensor) if note not in (sensor["reason"], *reasons)],
         "alarm": sensor["drift_alarm"],
         "evidence": sensor["drift_evidence"],
         "drift": _drift(sensor, threshold),
@@ -97,6 +98,12 @@ def _sensor(name: str, snapshot: Snapshot, stands: Standing, threshold: float, a
         "homogenizer": "none" if serves == FACTORY else short_version(serves),
         "points": [_point(point) for point in snapshot.points[name] if point.number > after],
     }
+
+
+def _reason(sensor: Mapping[str, Any]) -> str:
+    """Return the reason without what happened to the camera, which the page lists."""
+    listed = camera_text(sensor["drifted"])
+    return str(sensor["reason"]).removesuffix(listed).removesuffix("; ") if listed else str(sensor["reason"])
 
 
 def _drift(sensor: Mapping[str, Any], threshold: float) -> dict[str, Any] | None:

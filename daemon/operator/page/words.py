@@ -28,6 +28,7 @@ STATE_SENTENCES = {
 EVENT_TITLES = {  # of the audit log; the others are shown as they are named there
     "start": "recald started",
     "stop": "recald stopped",
+    "log begun": "audit log begun",
     "order": "order of an operator",
     "labels": "labelled frames",
     "fit": "recalibration ended",
@@ -68,7 +69,7 @@ def standing(sensor: Mapping[str, Any], broken: bool) -> Standing:
     if state is State.AWAITING_APPROVAL:
         return Standing("wait", "waits for approval")
     if state not in AT_REST:
-        return Standing("busy", "proves its repair" if state is State.PROBATION else "repairs itself")
+        return Standing("busy", "on probation" if state is State.PROBATION else "recalibrates")
     if alarm:
         return Standing("warn", "drifts")
     if state in (State.ROLLED_BACK, State.FAILED):
@@ -110,6 +111,8 @@ def _text(record: AuditRecord, recorded: dict[str, Any]) -> str:
             )
         case "stop":
             return ""
+        case "log begun":
+            return "a damaged one was set aside" if recorded.get("damaged") else ""
         case "order":
             version = recorded.get("version") or recorded.get("candidate")
             return f"{recorded.get('order')}{f' {short_version(version)}' if version else ''}"
