@@ -14,6 +14,7 @@ from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer,
 from daemon.web.certificate import Certificate
 
 SCRAPE_DEADLINE_S = 5.0  # from the connection to the end of the answer; Prometheus waits for 10 s by default
+POLL_S = 0.1  # the longest that close() waits for the thread that accepts
 MAX_SCRAPES = 8  # connections at a time; what comes beyond is closed at once
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class MetricsServer:
             self._warn(error)
             return
         self._server.certificate = self._certificate
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="metrics", daemon=True)
         self._thread.start()
         scheme = "http" if self._certificate is None else "https"
         address = f"{scheme}://{self._host}:{self._server.server_port}"
@@ -90,7 +91,7 @@ class _ScrapeServer(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def service_actions(self) -> None:
-        """Look for a renewed certificate; called twice a second."""
+        """Look for a renewed certificate; called once in POLL_S, and by each connection."""
         if self.certificate is not None:
             self.certificate.refresh()
 
