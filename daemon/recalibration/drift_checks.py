@@ -11,8 +11,8 @@ from calibrate.estimate.estimator import Estimate
 from calibrate.readouts.read_out import KINDS, ReadOut
 from daemon.metrics import Metrics
 from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck
+from daemon.recalibration.page_frame import PageFrame
 from daemon.recalibration.sensor import Sensor
-from daemon.recalibration.shown_frame import ShownFrame
 from daemon.state.audit_writer import AuditWriter
 
 STAGES = ("raw", "homogenized")  # frames without a homogenizer, and as they are served
@@ -39,7 +39,7 @@ class DriftChecks:
         self._metrics.drift_checks.labels(sensor.name, "outdated" if outdated else "done").inc()
         self._metrics.last_drift_check_timestamp_seconds.labels(sensor.name).set_to_current_time()
         if not outdated:
-            sensor.shown = ShownFrame.of(check.scores, check.added)
+            sensor.shown = PageFrame.of(check.scores, check.added)
             sensor.accuracy.add(check.scores["accuracy"], check.added, check.frames)
             new_window = check.added - sensor.tested_up_to >= check.frames
             if new_window:

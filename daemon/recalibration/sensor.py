@@ -18,7 +18,7 @@ from daemon.recalibration.accuracy_average import AccuracyAverage
 from daemon.recalibration.check_watch import CheckWatch
 from daemon.recalibration.drift_alarm import DriftAlarm
 from daemon.recalibration.labelled import LabelledFrames
-from daemon.recalibration.shown_frame import ShownFrame
+from daemon.recalibration.page_frame import PageFrame
 from daemon.recalibration.state_machine import StateMachine
 from daemon.recalibration.work_time import WorkTime
 from daemon.states import AT_REST, HOLD_MEANING, WITH_CANDIDATE, State
@@ -78,7 +78,7 @@ class Sensor:
     raw_clean: bool = False  # the frames are clean without a homogenizer
     harmful: bool = False  # the frames are clearly worse as served than without a homogenizer
     scores: dict[str, Any] = field(default_factory=dict)  # of the last drift check
-    shown: ShownFrame | None = None  # the newest frame, where people may see it and somebody looks
+    shown: PageFrame | None = None  # the newest frame, where people may see it and somebody looks
     hold: bool = False  # the newest frame asks for no new homogenizer
     operator_hold: str | None = ""  # why the operator allows no new one; "": allowed, None: not read from the log yet
     candidate: Candidate | None = None  # in the shadow or waiting for approval

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from browser import Visit, browser
-from running import Camera, Daemon, serving, write_config
+from running import Camera, Daemon, write_config
 from synthetic import drifted, images
 
 from daemon.demo.processes import free_port
@@ -53,13 +53,14 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def seen(tiny_model: Path) -> Iterator[Seen]:
-    with TemporaryDirectory(prefix="recald-", dir="/tmp") as name, browser() as opened:
+    with TemporaryDirectory(prefix="recald-", dir="/tmp") as name:
         address = f"http://127.0.0.1:{(port := free_port())}/"
         config = write_config(Path(name), tiny_model, metrics={"port": port, "show_frames": True})
-        with serving(config) as (recald, camera), closing_visit(opened, address) as visit:
-            seen = Seen(address, visit, opened)
-            drift_and_repair(recald, camera, seen)
-            yield seen
+        with Daemon(config) as recald, browser() as opened, Camera(recald.wait_until_serving()) as camera:
+            with closing_visit(opened, address) as visit:
+                seen = Seen(address, visit, opened)
+                drift_and_repair(camera, seen)
+                yield seen
 
 
 @contextmanager
@@ -69,7 +70,7 @@ def closing_visit(opened: Any, address: str, **options: Any) -> Iterator[Visit]:
         yield visit
 
 
-def drift_and_repair(recald: Daemon, camera: Camera, seen: Seen) -> None:
+def drift_and_repair(camera: Camera, seen: Seen) -> None:
     def shows(selector: str, text: str) -> Callable[[], bool]:
         def look() -> bool:
             seen.look()

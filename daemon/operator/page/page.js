@@ -83,6 +83,7 @@ document.addEventListener("visibilitychange", () => {
     poll();
   }
 });
+window.addEventListener("online", poll);
 window.addEventListener("resize", () => shown && shown.sensors.forEach((sensor) => drawChart(cards.get(sensor.id), sensor)));
 
 // ---- placing

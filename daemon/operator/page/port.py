@@ -18,8 +18,8 @@ from daemon.metrics import Metrics
 from daemon.operator.page.health import beat_problem, health, readiness
 from daemon.operator.page.snapshot import Snapshots
 from daemon.operator.page.view import PageView
+from daemon.recalibration.page_frame import PageFrame
 from daemon.recalibration.sensor import Sensor
-from daemon.recalibration.shown_frame import ShownFrame
 from daemon.web.certificate import open_certificate
 from daemon.web.server import MetricsServer
 from daemon.web.site import HostNames, PageRequest, Reply, Route, Site, line
@@ -51,7 +51,7 @@ class MetricsPort:
         self._view = PageView(config.drift.threshold, secrets.token_hex(4))
         self._certificate = open_certificate(self._config, metrics.certificate_expiry_timestamp_seconds.set)
         self._snapshots = Snapshots(config.sensors, config.drift.threshold)
-        self._shown: Mapping[str, ShownFrame] = {}
+        self._shown: Mapping[str, PageFrame] = {}
         self._looked_at = -MAX_WATCHED_S
         self._server: MetricsServer | None = None
 

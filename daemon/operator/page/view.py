@@ -12,8 +12,8 @@ from daemon.operator.page.snapshot import Snapshot
 from daemon.operator.page.words import HIDDEN_ON_PAGE, STATE_SENTENCES, Standing, decision, headline, standing
 from daemon.operator.status import notes, refusal, state_text, work_notes
 from daemon.operator.versions import short_version
+from daemon.recalibration.page_frame import PageFrame
 from daemon.recalibration.sensor import camera_text
-from daemon.recalibration.shown_frame import ShownFrame
 from daemon.states import State
 from deploy.store.artefacts import FACTORY
 
@@ -28,7 +28,7 @@ class PageView(NamedTuple):
     threshold: float
     start: str
 
-    def document(self, snapshot: Snapshot, silence: str, after: int, shown: Mapping[str, ShownFrame]) -> bytes:
+    def document(self, snapshot: Snapshot, silence: str, after: int, shown: Mapping[str, PageFrame]) -> bytes:
         """Return /status.json. silence: why the loop counts as dead, or "". after: see `_sensor`.
 
         shown: by sensor, its newest frame, where people may see it.
@@ -36,7 +36,7 @@ class PageView(NamedTuple):
         content = self._content(snapshot, silence, after, shown)
         return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
-    def _content(self, snapshot: Snapshot, silence: str, after: int, shown: Mapping[str, ShownFrame]) -> dict[str, Any]:
+    def _content(self, snapshot: Snapshot, silence: str, after: int, shown: Mapping[str, PageFrame]) -> dict[str, Any]:
         status = snapshot.status
         standings = {name: standing(sensor, name in snapshot.broken) for name, sensor in status["sensors"].items()}
         return {
@@ -111,7 +111,7 @@ def _drift(sensor: Mapping[str, Any], threshold: float) -> dict[str, Any] | None
     return found and {"value": round(found.value, 2), "line": found.line, "quantity": QUANTITIES[found.what]}
 
 
-def _frame(shown: ShownFrame | None) -> dict[str, Any] | None:
+def _frame(shown: PageFrame | None) -> dict[str, Any] | None:
     return shown and {"mark": shown.mark, "restored": shown.restored is not None}
 
 

@@ -25,13 +25,13 @@ from daemon.config import load_config
 from daemon.metrics import Metrics
 from daemon.operator.page.health import MAX_BEAT_AGE_S
 from daemon.operator.page.port import MAX_WATCHED_S, STATIC_FILES, MetricsPort
-from daemon.recalibration.shown_frame import ShownFrame
+from daemon.recalibration.page_frame import PageFrame
 from deploy.audit.chain import AuditRecord, canonical_json
 
 SWAP = AuditRecord(
     9, "2026-01-02T03:04:05.678Z", "front", "swap", canonical_json({"from": "factory", "to": "ab" * 32}), "", ""
 )
-FRAME = ShownFrame("7", b"\x89PNG received", b"\x89PNG restored")
+FRAME = PageFrame("7", b"\x89PNG received", b"\x89PNG restored")
 
 
 class Answer(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 
-class ShownFrame(NamedTuple):
+class PageFrame(NamedTuple):
     """A frame as two PNG files. mark: another one for each frame. restored: as ρ makes it; None without ρ."""
 
     mark: str
@@ -15,7 +15,7 @@ class ShownFrame(NamedTuple):
     restored: bytes | None
 
     @classmethod
-    def of(cls, scores: Mapping[str, Any], added: int) -> ShownFrame | None:
+    def of(cls, scores: Mapping[str, Any], added: int) -> PageFrame | None:
         """Return the frame in the scores of a drift check; None where none was asked for."""
         shown = scores.get("shown")
         if shown is None:
