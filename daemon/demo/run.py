@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     from daemon.demo.scenario import perform
 
     console = Console(markup=False, emoji=False)  # brackets in a path are no markup
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the daemon would outlive the demo
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell lets its background jobs ignore the second
+        signal.signal(number, signal.default_int_handler)  # else the daemon would outlive the demo
     try:
         summary = perform(args, console)
     except DemoError as error:

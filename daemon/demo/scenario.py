@@ -61,7 +61,7 @@ def perform(args: argparse.Namespace, console: Console) -> Summary:
         folder = RunFolder(Path(name))
         console.print(f"recald export: freezing the network for {dataset.title}")
         export(dataset.network, folder.model)
-        write_config(folder, SENSORS, free_port(), FIT_FRAMES, show_frames=True)  # they show no person
+        write_config(folder, SENSORS, free_port(), FIT_FRAMES)
         folder.log.touch()
         try:
             summary = run_daemon(folder, dataset, drift, console, started, args.keep)
