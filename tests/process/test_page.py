@@ -202,6 +202,14 @@ def test_what_comes_from_outside_is_text(seen):
         assert visit.page.title() != "1"
 
 
+def test_a_frame_from_before_a_swap_is_not_called_that_of_no_homogenizer(seen):
+    def swapped(content: Any) -> None:
+        content["sensors"][0] |= {"homogenizer": "ab12", "frame": {"mark": "1", "restored": False}}
+
+    with answered(seen, swapped) as visit:
+        assert visit.text("#sensor-front .frames .empty") == "The next drift check shows it as restored."
+
+
 def every_situation(content: Any) -> None:
     """Sixteen cameras in all situations, with the longest ids and long words."""
     tones = ("bad", "warn", "wait", "busy", "idle", "good")
@@ -232,6 +240,7 @@ def test_of_many_cameras_those_that_are_well_are_brief_until_opened(seen):
         page = visit.page
         brief = page.query_selector_all(".card.brief")
         assert {card.get_attribute("data-tone") for card in brief} == {"good", "idle"}
+        assert [*page.query_selector_all(".card")][-len(brief) :][0].get_attribute("id") == brief[0].get_attribute("id")
         summary = brief[0].query_selector("summary")
         assert not brief[0].query_selector(".figures").is_visible()
         summary.click()

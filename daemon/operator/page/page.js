@@ -6,7 +6,9 @@ const MAX_WAIT_MS = 30000; // between two tries while recald does not answer
 const REQUEST_TIMEOUT_MS = 5000;
 const SPANS_S = [300, 900, 3600]; // of the chart: the first that holds all points
 const MANY = 4; // more cameras than that: those that are well show their drift alone, until somebody opens them
+const CALM = ["good", "idle"]; // tones
 const SMALL_PX = 160; // a smaller frame is shown pixel by pixel
+const NOTHING_SERVES = "No homogenizer serves: the model gets the frame as received.";
 const CHART = { height: 152, left: 34, right: 10, top: 16, bottom: 22 };
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -98,7 +100,15 @@ function show(answer) {
   setText(byId("strangers"), recald.strangers);
   showChips(answer.sensors);
   answer.sensors.forEach((sensor) => showSensor(sensor, answer));
+  arrange(answer.sensors);
   showDecisions(answer.decisions);
+}
+
+// Of many cameras those that need a look come first. Nothing moves unless one of them begins or ends to need it.
+function arrange(sensors) {
+  const calm = (sensor) => sensors.length > MANY && CALM.includes(sensor.tone);
+  const wanted = [...sensors.filter((one) => !calm(one)), ...sensors.filter(calm)].map((one) => cards.get(one.id).root);
+  if (wanted.some((root, place) => byId("sensors").children[place] !== root)) byId("sensors").append(...wanted);
 }
 
 function setHeadline(tone, text, note) {
@@ -191,7 +201,7 @@ function showSensor(sensor, answer) {
 }
 
 function isBrief(card) {
-  return card.many && ["good", "idle"].includes(card.root.dataset.tone) && !card.more.open;
+  return card.many && CALM.includes(card.root.dataset.tone) && !card.more.open;
 }
 
 function showProgress(bar, share) {
@@ -224,7 +234,7 @@ function figure(title, value, aside) {
 }
 
 function accuracy(estimate) {
-  const part = figure("Estimated accuracy", make("dd", "", percent(estimate.value)), "");
+  const part = figure("Accuracy", make("dd", "", percent(estimate.value)), "");
   const range = make("dd", "range");
   const band = make("i");
   band.style.left = percent(estimate.lower);
@@ -232,18 +242,20 @@ function accuracy(estimate) {
   const mark = make("b");
   mark.style.left = percent(estimate.value);
   range.append(band, mark);
-  part.append(range, make("dd", "aside", `90% interval: ${percent(estimate.lower)} to ${percent(estimate.upper)}`));
+  part.append(range, make("dd", "aside", `estimated, in 90% of cases ${percent(estimate.lower)} to ${percent(estimate.upper)}`));
   return part;
 }
 
 function showFrames(card, sensor) {
   const frame = sensor.frame;
   card.frames.hidden = !frame;
-  if (!frame || frame.mark === card.mark) return;
-  card.mark = frame.mark;
+  const served = sensor.homogenizer === "none" ? NOTHING_SERVES : "The next drift check shows it as restored.";
+  const mark = frame && `${frame.mark} ${served}`;
+  if (!frame || mark === card.mark) return;
+  card.mark = mark;
   showFrame(card, sensor, 0, "received");
   if (frame.restored) showFrame(card, sensor, 1, "restored");
-  else place(card.frames, 1, make("p", "empty", "No homogenizer serves: the model gets the frame as received."));
+  else place(card.frames, 1, make("p", "empty", served));
 }
 
 function showFrame(card, sensor, index, which) {
