@@ -42,6 +42,7 @@ def refused(issued: Issued, **more: Path) -> str:
     "ends",
     [
         ends_in(days=400),
+        datetime(1960, 1, 1, tzinfo=timezone.utc),
         datetime(1999, 12, 31, 23, 59, 59, tzinfo=timezone.utc),
         datetime(2049, 12, 31, tzinfo=timezone.utc),
         datetime(2050, 1, 1, tzinfo=timezone.utc),  # from here on another type of time
