@@ -136,7 +136,7 @@ def test_the_words_are_those_of_recald_status(seen):
 def test_no_error_and_nothing_from_elsewhere(seen):
     assert seen.visit.errors == []
     assert seen.visit.hosts == {seen.address.split("/")[2]}
-    assert {"/", "/page.css", "/page.js", "/icon.svg", "/status.json"} <= {*seen.visit.paths, "/icon.svg"}
+    assert {"/", "/page.css", "/page.js", "/chart.js", "/status.json"} <= {*seen.visit.paths}
 
 
 def test_health_and_readiness_of_a_daemon_that_serves(seen):
