@@ -202,6 +202,16 @@ def test_what_comes_from_outside_is_text(seen):
         assert visit.page.title() != "1"
 
 
+def test_commands_in_a_reason_look_like_commands(seen):
+    def waiting(content: Any) -> None:
+        content["sensors"][0]["reason"] = "`recald approve` lets the candidate serve, `recald reject` drops it"
+
+    with answered(seen, waiting) as visit:
+        assert visit.text("#sensor-front .why") == "recald approve lets the candidate serve, recald reject drops it"
+        commands = visit.page.query_selector_all("#sensor-front .why code")
+        assert [command.inner_text() for command in commands] == ["recald approve", "recald reject"]
+
+
 def test_a_frame_from_before_a_swap_is_not_called_that_of_no_homogenizer(seen):
     def swapped(content: Any) -> None:
         content["sensors"][0] |= {"homogenizer": "ab12", "frame": {"mark": "1", "restored": False}}

@@ -182,7 +182,8 @@ function showSensor(sensor, answer) {
   card.root.classList.toggle("brief", isBrief(card));
   card.badge.textContent = sensor.standing;
   card.sentence.replaceChildren(sensor.sentence, make("span", "state", sensor.state));
-  setText(card.why, sensor.reason);
+  card.why.replaceChildren(...withCommands(sensor.reason));
+  card.why.hidden = !sensor.reason;
   showProgress(card.progress, sensor.progress);
   card.found.hidden = !sensor.drifted.length;
   card.found.lastChild.replaceChildren(...sensor.drifted.map((text) => make("li", "", text)));
@@ -194,7 +195,7 @@ function showSensor(sensor, answer) {
   drawChart(card, sensor);
   card.figures.replaceChildren(...figures(sensor));
   showFrames(card, sensor);
-  card.more.lastChild.replaceChildren(...sensor.notes.map((text) => make("li", "", text)));
+  card.more.lastChild.replaceChildren(...sensor.notes.map(note));
 }
 
 function isBrief(card) {
@@ -296,6 +297,17 @@ function make(tag, className = "", text = "") {
   if (className) element.className = className;
   if (text) element.textContent = text;
   return element;
+}
+
+// Commands stand between backticks, as in the terminal.
+function withCommands(text) {
+  return text.split("`").map((part, place) => (place % 2 ? make("code", "", part) : part));
+}
+
+function note(text) {
+  const item = make("li");
+  item.append(...withCommands(text));
+  return item;
 }
 
 function setText(element, text) {
