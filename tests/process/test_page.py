@@ -64,8 +64,8 @@ def seen(tiny_model: Path) -> Iterator[Seen]:
 
 
 @contextmanager
-def closing_visit(opened: Any, address: str, **options: Any) -> Iterator[Visit]:
-    visit = Visit(opened, address, **options)
+def closing_visit(opened: Any, address: str, own_clock: bool = False) -> Iterator[Visit]:
+    visit = Visit(opened, address, own_clock)
     with closing(visit.context):
         yield visit
 
@@ -164,7 +164,7 @@ def test_it_fits_a_tablet_and_a_phone(seen, width):
 
 
 @contextmanager
-def answered(seen: Seen, change: Callable[[Any], None], **options: Any) -> Iterator[Visit]:
+def answered(seen: Seen, change: Callable[[Any], None]) -> Iterator[Visit]:
     """A visit whose data is what the daemon answers, changed."""
     content = deepcopy(seen.answer())
     for sensor in content["sensors"]:
@@ -182,7 +182,7 @@ class _Opened:
     """A context in the place of a browser, so that its routes exist before the page is opened."""
 
     def __init__(self, context: Any) -> None:
-        self.new_context = lambda **options: context
+        self.new_context = lambda: context
 
 
 def test_what_comes_from_outside_is_text(seen):
@@ -261,27 +261,31 @@ def test_of_many_cameras_those_that_are_well_are_brief_until_opened(seen):
 # ---- when recald does not answer
 
 
-def test_it_says_that_recald_does_not_answer_and_that_it_does_again(seen):
-    with closing_visit(seen.opened, seen.address) as visit:
-        visit.page.wait_for_selector(".card")
+def test_it_says_that_recald_does_not_answer_and_tries_ever_more_rarely(seen):
+    with closing_visit(seen.opened, seen.address, own_clock=True) as visit:
+        visit.page.wait_for_selector("#link[data-link=live]")
         visit.context.set_offline(True)
-        visit.page.wait_for_selector("body.lost")
+        for waited, next_wait in ((2, 2), (2, 4), (4, 8), (8, 16), (16, 30)):
+            visit.page.clock.run_for(1000 * waited)
+            visit.page.wait_for_selector(f"text=Next try in {next_wait} s")
         assert "recald does not answer" in visit.text("#headline") and "Last answer at" in visit.text("#headline")
-        asked = visit.paths.count("/status.json")
-        visit.page.wait_for_timeout(2500)
-        assert visit.paths.count("/status.json") - asked <= 1, "it backs off"
         visit.context.set_offline(False)
         visit.page.wait_for_selector("body:not(.lost)")
         assert "does not answer" not in visit.text("#headline")
 
 
 def test_a_page_that_nobody_sees_asks_nothing(seen):
-    with closing_visit(seen.opened, seen.address) as visit:
-        visit.page.wait_for_selector(".card")
-        hide = "document.dispatchEvent(new Event('visibilitychange'))"
-        visit.page.evaluate(f"Object.defineProperty(document, 'hidden', {{value: true, configurable: true}}); {hide}")
-        asked = visit.paths.count("/status.json")
-        visit.page.wait_for_timeout(2500)
-        assert visit.paths.count("/status.json") == asked and "paused" in visit.text("#link")
-        visit.page.evaluate(f"Object.defineProperty(document, 'hidden', {{value: false, configurable: true}}); {hide}")
+    with closing_visit(seen.opened, seen.address, own_clock=True) as visit:
         visit.page.wait_for_selector("#link[data-link=live]")
+
+        def let_it_be(hidden: str) -> None:
+            visit.page.evaluate(f"Object.defineProperty(document, 'hidden', {{value: {hidden}, configurable: true}})")
+            visit.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+        let_it_be("true")
+        asked = visit.paths.count("/status.json")
+        visit.page.clock.run_for(60_000)
+        assert visit.paths.count("/status.json") == asked and "paused" in visit.text("#link")
+        let_it_be("false")
+        visit.page.wait_for_selector("#link[data-link=live]")
+        assert visit.paths.count("/status.json") == asked + 1

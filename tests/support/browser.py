@@ -45,9 +45,11 @@ def browser() -> Iterator[Any]:
 class Visit:
     """A page that was opened, and all that its visit led to."""
 
-    def __init__(self, opened: Any, address: str, **options: Any) -> None:
-        """opened: of `browser()`. options: of Playwright's new_context."""
-        self.context = opened.new_context(**options)
+    def __init__(self, opened: Any, address: str, own_clock: bool = False) -> None:
+        """opened: of `browser()`. own_clock: timers of the page wait until the test lets time pass (page.clock)."""
+        self.context = opened.new_context()
+        if own_clock:
+            self.context.clock.install()
         self.page = self.context.new_page()
         self.errors: list[str] = []
         self.hosts: set[str] = set()  # that were asked for anything
