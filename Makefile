@@ -74,11 +74,13 @@ $(READY): pyproject.toml
 	$(BIN)/pip install -q -e ".[dev]"
 	touch $@
 
-# The compiler and the header for examples/camera.cpp; Prometheus with promtool, and amtool, only unpacked, so that no
-# service starts. Without them their tests are skipped.
+# The compiler and the header for examples/camera.cpp; Chromium, which looks at the page; Prometheus with promtool, and
+# amtool, only unpacked, so that no service starts. Without them their tests are skipped.
 system-packages:
 	@{ command -v g++ && [ -e /usr/include/zmq.h ]; } > /dev/null || \
 	{ apt-get update -qq && apt-get install -qq -y --no-install-recommends g++ libzmq3-dev > /dev/null; }
+	@command -v chromium > /dev/null || \
+	{ apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium > /dev/null; }
 	@[ -x .prometheus/usr/bin/promtool ] || \
 	{ apt-get update -qq && mkdir -p .prometheus/packages && cd .prometheus/packages && \
 	apt-get download -qq -o APT::Sandbox::User=root prometheus prometheus-alertmanager && \

@@ -5,23 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PrivateAttr,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PrivateAttr, model_validator
 
 from daemon import CONTROL_ENDPOINT
 from daemon.settings import endpoints
 from daemon.settings.endpoints import Endpoint
-from daemon.settings.values import DAY, HOUR, MINUTE, AlarmRate, alarm_rate_of, seconds_of, sensor_id_of
+from daemon.settings.metrics import MetricsConfig
+from daemon.settings.section import Duration, GivenPath, Section, with_paths_in
+from daemon.settings.values import DAY, HOUR, MINUTE, AlarmRate, alarm_rate_of, sensor_id_of
 from deploy.model.card import Digest
 from deploy.model.document import DocumentError, MisplacedValue, load_document
 
@@ -32,9 +25,7 @@ class ConfigError(DocumentError):
     """A configuration that cannot be used. `problems` holds one line for each mistake."""
 
 
-Duration = Annotated[float, BeforeValidator(seconds_of), Field(allow_inf_nan=False)]
 Alarms = Annotated[AlarmRate, BeforeValidator(alarm_rate_of), PlainSerializer(str)]
-Host = Annotated[str, AfterValidator(endpoints.check_host)]
 IpcEndpoint = Annotated[str, AfterValidator(endpoints.check_ipc)]
 BindEndpoint = Annotated[str, AfterValidator(endpoints.check_bind)]
 ConnectEndpoint = Annotated[str, AfterValidator(endpoints.check_connect)]
@@ -43,16 +34,6 @@ SensorId = Annotated[str, AfterValidator(sensor_id_of)]
 BackendName = Literal["eager", "onnx", "cuda", "tensorrt", "tensorrt-rtx", "auto"]
 PrecisionName = Literal["float32", "float16", "bfloat16"]  # deploy.model.precision.PRECISIONS
 Mode = Literal["locked", "shadow", "supervised", "autonomous"]
-GivenPath = Annotated[Path, Field(strict=False)]
-
-
-class Section(BaseModel):
-    """One section of the file. An unknown key is an error; text and booleans are not converted to numbers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-
-
-S = TypeVar("S", bound=Section)
 
 
 class ModelConfig(Section):
@@ -147,15 +128,6 @@ class OutputConfig(Section):
     """The endpoint where recald publishes results (PUB): `ipc://PATH` or `tcp://HOST:PORT`."""
 
 
-class MetricsConfig(Section):
-    """Where Prometheus scrapes, `http://HOST:PORT/metrics`."""
-
-    host: Host = "127.0.0.1"
-    """The address to listen on. The default is open to this machine alone."""
-    port: int = Field(default=9748, ge=0, le=65535)
-    """The TCP port to listen on; 0 takes any free port, which the log names."""
-
-
 class ControlConfig(Section):
     """Where `recald status`, `recalibrate` and the other orders reach the daemon."""
 
@@ -195,7 +167,7 @@ class StateConfig(Section):
     def with_paths_in(self, folder: Path) -> StateConfig:
         """Let a relative path start at the folder; before it started at the working directory."""
         given = "directory" in self.model_fields_set or "STATE_DIRECTORY" in os.environ
-        state = _with_paths_in(folder, self, "directory")
+        state = with_paths_in(folder, self, "directory")
         state._earlier_directory = self.directory if given else SYSTEM_STATE
         return state
 
@@ -324,7 +296,7 @@ class Config(Section):
     output: OutputConfig
     """Where results are published."""
     metrics: MetricsConfig = MetricsConfig()
-    """Where Prometheus scrapes."""
+    """Where Prometheus scrapes, supervisors ask for health, and people look at the page."""
     control: ControlConfig = ControlConfig()
     """Where operators' commands arrive."""
     state: StateConfig = Field(default_factory=StateConfig)
@@ -336,8 +308,8 @@ class Config(Section):
     fit: FitDeviceConfig = FitDeviceConfig()
     """Where fits compute."""
     allow_remote: bool = False
-    """`true` permits endpoints and metrics that other machines can reach. The default refuses them, since nothing
-    is encrypted or authenticated.
+    """`true` permits endpoints and metrics that other machines can reach. The default refuses them, since
+    nothing is encrypted or authenticated but the metrics with a certificate.
     """
 
     @model_validator(mode="after")
@@ -378,13 +350,9 @@ def load_config(path: Path) -> Config:
     folder = path.resolve().parent
     return config.model_copy(
         update={
-            "model": _with_paths_in(folder, config.model, "path"),
+            "model": with_paths_in(folder, config.model, "path"),
+            "metrics": with_paths_in(folder, config.metrics, "certificate", "certificate_key", "client_ca"),
             "state": config.state.with_paths_in(folder),
-            "recalibrate": _with_paths_in(folder, config.recalibrate, "envelope", "envelope_key"),
+            "recalibrate": with_paths_in(folder, config.recalibrate, "envelope", "envelope_key"),
         }
     )
-
-
-def _with_paths_in(folder: Path, section: S, *names: str) -> S:
-    given = {name: getattr(section, name) for name in names}
-    return section.model_copy(update={name: folder / path for name, path in given.items() if path is not None})

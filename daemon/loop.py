@@ -18,11 +18,9 @@ import zmq
 from prometheus_client import CollectorRegistry
 
 from calibrate.errors import RecaldError
-from daemon import UNKNOWN_SENSOR, __version__
 from daemon.config import Config
 from daemon.frames.latency_monitor import LatencyMonitor
 from daemon.metrics import Metrics
-from daemon.metrics_server import MetricsServer
 from daemon.model.engine_build import EngineBuildError
 from daemon.model.engine_supply import EngineSupply
 from daemon.model.labels import ClassNames, LabelReader
@@ -30,6 +28,8 @@ from daemon.model.served_model import open_model
 from daemon.monitoring.exporter import Exporter
 from daemon.operator.control import ControlServer
 from daemon.operator.orders import OrderQueue, Orders
+from daemon.operator.page.port import MetricsPort
+from daemon.operator.page.status_answer import answer_status
 from daemon.operator.stored_version import find_stored
 from daemon.recalibration.controller import Controller, Event
 from daemon.recalibration.drift_monitor import DriftMonitor
@@ -120,6 +120,7 @@ class Daemon:
 
     def startup(self) -> None:
         """Prove everything before the first socket opens; report READY to systemd once frames are served."""
+        self._port = MetricsPort(self.config, self._registry, self.metrics, self._clock)
         check_earlier_place(self.config.state)
         self._claim = StateClaim(self.config.state.directory)
         self._closing.callback(self._claim.close)
@@ -144,8 +145,7 @@ class Daemon:
 
     def _settle_mode(self) -> None:
         """Take the mode that suits the network where the configuration names none; the envelope must allow it, too."""
-        self._classifier = self._model.is_classifier
-        self.config = with_default_mode(self.config, self._classifier)
+        self.config = with_default_mode(self.config, self._model.is_classifier)
         self._envelope = open_envelope(self.config)
 
     def _open_state(self) -> None:
@@ -231,7 +231,8 @@ class Daemon:
             LabelReader(ClassNames(self._model.frozen.class_count, self._model.classes)).read,
         )
         check_worker = WorkerClient(*worker, threads=1)
-        self._drift_monitor = DriftMonitor(config.drift, self.sensors, check_worker, self._events.put)
+        post, wants_frames = self._events.put, self._port.wants_frames
+        self._drift_monitor = DriftMonitor(config.drift, self.sensors, check_worker, post, wants_frames)
         self._closing.callback(self._drift_monitor.close)
 
     def _start_engine_build(self) -> None:
@@ -276,8 +277,9 @@ class Daemon:
         self._closing.callback(self._intake.close)
         control = ControlServer(context, self.config.control.endpoint, self._answer)
         self._closing.callback(control.close)
-        self._metrics_server = MetricsServer(self.config.metrics.host, self.config.metrics.port, self._registry)
-        self._closing.callback(self._metrics_server.close)
+        self._update_port(self._clock())
+        self._port.open()
+        self._closing.callback(self._port.close)
         watch.start()
         self._decoders.start()
         self._intake.start()
@@ -285,19 +287,13 @@ class Daemon:
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer a request of an operator. Called by the control thread, which only reads plain values."""
-        if request["command"] != "status":
-            return self._orders.submit(request)
-        return {
-            "version": __version__,
-            "model": self._model.digest,
-            "backend": self._model.served_by,
-            "compiling": self._model.backend.name if self._model.has_stand_in else None,
-            "mode": self.config.recalibrate.mode,
-            "judged_by": "labels" if self._classifier else "outputs",
-            "problem": self._problem(),
-            "unknown_sensor": self._refusals.status(UNKNOWN_SENSOR),
-            "sensors": {name: sensor.status() | self._refusals.status(name) for name, sensor in self.sensors.items()},
-        }
+        return self._status() if request["command"] == "status" else self._orders.submit(request)
+
+    def _status(self) -> dict[str, Any]:
+        return answer_status(self.config, self._model, self.sensors, self._refusals, self._problem())
+
+    def _update_port(self, now: float) -> None:
+        self._port.update(self._status(), self._audit_writer.recent, self.sensors, now)
 
     # ---- a tick
 
@@ -351,7 +347,7 @@ class Daemon:
             self._notifier.status(self._status_line())
             self._exporter.update()
             self._state_writer.retry()
-            self._metrics_server.retry()
+            self._update_port(now)
 
     def _serve_with(self, runner: Runner) -> None:
         """Exchange the stand-in: from the next frame on, the requested backend serves the model."""

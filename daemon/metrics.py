@@ -7,6 +7,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram
 
+from daemon.condition_metrics import ConditionMetrics
 from daemon.states import State
 
 # Upper bounds of the histograms, s.
@@ -16,7 +17,7 @@ FIT_BUCKETS = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 COMPILE_BUCKETS = (1.0, 5.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0)
 
 
-class Metrics:
+class Metrics(ConditionMetrics):
     """The metrics of one registry, each an attribute named without `recald_` and `_total`."""
 
     def __init__(self, registry: CollectorRegistry):
@@ -29,7 +30,7 @@ class Metrics:
         self._add_accuracy(common)
         self._add_recalibration(common)
         self._add_labelled(common)
-        self._add_conditions(common)
+        self.add_conditions(common)
         self._refusals: dict[str, tuple[str, str, str]] = {}  # by sensor, the label values now exported
         self._refusals_lock = threading.Lock()
         self._homogenizers: dict[str, tuple[str, str, str]] = {}  # by sensor, the label values now exported
@@ -287,85 +288,6 @@ class Metrics:
             "Share of labelled frames that the model was right about, behind the homogenizer that serves now, with its "
             "95 % interval; NaN until the first label after a start or a swap.",
             ("sensor", "bound"),
-            **common,
-        )
-
-    def _add_conditions(self, common: dict[str, Any]) -> None:
-        """Add what daemon/monitoring exports once a second, and at the start."""
-        self.config_info = Gauge(
-            "config_info",
-            "Always 1. The labels name the SHA-256 of the configuration in force, and recalibrate.mode.",
-            ("digest", "mode"),
-            **common,
-        )
-        self.model_commissioned = Gauge(
-            "model_commissioned",
-            "1 where clean frames were measured with `recald commission`, else 0.",
-            **common,
-        )
-        self.drift_threshold = Gauge(
-            "drift_threshold", "drift.threshold in force: a drift score above it is evidence of a drift.", **common
-        )
-        self.drift_hold_seconds = Gauge(
-            "drift_hold_seconds", "drift.hold in force: the evidence at which the alarm is raised.", **common
-        )
-        self.clock_timestamp_seconds = Gauge(
-            "clock_timestamp_seconds",
-            "The clock of this device, seconds since 1970 (UTC). Before 2020: it was never set.",
-            **common,
-        )
-        self.state_directory_free_bytes = Gauge(
-            "state_directory_free_bytes",
-            "Free space of the disk with the state directory; NaN while it cannot be read.",
-            **common,
-        )
-        self.state_directory_size_bytes = Gauge(
-            "state_directory_size_bytes",
-            "Size of the disk with the state directory; NaN while it cannot be read.",
-            **common,
-        )
-        self.audit_writable = Gauge(
-            "audit_writable",
-            "1 while the audit log can be written, else 0: no new homogenizer serves then.",
-            **common,
-        )
-        self._add_sensor_conditions(common)
-
-    def _add_sensor_conditions(self, common: dict[str, Any]) -> None:
-        self.camera_silence_seconds = Gauge(
-            "camera_silence_seconds",
-            "Seconds without a frame; 0 while that is usual for this camera.",
-            ("sensor",),
-            **common,
-        )
-        self.drift_checks_overdue = Gauge(
-            "drift_checks_overdue",
-            "1 while no drift check ends although frames come, else 0: a drift would not be seen.",
-            ("sensor",),
-            **common,
-        )
-        self.calibration_state_age_seconds = Gauge(
-            "calibration_state_age_seconds", "Seconds since the present state began.", ("sensor",), **common
-        )
-        self.homogenizer_age_seconds = Gauge(
-            "homogenizer_age_seconds",
-            "Seconds since what serves came to serve, before a restart, too.",
-            ("sensor",),
-            **common,
-        )
-        self.budget_left = Gauge(
-            "budget_left", "Fits and swaps that are left of the last 24 hours' budget.", ("sensor", "kind"), **common
-        )
-        self.last_fit_timestamp_seconds = Gauge(
-            "last_fit_timestamp_seconds",
-            "Time when the last recalibration since the start of recald ended, seconds since 1970 (UTC).",
-            ("sensor",),
-            **common,
-        )
-        self.last_swap_timestamp_seconds = Gauge(
-            "last_swap_timestamp_seconds",
-            "Time of the last swap or rollback since the start of recald, seconds since 1970 (UTC).",
-            ("sensor",),
             **common,
         )
 

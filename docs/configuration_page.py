@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from daemon import config
 from daemon.config import Config, Section
 from daemon.recalibration.envelope import EnvelopeDocument
+from daemon.settings.section import Duration, GivenPath, Host
 from daemon.settings.values import SECONDS_BY_UNIT
 from docs.markdown import code, one_line, table
 
@@ -82,9 +83,9 @@ def _section_in(hint: Any) -> type[Section] | None:
 def _kind(hint: Any) -> str:
     hint = _without_none(hint)
     names = {
-        config.Duration: "duration",
-        config.GivenPath: "path",
-        config.Host: "address or host name",
+        Duration: "duration",
+        GivenPath: "path",
+        Host: "address or host name",
         config.BindEndpoint: "endpoint",
         config.ConnectEndpoint: "endpoint",
         config.IpcEndpoint: "`ipc://PATH`",
@@ -126,7 +127,7 @@ def _shown(value: Any, hint: Any) -> str:
         return str(value).lower()
     if value is None or value == []:
         return "none"
-    if _without_none(hint) == config.Duration:
+    if _without_none(hint) == Duration:
         return _duration(value)
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 

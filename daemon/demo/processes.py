@@ -80,7 +80,7 @@ def write_config(
         "sensors": {sensor: {} for sensor in sensors},
         "input": {"pattern": "sub", "bind": [folder.endpoint("frames")]},
         "output": {"bind": folder.endpoint("results")},
-        "metrics": {"host": "127.0.0.1", "port": port},
+        "metrics": {"host": "127.0.0.1", "port": port, "show_frames": True},  # they show no person
         "control": {"endpoint": folder.endpoint("control")},
         "state": {"directory": str(folder.state)},
         "drift": dict(drift),
@@ -120,10 +120,12 @@ class DaemonProcess:
 
     def __init__(self, config: Path, log: Path, port: int, command: Sequence[str] | None = None) -> None:
         """command: what to run instead of `recald run`."""
-        self.log, self.url = log, f"http://127.0.0.1:{port}/metrics"
+        self.log, self.page = log, f"http://127.0.0.1:{port}/"
+        self.url = f"{self.page}metrics"
         with log.open("wb") as output:
             arguments = [*(command or [*RECALD, "run"]), "--config", str(config)]
-            self.process = subprocess.Popen(arguments, stdout=output, stderr=output)
+            # In a session of its own: Ctrl-C is for the demo, which then ends the daemon.
+            self.process = subprocess.Popen(arguments, stdout=output, stderr=output, start_new_session=True)
 
     def __enter__(self) -> DaemonProcess:
         return self

@@ -21,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, help="folder with CIFAR-10 and ResNet-20 to use instead of digits")
     add("--output", type=Path, default=Path("demo-output"), help="folder for the results (%(default)s)")
     add("--drift", default=DEFAULT_DRIFT, help="what happens to the front camera (%(default)s)")
+    add(
+        "--keep",
+        action="store_true",
+        help="go on after the demo until Ctrl-C, to look at the page",
+    )
     add("--seed", type=at_least(0, int), default=0, help="of everything random (%(default)s)")
 
 
@@ -32,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     from daemon.demo.scenario import perform
 
     console = Console(markup=False, emoji=False)  # brackets in a path are no markup
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the daemon would outlive the demo
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell lets its background jobs ignore the second
+        signal.signal(number, signal.default_int_handler)  # else the daemon would outlive the demo
     try:
         summary = perform(args, console)
     except DemoError as error:

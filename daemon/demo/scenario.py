@@ -64,7 +64,7 @@ def perform(args: argparse.Namespace, console: Console) -> Summary:
         write_config(folder, SENSORS, free_port(), FIT_FRAMES)
         folder.log.touch()
         try:
-            summary = run_daemon(folder, dataset, drift, console, started)
+            summary = run_daemon(folder, dataset, drift, console, started, args.keep)
         finally:
             shutil.copyfile(folder.log, args.output / "recald.log")
         rows = comparison_rows(folder.model, folder.state, DRIFTING, dataset, drift, summary.accuracies())
@@ -73,8 +73,10 @@ def perform(args: argparse.Namespace, console: Console) -> Summary:
     return summary
 
 
-def run_daemon(folder: RunFolder, dataset: Dataset, drift: Drift, console: Console, started: float) -> Summary:
-    """Start the daemon and the cameras, run the scenario, stop both, and sum it up."""
+def run_daemon(
+    folder: RunFolder, dataset: Dataset, drift: Drift, console: Console, started: float, keep: bool = False
+) -> Summary:
+    """Start the daemon and the cameras, run the scenario, stop both, and sum it up. keep: stop at Ctrl-C only."""
     config, digest = load_config(folder.config), digest_file(folder.model)
     console.print("recald run: starting")
     with DaemonProcess(folder.config, folder.log, config.metrics.port) as daemon, zmq.Context() as context:
@@ -93,7 +95,7 @@ def run_daemon(folder: RunFolder, dataset: Dataset, drift: Drift, console: Conso
         )
         with closing(cameras), Display(f"recald: {dataset.title}", console) as display:
             observer = Observer(SENSORS, daemon, cameras, books, display, config.drift.threshold)
-            drift_start = run_scenario(observer, drift)
+            drift_start = run_scenario(observer, drift, keep)
             display.event("SIGTERM to recald")
             exit_code, stop_seconds = daemon.stop()
     now = time.monotonic()
@@ -116,8 +118,11 @@ def run_daemon(folder: RunFolder, dataset: Dataset, drift: Drift, console: Conso
     )
 
 
-def run_scenario(observer: Observer, drift: Drift) -> float:
-    """Start both cameras, let one drift, wait until the daemon has recovered; returns the time the drift began."""
+def run_scenario(observer: Observer, drift: Drift, keep: bool = False) -> float:
+    """Start both cameras, let one drift, wait until the daemon has recovered; returns the time the drift began.
+
+    keep: go on until Ctrl-C.
+    """
     observer.cameras.start()
     if not observer.follow(CONNECT_TIMEOUT_S, until=lambda: all(observer.stats(s).answered for s in SENSORS)):
         raise DemoError(f"recald answered nothing for {CONNECT_TIMEOUT_S:g} s")
@@ -128,9 +133,21 @@ def run_scenario(observer: Observer, drift: Drift) -> float:
     observer.display.event(f"{DRIFTING}: the camera drifts by {drift}")
     if observer.follow(RECOVERY_TIMEOUT_S, until=lambda: first_swap(observer.stats(DRIFTING), drift_start) is not None):
         observer.follow(RECOVERED_S)
+    if keep:
+        keep_running(observer)
     observer.cameras.stop()
     observer.update()
     return drift_start
+
+
+def keep_running(observer: Observer) -> None:
+    """Follow the daemon and the cameras until Ctrl-C, which ends the demo as planned."""
+    observer.display.event(f"the page is on {observer.daemon.page}; Ctrl-C ends the demo")
+    try:
+        while True:
+            observer.follow(UPDATE_INTERVAL_S)
+    except KeyboardInterrupt:
+        observer.display.event("Ctrl-C")
 
 
 def first_swap(stats: SensorStats, since: float) -> ObservedSwap | None:

@@ -17,6 +17,7 @@ CHECKS = {
     "memory": deployment.check_memory,
     "envelope": deployment.check_envelope,
     "state": deployment.check_state,
+    "certificate": deployment.check_certificate,
     "endpoints": deployment.check_endpoints,
 }
 

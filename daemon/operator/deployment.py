@@ -26,6 +26,7 @@ from daemon.recalibration.envelope import open_envelope
 from daemon.recalibration.mode import with_default_mode
 from daemon.state.earlier_place import check_earlier_place
 from daemon.state.lock import StateClaim
+from daemon.web.certificate import describe_certificate
 from daemon.worker import fit_device
 from daemon.worker.machine_memory import total_memory
 from daemon.worker.memory import MIB
@@ -124,6 +125,11 @@ def check_state(config: Config) -> str:
 
 def _is_temporary(directory: Path) -> bool:
     return any(directory.resolve().is_relative_to(folder) for folder in TEMPORARY_FOLDERS)
+
+
+def check_certificate(config: Config) -> str:
+    """Read the certificate of the metrics port. Raises CertificateError."""
+    return describe_certificate(config.metrics)
 
 
 def check_endpoints(config: Config) -> str:

@@ -80,6 +80,8 @@ def _check_deployment(config: Config) -> Iterator[Finding]:
     yield _check("memory", partial(deployment.check_memory, config), needed=True)
     yield _check("envelope", partial(_check_envelope, config), needed=config.recalibrate.envelope is not None)
     yield _check("state", partial(deployment.check_state, config), needed=True)
+    has_certificate = config.metrics.certificate is not None
+    yield _check("certificate", partial(deployment.check_certificate, config), needed=has_certificate)
     yield _check("endpoints", partial(deployment.check_endpoints, config), needed=True)
     yield _check("daemon", partial(_check_daemon, config), needed=False)
 

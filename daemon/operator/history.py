@@ -12,10 +12,8 @@ from daemon.config import load_config
 from daemon.operator.state_directory import used_state_directory
 from daemon.operator.terminal import Row, print_table
 from daemon.operator.versions import short_version
-from deploy.audit.chain import AuditRecord
+from deploy.audit.chain import HIDDEN_EVENTS, AuditRecord
 from deploy.audit.log import AuditLog, audit_path
-
-HIDDEN_EVENTS = ("state",)  # shown with --all only: they are many, and say little
 
 
 def history(args: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from daemon.operator.label import accuracy_text
@@ -31,23 +31,24 @@ def _row(name: str, sensor: dict[str, Any]) -> Row:
     score = sensor["drift_score"]
     cells = (
         name,
-        f"{sensor['state']} {sensor['progress']:.0%}" if sensor["progress"] else sensor["state"],
+        state_text(sensor),
         "-" if score is None else f"{score:.2f}",
         ALARM_TEXTS[sensor["drift_alarm"]],
         str(sensor["frames"]),
         str(sensor.get("dropped", "-")),  # an older daemon does not say
         short_version(sensor["homogenizer"]),
     )
-    return Row(cells, list(_notes(sensor)))
+    return Row(cells, list(notes(sensor)))
 
 
-def _notes(sensor: dict[str, Any]) -> Iterator[str]:
+def state_text(sensor: Mapping[str, Any]) -> str:
+    """Return the state, and how much of it is done."""
+    return f"{sensor['state']} {sensor['progress']:.0%}" if sensor["progress"] else str(sensor["state"])
+
+
+def notes(sensor: Mapping[str, Any]) -> Iterator[str]:
     """Yield what does not fit into a column, one sentence each."""
-    if sensor.get("elapsed_s") is not None:  # an older daemon does not say
-        left = sensor["remaining_s"]
-        yield f"at work for {sensor['elapsed_s']:.0f} s"
-        if left is not None:
-            yield f"{sensor['state']} will take at most about {left:.0f} s more"
+    yield from work_notes(sensor)
     if sensor["candidate"] is not None:
         yield f"candidate: {short_version(sensor['candidate'])}"
     if sensor["reason"]:
@@ -66,7 +67,16 @@ def _notes(sensor: dict[str, Any]) -> Iterator[str]:
     yield f"last fit: {sensor['last_fit']}"
 
 
-def refusal(counts: dict[str, Any]) -> str:
+def work_notes(sensor: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how long a recalibration has taken, and will take."""
+    if sensor.get("elapsed_s") is not None:  # an older daemon does not say
+        left = sensor["remaining_s"]
+        yield f"at work for {sensor['elapsed_s']:.0f} s"
+        if left is not None:
+            yield f"{sensor['state']} will take at most about {left:.0f} s more"
+
+
+def refusal(counts: Mapping[str, Any]) -> str:
     """Return the newest refused frame as one sentence."""
     newest = counts["last_refusal"]
     return f"the newest {newest['seconds_ago']:.0f} s ago, {newest['reason']}: {newest['text']}"

@@ -9,9 +9,9 @@ from contextlib import closing
 
 from calibrate.errors import RecaldError
 from daemon.config import Config, load_config
-from daemon.operator.history import HIDDEN_EVENTS, fit_records
+from daemon.operator.history import fit_records
 from daemon.operator.state_directory import used_state_directory
-from deploy.audit.chain import AuditRecord
+from deploy.audit.chain import HIDDEN_EVENTS, AuditRecord
 from deploy.audit.log import AuditError, AuditLog, audit_path
 
 

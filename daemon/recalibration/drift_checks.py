@@ -11,6 +11,7 @@ from calibrate.estimate.estimator import Estimate
 from calibrate.readouts.read_out import KINDS, ReadOut
 from daemon.metrics import Metrics
 from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck
+from daemon.recalibration.page_frame import PageFrame
 from daemon.recalibration.sensor import Sensor
 from daemon.state.audit_writer import AuditWriter
 
@@ -40,6 +41,7 @@ class DriftChecks:
         if check.scores["relearned"]:
             sensor.relearn = False
         if not outdated:
+            sensor.shown = PageFrame.of(check.scores, check.added)
             sensor.accuracy.add(check.scores["accuracy"], check.added, check.frames)
             new_window = check.added - sensor.tested_up_to >= check.frames
             if new_window:
@@ -114,6 +116,7 @@ class DriftChecks:
         if sensor.silent_s and not before:
             log.warning("%s: no frames for %.0f s", sensor.name, sensor.silent_s)
             sensor.tested_up_to = sensor.reservoir.added  # the next window that counts has none of the frames before
+            sensor.shown = None
             self.reset(sensor)
             self._export_scores(sensor, _as_nan(sensor.scores))
         elif before and not sensor.silent_s:

@@ -72,7 +72,10 @@ class DriftMonitor:
         sensors: Mapping[str, Sensor],
         worker: WorkerClient,
         post: Callable[[DriftCheck | CheckFailure], None],
+        wants_frames: Callable[[], bool] = lambda: False,
     ):
+        """wants_frames: whether somebody may see the newest frames, and looks."""
+        self._wants_frames = wants_frames
         self._config = config
         self._sensors = sensors
         self._worker = worker
@@ -153,7 +156,7 @@ class DriftMonitor:
             return
         fresh = min(added - self._checked_up_to[sensor.name], len(images))
         self._checked_up_to[sensor.name] = added
-        job = check_request(sensor, self._config, fresh, time.monotonic())
+        job = check_request(sensor, self._config, fresh, time.monotonic()) | {"show": self._wants_frames()}
         active = job["active"]
         passes = len({FACTORY, active, job.get("challenger", active)})
         scores = self._worker.call(job, images, passes * CHECK_PASS_TIMEOUT_S)

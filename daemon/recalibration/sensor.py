@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,7 @@ from daemon.recalibration.accuracy_average import AccuracyAverage
 from daemon.recalibration.check_watch import CheckWatch
 from daemon.recalibration.drift_alarm import DriftAlarm
 from daemon.recalibration.labelled import LabelledFrames
+from daemon.recalibration.page_frame import PageFrame
 from daemon.recalibration.state_machine import StateMachine
 from daemon.recalibration.work_time import WorkTime
 from daemon.states import AT_REST, HOLD_MEANING, WITH_CANDIDATE, State
@@ -78,6 +80,7 @@ class Sensor:
     raw_clean: bool = False  # the frames are clean without a homogenizer
     harmful: bool = False  # the frames are clearly worse as served than without a homogenizer
     scores: dict[str, Any] = field(default_factory=dict)  # of the last drift check
+    shown: PageFrame | None = None  # the newest frame, where people may see it and somebody looks
     hold: bool = False  # the newest frame asks for no new homogenizer
     operator_hold: str | None = ""  # why the operator allows no new one; "": allowed, None: not read from the log yet
     candidate: Candidate | None = None  # in the shadow or waiting for approval
@@ -146,7 +149,7 @@ class Sensor:
         """Return what `recald status` shows, JSON-able."""
         silence = f"no frames for {self.silent_s:.0f} s" if self.silent_s else ""
         held = f"held: {HOLD_MEANING}" if self.operator_hold else ""
-        camera = f"the camera: {'; '.join(self.drifted)}" if self.drifted else ""
+        camera = camera_text(self.drifted)
         return {
             "state": self.state_machine.state.value,
             "progress": round(self.state_machine.progress, 3),
@@ -154,7 +157,9 @@ class Sensor:
             "remaining_s": _rounded(self.work_time.remaining),
             "reason": "; ".join(filter(None, (silence, self.unwatched, self.state_machine.reason, held, camera))),
             "homogenizer": self.path.version,
-            "drift_score": None if math.isnan(self.drift_score) else round(self.drift_score, 3),
+            "drift_score": _known(self.drift_score),
+            "raw_drift_score": _known(math.nan if math.isnan(self.drift_score) else self.scores.get("raw", math.nan)),
+            "drift_evidence": None if self.unwatched else round(self.drift_detector.evidence, 3),
             "camera": {stage: _finite(state) for stage, state in self.camera.items()},
             "drifted": list(self.drifted),
             "baseline_ratio": round(self.learned, 3),
@@ -176,6 +181,11 @@ class Sensor:
         return f"{self.name}: {state}, drift {self.drift_score:.2f}, ρ {version}"
 
 
+def camera_text(drifted: Sequence[str]) -> str:
+    """Return what happened to the camera as the last part of a reason, or ""."""
+    return f"the camera: {'; '.join(drifted)}" if drifted else ""
+
+
 def _finite(state: SensorState) -> dict[str, float | bool | None]:
     """Return a state for JSON, which has no numbers that are not finite."""
     return {name: value if math.isfinite(value) else None for name, value in state._asdict().items()}
@@ -183,6 +193,10 @@ def _finite(state: SensorState) -> dict[str, float | bool | None]:
 
 def _as_dict(estimate: Estimate | None) -> dict[str, float] | None:
     return estimate and {bound: round(number, 4) for bound, number in estimate._asdict().items()}
+
+
+def _known(score: float) -> float | None:
+    return None if math.isnan(score) else round(score, 3)
 
 
 def _rounded(seconds: float | None) -> float | None:

@@ -58,10 +58,16 @@ def check_connect(endpoint: str) -> str:
     return check_bind(endpoint)
 
 
+def check_name(name: str) -> str:
+    """Return the name if it is a host name. Raises ValueError."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,253}", name, re.ASCII):
+        raise ValueError(f"{name[:60]!r} is not an IPv4 address or a host name")
+    return name
+
+
 def check_host(host: str) -> str:
     """Return the host if it is of this machine, or others are allowed. Raises ValueError."""
-    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,253}", host, re.ASCII):
-        raise ValueError(f"{host[:60]!r} is not an IPv4 address or a host name")
+    check_name(host)
     if not _is_loopback(host) and not _remote_allowed.get():
         raise ValueError(
             f"{host} is open to other machines, and what passes here is neither encrypted nor authenticated: "

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 from daemon.metrics import Metrics
 from daemon.settings.values import DAY
 from daemon.state.lock import StateMoved
+from deploy.audit.chain import HIDDEN_EVENTS, AuditRecord
 from deploy.audit.log import AuditLog
 
 MAX_PENDING_RECORDS = 10_000  # that wait for a full disk; later ones are dropped and counted
 CHECK_INTERVAL_S = 0.2  # between two checks that the log is still in its place
 RETRY_INTERVAL_S = 1.0  # between two tries while it cannot be written
 MAX_ANSWER_S = 2.0  # for a check; a disk that takes longer hangs
+MAX_RECENT_RECORDS = 50  # kept in memory for people to look at
 MIN_KEPT_S = 730 * DAY  # younger records are kept; laws ask for six months and more
 MIN_KEPT_RECORDS = 50_000  # kept at any age, some 25 MB: a wrong clock must not remove what laws ask for
 # Events whose anchor is logged to the journal, too. Checked against one of these anchors, `recald verify --anchor`
@@ -65,6 +67,7 @@ class AuditWriter:
         self._asked_at: float | None = None  # when the oldest run was queued that has not ended
         self._next_check = -math.inf
         self._problem = ""  # of the last run
+        self.recent: tuple[AuditRecord, ...] = ()  # on the disk, the newest last; replaced, never changed
         self.state_moved = False  # the state directory is gone: what a fit makes could not be stored
 
     @property
@@ -133,6 +136,7 @@ class AuditWriter:
         if self._audit is None:
             self._audit = self._open()
             self._audit.prune(time.time() - MIN_KEPT_S, MIN_KEPT_RECORDS)
+            self.recent = tuple(self._audit.records(limit=MAX_RECENT_RECORDS, exclude=HIDDEN_EVENTS))
         else:
             self._audit.check_place()
         while self._pending:
@@ -149,5 +153,7 @@ class AuditWriter:
             log.warning("a record of %s cannot be written as it is: %s", pending.event, error)
             record = audit.append(pending.sensor, pending.event, {"not recorded": str(error)}, pending.at)
         self._metrics.audit_records.inc()
+        if record.event not in HIDDEN_EVENTS:
+            self.recent = (*self.recent, record)[-MAX_RECENT_RECORDS:]
         if record.event in ANCHORED_EVENTS:
             log.info("audit record %d:%s, %s %s", *record.anchor, record.sensor, record.event)

@@ -15,6 +15,7 @@ from calibrate.judge import MIN_LOOK_DROP_SHARE, Evidence, objection_to
 from calibrate.scoring.scorer import Measurement
 from daemon.worker.accuracy import estimate_accuracy, proxies
 from daemon.worker.context import WorkerContext, is_harmful, raw_frames_clean
+from daemon.worker.frame_pictures import encode_pair
 from deploy.store.artefacts import FACTORY, StoreError
 
 log = logging.getLogger(__name__)
@@ -26,8 +27,8 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
     job: `sensor`, `active`, `band`, and for a comparison `challenger` (a version) and its `role`; for the baseline
     `fresh`, how many of the newest frames no check has seen, `may_learn`, whether they may be healthy ones, `learn`, in
     how many seconds of such frames a baseline is learned, `relearn`, whether what was learned is forgotten first
-    ("relearned"), `alarm`, whether the drift alarm is raised, and `now` (monotonic, s). "cpu_s" is the processor time
-    that scoring took (s).
+    ("relearned"), `alarm`, whether the drift alarm is raised, and `now` (monotonic, s); `show`, whether somebody looks
+    at the newest frame. "cpu_s" is the processor time that scoring took (s).
     Raises StoreError for an active homogenizer that cannot be read, ValueError for too few images.
     """
     began = time.process_time()
@@ -42,6 +43,7 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
     return (
         found
         | _now_and_then(context, job, images, raw, served)
+        | _shown(context, job, images, frames)
         | {
             "raw": raw.drift.score,
             "raw_clean": raw_frames_clean(Evidence.of(raw), Evidence.of(served), job["band"]),
@@ -88,6 +90,18 @@ def _now_and_then(
     read = _read_outs(context, job, new[:0] if raw.label_shift else new)
     learned = context.baselines.progress(job["sensor"], job["active"], job["learn"], len(images))
     return {"learned": learned, "read_outs": read}
+
+
+def _shown(context: WorkerContext, job: dict[str, Any], images: np.ndarray, frames: Tensor) -> dict[str, Any]:
+    """Return {"shown": ...}, the newest frame for people; {} where nobody looks. A fault in here costs no check."""
+    if not job.get("show"):
+        return {}
+    try:
+        homogenizer = context.homogenizer(job["active"])
+        return {"shown": encode_pair(images[-1], frames[-1:], homogenizer, context.frozen.card.normalisation)}
+    except Exception:
+        log.exception("%s: the newest frame is not shown", job["sensor"])
+        return {}
 
 
 def _learn(context: WorkerContext, job: dict[str, Any], new: np.ndarray, as_served: FrameStatistics) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 NO_PREVIOUS_DIGEST = "0" * 64  # the field `previous` of the first record
 LOG_BEGUN = "log begun"  # event of the first record, which is never pruned; its random id makes each chain unique
 LOG_PRUNED = "log pruned"  # event of the record that vouches for the gap that pruning leaves
+HIDDEN_EVENTS = ("state",)  # shown only to who asks for all: they are many, and say little
 Anchor = tuple[int, str]  # number and digest of a record, noted outside of the log
 
 

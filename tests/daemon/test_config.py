@@ -296,6 +296,30 @@ def test_the_control_endpoint_must_be_a_file(problems):
     assert "control.endpoint" in problem
 
 
+@pytest.mark.parametrize(
+    ("metrics", "named"),
+    [
+        ("{certificate: c.pem}", "certificate and certificate_key belong together"),
+        ("{certificate_key: k.pem}", "certificate and certificate_key belong together"),
+        ("{client_ca: ca.pem}", "client_ca is of no use without certificate"),
+        ("{page: false, show_frames: true}", "show_frames is of no use without page"),
+        ('{names: ["a name"]}', "metrics.names"),
+        ('{names: ["http://device"]}', "metrics.names"),
+        ("{page: 1}", "metrics.page"),
+    ],
+)
+def test_what_makes_no_sense_for_the_metrics_port_is_refused(problems, metrics, named):
+    (problem,) = problems(changed(metrics=metrics))
+    assert named in problem
+
+
+def test_the_files_of_the_certificate_start_at_the_folder_of_the_file(load, tmp_path):
+    config = load(changed(metrics="{certificate: tls/c.pem, certificate_key: /k.pem, client_ca: ca.pem}"))
+    files = config.metrics.certificate, config.metrics.certificate_key, config.metrics.client_ca
+    assert [path.is_absolute() for path in files] == [True] * 3 and files[0].parts[-2:] == ("tls", "c.pem")
+    assert str(files[1]) == "/k.pem"
+
+
 CLASHES = [  # input, output, metrics, control, and which of them is named
     ('{bind: ["ipc://f", "ipc://./f"]}', "ipc://r", 0, "ipc://c", "input.bind.1: .* as input.bind.0"),
     ('{bind: ["ipc://f"], connect: ["ipc://f"]}', "ipc://r", 0, "ipc://c", "input.connect.0: .* as input.bind.0"),

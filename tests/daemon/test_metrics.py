@@ -7,8 +7,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from daemon.metrics import Metrics
-from daemon.metrics_server import MetricsServer
+from daemon.settings.metrics import MetricsConfig
 from daemon.states import State
+from daemon.web.server import MetricsServer
+from daemon.web.site import HostNames, Site
 
 LABELS = {  # every metric of the daemon, which later code must feed and dashboards may ask for
     "build_info": ("version", "torch", "backend"),
@@ -62,6 +64,7 @@ LABELS = {  # every metric of the daemon, which later code must feed and dashboa
     "state_directory_free_bytes": (),
     "state_directory_size_bytes": (),
     "audit_writable": (),
+    "certificate_expiry_timestamp_seconds": (),
     "camera_silence_seconds": ("sensor",),
     "drift_checks_overdue": ("sensor",),
     "calibration_state_age_seconds": ("sensor",),
@@ -84,7 +87,7 @@ def metrics(registry):
 
 @pytest.fixture
 def server(registry, metrics):
-    server = MetricsServer("127.0.0.1", 0, registry)
+    server = MetricsServer("127.0.0.1", 0, Site(registry, {}, HostNames(MetricsConfig())))
     yield server
     server.close()
 

@@ -52,6 +52,8 @@ WITHOUT_DATA = {
     "RecaldAuditNotWritable": "it can be written",
     "RecaldDiskNearlyFull": "the disk has room",
     "RecaldClockNotSet": "it is the same clock",
+    "Certificate: ends in": "the port speaks plain HTTP",
+    "RecaldCertificateEnds": "the port speaks plain HTTP",
 }
 
 

@@ -20,10 +20,12 @@ from deploy.monitoring.dashboard.parts import (
     series,
 )
 
+DAY_S = 86_400
+
 
 def device() -> list[Any]:
     """Return the panels of the row."""
-    return [_disk(), _memory(), _audit(), _clock(), _overruns(), _faults(), _in_force()]
+    return [_disk(), _memory(), _audit(), _clock(), _overruns(), _faults(), _certificate(), _in_force()]
 
 
 def _disk() -> Any:
@@ -37,7 +39,7 @@ def _memory() -> Any:
     text = "Memory of the daemon without its workers, and of the frames that it keeps."
     whole = query(series("process_resident_memory_bytes", *DEVICE), "daemon")
     frames = query(f"sum({series('recald_reservoir_bytes', *DEVICE)})", "kept frames")
-    return lines(About("Memory", text, "bytes", width=8, height=6), whole, frames).min(0)
+    return lines(About("Memory", text, "bytes", width=5, height=6), whole, frames).min(0)
 
 
 def _audit() -> Any:
@@ -68,6 +70,13 @@ def _faults() -> Any:
     faults = newest(f"sum(increase({series('recald_thread_faults_total', *DEVICE)}[1d])) or vector(0)", "faults")
     panel = number(About("Faults", text, "none", width=3, height=6), faults)
     return coloured(panel, (None, GREEN), (1, RED))
+
+
+def _certificate() -> Any:
+    text = "Time until the certificate of the metrics port ends; nothing where it speaks plain HTTP."
+    left = f"{series('recald_certificate_expiry_timestamp_seconds', *DEVICE)} - time()"
+    panel = number(About("Certificate", text, "s", width=3, height=6), newest(f"{left} > -Inf", "ends in"))
+    return coloured(panel, (None, RED), (2 * DAY_S, YELLOW), (14 * DAY_S, GREEN))
 
 
 def _in_force() -> Any:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 import zmq
+from certificates import PASSPHRASE, Authority
 from running import recald_here, write_config
 
 from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
@@ -104,6 +105,21 @@ def a_key_is_unknown(scene: Scene) -> Path:
     return scene.config(drift={"treshold": 2})
 
 
+def the_certificate_is_missing(scene: Scene) -> Path:
+    return scene.config(metrics={"certificate": "gone.pem", "certificate_key": "gone.key"})
+
+
+def the_key_is_of_another_certificate(scene: Scene) -> Path:
+    authority = Authority(scene.folder)
+    device, other = authority.issue("device"), authority.issue("other")
+    return scene.config(metrics={"certificate": device.certificate.name, "certificate_key": other.key.name})
+
+
+def the_key_has_a_passphrase(scene: Scene) -> Path:
+    device = Authority(scene.folder).issue("device", passphrase=PASSPHRASE)
+    return scene.config(metrics={"certificate": device.certificate.name, "certificate_key": device.key.name})
+
+
 def the_port_for_frames_is_taken(scene: Scene) -> Path:
     port = scene.stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
     return scene.config(input={"bind": [f"tcp://127.0.0.1:{port}"]})
@@ -169,6 +185,7 @@ MISTAKES += [
     two_sockets_have_one_place,
     a_key_is_unknown,
 ]
+MISTAKES += [the_certificate_is_missing, the_key_is_of_another_certificate, the_key_has_a_passphrase]
 TEMPORARY = [the_port_for_frames_is_taken, the_port_for_results_is_taken, the_socket_for_frames_is_taken]
 TEMPORARY += [a_file_is_where_a_socket_belongs, the_address_is_not_of_this_machine]
 TEMPORARY += [the_control_socket_belongs_to_a_daemon_that_hangs, the_state_directory_is_a_file]
@@ -220,10 +237,10 @@ def test_without_a_fault_each_check_is_one_line_and_nothing_is_left(scene: Scene
     assert done.returncode == 0
     first, *lines = done.stdout.splitlines()
     assert first == f"{config}: ok, 2 sensor(s)"
-    names = ["backend", "fits", "model", "memory", "envelope", "state", "endpoints"]
+    names = ["backend", "fits", "model", "memory", "envelope", "state", "certificate", "endpoints"]
     assert [line.split(": ")[0] for line in lines] == names
     assert lines[1] == "fits: fit.device auto"
-    assert "onnx computes what it does" in lines[2] and "all are free" in lines[6]
+    assert "onnx computes what it does" in lines[2] and "all are free" in lines[7]
 
 
 def test_a_metrics_port_that_is_taken_is_told_and_stops_nothing(scene: Scene):

@@ -34,7 +34,10 @@ class Watched:
         self.timeouts: list[float] = []  # s, of each check
         self.sensors: dict[str, Any] = {name: self.sensor(name) for name in ("front", "rear")}
         worker: Any = SimpleNamespace(start=self.start, call=self.call, close=lambda: None, finish=lambda: None)
-        self.monitor = DriftMonitor(DriftConfig(window=WINDOW, interval=0.05), self.sensors, worker, self.posted.put)
+        self.looks = False  # somebody, at the page
+        self.asked: list[dict[str, Any]] = []
+        config = DriftConfig(window=WINDOW, interval=0.05)
+        self.monitor = DriftMonitor(config, self.sensors, worker, self.posted.put, lambda: self.looks)
 
     def sensor(self, name: str) -> Any:
         path = SimpleNamespace(version=f"of {name}")
@@ -51,6 +54,7 @@ class Watched:
 
     def call(self, job: dict[str, Any], images: np.ndarray, timeout: float) -> dict[str, Any]:
         self.timeouts.append(timeout)
+        self.asked.append(job)
         return self.answers.get(job["active"], lambda: SCORES)()
 
     def frames(self, value: int = WINDOW, dtype: type = np.uint8) -> None:
@@ -188,3 +192,12 @@ def test_a_drift_that_shows_ends_a_long_rest(watched: Watched):
     watched.sensors["rear"].watched_closely = True  # as the frame thread finds out after the check
     watched.results(2)
     assert 0.2 / BUSY_SHARE - 0.2 < time.monotonic() - began < 0.2 / QUIET_SHARE - 1
+
+
+def test_a_frame_is_asked_for_while_somebody_looks(watched: Watched):
+    watched.monitor.start()
+    watched.results(2)
+    watched.looks = True
+    watched.frames()
+    watched.results(2)
+    assert [job["show"] for job in watched.asked[:4]] == [False, False, True, True]

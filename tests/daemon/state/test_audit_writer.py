@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from daemon.metrics import Metrics
-from daemon.state.audit_writer import MAX_ANSWER_S, AuditWriter
+from daemon.state.audit_writer import MAX_ANSWER_S, MAX_RECENT_RECORDS, AuditWriter
 from daemon.state.lock import StateMoved
 from deploy.audit.log import AuditError, AuditLog
 
@@ -50,6 +50,10 @@ def writer(disk: Disk, registry: CollectorRegistry, background: ThreadPoolExecut
     writer.close()
 
 
+def wait_for(background: ThreadPoolExecutor) -> None:
+    background.submit(lambda: None).result(10)
+
+
 def events(disk: Disk) -> list[str]:
     audit = AuditLog(disk.path)
     written = [record.event for record in audit.records()][1:]
@@ -64,6 +68,32 @@ def test_records_are_written_in_order(writer, disk, registry, background):
     assert events(disk) == ["start", "fit", "swap"]
     assert registry.get_sample_value("recald_audit_records_total") == 3
     assert not writer.problem
+
+
+def test_the_newest_records_are_at_hand_also_those_from_before_the_start(disk, background):
+    earlier = AuditLog(disk.path)
+    earlier.append("front", "swap", {})
+    earlier.append("front", "state", {"state": "active"})
+    earlier.close()
+    writer = AuditWriter(disk.open, background, Metrics(CollectorRegistry()))
+    assert writer.recent == ()
+    writer.record("", "start", {})
+    wait_for(background)
+    assert [record.event for record in writer.recent] == ["log begun", "swap", "start"]
+    for number in range(MAX_RECENT_RECORDS):
+        writer.record("front", "state", {"state": "active"})  # many, and each says little
+        writer.record("front", "fit", {"number": number})
+    background.shutdown()
+    writer.close()
+    assert len(writer.recent) == MAX_RECENT_RECORDS and {record.event for record in writer.recent} == {"fit"}
+    assert [record.content()["number"] for record in writer.recent] == list(range(MAX_RECENT_RECORDS))
+
+
+def test_records_that_are_not_on_the_disk_are_not_told(writer, disk, background):
+    disk.full = True
+    writer.record("front", "swap", {})
+    background.shutdown()
+    assert writer.recent == ()
 
 
 def test_records_that_a_full_disk_refuses_wait_and_are_written_first(writer, disk, registry, background, caplog):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from pathlib import Path
 from statistics import median
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -291,3 +293,34 @@ def test_pictures_of_few_classes_explain_no_drift(worker, monkeypatch):
     monkeypatch.setattr("calibrate.scoring.scorer.has_label_shift", lambda *_: True)
     observe(worker, images(64, seed=3), alarm=True, fresh=40)
     assert read == [40, 0]
+
+
+# ---- the newest frame, for people
+
+
+def test_nobody_gets_a_frame_that_did_not_ask(worker):
+    assert "shown" not in observe(worker, images(64, seed=5)) and "shown" not in observe(
+        worker, images(64, seed=5), show=False
+    )
+
+
+def test_the_newest_frame_is_shown_as_received_and_as_restored(worker, right):
+    clean = images(64, seed=5)
+    received, restored = observe(worker, drifted(clean), active=right, show=True)["shown"]
+    assert np.array_equal(picture(received), drifted(clean)[-1])
+    error = np.abs(picture(restored).astype(float) - clean[-1])
+    assert error.mean() < np.abs(drifted(clean)[-1].astype(float) - clean[-1]).mean() / 3
+
+
+def test_without_a_homogenizer_there_is_no_restored_frame(worker):
+    received, restored = observe(worker, images(64, seed=5), show=True)["shown"]
+    assert received and restored is None
+
+
+def test_a_frame_that_cannot_be_shown_costs_no_check(worker, monkeypatch):
+    monkeypatch.setattr("daemon.worker.observe_job.encode_pair", None)
+    assert "shown" not in (scores := observe(worker, images(64, seed=5), show=True)) and scores["raw"] > 0
+
+
+def picture(encoded: str) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(base64.b64decode(encoded), np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]

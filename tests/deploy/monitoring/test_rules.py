@@ -64,6 +64,7 @@ STATE_AGE, OVERDUE = of_front("recald_calibration_state_age_seconds"), of_front(
 UP, AUDIT = of_device("up"), of_device("recald_audit_writable")
 FREE, SIZE = of_device("recald_state_directory_free_bytes"), of_device("recald_state_directory_size_bytes")
 CLOCK = of_device("recald_clock_timestamp_seconds")
+CERTIFICATE, DAY_S = of_device("recald_certificate_expiry_timestamp_seconds"), 86_400
 UNKNOWN = " ".join(["NaN"] * 40)
 
 
@@ -137,6 +138,11 @@ CASES = [
     Case("RecaldClockNotSet", "an hour off", {CLOCK: "3600+15x60"}, "10m", DEVICE, "1h 0m 0s"),
     Case("RecaldClockNotSet", "a second off", {CLOCK: "1+15x60"}, "10m"),
     Case("RecaldClockNotSet", "set after a minute", {CLOCK: "9000+15x4 75+15x60"}, "10m"),
+    Case("RecaldCertificateEnds", "in ten days", {CERTIFICATE: f"{10 * DAY_S}x400"}, "80m", DEVICE, "9d 22h 40m 0s"),
+    Case("RecaldCertificateEnds", "has ended", {CERTIFICATE: "600x400"}, "80m", DEVICE, "-1h 10m 0s"),
+    Case("RecaldCertificateEnds", "in thirty days", {CERTIFICATE: f"{30 * DAY_S}x400"}, "80m"),
+    Case("RecaldCertificateEnds", "there is none", {CERTIFICATE: UNKNOWN + " NaN" * 360}, "80m"),
+    Case("RecaldCertificateEnds", "renewed", {CERTIFICATE: f"{10 * DAY_S}x100 {90 * DAY_S}x300"}, "80m"),
 ]
 
 # When its condition holds, but for less time than the alert waits.
@@ -153,6 +159,7 @@ TOO_SHORT = [
     Case("RecaldAuditNotWritable", "not for long", {AUDIT: "1x4 0x20"}, "1m45s"),
     Case("RecaldDiskNearlyFull", "not for long", {FREE: "4e9x40", SIZE: "1e11x40"}, "3m"),
     Case("RecaldClockNotSet", "not for long", {CLOCK: "3600+15x60"}, "3m"),
+    Case("RecaldCertificateEnds", "not for long", {CERTIFICATE: f"{10 * DAY_S}x400"}, "50m"),
 ]
 
 
