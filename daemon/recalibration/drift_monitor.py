@@ -83,6 +83,8 @@ class DriftMonitor:
         self._checked_up_to = dict.fromkeys(sensors, 0)  # `reservoir.added` at the last check
         self._hinted: set[str] = set()  # sensors
         self._spent_s = 0.0  # processor time of this round
+        self._spent_before_s = 0.0  # of the last one that checked anything
+        self._counted_s = 0.0  # the smaller of both
         self._period = config.interval  # from one round to the next
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="drift-monitor", daemon=True)
@@ -112,7 +114,7 @@ class DriftMonitor:
         A drift that shows, or a comparison that begins, shortens the wait.
         """
         ended = time.monotonic()
-        while (left := max(pause, self._spent_s / self._share - took) - (time.monotonic() - ended)) > 0:
+        while (left := max(pause, self._counted_s / self._share - took) - (time.monotonic() - ended)) > 0:
             if self._stopping.wait(min(left, self._config.interval)):
                 return False
         return not self._stopping.is_set()
@@ -134,8 +136,17 @@ class DriftMonitor:
         started, worker_lived = time.monotonic(), True
         for sensor in self._sensors.values():
             worker_lived &= self._try_check(sensor)
-        self._period = max(time.monotonic() - started + self._config.interval, self._spent_s / QUIET_SHARE)
+        self._count_time()
+        self._period = max(time.monotonic() - started + self._config.interval, self._counted_s / QUIET_SHARE)
         return self._config.interval if worker_lived else max(self._config.interval, CHECK_RETRY_S)
+
+    def _count_time(self) -> None:
+        """Count the smaller time of two rounds, since the first check, learning and reading out take seconds once.
+
+        A rest for them would leave the cameras unwatched.
+        """
+        self._counted_s = min(self._spent_before_s, self._spent_s)
+        self._spent_before_s = self._spent_s or self._spent_before_s
 
     def _try_check(self, sensor: Sensor) -> bool:
         """Check one sensor, whatever happened to the others; return whether the worker has lived through it."""

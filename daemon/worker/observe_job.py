@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any
 
 import numpy as np
@@ -28,20 +27,18 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
     `fresh`, how many of the newest frames no check has seen, `may_learn`, whether they may be healthy ones, `learn`, in
     how many seconds of such frames a baseline is learned, `relearn`, whether what was learned is forgotten first
     ("relearned"), `alarm`, whether the drift alarm is raised, and `now` (monotonic, s); `show`, whether somebody looks
-    at the newest frame. "cpu_s" is the processor time that scoring took (s).
+    at the newest frame.
     Raises StoreError for an active homogenizer that cannot be read, ValueError for too few images.
     """
-    began = time.process_time()
     if job["relearn"]:
         _forget(context, job["sensor"])
     frames = context.frames(images)
     homogenizer = context.homogenizer(job["active"])
     raw = context.scorer.measure(frames)
     served = context.scorer.measure(frames, homogenizer) if homogenizer else raw
-    found = _comparison(context, job, frames, raw, served) | _camera(context, job, raw, served)
-    found["cpu_s"] = time.process_time() - began
     return (
-        found
+        _comparison(context, job, frames, raw, served)
+        | _camera(context, job, raw, served)
         | _now_and_then(context, job, images, raw, served)
         | _shown(context, job, images, frames)
         | {

@@ -22,7 +22,7 @@ from deploy.files import digest_file
 from deploy.model.card import ModelCard, card_path
 
 COMMANDS = ["run", "check-config", "doctor", "export", "commission", "status", "check", "recalibrate", "approve"]
-COMMANDS += ["reject", "rollback", "restore", "hold", "label", "history", "verify", "report", "purge"]
+COMMANDS += ["reject", "rollback", "restore", "relearn", "hold", "label", "history", "verify", "report", "purge"]
 COMMANDS += ["simulate", "demo"]
 STATUS = {"front": {"state": "fitting", "progress": 0.25, "homogenizer": ("c0ffee" * 11)[:64], "drift_score": 3.456}}
 STATUS["front"] |= {"drift_alarm": True, "frames": 0, "last_fit": "none yet", "candidate": "ab12" * 16}

@@ -27,7 +27,7 @@ from deploy.monitoring.dashboard.parts import (
 )
 
 HOT_SCORE = 12.0  # standard errors; the colours of the layers end here, above what the demo's drift shows
-EVIDENCE_LINE = 3.0  # calibrate.baseline.run_length.ALLOWANCE
+EVIDENCE_LINE = 2.75  # calibrate.baseline.run_length.ALLOWANCE
 STATE = "recald_calibration_state"
 LINE = {"fill": "dash", "dash": [8, 6]}  # Grafana's lineStyle of what is no measurement
 

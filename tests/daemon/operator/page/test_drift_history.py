@@ -58,7 +58,7 @@ def test_without_a_baseline_the_score_decides():
 
 
 def test_with_a_baseline_the_deviation_decides_where_such_content_is_known():
-    known = sensor_status(camera={"homogenized": CAMERA, "raw": CAMERA | {"drift": 6.0}})
+    known = sensor_status(camera={"homogenized": CAMERA, "raw": CAMERA | {"drift": 2 * ALLOWANCE}})
     assert reading(known, "homogenized", THRESHOLD)[:] == ("camera", 1.5, ALLOWANCE)
     assert reading(known, "raw", THRESHOLD).ratio == 2.0
     unknown = sensor_status(camera={"homogenized": CAMERA | {"known": False}})
