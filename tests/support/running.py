@@ -31,7 +31,7 @@ from daemon.operator.control import request
 from daemon.serving.message import build_frame
 from daemon.serving.results import parse_result
 
-PATIENCE = 60.0  # s for what takes a few on an idle machine
+PATIENCE = 120.0  # s for what takes a few on an idle machine
 PERIOD = 0.02  # s between frames: 50 a second
 RECALD = [sys.executable, "-m", "daemon"]
 
