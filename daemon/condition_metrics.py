@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 
 
 class ConditionMetrics:
@@ -53,6 +53,16 @@ class ConditionMetrics:
             "certificate_expiry_timestamp_seconds",
             "End of the certificate of the metrics port, seconds since 1970 (UTC). NaN where it speaks plain HTTP.",
             **common,
+        )
+        self.worker_starts = Counter(
+            "worker_starts_total",
+            "Processes that were started, by what they do. Each fit has one of its own; more than one for the checks "
+            "means that it ended without being asked to.",
+            ("worker",),
+            **common,
+        )
+        self.worker_resident_bytes = Gauge(
+            "worker_resident_bytes", "Resident memory of the process; 0 while none runs.", ("worker",), **common
         )
         self._add_sensor_conditions(common)
 

@@ -203,8 +203,11 @@ class Daemon:
         """Prepare drift checks and recalibrations, each with a worker process: a fit must not delay a check."""
         config = self.config
         worker = (config.model.path, self._model.digest, self._model.backend.name, config.state.directory)
+        fit_worker = WorkerClient(*worker, config.model.thread_count, config.fit.device)
+        check_worker = WorkerClient(*worker, threads=1)
+        self._workers = {"checks": check_worker, "fits": fit_worker}
         self._job_runner = JobRunner(
-            WorkerClient(*worker, config.model.thread_count, config.fit.device),
+            fit_worker,
             self._store,
             self._model,
             config.recalibrate.timeout,
@@ -230,7 +233,6 @@ class Daemon:
             partial(find_stored, self._store, self._model.digest),
             LabelReader(ClassNames(self._model.frozen.class_count, self._model.classes)).read,
         )
-        check_worker = WorkerClient(*worker, threads=1)
         post, wants_frames = self._events.put, self._port.wants_frames
         self._drift_monitor = DriftMonitor(config.drift, self.sensors, check_worker, post, wants_frames)
         self._closing.callback(self._drift_monitor.close)
@@ -243,8 +245,8 @@ class Daemon:
 
     def _publish_start(self) -> None:
         """Export and record what serves from this start on."""
-        watched = (self._model, self.sensors, self._store, self._audit_writer, self._background, self._clock)
-        self._exporter = Exporter(self.metrics, self.config, *watched)
+        watched = (self._model, self.sensors, self._store, self._audit_writer, self._background, self._workers)
+        self._exporter = Exporter(self.metrics, self.config, *watched, self._clock)
         self.metrics.set_model(self._model.digest, self._model.served_by)
         details = start_details(self.config, self._model, self._envelope, self.sensors)
         self._audit_writer.record("", "start", details)

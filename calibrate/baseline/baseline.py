@@ -17,7 +17,10 @@ from calibrate.baseline.variety import different_frames
 
 MIN_SPREAD = 1e-3  # of a channel's statistic over healthy windows: a channel without any would decide alone
 LEAST_DISTANCE = 1e-6  # whose logarithm is taken; a window that is exactly as healthy ones has none
-MAX_UNSEEN_SHARE = 0.25  # of frames of classes that hardly any healthy frame had: what more of them show is not known
+# Least number of healthy frames of a class that count as its being seen is MIN_CLASS_FRAMES. Share of a window's frames
+# of other classes, at most; more where healthy windows have more, as with a thousand classes.
+MAX_UNSEEN_SHARE = 0.25
+FULL_VARIETY = 0.5  # share of different frames from which on a window counts in full: of 64 that differ, 57 are counted
 BASELINE_PREFIX = "baseline."  # of the names of its tensors in a file
 
 
@@ -26,12 +29,14 @@ class SensorState(NamedTuple):
 
     drift: of the camera, in standard deviations above healthy frames of like content; 0 on average where nothing
     drifted. content: distance of what is shown from the usual mixture, 1 for the most unusual of 200 usual windows.
-    known: whether healthy frames showed content like this; else `drift` says nothing.
+    known: whether healthy frames showed content like this; else `drift` says nothing. weight: of the window as
+    evidence, 0 to 1: windows of a still scene show the same again and again.
     """
 
     drift: float
     content: float
     known: bool
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Baseline:
     alike: (A, 3) for windows of frames much alike, in rising order: the logarithm of how many are different, and mean
     and standard deviation of what `expected` leaves over.
     classes: (K,) how many healthy frames had each class; (0,) for a network that is no classifier.
+    unseen_limit: () share of a window's frames of classes that were hardly seen, up to which its content is known.
     size, frames: () of a window, of all.
     """
 
@@ -59,18 +65,26 @@ class Baseline:
     expected: Tensor
     alike: Tensor
     classes: Tensor
+    unseen_limit: Tensor
     size: Tensor
     frames: Tensor
 
     def compare(self, frames: FrameStatistics) -> SensorState:
         """Compare one window of `size` frames in the order of time."""
-        known = self._unseen_share(frames.labels) <= MAX_UNSEEN_SHARE
+        known = float(self.unseen(frames.labels).float().mean()) <= float(self.unseen_limit)
         if not (torch.isfinite(frames.first).all() and torch.isfinite(frames.second).all()):
             return SensorState(math.nan, math.nan, known)
         kept = frames.clamp(self.limits)
         content, distance = (float(x) for x in self.distances(kept.window()[None]))
-        different = float(different_frames(kept.first, self.variance))
-        return SensorState(self.drift(content, distance, different), content / float(self.content_limit), known)
+        different = float(self.different(frames.first))
+        # Squared, since the windows of a slow scene are alike, too.
+        weight = min(1.0, different / (FULL_VARIETY * float(self.size))) ** 2
+        drift = self.drift(content, distance, different)
+        return SensorState(drift, content / float(self.content_limit), known, weight)
+
+    def different(self, first: Tensor) -> Tensor:
+        """Return how many frames of windows (..., n, C) are different, as different_frames does."""
+        return different_frames(first, self.limits[:2].mean(0), self.variance)
 
     def distances(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Return how far windows (W, D) are along the content's directions, and beside them, (W,) each.
@@ -95,10 +109,11 @@ class Baseline:
         like, found = (math.log(max(value, LEAST_DISTANCE)) for value in (content, distance))
         return _standardise(found, like, self.expected)
 
-    def _unseen_share(self, labels: Tensor) -> float:
-        """Return the share of frames that certainly show a class that hardly any healthy frame had."""
-        unseen = self.classes[labels[labels >= 0]] < MIN_CLASS_FRAMES
-        return float(unseen.sum()) / len(labels)
+    def unseen(self, labels: Tensor) -> Tensor:
+        """Return which frames certainly show a class that hardly any healthy frame had. labels: of any shape."""
+        if not len(self.classes):
+            return torch.zeros_like(labels, dtype=torch.bool)
+        return (labels >= 0) & (self.classes[labels.clamp_min(0)] < MIN_CLASS_FRAMES)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything by the names under which a file stores it."""
@@ -108,6 +123,7 @@ class Baseline:
     def of_tensors(cls, tensors: Mapping[str, Tensor], channels: int, classes: int) -> Baseline | None:
         """Rebuild the baseline of a network with so many channels and classes; None where a file holds none.
 
+        None also for one of an earlier format, which has no `unseen_limit`.
         Raises ValueError for tensors that are missing, of another shape (as those of another network), or not finite.
         """
         stored = {
@@ -115,7 +131,7 @@ class Baseline:
             for name, tensor in tensors.items()
             if name.startswith(BASELINE_PREFIX)
         }
-        if not stored:
+        if not stored or "unseen_limit" not in stored:
             return None
         if stored.keys() != {field.name for field in fields(cls)}:
             raise ValueError("the baseline is not whole")
@@ -131,10 +147,18 @@ class Baseline:
         shapes = {"centre": (statistics,), "spread": (statistics,), "directions": (*directions, statistics)}
         shapes |= {"limits": (4, statistics // 2), "variance": (statistics // 2,)}
         shapes |= {"content_spread": directions, "classes": (classes,)}
-        shapes |= dict.fromkeys(("content_limit", "size", "frames"), ())
+        shapes |= dict.fromkeys(("content_limit", "unseen_limit", "size", "frames"), ())
         if any(getattr(self, name).shape != shape for name, shape in shapes.items()):
             return False
-        positive = (self.variance, self.spread, self.content_spread, self.content_limit, self.size, self.frames)
+        positive = (
+            self.unseen_limit,
+            self.variance,
+            self.spread,
+            self.content_spread,
+            self.content_limit,
+            self.size,
+            self.frames,
+        )
         tables = is_table(self.expected) and is_table(self.alike)
         return tables and all(bool((tensor > 0).all()) for tensor in positive)
 

@@ -8,11 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from calibrate.baseline.baseline import MIN_SPREAD, Baseline, is_table
+from calibrate.baseline.baseline import MAX_UNSEEN_SHARE, MIN_SPREAD, Baseline, is_table
 from calibrate.baseline.directions import main_directions
 from calibrate.baseline.frames import FrameStatistics
 from calibrate.baseline.scenes import MIXED, draw_scenes, draw_still_scenes
-from calibrate.baseline.variety import different_frames
 from calibrate.errors import RecaldError
 
 MIN_HEALTHY_FRAMES = 512  # with fewer, what a scene happens to show is taken for the camera
@@ -54,17 +53,16 @@ def learn_baseline(frames: FrameStatistics, size: int, classes: int) -> Baseline
         raise BaselineError(f"{len(frames)} healthy frames are too few for a baseline: at least {needed} are needed")
     if not float(frames.first.var(0).median()) >= MIN_FRAME_VARIANCE:
         raise BaselineError(TOO_MUCH_ALIKE)
-    limits = _limits(frames)
-    frames, generator = frames.clamp(limits), torch.Generator().manual_seed(SCENES_SEED)
-    baseline = _learn_directions(frames, size, classes, SCENES, generator)
-    new = _compare_new_frames(frames, size, classes, generator)
-    scenes = torch.cat(list(new.scenes.values()))
+    limits, variance = _limits(frames), frames.first.var(0) + MIN_SPREAD**2
+    generator = torch.Generator().manual_seed(SCENES_SEED)
+    baseline = _learn_directions(frames.clamp(limits), size, classes, SCENES, generator)
+    baseline = replace(baseline, limits=limits, variance=variance)
+    new = _compare_new_frames(frames, baseline, generator)
     baseline = replace(
         baseline,
-        limits=limits,
-        variance=frames.first.var(0) + MIN_SPREAD**2,
         content_limit=new.scenes[MIXED][:, 0].quantile(CONTENT_QUANTILE),
-        expected=_expected(*scenes.log().T),
+        expected=_expected(*torch.cat(list(new.scenes.values())).log().T),
+        unseen_limit=_unseen_limit(baseline, frames.labels, generator),
     )
     baseline = replace(baseline, alike=_expected_of_still(baseline, new.still))
     if not (is_table(baseline.expected) and is_table(baseline.alike)):
@@ -84,6 +82,13 @@ def _limits(frames: FrameStatistics) -> Tensor:
         centre, reach = statistic.mean(0), MAX_DEVIATIONS * statistic.std(0)
         rows += [centre - reach, centre + reach]
     return torch.stack(rows)
+
+
+def _unseen_limit(baseline: Baseline, labels: Tensor, generator: Generator) -> Tensor:
+    """Return the share of frames of hardly seen classes that healthy windows have at most; MAX_UNSEEN_SHARE or more."""
+    windows = labels[torch.randint(len(labels), (SCENES, int(baseline.size)), generator=generator)]
+    shares = baseline.unseen(windows).float().mean(1)
+    return shares.quantile(CONTENT_QUANTILE).clamp_min(MAX_UNSEEN_SHARE)
 
 
 def _learn_directions(frames: FrameStatistics, size: int, classes: int, windows: int, generator: Generator) -> Baseline:
@@ -108,6 +113,7 @@ def _learn_directions(frames: FrameStatistics, size: int, classes: int, windows:
         content_limit=one,
         expected=table,
         alike=table,
+        unseen_limit=one,
         classes=frames.labels[frames.labels >= 0].bincount(minlength=classes).float(),
         size=one * size,
         frames=one * len(frames),
@@ -125,19 +131,19 @@ class NewFrames(NamedTuple):
     still: dict[int, Tensor]
 
 
-def _compare_new_frames(frames: FrameStatistics, size: int, classes: int, generator: Generator) -> NewFrames:
+def _compare_new_frames(frames: FrameStatistics, baseline: Baseline, generator: Generator) -> NewFrames:
+    kept, size, classes = frames.clamp(baseline.limits), int(baseline.size), len(baseline.classes)
     fold = torch.randperm(len(frames), generator=generator) % FOLDS
-    variance = frames.first.var(0) + MIN_SPREAD**2
     scenes: dict[str, list[Tensor]] = {}
     still: dict[int, list[Tensor]] = {}
     for number in range(FOLDS):
-        learned = _learn_directions(frames[fold != number], size, classes, SCENES_OF_FOLD, generator)
-        new = frames[fold == number]
+        learned = _learn_directions(kept[fold != number], size, classes, SCENES_OF_FOLD, generator)
+        new, first = kept[fold == number], frames.first[fold == number]
         for kind, rows in draw_scenes(new, SCENES_OF_FOLD, size, generator).items():
             scenes.setdefault(kind, []).append(torch.stack(learned.distances(new.windows(rows)), 1))
         for drawn, rows in draw_still_scenes(len(new), STILL_SCENES_OF_FOLD, size, generator).items():
-            distances, different = learned.distances(new.windows(rows)), different_frames(new.first[rows], variance)
-            still.setdefault(drawn, []).append(torch.stack([*distances, different], 1))
+            found = torch.stack([*learned.distances(new.windows(rows)), baseline.different(first[rows])], 1)
+            still.setdefault(drawn, []).append(found)
     return NewFrames({k: torch.cat(parts) for k, parts in scenes.items()}, {k: torch.cat(p) for k, p in still.items()})
 
 

@@ -33,13 +33,14 @@ class RunLengthTest:
         """Return the evidence as a share of what raises the alarm, 0 to 1."""
         return self._evidence / self.limit
 
-    def observe(self, drift: float) -> bool:
+    def observe(self, drift: float, weight: float = 1.0) -> bool:
         """Take in one window's drift in standard deviations; return whether there is an alarm. NaN counts as drifted.
 
-        The alarm ends when the evidence is gone.
+        weight: of the window as evidence, 0 to 1; the mean of a power of an e-value is at most 1, too. The alarm ends
+        when the evidence is gone.
         """
         most = self.limit / MIN_WINDOWS
-        gain = most if math.isnan(drift) else min(TILT * (drift - ALLOWANCE), most)
+        gain = most if math.isnan(drift) else weight * min(TILT * (drift - ALLOWANCE), most)
         self._evidence = min(max(self._evidence + gain, 0.0), self.limit)
         self.alarm = self._evidence >= self.limit or (self.alarm and self._evidence > 0)
         return self.alarm

@@ -17,6 +17,7 @@ from daemon.metrics import Metrics
 from daemon.model.served_model import ServedModel
 from daemon.monitoring.free_space import FreeSpace
 from daemon.monitoring.series import open_series
+from daemon.monitoring.worker_processes import StartedProcess, WorkerProcesses
 from daemon.recalibration.restore import serving_since
 from daemon.recalibration.sensor import Sensor
 from daemon.state.audit_writer import AuditWriter
@@ -43,6 +44,7 @@ class Exporter:
         store: ArtefactStore,
         audit_writer: AuditWriter,
         background: Executor,
+        workers: Mapping[str, StartedProcess],
         clock: Callable[[], float] = time.monotonic,
     ):
         """Export what is in force from this start on. store: knows since when a homogenizer serves."""
@@ -51,6 +53,7 @@ class Exporter:
         self._audit_writer = audit_writer
         self._clock = clock
         self._free_space = FreeSpace(store.root, metrics, background)
+        self._worker_processes = WorkerProcesses(metrics, workers)
         now = clock()
         self._states = {name: Since(sensor.state_machine.state, now) for name, sensor in sensors.items()}
         self._homogenizers = {name: _serving(sensor, store, now) for name, sensor in sensors.items()}
@@ -62,6 +65,7 @@ class Exporter:
         """Export what has changed within the last second."""
         metrics, now = self._metrics, self._clock()
         self._free_space.ask()
+        self._worker_processes.update()
         metrics.clock_timestamp_seconds.set_to_current_time()
         metrics.audit_writable.set(not self._audit_writer.problem)
         for sensor in self._sensors.values():

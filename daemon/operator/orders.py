@@ -182,7 +182,9 @@ class Orders:
     def _relearn(self, sensor: Sensor, order: Order) -> str:
         sensor.relearn = True
         sensor.drift_detector.reset()
-        return "what its healthy frames look like is forgotten, and learned anew; what was commissioned stays"
+        return (
+            "the next drift check forgets how its healthy frames look, and learns it anew; what was commissioned stays"
+        )
 
     def _hold(self, sensor: Sensor, order: Order) -> str:
         sensor.operator_hold = HELD_BY_OPERATOR

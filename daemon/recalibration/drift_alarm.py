@@ -56,7 +56,7 @@ class DriftAlarm:
             self.has_baseline = True
             self.by_baseline.reset()
         if new_window:
-            self.by_baseline.observe(counted_drift(camera))
+            self.by_baseline.observe(counted_drift(camera), camera.weight)
         self.alarm = self.by_baseline.alarm
         return self.alarm
 

@@ -115,6 +115,7 @@ class Sensor:
         self.drift_score, self.label_shift, self.raw_clean, self.harmful = math.nan, False, False, False
         self.accuracy.clear()
         self.camera, self.learned, self.read_outs, self.drifted = {}, 0.0, (), ()
+        self.shown = None
 
     @property
     def may_be_healthy(self) -> bool:

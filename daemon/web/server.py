@@ -15,7 +15,7 @@ from daemon.web.certificate import Certificate
 
 SCRAPE_DEADLINE_S = 5.0  # from the connection to the end of the answer; Prometheus waits for 10 s by default
 POLL_S = 0.1  # the longest that close() waits for the thread that accepts
-MAX_SCRAPES = 8  # connections at a time; what comes beyond is closed at once
+MAX_SCRAPES = 16  # connections at a time; what comes beyond is closed at once
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,11 @@ class _ScrapeServer(ThreadingMixIn, WSGIServer):
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be started
+            self._free.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:

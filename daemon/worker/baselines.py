@@ -19,7 +19,7 @@ from deploy.store.baselines import BaselineStore
 MAX_POOL_FRAMES = 2048
 LEARN_RATIOS = (1, 4, 16)  # of drift.learn, when a baseline is learned: the later ones have seen more scenes
 LEARNED = "learned"  # name of a tensor in the file: how many of these times are past
-MAX_STEP_S = 60.0  # that the time of healthy frames advances between two checks; more is a camera that had stopped
+MAX_STEP_S = 300.0  # that the time of healthy frames advances between two checks; more is a camera that had stopped
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,7 @@ class Baselines:
         self._channels, self._classes = min(channels, MAX_CHANNELS), classes
         self._commissioned = commissioned
         self._learners: dict[tuple[str, str], Learner] = {}  # by sensor and version
+        self._forgotten: set[str] = set()  # sensors of which nothing on the disk is used
 
     def compare(self, sensor: str, version: str, frames: FrameStatistics) -> SensorState | None:
         """Compare a window of frames as `version` serves them with healthy ones; None where there is no baseline."""
@@ -104,9 +105,13 @@ class Baselines:
             self._learn(sensor, version, learner, len(frames))
 
     def forget(self, sensor: str) -> None:
-        """Forget all that was learned of a sensor, also on the disk; what was commissioned stays."""
-        self._store.remove(sensor)
+        """Forget all that was learned of a sensor; what was commissioned stays. Raises OSError where the disk keeps it.
+
+        Then it is not used until the next start.
+        """
         self._learners = {key: learner for key, learner in self._learners.items() if key[0] != sensor}
+        self._forgotten.add(sensor)
+        self._store.remove(sensor)
 
     def _forget_pools_of_others(self, sensor: str, version: str) -> None:
         """Give the memory of what served the sensor before back."""
@@ -156,6 +161,8 @@ class Baselines:
         """
         if version == FACTORY and self._commissioned is not None and int(self._commissioned.size) == size:
             return self._commissioned, len(LEARN_RATIOS)
+        if sensor in self._forgotten:
+            return None, 0
         try:
             tensors = self._store.load(sensor, version) or {}
             known = Baseline.of_tensors(tensors, self._channels, self._classes)

@@ -56,6 +56,13 @@ class WorkerClient:
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._closing = threading.Event()
+        self.starts = 0  # processes so far
+
+    @property
+    def pid(self) -> int | None:
+        """The number of the process; None while none runs."""
+        process = self._process  # the thread of `call` may set it to None at the same time
+        return None if process is None else process.pid
 
     def start(self) -> None:
         """Start the worker unless it runs. Raises WorkerError."""
@@ -126,6 +133,7 @@ class WorkerClient:
                 start_new_session=True,  # Ctrl-C in a terminal is for the daemon, which ends its workers
                 env=os.environ | WORKER_ENVIRONMENT,
             )
+        self.starts += 1
         self._receive(self._connection, time.monotonic() + WORKER_START_TIMEOUT_S)
 
     def _run(

@@ -57,11 +57,11 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
 
 def _forget(context: WorkerContext, sensor: str) -> None:
     """Forget what was learned of a sensor's healthy frames and pictures; a fault in here costs no drift check."""
+    context.pictures.forget(sensor)
     try:
         context.baselines.forget(sensor)
-        context.pictures.forget(sensor)
     except OSError as error:
-        log.warning("%s: what was learned of its healthy frames cannot be forgotten: %s", sensor, error)
+        log.warning("%s: what was learned of its healthy frames cannot be removed: %s", sensor, error)
 
 
 def _camera(context: WorkerContext, job: dict[str, Any], raw: Measurement, served: Measurement) -> dict[str, Any]:

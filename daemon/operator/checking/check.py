@@ -78,8 +78,14 @@ def tell(verdict: CameraVerdict, as_json: bool) -> int:
     return EXIT_CODES[verdict.condition]
 
 
-def describe_camera(drift: float, content: float) -> Iterator[str]:
-    """Yield what a comparison with healthy frames says. Arguments: as of calibrate.baseline.baseline.SensorState."""
+def describe_camera(drift: float | None, content: float | None) -> Iterator[str]:
+    """Yield what a comparison with healthy frames says.
+
+    Arguments: as of calibrate.baseline.baseline.SensorState; None where they are not finite.
+    """
+    if drift is None or content is None:
+        yield "camera: what the model sees of its frames is not finite"
+        return
     yield f"camera: drift of {drift:.1f} standard deviations beside healthy frames; up to {ALLOWANCE:g} is clean"
     if drift <= ALLOWANCE:  # a drift moves the statistics along the directions of content, too
         yield f"content: {content:.2f} times as far as the most unusual of 200 healthy windows; from 1 on it is unusual"
@@ -142,7 +148,7 @@ def _judge_quiet(sensor: dict[str, Any], _: str) -> tuple[Condition, str]:
     camera = _camera(sensor)
     if camera and not camera["known"]:
         return Condition.CONTENT_SHIFT, UNSEEN_CONTENT
-    if camera and camera["content"] > 1:
+    if camera and (camera["content"] or 0) > 1:
         return Condition.CONTENT_SHIFT, SAME_CAMERA
     if sensor["homogenizer"] != State.FACTORY:
         return Condition.OK, "no drift of the frames as they are served"
@@ -160,7 +166,8 @@ def _reasons(sensor: dict[str, Any]) -> Iterator[str]:
     if sensor["drift_score"] is not None:
         yield f"drift score: {sensor['drift_score']:.2f}"
     if sensor["homogenizer"] != State.FACTORY:
-        without = f"; without it {raw['drift']:.1f} standard deviations" if raw else ""
+        known = raw is not None and raw["drift"] is not None
+        without = f"; without it {raw['drift']:.1f} standard deviations" if raw and known else ""
         yield f"homogenizer {short_version(sensor['homogenizer'])} serves{without}"
     if estimate := sensor.get("estimated_accuracy"):
         yield "estimated accuracy: {value:.1%}, {lower:.0%} to {upper:.0%}".format(**estimate)

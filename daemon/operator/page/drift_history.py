@@ -7,7 +7,9 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from calibrate.baseline.baseline import SensorState
 from calibrate.baseline.run_length import ALLOWANCE
+from daemon.recalibration.drift_alarm import counted_drift
 
 HISTORY_S = 3600
 MAX_POINTS = 720  # of a sensor
@@ -39,12 +41,13 @@ class DriftPoint(NamedTuple):
 def reading(status: Mapping[str, Any], stage: str, threshold: float) -> DriftReading | None:
     """Return what decides about the alarm; None where no drift is known.
 
-    As DriftAlarm does: the deviation from the baseline where content like this is known, else the drift score.
+    As DriftAlarm does: the deviation from the baseline where there is one, else the drift score.
     status: of one sensor, as `recald status --json` has it. stage: "homogenized", as served, or "raw".
     """
     camera = status["camera"].get(stage)
-    if camera is not None and camera["known"] and camera["drift"] is not None:
-        return DriftReading("camera", camera["drift"], ALLOWANCE)
+    if camera is not None and camera["drift"] is not None:
+        counted = counted_drift(SensorState(camera["drift"], camera["content"], camera["known"]))
+        return DriftReading("camera", counted, ALLOWANCE)
     score = status["drift_score"] if stage == "homogenized" else status["raw_drift_score"]
     return None if score is None else DriftReading("score", score, threshold)
 

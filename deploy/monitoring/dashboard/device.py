@@ -25,7 +25,7 @@ DAY_S = 86_400
 
 def device() -> list[Any]:
     """Return the panels of the row."""
-    return [_disk(), _memory(), _audit(), _clock(), _overruns(), _faults(), _certificate(), _in_force()]
+    return [_disk(), _memory(), _audit(), _clock(), _overruns(), _faults(), _certificate(), _in_force(), _starts()]
 
 
 def _disk() -> Any:
@@ -36,10 +36,11 @@ def _disk() -> Any:
 
 
 def _memory() -> Any:
-    text = "Memory of the daemon without its workers, and of the frames that it keeps."
+    text = "Memory of the daemon, of the frames that it keeps, and of its worker processes for checks and fits."
     whole = query(series("process_resident_memory_bytes", *DEVICE), "daemon")
     frames = query(f"sum({series('recald_reservoir_bytes', *DEVICE)})", "kept frames")
-    return lines(About("Memory", text, "bytes", width=5, height=6), whole, frames).min(0)
+    workers = query(series("recald_worker_resident_bytes", *DEVICE), "{{worker}}")
+    return lines(About("Memory", text, "bytes", width=5, height=6), whole, frames, workers).min(0)
 
 
 def _audit() -> Any:
@@ -79,6 +80,15 @@ def _certificate() -> Any:
     return coloured(panel, (None, RED), (2 * DAY_S, YELLOW), (14 * DAY_S, GREEN))
 
 
+def _starts() -> Any:
+    text = "How often the process of drift checks was started within one day. It ends with recald alone: keep the log."
+    selector = series("recald_worker_starts_total", *DEVICE, 'worker="checks"')
+    panel = number(
+        About("Check processes", text, "none", width=3, height=4), newest(f"increase({selector}[1d])", "starts")
+    )
+    return coloured(panel, (None, GREEN), (3, YELLOW))
+
+
 def _in_force() -> Any:
     text = "Versions, model and configuration in force. Two devices with the same digest are configured alike."
     columns = {
@@ -91,4 +101,4 @@ def _in_force() -> Any:
     }
     infos = ("recald_build_info", "recald_config_info", "recald_model_commissioned")
     queries = (rows(series(info, *DEVICE)) for info in infos)
-    return listing(About("In force", text, "none", width=24, height=4), *queries, columns=columns)
+    return listing(About("In force", text, "none", width=21, height=4), *queries, columns=columns)

@@ -57,3 +57,9 @@ def test_the_evidence_stays_within_its_bounds_and_no_alarm_comes_before_its_wind
         assert 0 <= test.evidence <= 1
     test.reset()
     assert test.evidence == 0 and not test.alarm
+
+
+def test_a_window_of_less_weight_is_less_evidence():
+    test = RunLengthTest(A_QUARTER_YEAR)
+    assert not any(test.observe(12.0, 0.1) for _ in range(10)) and 0.4 < test.evidence < 0.6
+    assert any(test.observe(12.0, 0.1) for _ in range(20))

@@ -61,7 +61,7 @@ class Scene:
         model: Any = SimpleNamespace(backend=backend, frozen=SimpleNamespace(card=self._card))
         sensors, background, audit = {"front": self.sensor}, self.background, self.audit
         metrics, clock = Metrics(self.registry), lambda: self.now
-        return Exporter(metrics, self.config, model, sensors, self.store, audit, background, clock)  # type: ignore[arg-type]
+        return Exporter(metrics, self.config, model, sensors, self.store, audit, background, {}, clock)  # type: ignore[arg-type]
 
     def value(self, name: str, **labels: str) -> float:
         found = self.registry.get_sample_value(f"recald_{name}", labels)

@@ -66,6 +66,11 @@ def test_without_a_baseline_the_verdict_says_that_it_is_coarser():
     assert verdict.figures["drift"] is None
 
 
+def test_frames_that_are_not_finite_are_told_as_such():
+    verdict = live(camera={"homogenized": {"drift": None, "content": None, "known": True}})
+    assert "not finite" in verdict.reasons[0] and verdict.figures["drift"] is None
+
+
 def test_a_homogenizer_that_repairs_the_camera_is_well_and_tells_what_is_without():
     repaired = {"raw": LIKE_CLEAN | {"drift": 12.0}, "homogenized": LIKE_CLEAN}
     verdict = live(state="active", homogenizer=FITTED, camera=repaired)

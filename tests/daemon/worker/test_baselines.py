@@ -81,7 +81,7 @@ def test_time_alone_is_not_enough(tmp_path):
 
 def test_a_night_without_frames_is_no_time_of_healthy_frames(tmp_path):
     known = baselines(tmp_path)
-    for day in range(12):
+    for day in range(5):
         watch(known, 0.05, start=24 * HOUR * day)
     assert known.compare("front", FACTORY, filmed(WINDOW, seed=99)) is None
 

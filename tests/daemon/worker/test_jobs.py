@@ -269,7 +269,7 @@ def test_an_order_to_learn_anew_forgets_frames_and_pictures_first(worker, monkey
 
     monkeypatch.setattr(worker.baselines, "forget", refuse)
     assert observe(worker, images(64, seed=3), relearn=True)["relearned"]
-    assert "cannot be forgotten: read-only file system" in caplog.text
+    assert "cannot be removed: read-only file system" in caplog.text
 
 
 def test_only_healthy_frames_without_a_homogenizer_are_learned_as_the_cameras(worker, right, monkeypatch):

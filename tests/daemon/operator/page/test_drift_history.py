@@ -9,6 +9,7 @@ from statuses import sensor_status
 
 from calibrate.baseline.run_length import ALLOWANCE
 from daemon.operator.page.drift_history import HISTORY_S, MAX_POINTS, POINT_S, DriftHistory, DriftPoint, reading
+from daemon.recalibration.drift_alarm import UNKNOWN_DRIFT
 
 THRESHOLD = 1.6
 CAMERA = {"drift": 1.5, "content": 0.4, "known": True}
@@ -57,12 +58,13 @@ def test_without_a_baseline_the_score_decides():
     assert reading(sensor_status(drift_score=None), "homogenized", THRESHOLD) is None
 
 
-def test_with_a_baseline_the_deviation_decides_where_such_content_is_known():
+def test_with_a_baseline_the_deviation_decides_as_the_alarm_counts_it():
     known = sensor_status(camera={"homogenized": CAMERA, "raw": CAMERA | {"drift": 2 * ALLOWANCE}})
     assert reading(known, "homogenized", THRESHOLD)[:] == ("camera", 1.5, ALLOWANCE)
     assert reading(known, "raw", THRESHOLD).ratio == 2.0
-    unknown = sensor_status(camera={"homogenized": CAMERA | {"known": False}})
-    assert reading(unknown, "homogenized", THRESHOLD).what == "score"
+    for drift, counted in ((1.5, 1.5), (9.0, UNKNOWN_DRIFT), (20.0, 20.0)):
+        unknown = sensor_status(camera={"homogenized": CAMERA | {"known": False, "drift": drift}})
+        assert reading(unknown, "homogenized", THRESHOLD)[:] == ("camera", counted, ALLOWANCE)
     infinite = sensor_status(camera={"homogenized": CAMERA | {"drift": None}})
     assert reading(infinite, "homogenized", THRESHOLD).what == "score"
 
