@@ -65,6 +65,8 @@ LABELS = {  # every metric of the daemon, which later code must feed and dashboa
     "state_directory_size_bytes": (),
     "audit_writable": (),
     "certificate_expiry_timestamp_seconds": (),
+    "worker_starts_total": ("worker",),
+    "worker_resident_bytes": ("worker",),
     "camera_silence_seconds": ("sensor",),
     "drift_checks_overdue": ("sensor",),
     "calibration_state_age_seconds": ("sensor",),

@@ -11,7 +11,7 @@ from synthetic import drifted, images, labelled
 CLEAN = images(1024, 1)
 SHOWN, LABELS = labelled(2048, 3)
 ONE_CLASS = SHOWN[LABELS == 2][:200]
-DRIFT = {"window": 64, "interval": 0.1, "learn": "2s", "hold": "1h"}  # so that the drift score raises no alarm
+DRIFT = {"window": 64, "interval": 0.1, "learn": "5s", "hold": "1h"}  # so that the drift score raises no alarm
 
 
 def learned(daemon: Daemon) -> float:
