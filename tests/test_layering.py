@@ -82,6 +82,7 @@ FILES_AND_PROCESSES = {
 # All that deploy takes from the method: ρ itself, how a model's BatchNorm layers are read, what was measured of clean
 # frames, and the errors' base.
 TAKEN_BY_DEPLOY = {
+    "calibrate.baseline.baseline.BASELINE_PREFIX",
     "calibrate.baseline.baseline.Baseline",
     "calibrate.baseline.frames.MAX_CHANNELS",
     "calibrate.errors.RecaldError",

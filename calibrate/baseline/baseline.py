@@ -17,10 +17,12 @@ from calibrate.baseline.variety import different_frames
 
 MIN_SPREAD = 1e-3  # of a channel's statistic over healthy windows: a channel without any would decide alone
 LEAST_DISTANCE = 1e-6  # whose logarithm is taken; a window that is exactly as healthy ones has none
-# Least number of healthy frames of a class that count as its being seen is MIN_CLASS_FRAMES. Share of a window's frames
-# of other classes, at most; more where healthy windows have more, as with a thousand classes.
+# Of a window's frames, of classes with fewer healthy frames than MIN_CLASS_FRAMES: what windows with more of them show
+# is not known. Healthy windows may have more, as with a thousand classes.
 MAX_UNSEEN_SHARE = 0.25
-FULL_VARIETY = 0.5  # share of different frames from which on a window counts in full: of 64 that differ, 57 are counted
+FULL_VARIETY = (
+    0.5  # share of different frames from which on a window counts in full; of 64 that differ 57 may be counted
+)
 BASELINE_PREFIX = "baseline."  # of the names of its tensors in a file
 
 

@@ -23,8 +23,8 @@ FOLDS = 4  # a part of the frames is compared with a baseline of the others, as 
 SCENES_OF_FOLD = 100  # of each kind of scene
 STILL_SCENES_OF_FOLD = 25  # for each number of different frames
 CONTENT_QUANTILE = 0.995
-# Beyond which a statistic of one frame counts no further, in standard deviations of healthy frames. One odd X-ray in a
-# window raised it 4 standard deviations of windows; with this limit 2, and drifts show as well as without.
+# Beyond which a statistic of one frame counts no further, in standard deviations of healthy frames. One odd X-ray
+# raised its window by 1.7 standard deviations of windows, with this limit by 0.9, and drifts show as well as without.
 MAX_DEVIATIONS = 3.0
 # Least variance between frames, as a share of that between the pixels of the training data, in the median channel. Five
 # networks have 0.03 to 0.08; the frames of a camera that stands still have next to none.

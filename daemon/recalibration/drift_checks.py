@@ -116,7 +116,6 @@ class DriftChecks:
         if sensor.silent_s and not before:
             log.warning("%s: no frames for %.0f s", sensor.name, sensor.silent_s)
             sensor.tested_up_to = sensor.reservoir.added  # the next window that counts has none of the frames before
-            sensor.shown = None
             self.reset(sensor)
             self._export_scores(sensor, _as_nan(sensor.scores))
         elif before and not sensor.silent_s:

@@ -8,13 +8,14 @@ next measurement deletes it.
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from calibrate.baseline.baseline import Baseline
+from calibrate.baseline.baseline import BASELINE_PREFIX, Baseline
 from calibrate.baseline.frames import MAX_CHANNELS
 from calibrate.estimate.estimator import AccuracyEstimator
 from calibrate.features.taps import Taps
@@ -28,6 +29,8 @@ from deploy.model.program import ModelError
 
 PICTURES = "pictures."  # leads the names of the tensors that describe the clean pictures themselves
 CLEAN_DATA_ADVICE = "restore it, measure again with `recald commission`, or do without with its --remove"
+
+log = logging.getLogger(__name__)
 
 
 def clean_data_path(model: Path, digest: str) -> Path:
@@ -71,7 +74,8 @@ def load_clean_data(frozen: FrozenModel, taps: Taps) -> CleanData | None:
             f"{CLEAN_DATA_ADVICE}"
         )
     load_estimator(frozen)  # a file of which a part is damaged is refused as a whole
-    load_baseline(frozen, taps)
+    if load_baseline(frozen, taps) is None and any(name.startswith(BASELINE_PREFIX) for name in tensors):
+        log.warning("%s: an earlier recald commissioned its baseline, which is not used: commission again", frozen.path)
     load_pictures(frozen)
     try:
         return CleanData.of_tensors(tensors, card.commissioned.frames, taps.reference, card.input.channels)

@@ -33,6 +33,9 @@ def test_a_daemon_learns_its_camera_and_shows_a_scene_and_a_drift_apart(tiny_mod
             camera.stream({"front": drifted(CLEAN)}, lambda: daemon.status()["drift_alarm"], "an alarm")
             assert daemon.metric("recald_sensor_drift_deviations", sensor="front", stage="homogenized") > 3
             assert daemon.metric("recald_drift_evidence_ratio", sensor="front") == 1
+            assert daemon.metric("recald_worker_starts_total", worker="checks") == 1
+            assert daemon.metric("recald_worker_starts_total", worker="fits") == 0
+            assert daemon.metric("recald_worker_resident_bytes", worker="checks") > 20e6
             assert daemon.stop()[0] == 0, daemon.log
         assert "learned a baseline" in daemon.log
         assert list((daemon.state / "sensors" / "front").glob("baseline-*")), "a restart finds it"

@@ -40,10 +40,8 @@ EVENT_TITLES = {  # of the audit log; the others are shown as they are named the
 STARTED_WITH = {"recald": "version", "mode": "mode", "served_by": "served by"}
 EVENT_TONES = {"drift alarm": "bad", "drift alarm over": "good", "swap": "good", "rollback": "warn"}
 FIT_TONES = {"accepted": "good", "recalled": "good", "factory": "good", "unneeded": "good"}
-TOLD_IN_REPORTS = (
-    *("swap", "rollback", "candidate dropped", "homogenizer refused"),
-    *("drift alarm", "drift alarm over", "read-out"),
-)
+TOLD_IN_REPORTS = {"swap", "rollback", "candidate dropped", "homogenizer refused"}
+TOLD_IN_REPORTS |= {"drift alarm", "drift alarm over", "read-out"}
 HIDDEN_ON_PAGE = (*HIDDEN_EVENTS, "swap begun")  # each is followed by one that says more
 PERSON_KEYS = ("by", "claimed", "pid")  # who gave an order is for those who may give orders
 MAX_NAMED = 3  # sensors in the first line; more would be a list

@@ -221,6 +221,14 @@ def test_a_measurement_of_an_earlier_version_that_says_less_is_read(model):
     assert kept(load_frozen(model)) is not None
 
 
+def test_a_baseline_of_an_earlier_format_is_told_and_does_without(model, caplog):
+    frozen = load_frozen(model)
+    clean = measured(frozen, images(COUNT, seed=2))
+    save_clean_data(frozen, clean.tensors() | {"baseline.centre": torch.zeros(3)}, COUNT)
+    assert kept(load_frozen(model)).frames == COUNT
+    assert "an earlier recald commissioned its baseline, which is not used: commission again" in caplog.text
+
+
 def test_files_that_no_card_names_go_with_the_next_exchange(model):
     stray, other = model.with_name("tiny.clean-0123456789ab.safetensors"), model.with_name("tiny.safetensors")
     for path in (stray, other):

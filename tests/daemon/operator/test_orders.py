@@ -287,3 +287,11 @@ def test_a_stored_homogenizer_is_found_by_its_first_digits(tmp_path):
     ):
         with pytest.raises(OrderRefused, match=said):
             find_stored(store, MODEL, digits)
+
+
+def test_an_order_to_learn_anew_waits_for_the_next_check_and_ends_the_alarm():
+    desk, resets = Desk(), []
+    desk.sensor.drift_detector = cast(Any, SimpleNamespace(reset=lambda: resets.append("alarm")))
+    assert desk.order("relearn").startswith("the next drift check forgets")
+    assert desk.sensor.relearn and resets == ["alarm"]
+    assert desk.records == [("order", {"order": "relearn", "by": "anna", "pid": 9})]

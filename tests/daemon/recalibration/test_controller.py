@@ -911,6 +911,13 @@ def test_what_happened_to_the_camera_is_recorded_once_in_an_alarm(scene, caplog)
     assert "front: the camera: blur 0.9 px" in caplog.text
 
 
+def test_the_frame_that_is_shown_goes_with_the_scores_of_its_check(scene):
+    beside(scene, 0.0, shown=["cmVjZWl2ZWQ=", None])
+    assert scene.sensor.shown is not None
+    scene.sensor.forget_scores()
+    assert scene.sensor.shown is None
+
+
 def test_learning_anew_is_asked_for_until_a_check_has_done_it(scene):
     scene.sensor.relearn = True
     beside(scene, 0.0)

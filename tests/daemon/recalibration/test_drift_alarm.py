@@ -53,6 +53,10 @@ def test_frames_far_from_all_healthy_ones_do_whatever_they_show(alarm, drift):
     assert observe(alarm, CLEAN, SensorState(drift, 3.0, known=False), 2)[-1]
 
 
+def test_windows_of_a_still_scene_are_little_evidence(alarm):
+    assert not any(observe(alarm, CLEAN, DRIFTED._replace(weight=0.01), 20)) and 0 < alarm.evidence < 0.2
+
+
 def test_a_baseline_that_was_just_learned_starts_without_evidence(alarm):
     observe(alarm, CLEAN, DRIFTED, 1)
     observe(alarm, CLEAN, None, 5, start=1)

@@ -203,6 +203,13 @@ def test_a_drift_that_shows_ends_a_long_rest(watched: Watched):
     assert 0.2 / BUSY_SHARE - 0.2 < watched.rounds(1) < 0.2 / QUIET_SHARE - 1
 
 
+def test_an_order_to_learn_anew_goes_with_the_next_check(watched: Watched):
+    watched.sensors["rear"].relearn = True
+    watched.monitor.start()
+    watched.results(2)
+    assert {job["sensor"]: job["relearn"] for job in watched.asked} == {"front": False, "rear": True}
+
+
 def test_a_frame_is_asked_for_while_somebody_looks(watched: Watched):
     watched.monitor.start()
     watched.results(2)

@@ -60,6 +60,18 @@ def test_it_listens_on_the_given_host_only(server):
         socket.create_connection(("127.0.0.2", server.port), timeout=5)
 
 
+def test_connections_for_which_no_thread_can_be_started_keep_no_place(server, monkeypatch):
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", refuse)
+        for _ in range(MAX_SCRAPES + 1):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+                assert ended(connection)
+    assert "level 7.0" in scrape(server.port)
+
+
 def test_closing_frees_the_port(site):
     first = MetricsServer("127.0.0.1", 0, site)
     port = first.port

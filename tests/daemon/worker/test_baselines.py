@@ -160,7 +160,7 @@ def test_the_pool_is_a_fair_part_of_all_frames():
     assert abs(float(kept.mean()) / total - 0.5) < 0.03
 
 
-def test_what_was_learned_of_a_sensor_is_forgotten_also_on_the_disk(tmp_path, commissioned):
+def test_what_was_learned_of_a_sensor_is_forgotten_also_on_the_disk(tmp_path, commissioned, monkeypatch):
     known = baselines(tmp_path)
     watch(known, hours=1.1)
     watch_other = filmed(WINDOW, seed=3)
@@ -169,6 +169,15 @@ def test_what_was_learned_of_a_sensor_is_forgotten_also_on_the_disk(tmp_path, co
     for again in (known, baselines(tmp_path)):
         assert again.compare("front", FACTORY, watch_other) is None
         assert again.progress("front", FACTORY, HOUR, WINDOW) == 0
+    watch(known, hours=1.1, start=10 * HOUR)
+
+    def refuse(_: str) -> None:
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr(known._store, "remove", refuse)
+    with pytest.raises(OSError, match="read-only"):
+        known.forget("front")
+    assert known.compare("front", FACTORY, watch_other) is None, "whatever the disk keeps"
     known = baselines(tmp_path, commissioned)
     known.forget("front")
     assert known.compare("front", FACTORY, watch_other) is not None, "what was commissioned stays"
