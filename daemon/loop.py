@@ -232,6 +232,7 @@ class Daemon:
             self.sensors,
             partial(find_stored, self._store, self._model.digest),
             LabelReader(ClassNames(self._model.frozen.class_count, self._model.classes)).read,
+            self._audit_writer.wait_until_written,
         )
         post, wants_frames = self._events.put, self._port.wants_frames
         self._drift_monitor = DriftMonitor(config.drift, self.sensors, check_worker, post, wants_frames)

@@ -25,6 +25,7 @@ from deploy.store.retention import StoredHomogenizer
 
 ORDER_TIMEOUT_S = 3.0  # an order waits until the frame that is served now is done
 CANDIDATE_ORDERS = ("approve", "reject")  # they may name the version of the candidate
+RECORD_TIMEOUT_S = 1.0  # an answer waits for its record, so that `recald history` shows it, but not for a bad disk
 LABELS = "labels"  # its record is an event of its own: a restart reads all orders
 
 
@@ -60,15 +61,18 @@ class OrderQueue:
         sensors: dict[str, Sensor],
         find_stored: Callable[[object], StoredHomogenizer],
         read_labels: Callable[[object], Sequence[tuple[int, int]]],
+        wait_until_recorded: Callable[[float], None],
     ):
         """find_stored: return the stored homogenizer whose version begins so; raises OrderRefused.
 
-        read_labels: return the labels of a request; raises RecaldError.
+        read_labels: return the labels of a request; raises RecaldError. wait_until_recorded: return when all records
+        are written, after so many seconds at the latest.
         """
         self._orders = orders
         self._sensors = sensors
         self._find_stored = find_stored
         self._read_labels = read_labels
+        self._wait_until_recorded = wait_until_recorded
         self._waiting: queue.SimpleQueue[tuple[Order, Future[dict[str, Any]]]] = queue.SimpleQueue()
 
     def submit(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +95,9 @@ class OrderQueue:
         order = Order(command, name, request.get("peer", Peer()), version, claimed, labels)
         self._waiting.put((order, answer))
         try:
-            return answer.result(ORDER_TIMEOUT_S)
+            carried_out = answer.result(ORDER_TIMEOUT_S)
+            self._wait_until_recorded(RECORD_TIMEOUT_S)
+            return carried_out
         except FutureTimeout:
             if answer.cancel():
                 raise TemporaryError("the daemon is busy, and the order was dropped: try again") from None

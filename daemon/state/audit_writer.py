@@ -19,6 +19,7 @@ from deploy.audit.log import AuditLog
 MAX_PENDING_RECORDS = 10_000  # that wait for a full disk; later ones are dropped and counted
 CHECK_INTERVAL_S = 0.2  # between two checks that the log is still in its place
 RETRY_INTERVAL_S = 1.0  # between two tries while it cannot be written
+WRITE_POLL_S = 0.002  # between two looks whether the records are written
 MAX_ANSWER_S = 2.0  # for a check; a disk that takes longer hangs
 MAX_RECENT_RECORDS = 50  # kept in memory for people to look at
 MIN_KEPT_S = 730 * DAY  # younger records are kept; laws ask for six months and more
@@ -83,6 +84,12 @@ class AuditWriter:
     def pending(self) -> bool:
         """Whether a record is not yet on the disk: a crash now would lose it."""
         return bool(self._pending) or self._dropped > self._reported
+
+    def wait_until_written(self, timeout: float) -> None:
+        """Return when no record is pending, the log cannot be written, or `timeout` s are over; for other threads."""
+        deadline = self._clock() + timeout
+        while self.pending and not self.problem and self._clock() < deadline:
+            time.sleep(WRITE_POLL_S)
 
     def record(self, sensor: str, event: str, details: dict[str, Any]) -> None:
         """Add a record of now; `details` are plain values."""

@@ -37,11 +37,14 @@ class Frames:
 
     def __init__(self) -> None:
         self.done: list[tuple[str, dict[str, Any]]] = []
+        self.waited: list[int] = []  # how many orders were carried out then
         orders: Any = SimpleNamespace(names=lambda: ("rollback", "restore", "labels"), carry_out=self.carry_out)
         sensor: Any = object()
-        self.queue = OrderQueue(
-            orders, {"front": sensor}, self.find_stored, LabelReader(ClassNames(2, ["cat", "dog"])).read
-        )
+        read_labels = LabelReader(ClassNames(2, ["cat", "dog"])).read
+        self.queue = OrderQueue(orders, {"front": sensor}, self.find_stored, read_labels, self.wait_until_recorded)
+
+    def wait_until_recorded(self, timeout: float) -> None:
+        self.waited.append(len(self.done))
 
     def find_stored(self, version: object) -> StoredHomogenizer:
         if version != VERSION[:8]:
@@ -72,6 +75,7 @@ def ask(frames: Frames) -> dict[str, Any]:
 def test_an_order_is_carried_out_and_answered(frames):
     assert ask(frames) == {"said": "factory serves again"}
     assert frames.done == [("rollback", {"by": "ada", "pid": 7, "claimed": "somebody"})]
+    assert frames.waited == [1], "the answer comes when the record is written"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -68,6 +69,23 @@ def test_records_are_written_in_order(writer, disk, registry, background):
     assert events(disk) == ["start", "fit", "swap"]
     assert registry.get_sample_value("recald_audit_records_total") == 3
     assert not writer.problem
+
+
+def test_one_can_wait_for_the_records_but_not_for_a_disk_that_is_full_or_hangs(writer, disk, background):
+    held = threading.Event()
+    background.submit(held.wait)
+    writer.record("front", "swap", {})
+    writer.wait_until_written(0.05)
+    assert writer.pending, "so long and no longer"
+    held.set()
+    writer.wait_until_written(10)
+    assert not writer.pending and events(disk) == ["swap"]
+
+    disk.full, writer._audit = True, None
+    writer.record("front", "rollback", {})
+    begin = time.monotonic()
+    writer.wait_until_written(10)
+    assert writer.problem and time.monotonic() - begin < 5
 
 
 def test_the_newest_records_are_at_hand_also_those_from_before_the_start(disk, background):
