@@ -14,7 +14,7 @@ from daemon.settings import endpoints
 from daemon.settings.endpoints import Endpoint
 from daemon.settings.metrics import MetricsConfig
 from daemon.settings.section import Duration, GivenPath, Section, with_paths_in
-from daemon.settings.values import DAY, HOUR, MINUTE, AlarmRate, alarm_rate_of, sensor_id_of
+from daemon.settings.values import DAY, HOUR, MINUTE, AlarmRate, alarm_rate_of, class_mix_of, sensor_id_of
 from deploy.model.card import Digest
 from deploy.model.document import DocumentError, MisplacedValue, load_document
 
@@ -29,6 +29,7 @@ Alarms = Annotated[AlarmRate, BeforeValidator(alarm_rate_of), PlainSerializer(st
 IpcEndpoint = Annotated[str, AfterValidator(endpoints.check_ipc)]
 BindEndpoint = Annotated[str, AfterValidator(endpoints.check_bind)]
 ConnectEndpoint = Annotated[str, AfterValidator(endpoints.check_connect)]
+ClassMix = Annotated[dict[str, float], BeforeValidator(class_mix_of)]
 SensorId = Annotated[str, AfterValidator(sensor_id_of)]
 # deploy.backends.protocol.BACKENDS and AUTO, without the seconds that importing torch takes
 BackendName = Literal["eager", "onnx", "cuda", "tensorrt", "tensorrt-rtx", "auto"]
@@ -81,6 +82,12 @@ class SensorConfig(Section):
     inverted: bool | None = None
     """`true` where 0 is white, as in DICOM's MONOCHROME1: such frames are turned round before all else. By default as
     the model card says, which is `false` unless it names it.
+    """
+    class_mix: ClassMix | None = None
+    """The share of each class in what this camera shows, where it is known and another than in training, such as
+    `{neutrophil: 0.6, lymphocyte: 0.3, monocyte: 0.1}`; a class that is not named has no share. Classes are named as
+    on the model card, or by number. Fits, drift scores and the judge then expect this mix. It needs clean frames of
+    each of these classes (`recald commission`). By default the mix of the clean frames is expected, else training's.
     """
     max_pixels: int = Field(default=25_000_000, ge=1, le=1 << 26)  # daemon.serving.pixels.MAX_PIXELS
     """Pixels, width times height, that a frame of this camera may have; a larger one is refused before it is

@@ -203,8 +203,9 @@ class Daemon:
         """Prepare drift checks and recalibrations, each with a worker process: a fit must not delay a check."""
         config = self.config
         worker = (config.model.path, self._model.digest, self._model.backend.name, config.state.directory)
-        fit_worker = WorkerClient(*worker, config.model.thread_count, config.fit.device)
-        check_worker = WorkerClient(*worker, threads=1)
+        mixes = self._model.class_mixes
+        fit_worker = WorkerClient(*worker, config.model.thread_count, config.fit.device, mixes)
+        check_worker = WorkerClient(*worker, threads=1, class_mixes=mixes)
         self._workers = {"checks": check_worker, "fits": fit_worker}
         self._job_runner = JobRunner(
             fit_worker,

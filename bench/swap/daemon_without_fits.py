@@ -39,8 +39,8 @@ log = logging.getLogger(f"daemon.{__name__}")  # below "daemon", so that the dae
 class StoredHomogenizers(WorkerClient):
     """Checks drift as any worker does, but answers a fit at once with the next stored homogenizer."""
 
-    def __init__(self, model: Path, digest: str, backend: str, state: Path, threads: int, fit_device: str = "auto"):
-        super().__init__(model, digest, backend, state, threads, fit_device)
+    def __init__(self, model: Path, digest: str, backend: str, state: Path, *arguments: Any, **options: Any):
+        super().__init__(model, digest, backend, state, *arguments, **options)
         self._versions = _stored_versions(state)
 
     def call(

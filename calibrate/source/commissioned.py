@@ -15,6 +15,7 @@ from torch import Tensor
 from calibrate.features.class_statistics import collect_statistics
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.features.taps import Taps
+from calibrate.source.class_mix import CleanClasses, Shares, measure_classes
 from calibrate.source.description import Source, measured_source
 from calibrate.source.spectra import RadialProfile
 from calibrate.validation import FitError, validate_frames
@@ -25,12 +26,24 @@ MIN_CLEAN_FRAMES = 256  # with fewer frames, sampling error hides a mild drift
 class CleanData(NamedTuple):
     """What was measured on clean frames.
 
-    statistics: of the BatchNorm inputs. source: colours and spectrum. frames: number of frames.
+    statistics: of the BatchNorm inputs. source: colours and spectrum. frames: number of frames. classes: statistics of
+    each class, where the classes of the frames are known.
     """
 
     statistics: FeatureStatistics
     source: Source
     frames: int
+    classes: CleanClasses | None = None
+
+    def in_mix(self, shares: Shares) -> CleanData:
+        """Return what frames with these shares of the classes would have shown; their source stays.
+
+        Raises FitError where the classes were not measured.
+        """
+        if self.classes is None:
+            raise FitError("the clean frames were not measured class by class")
+        statistics, frames = self.classes.mixed(shares)
+        return self._replace(statistics=statistics, frames=frames)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the measurements by the names under which a file stores them."""
@@ -38,6 +51,7 @@ class CleanData(NamedTuple):
         layers = {f"mean.{n}": m for n, m in zip(names, means, strict=True)}
         layers |= {f"variance.{n}": v for n, v in zip(names, variances, strict=True)}
         mean, covariance, (density,) = self.source
+        layers |= self.classes.tensors() if self.classes else {}
         return layers | {"source.mean": mean, "source.covariance": covariance, "source.density": density}
 
     @staticmethod
@@ -63,15 +77,18 @@ class CleanData(NamedTuple):
             raise ValueError("not all values are finite")
         means, variances = (tuple(tensors[f"{k}.{n}"] for n in reference.names) for k in ("mean", "variance"))
         source = Source(tensors["source.mean"], tensors["source.covariance"], RadialProfile(density))
-        return CleanData(FeatureStatistics(reference.names, means, variances), source, frames)
+        classes = CleanClasses.of_tensors(tensors, reference)
+        return CleanData(FeatureStatistics(reference.names, means, variances), source, frames, classes)
 
 
-def measure_clean(taps: Taps, frames: Tensor) -> CleanData:
+def measure_clean(taps: Taps, frames: Tensor, labels: Tensor | None = None) -> CleanData:
     """Measure clean frames (N, C, H, W) in normalised input units, N >= MIN_CLEAN_FRAMES.
 
+    labels: (N,) int64, their classes, where they are known: then each class is measured, too.
     Raises FitError for fewer frames, and for frames that are not float, not finite, not normalised or all the same.
     """
     if len(frames) < MIN_CLEAN_FRAMES:
         raise FitError(f"{len(frames)} clean frames are too few to measure: at least {MIN_CLEAN_FRAMES} are needed")
     validate_frames(frames)
-    return CleanData(collect_statistics(taps, frames), measured_source(frames), len(frames))
+    classes = None if labels is None else measure_classes(taps, frames, labels)
+    return CleanData(collect_statistics(taps, frames), measured_source(frames), len(frames), classes)

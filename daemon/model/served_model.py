@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from calibrate.features.taps import tap
+from calibrate.source.class_mix import Shares
 from daemon.config import Config
+from daemon.model.class_mix import resolve_class_mixes
+from daemon.model.labels import ClassNames
 from daemon.model.preprocess import Preprocessor
 from daemon.systemd_notify import Notifier, extending_timeout
 from deploy.backends.engine_cache import ModelCache
@@ -28,7 +32,7 @@ class ServedModel:
     """Φ with the runner that serves it.
 
     `backend` is the requested one. `served_by` names the backend of `runner`: a stand-in, until the requested one has
-    built its engine.
+    built its engine. `class_mixes` are the shares of the classes, for the sensors that state them.
     """
 
     frozen: FrozenModel
@@ -36,6 +40,7 @@ class ServedModel:
     runner: Runner
     preprocessor: Preprocessor
     served_by: str
+    class_mixes: Mapping[str, Shares] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -66,6 +71,15 @@ class ServedModel:
         return replace(self, runner=runner, served_by=self.backend.name)
 
 
+def load_class_mixes(config: Config, frozen: FrozenModel) -> dict[str, Shares]:
+    """Return the shares of the classes, for the sensors that state them, from what was measured on clean frames.
+
+    Raises ModelError for clean frames that cannot be used, ConfigError for shares of classes that were not measured.
+    """
+    clean = load_clean_data(frozen, tap(frozen.module))
+    return resolve_class_mixes(config.sensors, ClassNames(frozen.class_count, frozen.card.classes), clean)
+
+
 class CachedEngineError(ModelError):
     """What the cache held is as it was written, and yet does not load or computes something else. It is gone now."""
 
@@ -79,7 +93,7 @@ def open_model(config: Config, notifier: Notifier) -> ServedModel:
     backend = open_backend(config.model.backend)
     notifier.status("loading the frozen model")
     frozen = load_frozen(config.model.path, config.model.sha256)
-    load_clean_data(frozen, tap(frozen.module))  # so that its errors show at the start, not at the first drift
+    load_class_mixes(config, frozen)  # so that errors of the clean frames show at the start, not at the first drift
     try:
         return _open(config, backend, frozen, notifier)
     except CachedEngineError as error:
@@ -119,7 +133,8 @@ def _open_with(
                 raise
             cache.discard()
             raise CachedEngineError(str(error)) from error
-    return ServedModel(frozen, requested, runner, Preprocessor(frozen.card), serving.name)
+    mixes = load_class_mixes(config, frozen)
+    return ServedModel(frozen, requested, runner, Preprocessor(frozen.card), serving.name, mixes)
 
 
 def _cache(config: Config, backend: Backend, frozen: FrozenModel) -> ModelCache:

@@ -15,9 +15,8 @@ from pathlib import Path
 import torch
 import zmq
 
-from calibrate.features.taps import tap
 from daemon.config import Config, ConfigError
-from daemon.model.served_model import open_runner
+from daemon.model.served_model import load_class_mixes, open_runner
 from daemon.operator.control import NoAnswerError, ask, explain_taken
 from daemon.operator.memory import WARNING_SHARE, MemoryNeed, describe_need
 from daemon.operator.peer import user_name
@@ -32,7 +31,6 @@ from daemon.worker.machine_memory import total_memory
 from daemon.worker.memory import MIB
 from daemon.zmq_sockets import check_bindable
 from deploy.backends.protocol import BackendUnavailable, open_backend
-from deploy.model.commissioned import load_clean_data
 from deploy.model.frozen import FrozenModel, load_frozen
 from deploy.model.precision import to_precision
 from deploy.model.program import ModelError
@@ -54,13 +52,13 @@ def check_fit_device(config: Config) -> str:
 
 
 def check_model(config: Config) -> str:
-    """Load the model and its clean data; compile it and compare it, where the backend does that in seconds.
+    """Load the model, its clean data and the mixes of classes; compile and compare it, where that takes seconds.
 
-    Raises ModelError or DocumentError.
+    Raises ModelError, DocumentError or ConfigError.
     """
     frozen = load_frozen(config.model.path, config.model.sha256)
-    commissioned = load_clean_data(frozen, tap(frozen.module)) is not None
-    clean = ", commissioned" if commissioned else ""
+    load_class_mixes(config, frozen)
+    clean = ", commissioned" if frozen.card.commissioned else ""
     return f"{frozen.path}, SHA-256 {short_version(frozen.digest)}, as its card says{clean}{_compiled(config, frozen)}"
 
 

@@ -9,6 +9,7 @@ from daemon import UNKNOWN_SENSOR
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0  # s
 SECONDS_BY_UNIT = {"ms": 1e-3, "s": 1.0, "m": MINUTE, "h": HOUR, "d": DAY}
+MAX_SHARE_ERROR = 0.02  # of a sum of shares: people round them
 MIN_ALARM_INTERVAL_S = MINUTE  # between false alarms: more often, alarms mean nothing
 
 
@@ -52,6 +53,21 @@ def alarm_rate_of(value: object) -> AlarmRate:
     if rate.interval < MIN_ALARM_INTERVAL_S:
         raise ValueError(f"{rate} is more than one alarm a minute: write a lower rate, such as 1 per 90d")
     return rate
+
+
+def class_mix_of(value: object) -> dict[str, float]:
+    """Return the share of each class, by its name or number as text; they add up to 1. Raises ValueError."""
+    if not isinstance(value, dict) or not value:
+        raise ValueError("expected a share for each class, such as {cat: 0.7, dog: 0.3}")
+    shares: dict[str, float] = {}
+    for name, share in value.items():
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ValueError(f"the share of {str(name)[:40]!r} must be a number from 0 to 1")
+        shares[str(name)] = float(share)
+    total = sum(shares.values())
+    if abs(total - 1) > MAX_SHARE_ERROR:
+        raise ValueError(f"the shares add up to {total:.3g}: they must add up to 1")
+    return {name: share / total for name, share in shares.items()}
 
 
 def sensor_id_of(name: str) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import SO_SNDTIMEO, SOL_SOCKET, socketpair
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -46,13 +48,22 @@ class WorkerClient:
     """One worker process, which the first job starts. One job at a time; `close` may come from any thread.
 
     digest: SHA-256 of the model that the daemon serves; the worker refuses a file that was exchanged since.
+    class_mixes: shares of the classes by their numbers, for the sensors for which they are stated.
     """
 
     def __init__(
-        self, model: Path, digest: str, backend: str, state: Path, threads: int, fit_device: str = DEFAULT_FIT_DEVICE
+        self,
+        model: Path,
+        digest: str,
+        backend: str,
+        state: Path,
+        threads: int,
+        fit_device: str = DEFAULT_FIT_DEVICE,
+        class_mixes: Mapping[str, Mapping[int, float]] = MappingProxyType({}),
     ):
         self._arguments = ["--model", model, "--sha256", digest, "--backend", backend, "--state", state]
         self._arguments += ["--threads", threads, "--fit-device", fit_device]
+        self._arguments += ["--class-mixes", json.dumps(dict(class_mixes))]
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._closing = threading.Event()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -10,10 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from calibrate.baseline.frames import FrameStatistics
-from calibrate.features.taps import Taps, tap
+from calibrate.features.taps import tap
 from calibrate.judge import Evidence, objection_to
 from calibrate.scoring.scorer import Measurement, Scorer
+from calibrate.source.class_mix import Shares
+from calibrate.source.commissioned import CleanData
 from calibrate.source.description import Limits
+from calibrate.validation import FitError
 from daemon import __version__
 from daemon.model.preprocess import Preprocessor
 from daemon.worker.baselines import Baselines
@@ -36,8 +42,18 @@ MAX_LOADED_HOMOGENIZERS = 64  # in memory, each some hundred kB
 class WorkerContext:
     """One frozen model and everything known about it."""
 
-    def __init__(self, frozen: FrozenModel, backend: str, store: ArtefactStore, fit_device: str = AUTO):
-        """Raises ModelError for commissioned statistics that cannot be used. fit_device: as in the configuration."""
+    def __init__(
+        self,
+        frozen: FrozenModel,
+        backend: str,
+        store: ArtefactStore,
+        fit_device: str = AUTO,
+        class_mixes: Mapping[str, Shares] = MappingProxyType({}),
+    ):
+        """Raises ModelError for commissioned statistics that cannot be used, FitError for a mix that was not measured.
+
+        fit_device: as in the configuration. class_mixes: of the sensors for which a mix of classes is stated.
+        """
         self.fit_device = fit_device
         self.frozen = frozen
         self.backend = load_backend(backend)
@@ -45,9 +61,11 @@ class WorkerContext:
         self.archive = DossierArchive(store.root)
         self.limits = Limits.of(frozen.card.normalisation.mean, frozen.card.normalisation.std)
         taps = tap(frozen.module)
-        self.commissioned = load_clean_data(frozen, taps)
+        clean = load_clean_data(frozen, taps)
         self.estimator = load_estimator(frozen)
-        self.scorer = Scorer.of(taps, frozen.card.input.shape, self.limits, self.commissioned, frozen.output)
+        self._class_mixes = class_mixes
+        self.scorer = Scorer.of(taps, frozen.card.input.shape, self.limits, clean, frozen.output)
+        self._scorers = {s: replace(self.scorer, clean=_in_mix(clean, mix)) for s, mix in class_mixes.items()}
         reading = f"{frozen.card.input!r} {frozen.card.normalisation!r}"
         kept = BaselineStore(store.root, frozen.digest, reading, (FACTORY, PICTURES_KEY))
         self.pictures = PictureWatch(kept, load_pictures(frozen))
@@ -57,7 +75,11 @@ class WorkerContext:
             classes=frozen.class_count or 0,
             commissioned=load_baseline(frozen, taps),
         )
-        self.provenance = self._provenance(taps)
+        self.versions = {
+            "recald": __version__,
+            "torch": str(torch.__version__),
+            "backend": self.backend.version(),
+        }
         self._normalise = Preprocessor(frozen.card).normalise
         self._homogenizers: dict[str, nn.Module] = {}  # by version
 
@@ -69,6 +91,10 @@ class WorkerContext:
         """Return the statistics of single frames that baselines are learned from and compared with."""
         return FrameStatistics.of(measured.moments, measured.logits, self.scorer.taps.reference)
 
+    def scorer_of(self, sensor: str) -> Scorer:
+        """Return what scores the frames of a sensor: against the mix of classes that is stated for it."""
+        return self._scorers.get(sensor, self.scorer)
+
     def homogenizer(self, version: str) -> nn.Module | None:
         """Return the stored homogenizer, read once; None for the factory homogenizer. Raises StoreError."""
         if version == FACTORY:
@@ -79,21 +105,24 @@ class WorkerContext:
             self._homogenizers[version] = self.store.get(version, self.frozen.digest).homogenizer
         return self._homogenizers[version]
 
-    def _provenance(self, taps: Taps) -> dict[str, Any]:
-        """Return what every dossier says about the model, the reference and the software, by the dossier's keys."""
-        commissioned = self.commissioned
-        source, statistics = ("commissioned", commissioned.statistics) if commissioned else ("shipped", taps.reference)
+    def provenance(self, sensor: str) -> dict[str, Any]:
+        """Return what the dossiers of a sensor say of the model, the reference and the software, by their keys."""
+        clean, taps = self.scorer_of(sensor).clean, self.scorer.taps
+        source, statistics = ("commissioned", clean.statistics) if clean else ("shipped", taps.reference)
+        mix = {str(number): share for number, share in self._class_mixes.get(sensor, {}).items()}
         return {
             "model": self.frozen.digest,
-            "reference": {"source": source, "digest": digest_statistics(statistics)},
+            "reference": {"source": source, "digest": digest_statistics(statistics), "class_mix": mix},
             "normalisation": self.frozen.card.normalisation,
             "layers": list(taps.names),
-            "versions": {
-                "recald": __version__,
-                "torch": str(torch.__version__),
-                "backend": self.backend.version(),
-            },
+            "versions": self.versions,
         }
+
+
+def _in_mix(clean: CleanData | None, mix: Shares) -> CleanData:
+    if clean is None:
+        raise FitError("a mix of classes is stated, and no clean frames were measured")
+    return clean.in_mix(mix)
 
 
 def clean_band(evidence: Evidence, band: float) -> float:

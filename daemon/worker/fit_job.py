@@ -65,10 +65,11 @@ class FitJob:
     def __init__(self, context: WorkerContext, job: dict[str, Any], images: np.ndarray, send: Send):
         self._context, self._job, self._send = context, job, send
         self._images = images
-        self._fitter = Fitter(context, images, lambda ratio: send({"stage": "fitting", "ratio": ratio}))
+        self._scorer = context.scorer_of(job["sensor"])
+        self._fitter = Fitter(context, job["sensor"], images, lambda ratio: send({"stage": "fitting", "ratio": ratio}))
         self._parts = split_frames(len(images))
         self._held_out_images = images if job["recall"] else images[self._parts.held_out.numpy()]
-        self._dossier = DossierBuilder(job, context.provenance)
+        self._dossier = DossierBuilder(job, context.provenance(job["sensor"]))
         self._dossier.add_held_out(self._held_out_images)
 
     def run(self) -> dict[str, Any]:
@@ -90,7 +91,7 @@ class FitJob:
         context, band, recall = self._context, self._job["band"], self._job["recall"]
         held_out = context.frames(self._held_out_images)
         active = context.homogenizer(self._job["active"])
-        against = collect_champions(context.scorer, active, held_out)
+        against = collect_champions(self._scorer, active, held_out)
         self._dossier.add_champions(against)
         if needs_no_fit(against, band) and not recall:
             return _answer(Result.UNNEEDED, "the frames as served are within the clean band")
@@ -116,7 +117,7 @@ class FitJob:
                 continue
             if artefact.compiled is None or not same_backend_version(context.backend, artefact.manifest):
                 continue  # its compiled form may not run here; a fit is more certain
-            evidence = collect_evidence(context.scorer, artefact.homogenizer, held_out)
+            evidence = collect_evidence(self._scorer, artefact.homogenizer, held_out)
             verdict = judge_evidence(evidence, against, clean_band(evidence, self._job["band"]))
             self._dossier.add_recall(version, verdict)
             if verdict.accepted:
@@ -154,7 +155,7 @@ class FitJob:
 
     def _judge(self, proposal: Proposal, fit: Propose, held_out: Tensor, against: Mapping[str, Evidence]) -> Verdict:
         """Judge by the drift score, and a candidate that passes by a second fit, too."""
-        scorer, band, candidate = self._context.scorer, FIT_BAND_RATIO * self._job["band"], proposal.homogenizer
+        scorer, band, candidate = self._scorer, FIT_BAND_RATIO * self._job["band"], proposal.homogenizer
         evidence = collect_evidence(scorer, candidate, held_out)
         by_score = judge_evidence(evidence, against, band)
         if not by_score.accepted:
@@ -186,7 +187,7 @@ class FitJob:
         Both fits know some of the frames, no champion does. But no fit knows labels, and it fits statistics of the
         whole, so its answers to single frames that it knows are no better than to others.
         """
-        answers = [self._context.scorer.answers(frames, homogenizer) for frames in self._fitter.chunks()]
+        answers = [self._scorer.answers(frames, homogenizer) for frames in self._fitter.chunks()]
         return replace(evidence, answers=torch.cat(answers))
 
     def _compile(self, proposal: Proposal, verdict: Verdict, held_out: Tensor) -> dict[str, Any]:
@@ -220,7 +221,7 @@ class FitJob:
             "seed": job["seed"],
             "frames": {"count": len(self._images), "until": job["until"]},
             "fit": fit | {"seconds": proposal.seconds, "device": proposal.device},
-            "versions": self._context.provenance["versions"],
+            "versions": self._context.versions,
         }
 
     def _store_dossier(self, answer: dict[str, Any]) -> str | None:

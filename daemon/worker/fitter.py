@@ -47,10 +47,14 @@ Propose = Callable[[Tensor, int, Share], Proposal]
 
 
 class Fitter:
-    """Fits to the images (N, h, w, C) of one recalibration. report: called with the progress of all fits, 0 to 1."""
+    """Fits to the images (N, h, w, C) of one recalibration of a sensor.
 
-    def __init__(self, context: WorkerContext, images: np.ndarray, report: Callable[[float], None]):
+    report: called with the progress of all fits, 0 to 1.
+    """
+
+    def __init__(self, context: WorkerContext, sensor: str, images: np.ndarray, report: Callable[[float], None]):
         self._context, self._images, self._report = context, images, report
+        self._clean = context.scorer_of(sensor).clean
 
     def chunks(self) -> Iterator[Tensor]:
         """Yield all frames, CHUNK_FRAMES at most at a time."""
@@ -64,14 +68,13 @@ class Fitter:
     def fit(self, part: Tensor, seed: int, share: Share) -> Proposal:
         """Fit one homogenizer. Raises what `fit_on_device` raises."""
         context, started = self._context, time.perf_counter()
-        commissioned = context.commissioned
         fitted, device = fit_on_device(
             context.fit_device,
             context.backend.name,
             context.frozen.module,
             context.frames(self._images[part.numpy()]),
-            reference=commissioned and commissioned.statistics,
-            source=commissioned and commissioned.source,
+            reference=self._clean and self._clean.statistics,
+            source=self._clean and self._clean.source,
             limits=context.limits,
             seed=seed,
             progress=lambda done, of, _: self._report(share.at(done / of)),

@@ -8,6 +8,7 @@ when the daemon ends.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from calibrate.source.class_mix import Shares
 from daemon.log_limit import log_to_stderr
 from daemon.worker.context import WorkerContext
 from daemon.worker.fit_job import JOB_ERRORS, FitJob, Send, failure
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     with Connection(args.connection) as connection:
         frozen, store = load_frozen(args.model, args.sha256), ArtefactStore(args.state)
-        context = WorkerContext(frozen, args.backend, store, args.fit_device)
+        context = WorkerContext(frozen, args.backend, store, args.fit_device, _class_mixes(args.class_mixes))
         try:
             send_message(connection, {"ready": True})
             serve(context, connection)
@@ -91,7 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--fit-device", required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--class-mixes", type=json.loads, required=True)
     return parser
+
+
+def _class_mixes(mixes: dict[str, dict[str, float]]) -> dict[str, Shares]:
+    return {sensor: {int(number): share for number, share in mix.items()} for sensor, mix in mixes.items()}
 
 
 if __name__ == "__main__":

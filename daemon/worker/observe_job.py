@@ -34,8 +34,9 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
         _forget(context, job["sensor"])
     frames = context.frames(images)
     homogenizer = context.homogenizer(job["active"])
-    raw = context.scorer.measure(frames)
-    served = context.scorer.measure(frames, homogenizer) if homogenizer else raw
+    scorer = context.scorer_of(job["sensor"])
+    raw = scorer.measure(frames)
+    served = scorer.measure(frames, homogenizer) if homogenizer else raw
     return (
         _comparison(context, job, frames, raw, served)
         | _camera(context, job, raw, served)
@@ -48,7 +49,7 @@ def observe(context: WorkerContext, job: dict[str, Any], images: np.ndarray) -> 
             "relearned": job["relearn"],
             "label_shift": served.label_shift,
             "homogenized": served.drift.score,
-            "layers": dict(zip(context.scorer.names, served.drift.layers, strict=True)),
+            "layers": dict(zip(scorer.names, served.drift.layers, strict=True)),
             "proxy": proxies(raw, served, context.estimator),
             "accuracy": _estimates(context, {"raw": raw, "homogenized": served}),
         }
@@ -147,7 +148,7 @@ def _compare(
     """Compare a candidate with every champion, or the previous homogenizer with the active one."""
     version, band, factory, active = job["challenger"], job["band"], Evidence.of(raw), Evidence.of(served)
     homogenizer = context.homogenizer(version)
-    challenger = Evidence.of(context.scorer.measure(frames, homogenizer)) if homogenizer else factory
+    challenger = Evidence.of(context.scorer_of(job["sensor"]).measure(frames, homogenizer)) if homogenizer else factory
     if job["role"] == "previous":
         objection = objection_to(challenger, active, "active")
     elif version == FACTORY:

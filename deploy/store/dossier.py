@@ -24,10 +24,12 @@ class ReferenceRecord(_DossierPart):
     """The reference statistics that were used.
 
     source: shipped in the model, or measured at commissioning. digest: SHA-256 of names, means and variances.
+    class_mix: shares of the classes that the configuration states, by their numbers; {} where it states none.
     """
 
     source: Literal["shipped", "commissioned"]
     digest: Digest
+    class_mix: dict[str, float] = {}
 
 
 class FramesRecord(_DossierPart):

@@ -203,6 +203,29 @@ def test_sample_every_has_bounds(problems):
         assert "sensors.front.sample_every" in problem
 
 
+def test_a_mix_of_classes_adds_up_to_one(load):
+    mix = load(changed(sensors="{front: {class_mix: {cat: 0.61, 1: 0.4}}}")).sensors["front"].class_mix
+    assert mix == pytest.approx({"cat": 0.61 / 1.01, "1": 0.4 / 1.01}) and sum(mix.values()) == pytest.approx(1)
+    assert load(changed(sensors="{front: {}}")).sensors["front"].class_mix is None
+
+
+@pytest.mark.parametrize(
+    ("mix", "said"),
+    [
+        ("{cat: 0.6, dog: 0.3}", "the shares add up to 0.9: they must add up to 1"),
+        ("{}", "expected a share for each class, such as {cat: 0.7, dog: 0.3}"),
+        ("[0.6, 0.4]", "expected a share for each class"),
+        ("{cat: 1.2, dog: -0.2}", "the share of 'cat' must be a number from 0 to 1"),
+        ("{cat: .nan}", "the share of 'cat' must be a number from 0 to 1"),
+        ("{cat: true}", "the share of 'cat' must be a number from 0 to 1"),
+        ("{cat: '1'}", "the share of 'cat' must be a number from 0 to 1"),
+    ],
+)
+def test_a_mix_of_classes_that_makes_no_sense_is_refused(problems, mix, said):
+    (problem,) = problems(changed(sensors=f"{{front: {{class_mix: {mix}}}}}"))
+    assert "sensors.front.class_mix: " in problem and said in problem
+
+
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "a b", "ä", "-x", "x" * 65, "unknown", '""'])
 def test_sensor_ids_that_could_not_be_folders_or_labels_are_refused(problems, name):
     (problem,) = problems(changed(sensors=f"{{{name}: {{}}}}"))

@@ -68,16 +68,18 @@ def commission(model: Path, pictures: Path, count: int, force: bool = False, lab
     estimator = None
     with Console(stderr=True, markup=False, emoji=False).status("measuring clean frames") as progress:
         images, stored = load_images(pictures, at_most=count, convert=conversion(frozen, preprocessor))
+        known = None
         if labels is not None:
             classes = ClassNames(frozen.class_count, frozen.card.classes)
             known = read_picture_labels(labels, pictures, count, stored, classes.number)
-        clean, score = _measure(frozen, torch.from_numpy(preprocessor.normalise(images)))
+        frames = torch.from_numpy(preprocessor.normalise(images))
+        clean, score = _measure(frozen, frames, known)
         if not score <= CLEAN_BAND and not force:
             raise FitError(f"{pictures}: {NOT_CLEAN.format(score)}")
-        if labels is not None:
+        if known is not None:
             scorer = Scorer(tap(frozen.module), output=frozen.output)
             estimator = learn_accuracy(scorer, preprocessor.normalise, images, known, progress.update)
-        baseline = _learn_baseline(frozen, torch.from_numpy(preprocessor.normalise(images)))
+        baseline = _learn_baseline(frozen, frames)
     learned = [part.tensors() for part in (clean, estimator, baseline) if part is not None]
     if baseline is not None and can_be_read(images):
         learned.append(picture_tensors(PictureStatistics.of(torch.from_numpy(to_levels(images)))))
@@ -96,11 +98,18 @@ def conversion(frozen: FrozenModel, preprocessor: Preprocessor) -> Convert:
     return lambda image: preprocessor.to_input_image(values.to_full_range(image))
 
 
-def _measure(frozen: FrozenModel, frames: torch.Tensor) -> tuple[CleanData, float]:
-    """Measure frames (N, C, H, W); also return their drift score by the statistics shipped in the model."""
+def _measure(frozen: FrozenModel, frames: torch.Tensor, known: np.ndarray | None) -> tuple[CleanData, float]:
+    """Measure frames (N, C, H, W); also return their drift score by the statistics shipped in the model.
+
+    known: (N,) classes of the frames. Without them the network's own answers are taken, as the frames are clean.
+    """
     taps, normalisation = tap(frozen.module), frozen.card.normalisation
     limits = Limits.of(normalisation.mean, normalisation.std)
-    return measure_clean(taps, frames), window_score(Scorer.of(taps, frozen.card.input.shape, limits), frames)
+    scorer = Scorer.of(taps, frozen.card.input.shape, limits, output=frozen.output)
+    logits = scorer.logits(frames) if known is None else None
+    labels = None if known is None else torch.from_numpy(known.astype(np.int64))
+    labels = labels if logits is None else logits.argmax(1)
+    return measure_clean(taps, frames, labels), window_score(scorer, frames)
 
 
 def _learn_baseline(frozen: FrozenModel, frames: torch.Tensor) -> Baseline | None:

@@ -16,7 +16,7 @@ import torch
 import yaml
 from drift_check_job import OBSERVE
 from running import recald, recald_here, write_config
-from synthetic import drifted, images, normalised, trained_network
+from synthetic import drifted, images, labelled, normalised, trained_network
 
 import daemon.operator.commissioning.commission
 import deploy.model.commissioned
@@ -25,8 +25,10 @@ from calibrate.scoring.scorer import Scorer
 from calibrate.source.commissioned import MIN_CLEAN_FRAMES, CleanData
 from daemon.cli import main
 from daemon.exit_codes import EX_CONFIG
+from daemon.operator.commissioning.commission import _measure
 from daemon.worker.context import WorkerContext
 from daemon.worker.fit_job import FitJob
+from daemon.worker.fitter import Fitter
 from daemon.worker.observe_job import observe
 from deploy.files import digest_file
 from deploy.model.card import card_path
@@ -51,7 +53,10 @@ def measured(frozen: FrozenModel, pictures: np.ndarray) -> CleanData:
     """Measure the pictures, once for all tests: all models here are the same."""
     key = hashlib.sha256(frozen.digest.encode() + pictures.tobytes()).hexdigest()
     if key not in MEASURED:
-        MEASURED[key] = measure_clean(tap(frozen.module), normalised(pictures))
+        frames = normalised(pictures)
+        with torch.no_grad():
+            answers = frozen.module(frames).argmax(1) if frozen.class_count else None
+        MEASURED[key] = measure_clean(tap(frozen.module), frames, answers)
     return copy.deepcopy(MEASURED[key])
 
 
@@ -193,7 +198,8 @@ def test_measurements_of_another_shape_are_refused(model):
     whole = measured(frozen, images(COUNT, seed=3)).tensors()
     for name, value in whole.items():
         save_clean_data(frozen, whole | {name: torch.cat([value.flatten(), value.flatten()])}, COUNT)
-        with pytest.raises(ModelError, match=f"{name} is missing or of another shape"):
+        other = "class.counts" if name == "class.numbers" else name  # there is a count for each number
+        with pytest.raises(ModelError, match=f"{other} is missing or of another shape"):
             kept(load_frozen(model))
 
 
@@ -266,6 +272,36 @@ def test_the_worker_measures_and_fits_by_it(model, tmp_path, monkeypatch):
     restored = results[0].homogenizer(normalised(images(64, seed=5)))
     true = normalised(drifted(images(64, seed=5)))
     assert (restored - true).abs().mean() < 0.3 * (normalised(images(64, seed=5)) - true).abs().mean()
+
+
+def test_a_sensor_with_a_stated_mix_is_measured_and_fitted_by_it(model, tmp_path):
+    pictures, labels = labelled(600, seed=3)
+    frozen = commission_model(model, pictures)
+    mix = {2: 1.0}
+    worker = WorkerContext(frozen, "eager", ArtefactStore(tmp_path / "state"), class_mixes={"front": mix})
+    shown, classes = labelled(600, seed=5)
+    few = shown[classes == 2][:64]
+    assert observe(worker, OBSERVE | {"sensor": "front"}, few)["raw"] < 0.6
+    assert observe(worker, OBSERVE | {"sensor": "rear"}, few)["raw"] > 1.2
+
+    stated, plain = (worker.scorer_of(sensor).clean for sensor in ("front", "rear"))
+    assert Fitter(worker, "front", few, print)._clean is stated and Fitter(worker, "rear", few, print)._clean is plain
+    front, rear = (worker.provenance(sensor)["reference"] for sensor in ("front", "rear"))
+    assert front["class_mix"] == {"2": 1.0} and rear["class_mix"] == {}
+    assert front["source"] == rear["source"] == "commissioned" and front["digest"] != rear["digest"]
+
+
+def test_labels_that_are_given_name_the_classes(model, tmp_path):
+    """Without them the network's own answers do."""
+    pictures, _ = labelled(400, seed=3)
+    given = np.arange(400) % 2  # not what the network says
+    np.savez(tmp_path / "clean.npz", images=pictures, labels=given)
+    frozen = load_frozen(model)
+    frames = normalised(pictures)
+    assert _measure(frozen, frames, given)[0].classes.statistics.counts.tolist() == [200, 200]
+    own = _measure(frozen, frames, None)[0].classes
+    with torch.no_grad():
+        assert own.statistics.counts.tolist() == frozen.module(frames).argmax(1).bincount().tolist()
 
 
 # ---- the command

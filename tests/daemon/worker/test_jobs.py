@@ -64,7 +64,7 @@ def keep(
     example = torch.zeros(2, *SHAPE)
     compiled = compile_homogenizer(worker.backend, homogenizer, example[:1], worker.store.root)
     manifest = {"sensor": sensor, "model": worker.frozen.digest}
-    manifest |= {"versions": versions or worker.provenance["versions"]}
+    manifest |= {"versions": versions or worker.versions}
     return worker.store.put(homogenizer, manifest, compiled, worker.backend.name)
 
 
@@ -111,7 +111,7 @@ def test_a_stored_homogenizer_is_brought_back_unjudged_and_compiled_where_it_mus
 
 def test_a_compiled_form_of_other_weights_is_built_again_before_it_is_brought_back(worker):
     compiled = compile_homogenizer(worker.backend, with_bias(0.0), torch.zeros(1, *SHAPE), worker.store.root)
-    manifest = {"model": worker.frozen.digest, "sensor": "rear", "versions": worker.provenance["versions"]}
+    manifest = {"model": worker.frozen.digest, "sensor": "rear", "versions": worker.versions}
     version = worker.store.put(with_bias(0.625), manifest, compiled, "eager")
     restore_stored(worker, {"restore": version})
     artefact = worker.store.get(version, worker.frozen.digest)
