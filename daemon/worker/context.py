@@ -39,6 +39,7 @@ class WorkerContext:
     def __init__(self, frozen: FrozenModel, backend: str, store: ArtefactStore, fit_device: str = AUTO):
         """Raises ModelError for commissioned statistics that cannot be used. fit_device: as in the configuration."""
         self.fit_device = fit_device
+        self.faults: list[str] = []  # handled since the last answer: labels of recald_handled_faults_total
         self.frozen = frozen
         self.backend = load_backend(backend)
         self.store = store
@@ -50,12 +51,13 @@ class WorkerContext:
         self.scorer = Scorer.of(taps, frozen.card.input.shape, self.limits, self.commissioned, frozen.output)
         reading = f"{frozen.card.input!r} {frozen.card.normalisation!r}"
         kept = BaselineStore(store.root, frozen.digest, reading, (FACTORY, PICTURES_KEY))
-        self.pictures = PictureWatch(kept, load_pictures(frozen))
+        self.pictures = PictureWatch(kept, load_pictures(frozen), self.faults.append)
         self.baselines = Baselines(
             kept,
             channels=sum(map(len, taps.reference.means)),
             classes=frozen.class_count or 0,
             commissioned=load_baseline(frozen, taps),
+            on_fault=self.faults.append,
         )
         self.provenance = self._provenance(taps)
         self._normalise = Preprocessor(frozen.card).normalise

@@ -46,7 +46,7 @@ class Scene:
             digest="d" * 64,
             preprocessor=preprocessor,
             classes=["a", "b", "c", "d"],
-            frozen=SimpleNamespace(output=kind),
+            frozen=SimpleNamespace(output=kind, class_count=None if kind == "none" else 4),
         )
         publisher: Any = SimpleNamespace(send=lambda name, header, output: self.published.append(header))
         self.serving = FrameServer(model, publisher, Metrics(self.registry))
