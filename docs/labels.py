@@ -52,7 +52,7 @@ SAMPLE_REASONS = {
 }
 
 FAULTY_PARTS = {
-    "learning": "From a window of healthy frames nothing was learned.",
+    "learning": "From a window of healthy frames nothing was learned: a fault, or a camera that stands still.",
     "keeping": "What was learned of healthy frames could not be written to the disk, read or removed.",
     "read_outs": "What happened to the camera was not read out of its pictures.",
     "page_frame": "The newest frame was not shown on the page.",
