@@ -17,6 +17,7 @@ from daemon.config import RecalibrateConfig, load_config
 from daemon.frames.reservoir import Reservoir
 from daemon.metrics import Metrics
 from daemon.monitoring.exporter import Exporter, digest_of
+from daemon.monitoring.gpu_state import GpuState
 from daemon.recalibration.decisions import WAIT_REASONS
 from daemon.recalibration.holds import HOLDERS
 from daemon.recalibration.sensor import Sensor
@@ -59,13 +60,13 @@ class Scene:
         path = InferencePath(runner)
         return Sensor(name, path, Reservoir(144, window=16), DriftDetector(1.6, 10.0), machine)
 
-    def open(self) -> Exporter:
+    def open(self, *gpu_sources: Any) -> Exporter:
         backend = SimpleNamespace(name="eager")
         frozen = SimpleNamespace(card=self._card, class_count=self.class_count)
         model: Any = SimpleNamespace(backend=backend, frozen=frozen, classes=["cat", "dog", "owl"])
         sensors, background, audit = {"front": self.sensor}, self.background, self.audit
         metrics, clock = Metrics(self.registry), lambda: self.now
-        return Exporter(metrics, self.config, model, sensors, self.store, audit, background, {}, clock, ())  # type: ignore[arg-type]
+        return Exporter(metrics, self.config, model, sensors, self.store, audit, background, {}, clock, gpu_sources)  # type: ignore[arg-type]
 
     def value(self, name: str, **labels: str) -> float:
         found = self.registry.get_sample_value(f"recald_{name}", labels)
@@ -127,6 +128,18 @@ def flags(scene: Scene, name: str, label: str) -> dict[str, float]:
     """The series of a metric of the sensor, by the label beside it."""
     (family,) = (f for f in scene.registry.collect() if f.name == f"recald_{name}")
     return {sample.labels[label]: sample.value for sample in family.samples if sample.labels["sensor"] == "front"}
+
+
+def test_the_gpu_is_exported_with_the_rest(scene):
+    source = SimpleNamespace(read=lambda: {"0": GpuState(temperature=71.0)}, close=lambda: None)
+    exporter = scene.open(lambda: source)
+    deadline = time.monotonic() + 10
+    while exporter._gpu._answer is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    exporter.update()
+    assert scene.value("gpu_temperature_celsius", gpu="0") == 71
+    exporter.close()
+    assert not exporter._gpu._thread.is_alive()
 
 
 def test_all_who_hold_a_sensor_are_exported(scene):

@@ -265,6 +265,23 @@ def test_a_fault_in_what_a_check_does_beside_costs_no_score(worker, monkeypatch,
     assert concluded(worker, {"raw": 1.0})["faults"] == [counted]
 
 
+def test_what_a_recalibration_does_without_is_a_fault(worker, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise StoreError("damaged")
+
+    def fill_disk(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    keep(worker, with_bias(0.125))
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.store, "get", refuse)
+        assert recalled(worker, images(128, seed=6))["result"] == "unknown"
+    assert set(concluded(worker, {})["faults"]) == {"recall"}
+    monkeypatch.setattr("daemon.worker.fit_job.encode_examples", fill_disk)
+    recalled(worker, images(128, seed=6), recall=False)
+    assert concluded(worker, {})["faults"] == ["dossier"]
+
+
 def test_faults_are_told_once_with_the_answer_that_follows(worker):
     worker.faults += ["keeping", "keeping"]
     assert concluded(worker, {"raw": 1.0}) == {"done": True, "raw": 1.0, "faults": ["keeping", "keeping"]}
