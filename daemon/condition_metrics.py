@@ -54,6 +54,11 @@ class ConditionMetrics:
             "End of the certificate of the metrics port, seconds since 1970 (UTC). NaN where it speaks plain HTTP.",
             **common,
         )
+        self._add_workers(common)
+        self._add_gpu(common)
+        self._add_sensor_conditions(common)
+
+    def _add_workers(self, common: dict[str, Any]) -> None:
         self.worker_starts = Counter(
             "worker_starts_total",
             "Processes that were started, by what they do. Each fit has one of its own; more than one for the checks "
@@ -64,7 +69,41 @@ class ConditionMetrics:
         self.worker_resident_bytes = Gauge(
             "worker_resident_bytes", "Resident memory of the process; 0 while none runs.", ("worker",), **common
         )
-        self._add_sensor_conditions(common)
+        self.worker_cpu_seconds = Counter(
+            "worker_cpu_seconds_total",
+            "Processor time, user and system, of all processes that a worker has had since the start of recald.",
+            ("worker",),
+            **common,
+        )
+
+    def _add_gpu(self, common: dict[str, Any]) -> None:
+        self.gpu_utilization_ratio = Gauge(
+            "gpu_utilization_ratio",
+            "Share of the time in which the GPU computed, for whatever process. No series without a GPU that tells it.",
+            ("gpu",),
+            **common,
+        )
+        self.gpu_memory_used_bytes = Gauge(
+            "gpu_memory_used_bytes",
+            "Memory of the GPU that is taken, by all processes. No series on a Jetson: its GPU shares the memory.",
+            ("gpu",),
+            **common,
+        )
+        self.gpu_memory_total_bytes = Gauge(
+            "gpu_memory_total_bytes",
+            "Memory that the GPU has. No series on a Jetson: its GPU shares the memory of the device.",
+            ("gpu",),
+            **common,
+        )
+        self.gpu_temperature_celsius = Gauge(
+            "gpu_temperature_celsius", "Temperature of the GPU's chip, in degrees Celsius.", ("gpu",), **common
+        )
+        self.gpu_throttled = Gauge(
+            "gpu_throttled",
+            "1 while the GPU runs slower than it could, by reason, else 0. No series where no driver tells it.",
+            ("gpu", "reason"),
+            **common,
+        )
 
     def _add_sensor_conditions(self, common: dict[str, Any]) -> None:
         self.camera_silence_seconds = Gauge(
@@ -86,6 +125,18 @@ class ConditionMetrics:
             "homogenizer_age_seconds",
             "Seconds since what serves came to serve, before a restart, too.",
             ("sensor",),
+            **common,
+        )
+        self.swaps_held = Gauge(
+            "swaps_held",
+            "1 while no new homogenizer may serve, by who holds it, else 0; the way back stays open.",
+            ("sensor", "by"),
+            **common,
+        )
+        self.calibration_waits = Gauge(
+            "calibration_waits",
+            "1 while a recalibration that is wanted does not go on, by what it waits for, else 0.",
+            ("sensor", "reason"),
             **common,
         )
         self.budget_left = Gauge(

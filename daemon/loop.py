@@ -155,7 +155,7 @@ class Daemon:
         remove_orphans(self._store)
         prune_cache(self._store.root)
         self._background = SupervisedExecutor(self._supervision, thread_name_prefix="background")
-        self._state_writer = StateWriter(self._store, self._model.digest, self._background)
+        self._state_writer = StateWriter(self._store, self._model.digest, self._background, self.metrics.count_fault)
         self._audit_writer = AuditWriter(self._open_audit, self._background, self.metrics, self._claim.check)
         self._closing.callback(self._audit_writer.close)
         self._closing.callback(self._background.shutdown, wait=True)
@@ -203,9 +203,9 @@ class Daemon:
         """Prepare drift checks and recalibrations, each with a worker process: a fit must not delay a check."""
         config = self.config
         worker = (config.model.path, self._model.digest, self._model.backend.name, config.state.directory)
-        mixes = self._model.class_mixes
-        fit_worker = WorkerClient(*worker, config.model.thread_count, config.fit.device, mixes)
-        check_worker = WorkerClient(*worker, threads=1, class_mixes=mixes)
+        start = partial(WorkerClient, *worker, class_mixes=self._model.class_mixes, on_fault=self.metrics.count_fault)
+        fit_worker = start(threads=config.model.thread_count, fit_device=config.fit.device)
+        check_worker = start(threads=1)
         self._workers = {"checks": check_worker, "fits": fit_worker}
         self._job_runner = JobRunner(
             fit_worker,
@@ -249,6 +249,7 @@ class Daemon:
         """Export and record what serves from this start on."""
         watched = (self._model, self.sensors, self._store, self._audit_writer, self._background, self._workers)
         self._exporter = Exporter(self.metrics, self.config, *watched, self._clock)
+        self._closing.callback(self._exporter.close)
         self.metrics.set_model(self._model.digest, self._model.served_by)
         details = start_details(self.config, self._model, self._envelope, self.sensors)
         self._audit_writer.record("", "start", details)
@@ -279,7 +280,7 @@ class Daemon:
             context, self.config.input, self.config.sensors, self.metrics, self._decoders.put, self._refusals.add, watch
         )
         self._closing.callback(self._intake.close)
-        control = ControlServer(context, self.config.control.endpoint, self._answer)
+        control = ControlServer(context, self.config.control.endpoint, self._answer, self.metrics.count_fault)
         self._closing.callback(control.close)
         self._update_port(self._clock())
         self._port.open()

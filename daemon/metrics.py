@@ -24,6 +24,7 @@ class Metrics(ConditionMetrics):
         common: dict[str, Any] = {"namespace": "recald", "registry": registry}
         self._add_identities(common)
         self._add_frames(common)
+        self._add_predicted(common)
         self._add_durations(common)
         self._add_drift(common)
         self._add_camera(common)
@@ -52,6 +53,13 @@ class Metrics(ConditionMetrics):
             "thread_faults_total",
             "Unexpected exceptions in a thread, by thread. One that ends a thread ends the daemon with exit code 70.",
             ("thread",),
+            **common,
+        )
+        self.handled_faults = Counter(
+            "handled_faults_total",
+            "Faults that recald handled and went on, by the part that did without: each is in the log. What other "
+            "counters tell is not in here.",
+            ("part",),
             **common,
         )
         self.homogenizer_info = Gauge(
@@ -118,6 +126,15 @@ class Metrics(ConditionMetrics):
             "last_frame_timestamp_seconds",
             "Acquisition time of the newest accepted frame, seconds since 1970 (UTC). Old: the camera has stopped.",
             ("sensor",),
+            **common,
+        )
+
+    def _add_predicted(self, common: dict[str, Any]) -> None:
+        self.predicted_frames = Counter(
+            "predicted_frames_total",
+            "Frames by the class that the model named, as served. At most 64 labels of a sensor: the rest is `other`. "
+            "No series for a network that is no classifier.",
+            ("sensor", "label"),
             **common,
         )
 
@@ -290,6 +307,10 @@ class Metrics(ConditionMetrics):
             ("sensor", "bound"),
             **common,
         )
+
+    def count_fault(self, part: str) -> None:
+        """Count a fault that was handled. part: a label of recald_handled_faults_total. Any thread may call it."""
+        self.handled_faults.labels(part).inc()
 
     def count_fit(self, sensor: str, result: str) -> None:
         """Count a recalibration that has ended. result: a label of recald_fits_total."""

@@ -51,6 +51,35 @@ SAMPLE_REASONS = {
     "duplicate": "The same scene as the last kept frame, less than 1 s after it.",
 }
 
+FAULTY_PARTS = {
+    "learning": "From a window of healthy frames nothing was learned: a fault, or a camera that stands still.",
+    "keeping": "What was learned of healthy frames could not be written to the disk, read or removed.",
+    "read_outs": "What happened to the camera was not read out of its pictures.",
+    "page_frame": "The newest frame was not shown on the page.",
+    "comparison": "A candidate, or the homogenizer before, was not compared: its file cannot be read.",
+    "recall": "An earlier homogenizer was not tried: its file cannot be read.",
+    "dossier": "The dossier of a recalibration was not stored.",
+    "state": "What serves, or was withdrawn, was not written for the next start. Each try counts, one a second.",
+    "control": "A command or an order broke; its answer says so.",
+    "gpu": "The GPU did not tell its state. It is asked again after a minute.",
+}
+
+WAITS = {
+    "approval": "The candidate waits for `recald approve` or `recald reject`.",
+    "hold": "The candidate is to serve, and `recald_swaps_held` says who holds it.",
+    "turn": "All frames are collected, and the fit waits for another one to end.",
+    "classes": "Few classes are in view, and the model is sure of them.",
+    "budget": "The fits or swaps of the last 24 hours are used up.",
+    "back_off": "The alarm lasts, and the time after a try that led to nothing is not over.",
+}
+
+HOLDERS_MEANING = {
+    "audit": "The audit log cannot be written.",
+    "start": "recald has just started, and has not yet read whether an operator holds it.",
+    "operator": "`recald hold`; also after damage to the audit log, which may have had such an order in it.",
+    "camera": "`hold` in the header of the newest frame.",
+}
+
 ROLLBACK_REASONS = {
     "regress": "On probation the homogenizer before was better, twice in a row.",
     "latency": "On probation a frame took more than twice as long as expected, and 2 ms more.",
@@ -141,6 +170,14 @@ LABEL_VALUES: dict[tuple[str, str], dict[str, str]] = {
     ("recald_fits_total", "result"): {result.value: RESULTS[result] for result in FIT_RESULTS},
     ("recald_swaps_total", "result"): {"committed": "It serves."} | {r.value: RESULTS[r] for r in SWAP_RESULTS},
     ("recald_rollbacks_total", "reason"): ROLLBACK_REASONS,
+    ("recald_swaps_held", "by"): HOLDERS_MEANING,
+    ("recald_calibration_waits", "reason"): WAITS,
+    ("recald_handled_faults_total", "part"): FAULTY_PARTS,
+    ("recald_gpu_throttled", "reason"): {
+        "heat": "It is too hot.",
+        "power": "It would take more power, or current, than it is allowed to. Usual for a card at full load.",
+        "unknown": "Heat or power; the driver does not say which.",
+    },
     ("recald_budget_left", "kind"): {
         "fits": "Of `recalibrate.fits_a_day`.",
         "swaps": "Of `recalibrate.swaps_a_day`.",

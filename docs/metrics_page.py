@@ -22,13 +22,19 @@ def metrics() -> str:
         "A counter only rises until a restart. A histogram has the series `_bucket`, `_sum` and `_count`. The label "
         "`sensor` is the id of the camera; frames that name no configured sensor count under `unknown`. Counters and "
         "histograms begin at 0 with all values of their labels that are known. [Watch recald](monitoring.md) has alert "
-        "rules and a dashboard. Beside these the endpoint has the metrics of the Python process, `python_` and "
-        "`process_`.",
+        "rules and a dashboard. Beside these the endpoint has the metrics of the daemon's own process, `process_` "
+        "(`process_cpu_seconds_total`, `process_resident_memory_bytes` ...) and `python_`.",
+        "`recald_gpu_` comes from NVIDIA's driver where the extra `gpu` is installed (`pip install '.[gpu]'`), and on "
+        "a Jetson from `/sys`. A thread of its own asks every 5 s; after 20 s without an answer the series are gone "
+        "until the driver answers again. `gpu` is the driver's number of the card, at most 8 of them.",
+        "The histograms are classic ones: the client library for Python has no native histograms to offer.",
         table(("metric", "type", "labels", "unit", "meaning"), map(_metric_row, families)),
         "## Values of the labels",
         *_label_tables(),
-        "The labels `sensor`, `version`, `torch`, `backend`, `digest` and `layer` are open: ids, versions, names. At "
-        "most 64 layers are exported.",
+        "The labels `sensor`, `version`, `torch`, `backend`, `digest`, `layer`, `label` and `gpu` are open: ids, "
+        "versions, names. At most 64 layers are exported. `label` is the name of a class on the model's card, else its "
+        "number; two classes of one name have the number behind it. Of more than 64 classes the first 63 have a series "
+        "each.",
         "## Buckets",
         table(
             ("histogram", "upper bounds, s"),
@@ -57,6 +63,8 @@ def _full_name(metric: Any) -> str:
 def _unit(name: str) -> str:
     units = {
         "_timestamp_seconds": "s since 1970",
+        "_cpu_seconds_total": "s",
+        "_celsius": "°C",
         "_seconds": "s",
         "_bytes": "bytes",
         "_ratio": "0 to 1",

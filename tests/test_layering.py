@@ -63,6 +63,7 @@ OPTIONAL = {
     "tensorrt_rtx": {"deploy/backends/gpu/"},
     "torch_tensorrt": {"deploy/backends/gpu/"},
     "imagezmq": {"bench/intake/"},
+    "pynvml": {"daemon/monitoring/gpu_nvml.py"},
     "river": {"bench/drift/"},
 }
 PRIVATE_TO_DAEMON = {"zmq", "prometheus_client", "cv2", "rich"}

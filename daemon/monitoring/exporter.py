@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import NamedTuple
 
@@ -16,10 +16,14 @@ from daemon.config import Config
 from daemon.metrics import Metrics
 from daemon.model.served_model import ServedModel
 from daemon.monitoring.free_space import FreeSpace
+from daemon.monitoring.gpu import GPU_SOURCES, GpuWatch, OpenSource
 from daemon.monitoring.series import open_series
 from daemon.monitoring.worker_processes import StartedProcess, WorkerProcesses
+from daemon.recalibration.decisions import WAIT_REASONS
+from daemon.recalibration.holds import HOLDERS, holds
 from daemon.recalibration.restore import serving_since
 from daemon.recalibration.sensor import Sensor
+from daemon.serving.predicted_labels import PredictedLabels
 from daemon.state.audit_writer import AuditWriter
 from daemon.state.restart import MIN_VALID_TIME_S
 from deploy.store.artefacts import ArtefactStore
@@ -46,6 +50,7 @@ class Exporter:
         background: Executor,
         workers: Mapping[str, StartedProcess],
         clock: Callable[[], float] = time.monotonic,
+        gpu_sources: Sequence[OpenSource] = GPU_SOURCES,
     ):
         """Export what is in force from this start on. store: knows since when a homogenizer serves."""
         self._metrics = metrics
@@ -54,18 +59,28 @@ class Exporter:
         self._clock = clock
         self._free_space = FreeSpace(store.root, metrics, background)
         self._worker_processes = WorkerProcesses(metrics, workers)
+        self._gpu = GpuWatch(metrics, gpu_sources, clock)
         now = clock()
         self._states = {name: Since(sensor.state_machine.state, now) for name, sensor in sensors.items()}
         self._homogenizers = {name: _serving(sensor, store, now) for name, sensor in sensors.items()}
         open_series(metrics, sensors)
+        predicted = PredictedLabels(metrics, model.frozen.class_count, model.classes)
+        for name in sensors:
+            predicted.open(name)
         self._export_start(config, model)
         self.update()
+        self._gpu.start()
+
+    def close(self) -> None:
+        """Stop asking the GPU."""
+        self._gpu.close()
 
     def update(self) -> None:
         """Export what has changed within the last second."""
         metrics, now = self._metrics, self._clock()
         self._free_space.ask()
         self._worker_processes.update()
+        self._gpu.export()
         metrics.clock_timestamp_seconds.set_to_current_time()
         metrics.audit_writable.set(not self._audit_writer.problem)
         for sensor in self._sensors.values():
@@ -84,6 +99,11 @@ class Exporter:
         metrics.reservoir_bytes.labels(name).set(sensor.reservoir.memory_bytes)
         metrics.camera_silence_seconds.labels(name).set(sensor.silent_s)
         metrics.drift_checks_overdue.labels(name).set(bool(sensor.unwatched))
+        held = holds(sensor, self._audit_writer)
+        for holder in HOLDERS:
+            metrics.swaps_held.labels(name, holder).set(holder in held)
+        for reason in WAIT_REASONS:
+            metrics.calibration_waits.labels(name, reason).set(reason == sensor.state_machine.waits_for)
         for kind, left in sensor.state_machine.budget.left(now)._asdict().items():
             metrics.budget_left.labels(name, kind).set(left)
         self._states[name] = _still(self._states[name], sensor.state_machine.state, now)

@@ -53,6 +53,21 @@ CLOSED_VALUES: dict[str, tuple[str, ...]] = {
     "rollbacks": ("regress", "latency", "unproven", "error", "operator"),
     "labelled_frames": COUNTED_RESULTS,
 }
+# By attribute of Metrics, all values of the only label; docs/labels.py says what each means.
+CLOSED_VALUES_OF_DEVICE: dict[str, tuple[str, ...]] = {
+    "handled_faults": (
+        "learning",
+        "keeping",
+        "read_outs",
+        "page_frame",
+        "comparison",
+        "recall",
+        "dossier",
+        "state",
+        "control",
+        "gpu",
+    ),
+}
 # Attributes of Metrics with the label `sensor` alone that count or measure events.
 EVENTS_OF_SENSOR = (
     "frames_received",
@@ -76,6 +91,9 @@ def open_series(metrics: Metrics, sensors: Iterable[str]) -> None:
         for name, values in CLOSED_VALUES.items():
             for value in values:
                 getattr(metrics, name).labels(sensor, value)
+    for name, values in CLOSED_VALUES_OF_DEVICE.items():
+        for value in values:
+            getattr(metrics, name).labels(value)
     metrics.frames_received.labels(UNKNOWN_SENSOR)
     for reason in REASONS_WITHOUT_SENSOR:
         metrics.frames_dropped.labels(UNKNOWN_SENSOR, reason)

@@ -47,9 +47,18 @@ class ControlServer:
     RecaldError becomes {"ok": false, "error": ...}. The peer is who the kernel says it is.
     """
 
-    def __init__(self, context: zmq.Context, endpoint: str, handler: Handler):
-        """Raises OSError when another daemon uses the endpoint, or when it cannot be bound."""
-        self._handler = handler
+    def __init__(
+        self,
+        context: zmq.Context,
+        endpoint: str,
+        handler: Handler,
+        on_fault: Callable[[str], None] = lambda part: None,
+    ):
+        """Raises OSError when another daemon uses the endpoint, or when it cannot be bound.
+
+        on_fault: called with a label of recald_handled_faults_total.
+        """
+        self._handler, self._on_fault = handler, on_fault
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._socket = open_socket(context, zmq.REP)
@@ -84,6 +93,7 @@ class ControlServer:
             return _refusal(str(error))
         except Exception as error:  # an error in one command must not disable rollback and status
             log.exception("a control command failed")
+            self._on_fault("control")
             return _refusal(f"internal error, see the log: {type(error).__name__}: {error}")
 
 

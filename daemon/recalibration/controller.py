@@ -23,6 +23,7 @@ from daemon.recalibration.decisions import (
 )
 from daemon.recalibration.drift_checks import DriftChecks
 from daemon.recalibration.drift_monitor import CheckFailure, DriftCheck
+from daemon.recalibration.holds import hold_reason
 from daemon.recalibration.job import JobProgress, JobResult, JobRunner
 from daemon.recalibration.labelled import COUNTED_RESULTS
 from daemon.recalibration.sensor import Sensor
@@ -233,25 +234,13 @@ class Controller:
             harmful=sensor.harmful,
             collected=sensor.reservoir.collected,
             worker_free=self._jobs.free and not self._audit_writer.state_moved,  # else nobody could store the result
-            hold_reason=self._hold_reason(sensor),
+            hold_reason=hold_reason(sensor, self._audit_writer),
             latency_problem=sensor.latency_monitor.slower if timed else "",
             unwatched=sensor.unwatched,
             silent=sensor.silent_s > 0,
             missed_comparisons=sensor.missed_comparisons,
             check_period=sensor.check_watch.period,
         )
-
-    def _hold_reason(self, sensor: Sensor) -> str:
-        """Return why no new homogenizer may serve now, or ""."""
-        if problem := self._audit_writer.problem:
-            return f"the audit log cannot be written: {problem}"
-        if self._audit_writer.pending:
-            return "the audit log is being written"
-        if sensor.operator_hold is None:
-            return "the audit log is not yet read"
-        if sensor.operator_hold:
-            return f"{sensor.operator_hold}; `recald hold --release` ends it"
-        return "the camera's side holds swaps" if sensor.hold else ""
 
     def _carry_out(self, sensor: Sensor, decision: Decision, now: float) -> None:
         if isinstance(decision, Collect):

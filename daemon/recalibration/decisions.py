@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from daemon.states import Result
 
+# What a recalibration that is wanted may wait for: labels of recald_calibration_waits.
+WAIT_REASONS = ("approval", "hold", "turn", "classes", "budget", "back_off")
+
 
 @dataclass(frozen=True)
 class Facts:

@@ -65,6 +65,7 @@ class StateMachine:
         self.state = State.PROBATION if on_probation else State.ACTIVE if serving else State.FACTORY
         self.progress = 0.0  # of this state, 0 to 1
         self.reason = ""  # why it is in this state, and what an operator can do
+        self.waits_for = ""  # of WAIT_REASONS; "" while nothing is wanted, or all goes on
         self.trigger = ""  # of the running recalibration
         self._serving = serving  # a fitted homogenizer serves
         self._has_earlier = serving  # there is an earlier homogenizer that may be recalled
@@ -266,14 +267,15 @@ class StateMachine:
 
     def _explain_waiting(self, now: float, facts: Facts) -> None:
         """Set the reason why an alarm or an order starts nothing, and clear it when the cause is gone."""
-        reason = ""
+        reason, backs_off = "", facts.alarm and now < self._backoff_until
+        self.waits_for = "back_off" if backs_off else ""
         if (facts.alarm or self._requested) and self.budget.is_spent(now):
             advice = "`recald recalibrate` exceeds it"
             if self._strict:
                 advice = f"the envelope lets no order exceed it{'; the order waits' if self._requested else ''}"
-            reason = f"the budget of fits or swaps for 24 h is spent; {advice}"
+            self.waits_for, reason = "budget", f"the budget of fits or swaps for 24 h is spent; {advice}"
         elif facts.alarm and facts.label_shift and self.state is not State.INVALID:
-            reason = LABEL_SHIFT_REASON
+            self.waits_for, reason = "classes", LABEL_SHIFT_REASON
         if reason or self._explained:
             self.reason, self._explained = reason, bool(reason)
 
@@ -286,16 +288,17 @@ class StateMachine:
         elapsed = now - self._state_since  # frames of one moment may all show one scene: that is no fair sample
         frames, collect = self._config.frames, self._config.collect
         self.progress = min(1.0, facts.collected / frames, _done_ratio(elapsed, collect))
-        self.reason = f"{facts.collected} of {frames} frames, {elapsed:.0f} of {collect:.0f} s"
+        self.waits_for, self.reason = "", f"{facts.collected} of {frames} frames, {elapsed:.0f} of {collect:.0f} s"
         if self._recall_due(now, facts):
             self._last_recall = now
             return Recall()
         if facts.label_shift and self.trigger != "operator":
-            self.reason = LABEL_SHIFT_REASON
+            self.waits_for, self.reason = "classes", LABEL_SHIFT_REASON
             return None
         if self.progress < 1.0:
             return None
         if not facts.worker_free:
+            self.waits_for = "turn"
             self.reason = f"{facts.collected} frames are collected; the fit waits for its turn"
             return None
         self.budget.count_fit(now)
@@ -334,10 +337,11 @@ class StateMachine:
             if self.state is not State.AWAITING_APPROVAL:
                 self.state, self.progress = State.AWAITING_APPROVAL, 0.0
                 self._deadlines.restart(now)
+                self.waits_for = "approval"
                 self.reason = "`recald approve` lets the candidate serve, `recald reject` drops it"
             return None
         if hold_reason and not self._candidate_is_factory:
-            self.reason = f"the candidate waits: {hold_reason}"
+            self.waits_for, self.reason = "hold", f"the candidate waits: {hold_reason}"
             return None
         return Commit()
 
@@ -380,6 +384,7 @@ class StateMachine:
 
     def _enter(self, state: State, now: float, reason: str = "") -> None:
         self.state, self.progress, self.reason, self._state_since = state, 0.0, reason, now
+        self.waits_for = ""
         self._deadlines.restart(now)
         self._explained = False
         self._comparisons, self._approval = deque(maxlen=MAX_COMPARISONS), None

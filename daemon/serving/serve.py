@@ -13,6 +13,7 @@ from daemon.model.preprocess import Preprocessor
 from daemon.model.served_model import ServedModel
 from daemon.recalibration.sensor import Sensor
 from daemon.serving.decoders import DecodedFrame, age, measured_stage
+from daemon.serving.predicted_labels import PredictedLabels
 from daemon.serving.results import Publisher
 from deploy.model.card import OutputKind
 
@@ -26,6 +27,7 @@ class FrameServer:
         self._preprocessor: Preprocessor = model.preprocessor
         self._publisher = publisher
         self._metrics = metrics
+        self._predicted = PredictedLabels(metrics, model.frozen.class_count, model.classes)
 
     def serve(self, frame: DecodedFrame, sensor: Sensor) -> None:
         """Publish the model's output for this frame, and offer the frame to the reservoir.
@@ -35,6 +37,7 @@ class FrameServer:
         output, version = self._infer(frame, sensor)
         header = self._publish(frame, sensor, output, version)
         sensor.frames += 1
+        self._predicted.count(sensor.name, header.get("label"))
         if self._output_kind != "none":
             sensor.labelled.answered(frame.seq, header.get("label"), version)
         sensor.stall_detector.arrived(frame.received)

@@ -21,8 +21,18 @@ class StateWriter:
     A change that cannot be written is kept for `retry`, until a newer one of the same kind and sensor replaces it.
     """
 
-    def __init__(self, store: ArtefactStore, model: str, background: Executor):
-        """model: digest of the frozen model that the homogenizers belong to."""
+    def __init__(
+        self,
+        store: ArtefactStore,
+        model: str,
+        background: Executor,
+        on_fault: Callable[[str], None] = lambda part: None,
+    ):
+        """model: digest of the frozen model that the homogenizers belong to.
+
+        on_fault: called with a label of recald_handled_faults_total.
+        """
+        self._on_fault = on_fault
         self._store = store
         self._model = model
         self._background = background
@@ -61,6 +71,7 @@ class StateWriter:
         except (OSError, StoreError) as error:
             if self._reported.get((kind, sensor)) != str(error):  # it is tried again each second
                 log.warning("%s: a restart will not know the %s: %s", sensor, kind, error)
+            self._on_fault("state")
             self._failing, self._reported[kind, sensor] = True, str(error)
             return
         self._reported.pop((kind, sensor), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -76,8 +77,13 @@ class Baselines:
         channels: int,
         classes: int,
         commissioned: Baseline | None,
+        on_fault: Callable[[str], None] = lambda part: None,
     ):
-        """channels: of all layers together. classes: 0 for a network that is no classifier."""
+        """channels: of all layers together. classes: 0 for a network that is no classifier.
+
+        on_fault: called with a label of recald_handled_faults_total.
+        """
+        self._on_fault = on_fault
         self._store = store
         self._channels, self._classes = min(channels, MAX_CHANNELS), classes
         self._commissioned = commissioned
@@ -136,6 +142,7 @@ class Baselines:
         except BaselineError as error:
             learner.healthy_s = 0.0  # tried again after the same time
             log.warning("%s: %s", sensor, error)
+            self._on_fault("learning")
             return
         learner.learned += 1
         log.info("%s: learned a baseline from %d of %d healthy frames", sensor, len(learner.pool), learner.pool.added)
@@ -143,6 +150,7 @@ class Baselines:
             self._store.save(sensor, version, learner.baseline.tensors() | {LEARNED: torch.tensor(learner.learned)})
         except OSError as error:
             log.warning("%s: its baseline is not kept: %s", sensor, error)
+            self._on_fault("keeping")
         if learner.learned == len(LEARN_RATIOS):
             learner.pool = FramePool(learner.pool.most)  # gives the memory back
 
@@ -168,6 +176,7 @@ class Baselines:
             known = Baseline.of_tensors(tensors, self._channels, self._classes)
         except (StoreError, ValueError) as error:
             log.warning("%s: its baseline cannot be used and is learned again: %s", sensor, error)
+            self._on_fault("keeping")
             return None, 0
         if known is not None and int(known.size) != size:
             log.warning("%s: its baseline is of %d frames, drift.window has %d", sensor, int(known.size), size)

@@ -21,7 +21,9 @@ import numpy as np
 
 from daemon.child_process import python_command
 from daemon.worker.ipc import receive_message, send_message
+from daemon.worker.machine_memory import PROC
 from daemon.worker.memory import MemoryLimit
+from daemon.worker.process_times import cpu_seconds
 
 WORKER_START_TIMEOUT_S = 120.0  # importing torch and loading a model takes 3 s on a PC, far more from a cold flash
 WORKER_LOOK_S = 0.25  # between two looks at a worker that is busy: a fit that grows takes seconds to fill the memory
@@ -59,8 +61,11 @@ class WorkerClient:
         state: Path,
         threads: int,
         fit_device: str = DEFAULT_FIT_DEVICE,
+        on_fault: Callable[[str], None] = lambda part: None,
+        proc: Path = PROC,
         class_mixes: Mapping[str, Mapping[int, float]] = MappingProxyType({}),
     ):
+        """on_fault: called for each fault that the worker handled, with a label of recald_handled_faults_total."""
         self._arguments = ["--model", model, "--sha256", digest, "--backend", backend, "--state", state]
         self._arguments += ["--threads", threads, "--fit-device", fit_device]
         self._arguments += ["--class-mixes", json.dumps(dict(class_mixes))]
@@ -68,6 +73,14 @@ class WorkerClient:
         self._connection: Connection | None = None
         self._closing = threading.Event()
         self.starts = 0  # processes so far
+        self._on_fault = on_fault
+        self._proc = proc
+        self._ended_cpu_s = 0.0  # of the processes that have ended
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time of all processes so far, s. It may fall for a moment while a process ends."""
+        return self._ended_cpu_s + cpu_seconds(self.pid, self._proc)
 
     @property
     def pid(self) -> int | None:
@@ -160,6 +173,8 @@ class WorkerClient:
         send_message(self._connection, job, images)
         while not (message := self._receive(self._connection, deadline, memory)).get("done"):
             on_message(message)
+        for part in message.get("faults", ()):
+            self._on_fault(part)
         return message
 
     def _receive(self, connection: Connection, deadline: float, memory: MemoryLimit | None = None) -> dict[str, Any]:
@@ -180,7 +195,8 @@ class WorkerClient:
 
     def _end(self, grace: float = 0.0) -> int | None:
         """Wait `grace` s, then kill the worker. Returns its exit code, or None when it cannot be killed."""
-        process, self._process = self._process, None
+        process, self._process = self._process, None  # first, so that `cpu_s` counts no time twice
+        self._ended_cpu_s += cpu_seconds(None if process is None else process.pid, self._proc)
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

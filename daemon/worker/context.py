@@ -55,6 +55,7 @@ class WorkerContext:
         fit_device: as in the configuration. class_mixes: of the sensors for which a mix of classes is stated.
         """
         self.fit_device = fit_device
+        self.faults: list[str] = []  # handled since the last answer: labels of recald_handled_faults_total
         self.frozen = frozen
         self.backend = load_backend(backend)
         self.store = store
@@ -68,12 +69,13 @@ class WorkerContext:
         self._scorers = {s: replace(self.scorer, clean=_in_mix(clean, mix)) for s, mix in class_mixes.items()}
         reading = f"{frozen.card.input!r} {frozen.card.normalisation!r}"
         kept = BaselineStore(store.root, frozen.digest, reading, (FACTORY, PICTURES_KEY))
-        self.pictures = PictureWatch(kept, load_pictures(frozen))
+        self.pictures = PictureWatch(kept, load_pictures(frozen), self.faults.append)
         self.baselines = Baselines(
             kept,
             channels=sum(map(len, taps.reference.means)),
             classes=frozen.class_count or 0,
             commissioned=load_baseline(frozen, taps),
+            on_fault=self.faults.append,
         )
         self.versions = {
             "recald": __version__,

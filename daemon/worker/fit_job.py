@@ -114,6 +114,7 @@ class FitJob:
                 artefact = context.store.get(version, context.frozen.digest)
             except StoreError as error:
                 log.warning("an earlier homogenizer is not tried: %s", error)
+                context.faults.append("recall")
                 continue
             if artefact.compiled is None or not same_backend_version(context.backend, artefact.manifest):
                 continue  # its compiled form may not run here; a fit is more certain
@@ -232,6 +233,7 @@ class FitJob:
             return self._context.archive.put(self._dossier.build(answer), frames, keep["mib"] * 2**20)
         except (OSError, ValueError) as error:
             log.warning("this recalibration has no dossier: %s", error)
+            self._context.faults.append("dossier")
             return None
 
 

@@ -67,7 +67,7 @@ def serve(context: WorkerContext, connection: Connection) -> None:
         except ConnectionError:  # an OSError, but nobody is left to receive the failure
             raise
         except JOB_ERRORS as error:
-            send({"done": True, **failure(job, error)})
+            send(concluded(context, failure(job, error)))
 
 
 def answer(context: WorkerContext, job: dict[str, Any], images: np.ndarray, send: Send, began: float) -> None:
@@ -77,11 +77,18 @@ def answer(context: WorkerContext, job: dict[str, Any], images: np.ndarray, send
     """
     if job["job"] == "observe":
         scores = observe(context, job, images)
-        send({"done": True, **scores, "cpu_s": time.process_time() - began})
+        send(concluded(context, scores | {"cpu_s": time.process_time() - began}))
     elif job["job"] == "restore":
-        send({"done": True, **restore_stored(context, job)})
+        send(concluded(context, restore_stored(context, job)))
     else:
-        send({"done": True, **FitJob(context, job, images, send).run()})
+        send(concluded(context, FitJob(context, job, images, send).run()))
+
+
+def concluded(context: WorkerContext, result: dict[str, Any]) -> dict[str, Any]:
+    """Return the last message of a job: its result, and the faults that were handled since the last one."""
+    message = {"done": True, **result, "faults": list(context.faults)}
+    context.faults.clear()
+    return message
 
 
 def _parser() -> argparse.ArgumentParser:

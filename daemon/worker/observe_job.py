@@ -63,6 +63,7 @@ def _forget(context: WorkerContext, sensor: str) -> None:
         context.baselines.forget(sensor)
     except OSError as error:
         log.warning("%s: what was learned of its healthy frames cannot be removed: %s", sensor, error)
+        context.faults.append("keeping")
 
 
 def _camera(context: WorkerContext, job: dict[str, Any], raw: Measurement, served: Measurement) -> dict[str, Any]:
@@ -99,6 +100,7 @@ def _shown(context: WorkerContext, job: dict[str, Any], images: np.ndarray, fram
         return {"shown": encode_pair(images[-1], frames[-1:], homogenizer, context.frozen.card.normalisation)}
     except Exception:
         log.exception("%s: the newest frame is not shown", job["sensor"])
+        context.faults.append("page_frame")
         return {}
 
 
@@ -110,6 +112,7 @@ def _learn(context: WorkerContext, job: dict[str, Any], new: np.ndarray, as_serv
             context.pictures.add_healthy(job["sensor"], new, job["learn"], job["now"])
     except Exception:
         log.exception("%s: nothing is learned from a healthy window", job["sensor"])
+        context.faults.append("learning")
 
 
 def _read_outs(context: WorkerContext, job: dict[str, Any], new: np.ndarray) -> dict[str, Any]:
@@ -118,6 +121,7 @@ def _read_outs(context: WorkerContext, job: dict[str, Any], new: np.ndarray) -> 
         return context.pictures.watch(job["sensor"], new, job["alarm"], job["now"])
     except Exception:
         log.exception("%s: what happened to the camera is not read out", job["sensor"])
+        context.faults.append("read_outs")
         return {"found": [], "words": []}
 
 
@@ -139,6 +143,7 @@ def _comparison(
         return {"challenger": _compare(context, job, frames, raw, served)}
     except StoreError as error:
         log.warning("%s %s is not compared: %s", job["role"], job["challenger"][:12], error)
+        context.faults.append("comparison")
         return {}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,9 +44,19 @@ class Watched:
 
 
 class PictureWatch:
-    """The pictures of all sensors. commissioned: statistics of clean pictures, if there are any."""
+    """The pictures of all sensors."""
 
-    def __init__(self, store: BaselineStore, commissioned: PictureStatistics | None):
+    def __init__(
+        self,
+        store: BaselineStore,
+        commissioned: PictureStatistics | None,
+        on_fault: Callable[[str], None] = lambda part: None,
+    ):
+        """commissioned: statistics of clean pictures, if there are any.
+
+        on_fault: called with a label of recald_handled_faults_total.
+        """
+        self._on_fault = on_fault
         self._store = store
         self._commissioned = commissioned
         self._watched: dict[str, Watched] = {}
@@ -97,6 +108,7 @@ class PictureWatch:
             watched.saved = count
         except OSError as error:
             log.warning("%s: the statistics of its healthy pictures are not kept: %s", sensor, error)
+            self._on_fault("keeping")
 
     def _of(self, sensor: str) -> Watched:
         if sensor not in self._watched:
@@ -110,6 +122,7 @@ class PictureWatch:
             return None if tensors is None else PictureStatistics.of_tensors(tensors)
         except (StoreError, ValueError) as error:
             log.warning("%s: the statistics of its healthy pictures cannot be used: %s", sensor, error)
+            self._on_fault("keeping")
             return None
 
 

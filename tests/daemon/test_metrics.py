@@ -4,6 +4,7 @@ import urllib.request
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as text_string_to_openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from daemon.metrics import Metrics
@@ -67,6 +68,16 @@ LABELS = {  # every metric of the daemon, which later code must feed and dashboa
     "certificate_expiry_timestamp_seconds": (),
     "worker_starts_total": ("worker",),
     "worker_resident_bytes": ("worker",),
+    "worker_cpu_seconds_total": ("worker",),
+    "gpu_utilization_ratio": ("gpu",),
+    "gpu_memory_used_bytes": ("gpu",),
+    "gpu_memory_total_bytes": ("gpu",),
+    "gpu_temperature_celsius": ("gpu",),
+    "gpu_throttled": ("gpu", "reason"),
+    "swaps_held": ("sensor", "by"),
+    "calibration_waits": ("sensor", "reason"),
+    "handled_faults_total": ("part",),
+    "predicted_frames_total": ("sensor", "label"),
     "camera_silence_seconds": ("sensor",),
     "drift_checks_overdue": ("sensor",),
     "calibration_state_age_seconds": ("sensor",),
@@ -94,8 +105,10 @@ def server(registry, metrics):
     server.close()
 
 
-def scrape(port: int, query: str = "") -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics{query}") as answer:
+def scrape(port: int, query: str = "", accept: str = "text/plain") -> str:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics{query}", headers={"Accept": accept})
+    with urllib.request.urlopen(request) as answer:
+        assert answer.headers["Content-Type"].startswith(accept)
         return answer.read().decode()
 
 
@@ -157,6 +170,17 @@ def test_what_is_served_parses_and_has_no_created_series(metrics, server, regist
     text = scrape(server.port)
     assert "_created" not in text
     assert len(list(text_string_to_metric_families(text))) == len(LABELS)
+
+
+def test_what_is_served_as_openmetrics_parses_and_is_the_same(metrics, server):
+    """Prometheus asks for this format first."""
+    touch(metrics)
+    metrics.end_to_end_seconds.labels("front").observe(0.004)
+    text = scrape(server.port, accept="application/openmetrics-text")
+    assert text.endswith("# EOF\n")
+    found = {family.name: family for family in text_string_to_openmetrics_families(text)}
+    plain = {family.name for family in text_string_to_metric_families(scrape(server.port))}
+    assert len(found) == len(LABELS) and found.keys() == plain
 
 
 def test_one_metric_can_be_scraped_alone(metrics, server):

@@ -11,7 +11,10 @@ from sources import FILES, tree
 
 from daemon.config import Config, Section
 from daemon.frames.quality_filter import QualityFilter
-from daemon.monitoring.series import CLOSED_VALUES
+from daemon.monitoring.gpu_state import THROTTLE_REASONS
+from daemon.monitoring.series import CLOSED_VALUES, CLOSED_VALUES_OF_DEVICE
+from daemon.recalibration.decisions import WAIT_REASONS
+from daemon.recalibration.holds import HOLDERS
 from daemon.states import State
 from docs import labels
 from docs.configuration_page import _section_in
@@ -19,6 +22,7 @@ from docs.generate import expected
 from docs.rooms import imports
 
 SENTENCE_END = (".", ")")
+MACHINE = "daemon/recalibration/state_machine.py"
 
 
 @pytest.mark.parametrize("path", expected(), ids=lambda path: path.name)
@@ -129,10 +133,25 @@ def called_results(file: str) -> set[str]:
 
 def test_every_closed_value_has_a_series_from_the_start():
     described = {metric: list(values) for (metric, label), values in labels.LABEL_VALUES.items()}
-    for name, values in CLOSED_VALUES.items():
+    for name, values in (CLOSED_VALUES | CLOSED_VALUES_OF_DEVICE).items():
         full = f"recald_{name}" if name.endswith("_seconds") else f"recald_{name}_total"
         assert list(map(str, values)) == described.pop(full), name
     assert not [name for name in described if name.endswith("_total")]
+
+
+def test_every_part_that_may_fail_is_described():
+    counted = set().union(*(called_with(file, "_on_fault", "count_fault") for file in FILES))
+    faults = [node for file in FILES for node in ast.walk(tree(file)) if isinstance(node, ast.Call)]
+    noted = [node for node in faults if ast.unparse(node.func).endswith(".faults.append")]
+    counted |= {node.args[0].value for node in noted if isinstance(node.args[0], ast.Constant)}
+    assert counted == set(labels.FAULTY_PARTS)
+
+
+def test_every_reason_to_wait_or_to_hold_is_described():
+    waits = re.findall(r"waits_for(?:, self\.reason|, reason)? = \"(\w+)\"", FILES[MACHINE].read_text())
+    assert set(waits) == set(WAIT_REASONS) == set(labels.LABEL_VALUES["recald_calibration_waits", "reason"])
+    assert set(HOLDERS) == set(labels.LABEL_VALUES["recald_swaps_held", "by"])
+    assert set(THROTTLE_REASONS) == set(labels.LABEL_VALUES["recald_gpu_throttled", "reason"])
 
 
 # ---- architecture

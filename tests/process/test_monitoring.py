@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import time
@@ -36,11 +37,35 @@ WINDOW = {"window": 64}  # frames: an accuracy estimate needs so many
 BUSY_S = 130.0  # for what takes a few seconds: workers step back behind whatever else a machine does
 NOT_FROM_RECALD = {"up", "ALERTS"}  # Prometheus' own
 
+# In the place of nvidia-ml-py, on a machine with or without a GPU: a hot one.
+DRIVER = """
+from types import SimpleNamespace
+
+NVML_TEMPERATURE_GPU = 0
+
+class NVMLError(Exception): pass
+class NVMLError_NotSupported(NVMLError): pass
+class NVMLError_NoPermission(NVMLError): pass
+class NVMLError_FunctionNotFound(NVMLError): pass
+
+def nvmlInit(): pass
+def nvmlShutdown(): pass
+def nvmlDeviceGetCount(): return 1
+def nvmlDeviceGetHandleByIndex(number): return number
+def nvmlDeviceGetUtilizationRates(handle): return SimpleNamespace(gpu=40)
+def nvmlDeviceGetMemoryInfo(handle): return SimpleNamespace(used=1 << 30, total=8 << 30)
+def nvmlDeviceGetTemperature(handle, kind): return 91
+def nvmlDeviceGetCurrentClocksEventReasons(handle): return 0x20
+"""
+
 # What need not have an answer in this story, and why.
 WITHOUT_DATA = {
     "State: few classes in view": "all classes are in view",
     "Recalibrations in one hour: rollback {{reason}}": "nothing is rolled back",
     "Estimated accuracy: labelled": "nobody sends labels",
+    "Waits and holds: waits: {{reason}}": "nothing that is wanted waits",
+    "Waits and holds: held by {{by}}": "nobody holds a sensor",
+    "RecaldWorkerRestarts": "the worker of the checks lives",
     "RecaldDown": "it answers",
     "RecaldCameraSilent": "the cameras go on",
     "RecaldNotRepairable": "the drift is repaired",
@@ -105,7 +130,10 @@ def watched(tiny_model: Path) -> Iterator[Watched]:
         folder, port = Path(name), free_port()
         config = write_config(folder, commissioned(tiny_model, folder), metrics={"port": port}, drift=WINDOW)
         server = Prometheus(program, folder, port, quick_rules(folder))
-        with serving(config) as (recald, camera), server as prometheus:
+        (folder / "driver").mkdir()
+        (folder / "driver" / "pynvml.py").write_text(DRIVER)
+        path = f"{folder / 'driver'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        with serving(config, PYTHONPATH=path) as (recald, camera), server as prometheus:
             began = time.time()
             drift_and_repair(recald, camera)
             yield Watched(prometheus, began, time.time(), page(port))
@@ -180,6 +208,17 @@ def test_the_dashboard_shows_the_drift_and_its_repair(watched):
     states = watched.ask('recald_calibration_state{sensor="front"} == 1')
     assert {"factory", "fitting", "active"} <= {curve.labels["recald_calibration_state"] for curve in states}
     assert len(watched.ask('recald_homogenizer_info{sensor="front"} == 1')) == 2
+
+
+def test_the_gpu_that_the_driver_tells_of_is_exported_and_alerted(watched):
+    def newest(expression: str) -> float:
+        (curve,) = watched.ask(expression)
+        return curve.samples[-1][1]
+
+    assert newest("recald_gpu_temperature_celsius") == 91 and newest("recald_gpu_utilization_ratio") == 0.4
+    assert newest("recald_gpu_memory_used_bytes / recald_gpu_memory_total_bytes") == 0.125
+    (alert,) = watched.ask('ALERTS{alertname="RecaldGpuThrottled", alertstate="firing"}')
+    assert alert.labels["gpu"] == "0" and alert.labels["reason"] == "heat"
 
 
 def test_marks_lie_at_the_time_of_the_event(watched):

@@ -253,9 +253,9 @@ class Camera:
 
 
 @contextmanager
-def serving(config: Path, within: Sequence[str] = ()) -> Iterator[tuple[Daemon, Camera]]:
+def serving(config: Path, within: Sequence[str] = (), **environment: str) -> Iterator[tuple[Daemon, Camera]]:
     """A daemon that serves, and a camera whose frames it answers."""
-    with Daemon(config, within) as daemon, Camera(daemon.wait_until_serving()) as camera:
+    with Daemon(config, within, **environment) as daemon, Camera(daemon.wait_until_serving()) as camera:
         yield daemon, camera
 
 

@@ -11,6 +11,7 @@ from deploy.monitoring.dashboard.parts import (
     GREEN,
     GREY,
     RED,
+    YELLOW,
     About,
     coloured,
     drawn,
@@ -45,6 +46,8 @@ def camera() -> list[Any]:
         _proxies(),
         _outcomes(),
         _not_kept(),
+        _predicted(),
+        _waits(),
         _age(),
         _latency(),
         _fits(),
@@ -153,6 +156,22 @@ def _not_kept() -> Any:
     text = "Answered frames a second that no fit may use, by reason. Many: a covered, stuck or standing camera."
     rejected = query(rate("recald_samples_rejected_total", *CAMERA), "{{reason}}")
     return stacked(About("Frames not kept for fits", text, "reqps"), rejected)
+
+
+def _predicted() -> Any:
+    text = "Frames a second by the class that the model named: the ten most frequent. One alone: look at the scene."
+    named = query(f"topk(10, {rate('recald_predicted_frames_total', *CAMERA)})", "{{label}}")
+    return stacked(About("Predicted labels", text, "reqps"), named)
+
+
+def _waits() -> Any:
+    text = (
+        "What a recalibration that is wanted waits for, and who lets no new homogenizer serve. Nothing: nothing is "
+        "wanted, or all goes on."
+    )
+    waits = query(f"{series('recald_calibration_waits', *CAMERA)} == 1", "waits: {{reason}}")
+    held = query(f"{series('recald_swaps_held', *CAMERA)} == 1", "held by {{by}}")
+    return coloured(timeline(About("Waits and holds", text, "none"), waits, held), (None, YELLOW))
 
 
 def _age() -> Any:

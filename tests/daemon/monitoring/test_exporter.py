@@ -17,6 +17,9 @@ from daemon.config import RecalibrateConfig, load_config
 from daemon.frames.reservoir import Reservoir
 from daemon.metrics import Metrics
 from daemon.monitoring.exporter import Exporter, digest_of
+from daemon.monitoring.gpu_state import GpuState
+from daemon.recalibration.decisions import WAIT_REASONS
+from daemon.recalibration.holds import HOLDERS
 from daemon.recalibration.sensor import Sensor
 from daemon.recalibration.state_machine import StateMachine
 from daemon.states import State
@@ -49,6 +52,7 @@ class Scene:
         self.audit: Any = SimpleNamespace(problem="")
         self.sensor = self._sensor("front")
         self._card = SimpleNamespace(commissioned=SimpleNamespace(frames=8) if commissioned else None)
+        self.class_count: int | None = 3
 
     def _sensor(self, name: str) -> Sensor:
         runner: Any = SimpleNamespace(run=lambda batch: batch, close=lambda: None)
@@ -56,12 +60,13 @@ class Scene:
         path = InferencePath(runner)
         return Sensor(name, path, Reservoir(144, window=16), DriftDetector(1.6, 10.0), machine)
 
-    def open(self) -> Exporter:
+    def open(self, *gpu_sources: Any) -> Exporter:
         backend = SimpleNamespace(name="eager")
-        model: Any = SimpleNamespace(backend=backend, frozen=SimpleNamespace(card=self._card))
+        frozen = SimpleNamespace(card=self._card, class_count=self.class_count)
+        model: Any = SimpleNamespace(backend=backend, frozen=frozen, classes=["cat", "dog", "owl"])
         sensors, background, audit = {"front": self.sensor}, self.background, self.audit
         metrics, clock = Metrics(self.registry), lambda: self.now
-        return Exporter(metrics, self.config, model, sensors, self.store, audit, background, {}, clock)  # type: ignore[arg-type]
+        return Exporter(metrics, self.config, model, sensors, self.store, audit, background, {}, clock, gpu_sources)  # type: ignore[arg-type]
 
     def value(self, name: str, **labels: str) -> float:
         found = self.registry.get_sample_value(f"recald_{name}", labels)
@@ -104,6 +109,56 @@ def test_counters_and_histograms_begin_at_0(scene):
     assert scene.front("fits_total", result="timeout") == 0 and scene.front("rollbacks_total", reason="error") == 0
     assert scene.front("swap_pause_seconds_count") == 0
     assert scene.value("frames_dropped_total", sensor="unknown", reason="sensor") == 0
+
+
+def test_every_class_and_every_part_that_may_fail_begins_at_0(scene):
+    scene.open()
+    assert scene.front("predicted_frames_total", label="owl") == 0
+    assert scene.value("handled_faults_total", part="learning") == 0
+
+
+def test_a_network_that_is_no_classifier_has_no_predicted_labels(scene):
+    scene.class_count = None
+    scene.open()
+    (family,) = (f for f in scene.registry.collect() if f.name == "recald_predicted_frames")
+    assert family.samples == []
+
+
+def flags(scene: Scene, name: str, label: str) -> dict[str, float]:
+    """The series of a metric of the sensor, by the label beside it."""
+    (family,) = (f for f in scene.registry.collect() if f.name == f"recald_{name}")
+    return {sample.labels[label]: sample.value for sample in family.samples if sample.labels["sensor"] == "front"}
+
+
+def test_the_gpu_is_exported_with_the_rest(scene):
+    source = SimpleNamespace(read=lambda: {"0": GpuState(temperature=71.0)}, close=lambda: None)
+    exporter = scene.open(lambda: source)
+    deadline = time.monotonic() + 10
+    while exporter._gpu._answer is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    exporter.update()
+    assert scene.value("gpu_temperature_celsius", gpu="0") == 71
+    exporter.close()
+    assert not exporter._gpu._thread.is_alive()
+
+
+def test_all_who_hold_a_sensor_are_exported(scene):
+    exporter = scene.open()
+    assert flags(scene, "swaps_held", "by") == dict.fromkeys(HOLDERS, 0)
+    scene.sensor.operator_hold, scene.sensor.hold = None, True
+    exporter.update()
+    assert flags(scene, "swaps_held", "by") == {"audit": 0, "start": 1, "operator": 0, "camera": 1}
+    scene.sensor.operator_hold, scene.sensor.hold, scene.audit.problem = "a drive is on", False, "the disk is full"
+    exporter.update()
+    assert flags(scene, "swaps_held", "by") == {"audit": 1, "start": 0, "operator": 1, "camera": 0}
+
+
+def test_what_a_recalibration_waits_for_is_exported(scene):
+    exporter = scene.open()
+    assert flags(scene, "calibration_waits", "reason") == dict.fromkeys(WAIT_REASONS, 0)
+    scene.sensor.state_machine.waits_for = "approval"
+    exporter.update()
+    assert flags(scene, "calibration_waits", "reason") == dict.fromkeys(WAIT_REASONS, 0) | {"approval": 1}
 
 
 def test_the_age_of_a_state_grows_until_the_state_changes(scene):

@@ -1,4 +1,4 @@
-"""Starts of worker processes are counted from 0, and their memory is that of the process that runs."""
+"""Starts and processor time of workers are counted from 0, and their memory is that of the process that runs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from daemon.monitoring.worker_processes import WorkerProcesses
 
 class Watched:
     def __init__(self, proc: Path = Path("/proc")) -> None:
-        self.checks: Any = SimpleNamespace(starts=0, pid=None)
-        self.fits: Any = SimpleNamespace(starts=0, pid=None)
+        self.checks: Any = SimpleNamespace(starts=0, pid=None, cpu_s=0.0)
+        self.fits: Any = SimpleNamespace(starts=0, pid=None, cpu_s=0.0)
         self.registry = CollectorRegistry()
         workers = {"checks": self.checks, "fits": self.fits}
         self.processes = WorkerProcesses(Metrics(self.registry), workers, proc)
@@ -34,6 +34,16 @@ def test_the_counters_exist_at_0_and_count_each_start_once():
         watched.processes.update()
         assert watched.value("starts_total", "checks") == starts
     assert watched.value("starts_total", "fits") == 0
+
+
+def test_the_processor_time_never_falls():
+    watched = Watched()
+    assert watched.value("cpu_seconds_total", "checks") == watched.value("cpu_seconds_total", "fits") == 0
+    for told, counted in ((1.5, 1.5), (0.25, 1.5), (1.75, 1.75)):  # it falls for a moment while a process ends
+        watched.fits.cpu_s = told
+        watched.processes.update()
+        assert watched.value("cpu_seconds_total", "fits") == counted
+    assert watched.value("cpu_seconds_total", "checks") == 0
 
 
 def test_the_memory_is_that_of_the_process():

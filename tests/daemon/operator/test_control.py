@@ -40,8 +40,13 @@ def endpoint(tmp_path):
 
 
 @pytest.fixture
-def server(context, endpoint):
-    server = ControlServer(context, endpoint, answer)
+def faults():
+    return []
+
+
+@pytest.fixture
+def server(context, endpoint, faults):
+    server = ControlServer(context, endpoint, answer, faults.append)
     server.start()
     yield server
     server.close()
@@ -106,10 +111,10 @@ def test_a_daemon_that_is_too_busy_says_that_another_try_may_succeed(server, end
 
 
 @pytest.mark.parametrize("command", ["crash", "unsendable"])
-def test_a_fault_in_a_command_is_answered_and_logged_and_survived(server, endpoint, command, caplog):
+def test_a_fault_in_a_command_is_answered_logged_counted_and_survived(server, endpoint, command, caplog, faults):
     refused = request(endpoint, {"command": command}, WAIT)
     assert not refused["ok"] and "internal error" in refused["error"]
-    assert caplog.records[0].exc_info
+    assert caplog.records[0].exc_info and faults == ["control"]
     assert request(endpoint, {"command": "status"}, WAIT)["ok"]
 
 

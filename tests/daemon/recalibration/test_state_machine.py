@@ -479,6 +479,24 @@ def test_a_spent_budget_is_explained():
     machine.finished(Result.REJECTED, 0.0)
     assert step(machine, 500.0, alarm=True) is None
     assert "budget" in machine.reason and "`recald recalibrate` exceeds it" in machine.reason
+    assert machine.waits_for == "budget"
+
+
+def test_a_back_off_is_what_is_waited_for_while_the_alarm_lasts(machine):
+    begin_fit(machine, 0.0)
+    machine.finished(Result.REJECTED, 1.0, "not better")
+    assert step(machine, 2.0, alarm=True) is None and machine.waits_for == "back_off"
+    assert machine.reason == "not better"
+    assert step(machine, 3.0) is None and machine.waits_for == "", "nothing is wanted without an alarm"
+    assert step(machine, 500.0, alarm=True) == Collect(forget=False) and machine.waits_for == ""
+
+
+def test_more_classes_are_waited_for_before_and_while_frames_are_collected(machine):
+    assert step(machine, 1.0, alarm=True, label_shift=True) is None and machine.waits_for == "classes"
+    step(machine, 2.0, alarm=True)
+    assert machine.state is State.COLLECTING and machine.waits_for == ""
+    assert step(machine, 3.0, alarm=True, label_shift=True) is None and machine.waits_for == "classes"
+    assert step(machine, 4.0, alarm=True, collected=3) is None and machine.waits_for == ""
 
 
 def test_an_order_while_collecting_makes_that_fit_the_operators(machine):
@@ -518,6 +536,7 @@ def test_a_hold_keeps_a_candidate_waiting(machine):
     shadowed(machine, 10.0)
     assert step(machine, 10.0, hold_reason="why") is None
     assert machine.state is State.SHADOW and machine.reason == "the candidate waits: why"
+    assert machine.waits_for == "hold"
     assert step(machine, 11.0) == Commit()
 
 
@@ -534,8 +553,9 @@ def test_supervised_waits_for_approval():
     shadowed(machine, 10.0)
     assert step(machine, 10.0) is None
     assert machine.state is State.AWAITING_APPROVAL and "recald approve" in machine.reason
-    assert step(machine, 5000.0) is None
+    assert step(machine, 5000.0) is None and machine.waits_for == "approval"
     machine.approve()
+    assert step(machine, 5000.0, hold_reason="why") is None and machine.waits_for == "hold"
     assert step(machine, 5000.0) == Commit()
 
 
@@ -686,7 +706,7 @@ def test_the_time_in_which_a_fit_waits_for_its_turn_does_not_count(machine):
     step(machine, 2.0, alarm=True, collected=128, worker_free=False)
     for hours in range(1, 5):
         assert step(machine, 3600.0 * hours, alarm=True, collected=128, worker_free=False) is None
-    assert machine.reason == "128 frames are collected; the fit waits for its turn"
+    assert machine.reason == "128 frames are collected; the fit waits for its turn" and machine.waits_for == "turn"
     assert step(machine, 14_401.0, alarm=True, collected=128) == Fit("drift")
 
 

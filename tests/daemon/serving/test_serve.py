@@ -46,7 +46,7 @@ class Scene:
             digest="d" * 64,
             preprocessor=preprocessor,
             classes=["a", "b", "c", "d"],
-            frozen=SimpleNamespace(output=kind),
+            frozen=SimpleNamespace(output=kind, class_count=None if kind == "none" else 4),
         )
         publisher: Any = SimpleNamespace(send=lambda name, header, output: self.published.append(header))
         self.serving = FrameServer(model, publisher, Metrics(self.registry))
@@ -157,3 +157,11 @@ def test_a_frame_is_published_once_whatever_breaks_afterwards():
         scene.serve(picture(0))
     assert not isinstance(raised.value, InferenceError)  # that one alone is answered by serving the frame again
     assert len(scene.published) == 1
+
+
+@pytest.mark.parametrize(("label", "kind", "counted"), [(2, "logits", 1.0), (2, "none", None), (None, "logits", 0.0)])
+def test_a_served_frame_counts_for_the_class_that_the_model_named(label, kind, counted):
+    scene = Scene(label, kind)
+    scene.serve(np.zeros((8, 8, 3), np.uint8))
+    series = {"sensor": "front", "label": "c"}
+    assert scene.registry.get_sample_value("recald_predicted_frames_total", series) == counted

@@ -38,8 +38,13 @@ def background():
 
 
 @pytest.fixture
-def state_writer(store, background) -> StateWriter:
-    return StateWriter(store, MODEL, background)
+def faults() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def state_writer(store, background, faults) -> StateWriter:
+    return StateWriter(store, MODEL, background, faults.append)
 
 
 def put(store: ArtefactStore, number: int) -> str:
@@ -63,7 +68,7 @@ def test_active_and_withdrawn_versions_are_there_after_a_restart(state_writer, s
     assert again.withdrawn("front") == {"a", "b"} and again.withdrawn("rear") == set()
 
 
-def test_a_full_disk_delays_it_and_the_newest_is_written(state_writer, store, background, caplog):
+def test_a_full_disk_delays_it_and_the_newest_is_written(state_writer, store, background, caplog, faults):
     first, second = put(store, 1), put(store, 2)
     store.full = True
     state_writer.save_active("front", first)
@@ -74,6 +79,7 @@ def test_a_full_disk_delays_it_and_the_newest_is_written(state_writer, store, ba
         state_writer.retry()
         written(background)
     assert caplog.text.count("a restart will not know") == 1, "once for each cause, not each second"
+    assert len(faults) >= 4 and set(faults) == {"state"}, "each try is counted"
     store.full = False
     state_writer.retry()
     written(background)

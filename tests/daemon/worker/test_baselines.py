@@ -29,8 +29,9 @@ def commissioned() -> Baseline:
     return learn_baseline(filmed(MIN_HEALTHY_FRAMES, seed=1), WINDOW, CLASSES)
 
 
-def baselines(folder, commissioned: Baseline | None = None, model: str = MODEL) -> Baselines:
-    return Baselines(BaselineStore(folder, model), CHANNELS, CLASSES, commissioned)
+def baselines(folder, commissioned: Baseline | None = None, model: str = MODEL, faults: list | None = None):
+    on_fault = (faults if faults is not None else []).append
+    return Baselines(BaselineStore(folder, model), CHANNELS, CLASSES, commissioned, on_fault)
 
 
 def watch(known: Baselines, hours: float, version: str = FACTORY, start: float = 0.0, step: float = 60.0) -> None:
@@ -142,11 +143,12 @@ def test_only_what_serves_keeps_the_memory_of_its_frames(tmp_path):
 
 
 def test_a_disk_that_refuses_costs_the_file_and_not_the_baseline(tmp_path, caplog, monkeypatch):
-    known = baselines(tmp_path)
+    known = baselines(tmp_path, faults=(faults := []))
     (tmp_path / "sensors").write_text("in the way")
     with caplog.at_level(logging.WARNING):
         watch(known, 1.0)
     assert known.compare("front", FACTORY, filmed(WINDOW, seed=99)) is not None and caplog.messages
+    assert faults and set(faults) == {"keeping"}
 
 
 def test_the_pool_is_a_fair_part_of_all_frames():

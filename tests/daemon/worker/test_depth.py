@@ -48,9 +48,8 @@ class Served:
     def __init__(self, card: ModelCard, values: PixelValues):
         self.batches: list[np.ndarray] = []
         preprocessor, metrics = Preprocessor(card), Metrics(CollectorRegistry())
-        model: Any = SimpleNamespace(
-            digest="d" * 64, classes=None, preprocessor=preprocessor, frozen=SimpleNamespace(output="none")
-        )
+        frozen = SimpleNamespace(output="none", class_count=None)
+        model: Any = SimpleNamespace(digest="d" * 64, classes=None, preprocessor=preprocessor, frozen=frozen)
         self.sensor: Any = SimpleNamespace(
             name="front",
             path=SimpleNamespace(infer=self._infer),

@@ -19,6 +19,7 @@ from calibrate.judge import UNREPEATED, Evidence
 from calibrate.scoring.accuracy import AccuracyProxy
 from daemon.worker.context import WorkerContext, clean_band, is_harmful, raw_frames_clean
 from daemon.worker.fit_job import FitJob
+from daemon.worker.main import concluded
 from daemon.worker.observe_job import observe as observe_job
 from daemon.worker.restore_job import restore_stored
 from deploy.backends.engine_cache import compile_homogenizer
@@ -35,6 +36,12 @@ JOB |= {"until": 0.0, "seed": 0, "refused": {}, "keep": {"frames": 0, "mib": 1}}
 @pytest.fixture(scope="module")
 def worker(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> WorkerContext:
     return WorkerContext(load_frozen(tiny_model), "eager", ArtefactStore(tmp_path_factory.mktemp("state")))
+
+
+@pytest.fixture(autouse=True)
+def no_faults_before(worker: WorkerContext) -> None:
+    """All tests share the worker."""
+    worker.faults.clear()
 
 
 @pytest.fixture(scope="module")
@@ -245,8 +252,8 @@ def test_only_a_label_shift_has_no_clean_band():
     assert clean_band(evidence(3.0, 0.98), BAND) == clean_band(Evidence(3.0, None), BAND) == BAND
 
 
-@pytest.mark.parametrize("part", ["baselines.learn", "pictures.watch"])
-def test_a_fault_in_what_a_check_does_beside_costs_no_score(worker, monkeypatch, caplog, part):
+@pytest.mark.parametrize(("part", "counted"), [("baselines.learn", "learning"), ("pictures.watch", "read_outs")])
+def test_a_fault_in_what_a_check_does_beside_costs_no_score(worker, monkeypatch, caplog, part, counted):
     def break_down(*_: object) -> None:
         raise IndexError("a fault")
 
@@ -255,6 +262,30 @@ def test_a_fault_in_what_a_check_does_beside_costs_no_score(worker, monkeypatch,
     scores = observe(worker, images(64, seed=3), may_learn=True, alarm=True, fresh=64, now=0.0)
     assert scores["raw"] < 1.6 and scores["read_outs"] == {"found": [], "words": []}
     assert "a fault" in caplog.text
+    assert concluded(worker, {"raw": 1.0})["faults"] == [counted]
+
+
+def test_what_a_recalibration_does_without_is_a_fault(worker, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise StoreError("damaged")
+
+    def fill_disk(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    keep(worker, with_bias(0.125))
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.store, "get", refuse)
+        assert recalled(worker, images(128, seed=6))["result"] == "unknown"
+    assert set(concluded(worker, {})["faults"]) == {"recall"}
+    monkeypatch.setattr("daemon.worker.fit_job.encode_examples", fill_disk)
+    recalled(worker, images(128, seed=6), recall=False)
+    assert concluded(worker, {})["faults"] == ["dossier"]
+
+
+def test_faults_are_told_once_with_the_answer_that_follows(worker):
+    worker.faults += ["keeping", "keeping"]
+    assert concluded(worker, {"raw": 1.0}) == {"done": True, "raw": 1.0, "faults": ["keeping", "keeping"]}
+    assert concluded(worker, {"raw": 1.0})["faults"] == []
 
 
 def test_an_order_to_learn_anew_forgets_frames_and_pictures_first(worker, monkeypatch, caplog):
@@ -270,6 +301,7 @@ def test_an_order_to_learn_anew_forgets_frames_and_pictures_first(worker, monkey
     monkeypatch.setattr(worker.baselines, "forget", refuse)
     assert observe(worker, images(64, seed=3), relearn=True)["relearned"]
     assert "cannot be removed: read-only file system" in caplog.text
+    assert concluded(worker, {})["faults"] == ["keeping"]
 
 
 def test_only_healthy_frames_without_a_homogenizer_are_learned_as_the_cameras(worker, right, monkeypatch):
@@ -320,6 +352,13 @@ def test_without_a_homogenizer_there_is_no_restored_frame(worker):
 def test_a_frame_that_cannot_be_shown_costs_no_check(worker, monkeypatch):
     monkeypatch.setattr("daemon.worker.observe_job.encode_pair", None)
     assert "shown" not in (scores := observe(worker, images(64, seed=5), show=True)) and scores["raw"] > 0
+    assert concluded(worker, {})["faults"] == ["page_frame"]
+
+
+def test_a_challenger_that_cannot_be_read_costs_the_comparison_alone(worker):
+    scores = observe(worker, images(64, seed=5), challenger="0" * 64, role="candidate")
+    assert "challenger" not in scores and scores["raw"] > 0
+    assert concluded(worker, {})["faults"] == ["comparison"]
 
 
 def picture(encoded: str) -> np.ndarray:

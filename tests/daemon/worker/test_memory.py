@@ -57,6 +57,16 @@ def test_a_worker_above_the_limit_is_ended_while_its_job_runs_whether_or_not_mes
         client._receive(ours, time.monotonic() + 10, MemoryLimit(1))
 
 
+def test_faults_that_the_worker_handled_are_told_once_its_job_is_done():
+    faults: list[str] = []
+    client = WorkerClient(Path("model.pt2"), "0" * 64, "eager", Path(), 1, on_fault=faults.append)
+    client._connection, theirs = busy(client)
+    for message in ({"stage": "fitting", "ratio": 0.5}, {"done": True, "faults": ["dossier", "keeping"]}):
+        send_message(theirs, message)
+    client.call({"job": "observe"}, [], 10)
+    assert faults == ["dossier", "keeping"]
+
+
 def test_messages_that_follow_each_other_do_not_outlast_the_time_of_a_job():
     client = WorkerClient(Path("model.pt2"), "0" * 64, "eager", Path(), 1)
     ours, theirs = busy(client)

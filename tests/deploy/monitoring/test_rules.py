@@ -65,6 +65,8 @@ UP, AUDIT = of_device("up"), of_device("recald_audit_writable")
 FREE, SIZE = of_device("recald_state_directory_free_bytes"), of_device("recald_state_directory_size_bytes")
 CLOCK = of_device("recald_clock_timestamp_seconds")
 CERTIFICATE, DAY_S = of_device("recald_certificate_expiry_timestamp_seconds"), 86_400
+CHECK_STARTS, FIT_STARTS = (of_device("recald_worker_starts_total", worker=worker) for worker in ("checks", "fits"))
+HOT, AT_LIMIT = (of_device("recald_gpu_throttled", gpu="0", reason=reason) for reason in ("heat", "power"))
 UNKNOWN = " ".join(["NaN"] * 40)
 
 
@@ -129,6 +131,13 @@ CASES = [
     Case("RecaldLatencyRegression", "late for ten minutes", latency(True, 480, 40), "2h10m"),
     Case("RecaldDriftChecksDead", "none ends", {OVERDUE: "0x4 1x20"}, "4m", FRONT),
     Case("RecaldDriftChecksDead", "they end", {OVERDUE: "0x24"}, "4m"),
+    Case("RecaldWorkerRestarts", "each minute", {CHECK_STARTS: "1+0.25x60"}, "15m", DEVICE | {"worker": "checks"}),
+    Case("RecaldWorkerRestarts", "recald started", {CHECK_STARTS: "0x4 1x60"}, "15m"),
+    Case("RecaldWorkerRestarts", "each fit has one of its own", {FIT_STARTS: "0+1x60"}, "15m"),
+    Case("RecaldWorkerRestarts", "hours ago", {CHECK_STARTS: "1+1x10 11x400"}, "80m"),
+    Case("RecaldGpuThrottled", "too hot", {HOT: "0x8 1x80"}, "20m", DEVICE | {"gpu": "0", "reason": "heat"}, "100%"),
+    Case("RecaldGpuThrottled", "hot at times", {HOT: "0x8" + " 1x2 0x6" * 10}, "20m"),
+    Case("RecaldGpuThrottled", "at its limit of power", {AT_LIMIT: "1x90"}, "20m"),
     Case("RecaldAuditNotWritable", "the disk is full", {AUDIT: "1x4 0x20"}, "4m", DEVICE),
     Case("RecaldAuditNotWritable", "one slow write", {AUDIT: "1x4 0x2 1x20"}, "4m"),
     Case("RecaldDiskNearlyFull", "4 % free", {FREE: "4e9x40", SIZE: "1e11x40"}, "8m", DEVICE),
@@ -156,6 +165,8 @@ TOO_SHORT = [
     Case("RecaldApprovalWaits", "not for long", {STATE_AGE: "14400+15x40"} | state("awaiting_approval", "1x40"), "3m"),
     Case("RecaldLatencyRegression", "not for long", latency(True, 480, 120), "2h10m"),
     Case("RecaldDriftChecksDead", "not for long", {OVERDUE: "0x4 1x20"}, "1m45s"),
+    Case("RecaldWorkerRestarts", "not for long", {CHECK_STARTS: "1+1x60"}, "4m"),
+    Case("RecaldGpuThrottled", "not for long", {HOT: "0x8 1x80"}, "9m"),
     Case("RecaldAuditNotWritable", "not for long", {AUDIT: "1x4 0x20"}, "1m45s"),
     Case("RecaldDiskNearlyFull", "not for long", {FREE: "4e9x40", SIZE: "1e11x40"}, "3m"),
     Case("RecaldClockNotSet", "not for long", {CLOCK: "3600+15x60"}, "3m"),
