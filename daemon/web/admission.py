@@ -55,7 +55,7 @@ class Admission:
             return connection
 
     def begin_answer(self, connection: Connection, for_page: bool) -> bool:
-        """Note that its request has been read. False: other pages have the share of all pages, so it must be refused."""
+        """Note that its request has been read. False: refuse it, since other pages have the share of the page."""
         with self._changed:
             admitted = not for_page or self._changed.wait_for(self._page_has_room, MAX_PAGE_WAIT_S)
             connection.answered, connection.began = True, self._clock()
