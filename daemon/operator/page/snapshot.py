@@ -18,9 +18,9 @@ MAX_REFUSAL_AGE_S = 2.0  # a frame refused within the last second or so says som
 class Snapshot:
     """The daemon at one moment. status: the answer to `recald status`; no value of it changes any more.
 
-    number: rises where anything has changed. at, now: monotonic and wall clock, s. began: of the first snapshot, as `at`.
-    arrived: when the newest frame of a sensor came, as `at`; None: none has. broken: sensors for which the model fails.
-    decisions: the newest records of the audit log, the newest last.
+    number: rises where anything has changed. at, now: monotonic and wall clock, s. began: of the first snapshot, on the
+    clock of `at`. arrived: when the newest frame of a sensor came, on the same clock; None: none has. broken: sensors
+    for which the model fails. decisions: the newest records of the audit log, the newest last.
     """
 
     number: int

@@ -92,6 +92,8 @@ def headline(standings: Mapping[str, Standing], problem: str, silence: str) -> S
         return Standing(
             "good", "The camera is well" if len(standings) == 1 else f"All {len(standings)} cameras are well"
         )
+    if len(standings) > 1 and len(set(standings.values())) == 1:
+        return Standing(worst.tone, f"All {len(standings)} cameras: {worst.text}")
     told = [f"{name}: {one.text}" for name, one in standings.items() if one.tone == worst.tone]
     more = f"; and {len(told) - MAX_NAMED} more" if len(told) > MAX_NAMED else ""
     return Standing(worst.tone, "; ".join(told[:MAX_NAMED]) + more)

@@ -54,12 +54,13 @@ def test_the_first_line_is_the_most_urgent():
     assert headline({"front": well, "rear": well}, "", "") == ("good", "All 2 cameras are well")
     assert headline({"front": well, "rear": drifts}, "", "") == ("warn", "rear: drifts")
     assert headline({"front": silent, "rear": drifts, "top": silent}, "", "").text == "front: no frames; top: no frames"
+    assert headline({"front": silent, "rear": silent}, "", "") == ("bad", "All 2 cameras: no frames")
     assert headline({"front": silent}, "the disk is full", "").text == "the disk is full"
     assert headline({"front": silent}, "the disk is full", "no beat").text == "recald hangs: no beat"
 
 
 def test_the_first_line_names_few_cameras():
-    many = {f"line-{number}": Standing("bad", "no frames") for number in range(10)}
+    many = {f"line-{number}": Standing("bad", "no frames") for number in range(10)} | {"top": Standing("good", "well")}
     text = headline(many, "", "").text
     assert text.count("no frames") == MAX_NAMED and text.endswith(f"; and {10 - MAX_NAMED} more")
 
