@@ -99,8 +99,8 @@ class ConditionMetrics:
         )
         self.last_fit_info = Gauge(
             "last_fit_info",
-            "Always 1. The labels name how the last recalibration since the start of recald ended, and its homogenizer; "
-            "empty: it has none.",
+            "Always 1. The labels name how the last recalibration since the start of recald ended, and the homogenizer "
+            "that came of it, if any.",
             ("sensor", "result", "version"),
             **common,
         )

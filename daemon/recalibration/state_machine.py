@@ -286,7 +286,9 @@ class StateMachine:
         elapsed = now - self._state_since  # frames of one moment may all show one scene: that is no fair sample
         frames, collect = self._config.frames, self._config.collect
         self.progress = min(1.0, facts.collected / frames, _done_ratio(elapsed, collect))
-        self.reason = f"{facts.collected} of {frames} frames, {elapsed:.0f} of {collect:.0f} s"
+        self.reason = f"{facts.collected} of {frames} frames" + (
+            f", {elapsed:.0f} of {collect:.0f} s" if collect else ""
+        )
         if self._recall_due(now, facts):
             self._last_recall = now
             return Recall()

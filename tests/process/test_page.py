@@ -98,7 +98,7 @@ def test_a_healthy_camera_is_shown(seen):
 
 
 def test_the_drift_and_its_repair_are_seen_live(seen):
-    assert "recalibrates" in seen.standings
+    assert "drifts, recalibrates" in seen.standings
     decisions = seen.visit.text("#decision-list")
     order = [
         decisions.index(text) for text in ("new homogenizer", "recalibration ended", "drift alarm", "recald started")

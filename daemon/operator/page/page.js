@@ -168,7 +168,8 @@ function figures(sensor) {
   const drift = sensor.drift;
   if (drift) {
     const value = make("dd", drift.value > drift.line ? "over" : "", number(drift.value));
-    const evidence = sensor.evidence ? `; evidence ${percent(sensor.evidence)} of an alarm` : "";
+    const towards = sensor.evidence ? `; evidence ${percent(sensor.evidence)} of an alarm` : "";
+    const evidence = sensor.alarm ? "; drift alarm" : towards;
     parts.push(figure("Drift now", value, `${drift.quantity}, line ${+drift.line.toFixed(2)}${evidence}`));
   } else {
     parts.push(figure("Drift now", make("dd", "", "unknown"), "no drift check"));

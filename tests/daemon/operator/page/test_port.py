@@ -123,7 +123,7 @@ def test_the_data_is_what_the_loop_told(scene):
     scene.tell((SWAP,), drift_score=3.2, drift_alarm=True, state="collecting", progress=0.5, reason="5 of 10 frames")
     told = scene.ask("/status.json").json
     front, rear = told["sensors"]
-    assert told["headline"] == {"tone": "busy", "text": "front: recalibrates"}
+    assert told["headline"] == {"tone": "busy", "text": "front: drifts, recalibrates"}
     assert (front["state"], front["reason"], front["alarm"]) == ("collecting 50%", "5 of 10 frames", True)
     assert front["drift"] == {"value": 3.2, "line": 2.0, "quantity": "drift score"}
     assert front["points"] == [[200, 1.0, 0.4, 1]]  # the mean of its 5 s
