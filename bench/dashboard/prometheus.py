@@ -36,8 +36,9 @@ class Curve(NamedTuple):
 
 
 def find_program(name: str) -> str | None:
-    """Return the path of `prometheus`, `promtool` or `amtool`; None where it is not installed."""
-    return shutil.which(name, path=f"{UNPACKED}{os.pathsep}{os.environ.get('PATH', '')}")
+    """Return the path of `prometheus`, `alertmanager`, `promtool` or `amtool`; None where it is not installed."""
+    path = f"{UNPACKED}{os.pathsep}{os.environ.get('PATH', '')}"
+    return shutil.which(name, path=path) or shutil.which(f"prometheus-{name}", path=path)  # as Debian names some
 
 
 class Prometheus:

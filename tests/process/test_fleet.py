@@ -10,14 +10,13 @@ import json
 import re
 import shutil
 import ssl
-import subprocess
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +26,7 @@ import pytest
 import yaml
 from certificates import Authority
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_tools import MONITORING, RULES, run_tool, tool
+from prometheus_tools import MONITORING, RULES, run_tool, started, tool
 from remote_write import MetadataReceiver, one_sample
 from running import Camera, eventually, serving, write_config
 from synthetic import images
@@ -77,18 +76,10 @@ class Fleet:
     page: str  # of recald, while it served
 
 
-@contextmanager
-def prometheus(folder: Path, name: str, port: int, *options: str) -> Iterator[None]:
+def prometheus(folder: Path, name: str, port: int, *options: str) -> AbstractContextManager[None]:
     """A Prometheus with the configuration folder/NAME.yaml."""
-    command = [tool("prometheus"), f"--config.file={folder / name}.yaml", f"--web.listen-address=127.0.0.1:{port}"]
-    with (folder / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen([*command, *options], stdout=log, stderr=log)
-    try:
-        yield
-        assert process.poll() is None, (folder / f"{name}.log").read_text()
-    finally:
-        process.kill()
-        process.wait()
+    config, listen = f"--config.file={folder / name}.yaml", f"--web.listen-address=127.0.0.1:{port}"
+    return started("prometheus", folder / f"{name}.log", config, listen, *options)
 
 
 def adapt(folder: Path, name: str, texts: Mapping[str, Any], change: Callable[[Any], object]) -> None:
