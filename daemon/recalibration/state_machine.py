@@ -32,6 +32,7 @@ ROLLBACK_COMPARISONS = 2  # in a row that find the previous homogenizer better: 
 INVALID_AFTER_FAILURES = 3  # in a row, while the drift lasts
 CLEAN_REASON = "the frames are clean without a homogenizer"
 HARMFUL_REASON = "the frames are clearly worse with the homogenizer than without"
+ON_PROBATION = "the new homogenizer serves on probation"
 LABEL_SHIFT_REASON = "few classes are in view, and the model is sure of them: this is no drift"
 
 
@@ -165,7 +166,7 @@ class StateMachine:
         if keep_work:
             self._comparisons.clear()  # they were with the homogenizer before
         else:
-            self._enter(State.PROBATION, now, "the new homogenizer serves on probation")
+            self._enter(State.PROBATION, now, ON_PROBATION)
 
     def rolled_back(self, serving: bool, now: float, reason: str) -> None:
         """Note a rollback. serving: a fitted homogenizer still serves. A running fit goes on."""

@@ -14,6 +14,7 @@ from daemon.operator.status import notes, refusal, state_text, work_notes
 from daemon.operator.versions import short_version
 from daemon.recalibration.page_frame import PageFrame
 from daemon.recalibration.sensor import camera_text
+from daemon.recalibration.state_machine import ON_PROBATION
 from daemon.states import State
 from deploy.store.artefacts import FACTORY
 
@@ -122,9 +123,10 @@ def _sensor(name: str, snapshot: Snapshot, stands: Standing, threshold: float, a
 
 
 def _reason(sensor: Mapping[str, Any]) -> str:
-    """Return the reason without what happened to the camera, which the page lists."""
+    """Return the reason without what the page says beside it: what happened to the camera, and the probation."""
     listed = camera_text(sensor["drifted"])
-    return str(sensor["reason"]).removesuffix(listed).removesuffix("; ") if listed else str(sensor["reason"])
+    reason = str(sensor["reason"]).removesuffix(listed).removesuffix("; ") if listed else str(sensor["reason"])
+    return "" if reason == ON_PROBATION else reason
 
 
 def _drift(sensor: Mapping[str, Any], threshold: float) -> dict[str, Any] | None:

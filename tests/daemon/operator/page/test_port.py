@@ -29,6 +29,7 @@ from daemon.metrics import Metrics
 from daemon.operator.page.health import MAX_BEAT_AGE_S
 from daemon.operator.page.port import MAX_WATCHED_S, STATIC_FILES, MetricsPort
 from daemon.recalibration.page_frame import PageFrame
+from daemon.recalibration.state_machine import ON_PROBATION
 from deploy.audit.chain import AuditRecord, canonical_json
 
 SWAP = AuditRecord(
@@ -198,6 +199,12 @@ def test_only_newer_points_are_sent(scene):
     assert len(points) >= 4
     newer = scene.ask(f"/status.json?after={points[1][0]}").json["sensors"][0]["points"]
     assert newer == points[2:]
+
+
+def test_probation_is_said_once(scene):
+    scene.tell(state="probation", reason=ON_PROBATION)
+    front = scene.ask("/status.json").json["sensors"][0]
+    assert front["reason"] == "" and "on probation" in front["sentence"] and ON_PROBATION not in front["notes"]
 
 
 @pytest.mark.parametrize(
