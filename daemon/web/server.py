@@ -98,7 +98,7 @@ class _ScrapeServer(ThreadingMixIn, WSGIServer):
             self.certificate.refresh()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        connection = self.admission.enter(request)
+        connection: Any = self.admission.enter(request)
         if connection is None:
             self.shutdown_request(request)
             return

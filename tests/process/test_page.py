@@ -280,10 +280,11 @@ def standing_still(seen: Seen) -> Iterator[Visit]:
 
 def test_one_refused_request_is_no_loss(seen):
     with standing_still(seen) as visit:
-        headline = visit.text("#headline")
+        headline, age = visit.text("#headline"), visit.text("#sensor-front .age")
         visit.context.set_offline(True)
         let_pass(visit, 4)
         assert "no answer for" in visit.text("#link") and visit.text("#headline") == headline
+        assert visit.text("#sensor-front .age") == age, "nothing is known of newer frames"
         assert visit.page.get_attribute("#link", "data-link") == "late" and not visit.page.query_selector("body.lost")
         visit.context.set_offline(False)
         let_pass(visit, 4)

@@ -8,7 +8,7 @@ const LOST_MS = 10000; // without an answer; a request that hangs fails late
 const TICK_MS = 1000;
 const ASLEEP_MS = 5000; // without a tick: the tablet slept, and recald was not asked
 
-let page = null; // what is told: show(document), unchanged(), forget(), lost(note), tick(ageMs)
+let page = null; // what is told: show(document), unchanged(), forget(), lost(note), answered(at)
 let etag = "";
 let newest = -1; // number of the newest point that came
 let start = ""; // of the daemon: changes with a restart
@@ -110,7 +110,7 @@ function tell() {
   if (isLost) page.lost(lossNote(now));
   if (failures || silence > LOST_MS) setLink(isLost ? "lost" : "late", `no answer for ${span(silence)}`);
   else if (lastAnswer >= began) setLink("live", `live, ${clock(new Date(lastAnswer))}`);
-  if (lastAnswer && !isLost) page.tick(now);
+  if (lastAnswer && !isLost) page.answered(lastAnswer);
 }
 
 function lossNote(now) {

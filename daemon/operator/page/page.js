@@ -46,10 +46,11 @@ function showLoss(note) {
   for (const card of cards.values()) setAge(card, "newest frame: not known", false);
 }
 
-function showAges(now) {
+// Ages are those of the last answer, at this time: of what came since nothing is known.
+function showAges(at) {
   if (!shown) return;
   for (const sensor of shown.sensors) {
-    const age = sensor.frame_age_s === null ? null : 1000 * sensor.frame_age_s + now - came;
+    const age = sensor.frame_age_s === null ? null : 1000 * sensor.frame_age_s + Math.max(0, at - came);
     const text = age === null ? "no frame yet" : age < NOW_MS ? "newest frame: now" : `newest frame: ${span(age)} ago`;
     setAge(cards.get(sensor.id), text, sensor.silent);
   }
@@ -279,4 +280,4 @@ const moment = (date) => {
 };
 
 window.addEventListener("resize", () => shown && shown.sensors.forEach((sensor) => drawChart(cards.get(sensor.id), sensor)));
-watch({ show, unchanged, forget, lost: showLoss, tick: showAges });
+watch({ show, unchanged, forget, lost: showLoss, answered: showAges });
