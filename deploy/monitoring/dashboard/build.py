@@ -23,7 +23,7 @@ HOMOGENIZER_IS = series("recald_homogenizer_info", *CAMERA)
 FIT_IS = series("recald_last_fit_info", *CAMERA)
 
 
-class Event(NamedTuple):
+class Mark(NamedTuple):
     """A mark in all panels: its colour, what it says, and the series with label `version` that it is told of."""
 
     colour: str
@@ -31,9 +31,9 @@ class Event(NamedTuple):
     told_of: str
 
 
-EVENTS = {
-    "swaps": Event("blue", "swap: {{short}} serves", HOMOGENIZER_IS),
-    "fits": Event("purple", "recalibration {{result}} {{short}}", FIT_IS),
+MARKS = {
+    "swaps": Mark("blue", "swap: {{short}} serves", HOMOGENIZER_IS),
+    "fits": Mark("purple", "recalibration {{result}} {{short}}", FIT_IS),
 }
 
 
@@ -47,7 +47,7 @@ def dashboard_text() -> str:
     """Return the content of the file."""
     content = json.loads(json.dumps(_dashboard().build(), cls=JSONEncoder))
     for annotation in content["annotations"]["list"]:  # the SDK does not know these keys of the Prometheus data source
-        annotation |= {"useValueForTime": True, "titleFormat": EVENTS[annotation["name"]].text}
+        annotation |= {"useValueForTime": True, "titleFormat": MARKS[annotation["name"]].text}
     return json.dumps(content | {"id": None, "schemaVersion": SCHEMA}, indent=1) + "\n"
 
 
@@ -59,8 +59,8 @@ def _dashboard() -> dashboard.Dashboard:
     built = built.time("now-3h", "now").refresh("15s").tooltip(models.DashboardCursorSync.CROSSHAIR)
     for variable in _variables():
         built = built.with_variable(variable)
-    for name, event in EVENTS.items():
-        built = built.annotation(_annotation(name, event))
+    for name, mark in MARKS.items():
+        built = built.annotation(_annotation(name, mark))
     return _with_panels(built)
 
 
@@ -89,15 +89,15 @@ def _choice(name: str, label: str, query: str) -> dashboard.QueryVariable:
     return variable.sort(models.VariableSort.ALPHABETICAL_ASC)
 
 
-def _annotation(name: str, event: Event) -> dashboard.AnnotationQuery:
+def _annotation(name: str, mark: Mark) -> dashboard.AnnotationQuery:
     """Mark the moments that a metric tells: its value is the time of the event, which Grafana needs in ms.
 
     What it is told of has the value 1 and changes with that time. Of a version the first letters are shown.
     """
     at = series(f"recald_last_{name.removesuffix('s')}_timestamp_seconds", *CAMERA)
-    short = f'label_replace({event.told_of}, "short", "$1", "version", "(.{{0,12}}).*")'
+    short = f'label_replace({mark.told_of}, "short", "$1", "version", "(.{{0,12}}).*")'
     expression = f"1000 * {at} * on (job, instance, sensor) group_left (short, result) {short}"
-    return dashboard.AnnotationQuery().name(name).datasource(DATASOURCE).icon_color(event.colour).expr(expression)
+    return dashboard.AnnotationQuery().name(name).datasource(DATASOURCE).icon_color(mark.colour).expr(expression)
 
 
 if __name__ == "__main__":
