@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import yaml
 from places import ROOT
-from prometheus_tools import MONITORING
+from prometheus_tools import MONITORING, RULES
 
 from bench.dashboard.panels import FILE, load_dashboard, shown_panels
 from calibrate.baseline.run_length import ALLOWANCE
@@ -91,11 +91,11 @@ def test_every_panel_has_what_grafanas_schema_demands():
 
 def test_marks_are_asked_of_the_chosen_data_source_and_say_what_they_mark():
     marks = load_dashboard()["annotations"]["list"]
+    scraped = yaml.safe_load((RULES / "prometheus.yml").read_text())["global"]
     assert {mark["name"] for mark in marks} == {"swaps", "fits"}
     for mark in marks:
-        assert (
-            mark["datasource"] == {"type": "prometheus", "uid": SOURCE} and mark["enable"] and mark["useValueForTime"]
-        )
+        assert mark["datasource"] == {"type": "prometheus", "uid": SOURCE}
+        assert mark["enable"] and mark["useValueForTime"] and mark["step"] == scraped["scrape_interval"]
         named = set(re.findall(r"\{\{(\w+)\}\}", mark["titleFormat"]))
         (kept,) = re.findall(r"group_left \(([\w, ]+)\)", mark["expr"])
         assert named and named <= {*kept.split(", ")}, "Grafana would print the name in place of the label"
