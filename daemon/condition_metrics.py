@@ -148,9 +148,26 @@ class ConditionMetrics:
             ("sensor",),
             **common,
         )
+        self.last_fit_info = Gauge(
+            "last_fit_info",
+            "Always 1. The labels name how the last recalibration since the start of recald ended, and the homogenizer "
+            "that came of it, if any.",
+            ("sensor", "result", "version"),
+            **common,
+        )
         self.last_swap_timestamp_seconds = Gauge(
             "last_swap_timestamp_seconds",
             "Time of the last swap or rollback since the start of recald, seconds since 1970 (UTC).",
             ("sensor",),
             **common,
         )
+        self._last_fits: dict[str, tuple[str, str, str]] = {}  # by sensor, the label values now exported
+
+    def set_last_fit(self, sensor: str, result: str, version: str) -> None:
+        """Export how the last recalibration of `sensor` ended, in place of the one before. version: "" for none."""
+        before, newest = self._last_fits.get(sensor), (sensor, result, version)
+        self._last_fits[sensor] = newest
+        if before not in (None, newest):
+            self.last_fit_info.remove(*before)
+        self.last_fit_info.labels(*newest).set(1)
+        self.last_fit_timestamp_seconds.labels(sensor).set_to_current_time()

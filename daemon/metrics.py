@@ -312,10 +312,10 @@ class Metrics(ConditionMetrics):
         """Count a fault that was handled. part: a label of recald_handled_faults_total. Any thread may call it."""
         self.handled_faults.labels(part).inc()
 
-    def count_fit(self, sensor: str, result: str) -> None:
-        """Count a recalibration that has ended. result: a label of recald_fits_total."""
-        self.fits.labels(sensor, result).inc()
-        self.last_fit_timestamp_seconds.labels(sensor).set_to_current_time()
+    def count_fit(self, sensor: str, result: str, version: str = "") -> None:
+        """Count a recalibration that has ended. result: a label of recald_fits_total. version: its homogenizer."""
+        self.fits.labels(sensor, result).inc(exemplar={"version": version} if version else None)
+        self.set_last_fit(sensor, result, version)
 
     def set_model(self, digest: str, backend: str) -> None:
         """Export what serves the frozen model now, in place of what served it before."""

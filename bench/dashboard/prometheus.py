@@ -36,8 +36,9 @@ class Curve(NamedTuple):
 
 
 def find_program(name: str) -> str | None:
-    """Return the path of `prometheus`, `promtool` or `amtool`; None where it is not installed."""
-    return shutil.which(name, path=f"{UNPACKED}{os.pathsep}{os.environ.get('PATH', '')}")
+    """Return the path of `prometheus`, `alertmanager`, `promtool` or `amtool`; None where it is not installed."""
+    path = f"{UNPACKED}{os.pathsep}{os.environ.get('PATH', '')}"
+    return shutil.which(name, path=path) or shutil.which(f"prometheus-{name}", path=path)  # as Debian names some
 
 
 class Prometheus:
@@ -60,7 +61,9 @@ class Prometheus:
         command = [self._program, f"--config.file={self._config}", f"--web.listen-address={self.address}"]
         with (self._folder / "prometheus.log").open("wb") as log:
             self._process = subprocess.Popen(
-                [*command, f"--storage.tsdb.path={self._folder / 'tsdb'}"], stdout=log, stderr=log
+                [*command, "--enable-feature=exemplar-storage", f"--storage.tsdb.path={self._folder / 'tsdb'}"],
+                stdout=log,
+                stderr=log,
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._is_ready():
@@ -83,11 +86,18 @@ class Prometheus:
 
     def ask(self, expression: str, start: float, end: float, step: float = INTERVAL_S) -> list[Curve]:
         """Return what an expression is from `start` to `end`, s since 1970. Raises QueryError."""
-        parameters = {"query": expression, "start": start, "end": end, "step": step}
-        url = f"http://{self.address}/api/v1/query_range?{urllib.parse.urlencode(parameters)}"
+        result = self._get("query_range", query=expression, start=start, end=end, step=step)["result"]
+        return [Curve(one["metric"], [(at, float(value)) for at, value in one["values"]]) for one in result]
+
+    def exemplars(self, expression: str, start: float, end: float) -> list[dict[str, str]]:
+        """Return the labels of the exemplars of all series that an expression names. Raises QueryError."""
+        found = self._get("query_exemplars", query=expression, start=start, end=end)
+        return [exemplar["labels"] for series in found for exemplar in series["exemplars"]]
+
+    def _get(self, kind: str, **parameters: Any) -> Any:
+        url = f"http://{self.address}/api/v1/{kind}?{urllib.parse.urlencode(parameters)}"
         try:
             with urllib.request.urlopen(url, timeout=QUERY_TIMEOUT_S) as answer:
-                result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+                return json.load(answer)["data"]
         except urllib.error.HTTPError as error:
-            raise QueryError(f"{expression}: {json.load(error)['error']}") from None
-        return [Curve(one["metric"], [(at, float(value)) for at, value in one["values"]]) for one in result]
+            raise QueryError(f"{parameters['query']}: {json.load(error)['error']}") from None

@@ -126,7 +126,7 @@ def run_scenario(observer: Observer, drift: Drift, keep: bool = False) -> float:
     observer.cameras.start()
     if not observer.follow(CONNECT_TIMEOUT_S, until=lambda: all(observer.stats(s).answered for s in SENSORS)):
         raise DemoError(f"recald answered nothing for {CONNECT_TIMEOUT_S:g} s")
-    observer.display.event("both cameras are well")
+    observer.display.event(f"both cameras are well; the page is on {observer.daemon.page}")
     observer.follow(HEALTHY_S)
     drift_start = observer.monotonic()
     observer.cameras.drift(DRIFTING, drift)
@@ -142,7 +142,7 @@ def run_scenario(observer: Observer, drift: Drift, keep: bool = False) -> float:
 
 def keep_running(observer: Observer) -> None:
     """Follow the daemon and the cameras until Ctrl-C, which ends the demo as planned."""
-    observer.display.event(f"the page is on {observer.daemon.page}; Ctrl-C ends the demo")
+    observer.display.event(f"Ctrl-C ends the demo; the page is on {observer.daemon.page}")
     try:
         while True:
             observer.follow(UPDATE_INTERVAL_S)

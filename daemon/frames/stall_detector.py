@@ -17,13 +17,14 @@ class StallDetector:
 
     def __init__(self, since: float | None = None) -> None:
         self._last = since
+        self.newest: float | None = None  # when the newest frame arrived; None: none has
         self._gaps: deque[float] = deque(maxlen=GAP_WINDOW)
 
     def arrived(self, now: float) -> None:
         """Note that a frame arrived."""
         if self._last is not None:
             self._gaps.append(now - self._last)
-        self._last = now
+        self._last = self.newest = now
 
     def silence(self, now: float) -> float:
         """Return for how long no frame has arrived (s), or 0 while that is usual for this camera."""

@@ -186,7 +186,8 @@ class Controller:
 
     def _take_result(self, sensor: Sensor, job: JobResult, details: dict[str, Any], now: float) -> None:
         log.info("%s: recalibration %s: %s", sensor.name, job.result, job.reason)
-        self._metrics.count_fit(sensor.name, job.result)
+        version = "" if job.candidate is None else job.candidate.prepared.version
+        self._metrics.count_fit(sensor.name, job.result, version)
         self._export_durations(sensor, job.durations or {})
         sensor.last_result = f"{job.result}: {job.reason}"
         if job.candidate is None:
@@ -309,8 +310,8 @@ class Controller:
         before, added_cost = sensor.path.version, prepared.cost_s - sensor.path.cost_s
         pause = sensor.path.commit(prepared)
         version = sensor.path.version
-        self._metrics.swap_pause_seconds.labels(sensor.name).observe(pause)
-        self._metrics.swaps.labels(sensor.name, "committed").inc()
+        self._metrics.swap_pause_seconds.labels(sensor.name).observe(pause, {"version": version})
+        self._metrics.swaps.labels(sensor.name, "committed").inc(exemplar={"version": version})
         details = {"from": before, "to": version, "why": why}
         self._audit_writer.record(sensor.name, "swap", details | {"pause": pause, "frames_served": sensor.frames})
         self._after_exchange(sensor, "fit", added_cost, keep_alarm=keep_work)

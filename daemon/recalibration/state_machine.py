@@ -32,6 +32,7 @@ ROLLBACK_COMPARISONS = 2  # in a row that find the previous homogenizer better: 
 INVALID_AFTER_FAILURES = 3  # in a row, while the drift lasts
 CLEAN_REASON = "the frames are clean without a homogenizer"
 HARMFUL_REASON = "the frames are clearly worse with the homogenizer than without"
+ON_PROBATION = "the new homogenizer serves on probation"
 LABEL_SHIFT_REASON = "few classes are in view, and the model is sure of them: this is no drift"
 
 
@@ -166,7 +167,7 @@ class StateMachine:
         if keep_work:
             self._comparisons.clear()  # they were with the homogenizer before
         else:
-            self._enter(State.PROBATION, now, "the new homogenizer serves on probation")
+            self._enter(State.PROBATION, now, ON_PROBATION)
 
     def rolled_back(self, serving: bool, now: float, reason: str) -> None:
         """Note a rollback. serving: a fitted homogenizer still serves. A running fit goes on."""
@@ -288,7 +289,8 @@ class StateMachine:
         elapsed = now - self._state_since  # frames of one moment may all show one scene: that is no fair sample
         frames, collect = self._config.frames, self._config.collect
         self.progress = min(1.0, facts.collected / frames, _done_ratio(elapsed, collect))
-        self.waits_for, self.reason = "", f"{facts.collected} of {frames} frames, {elapsed:.0f} of {collect:.0f} s"
+        spent = f", {elapsed:.0f} of {collect:.0f} s" if collect else ""
+        self.waits_for, self.reason = "", f"{facts.collected} of {frames} frames{spent}"
         if self._recall_due(now, facts):
             self._last_recall = now
             return Recall()
@@ -298,8 +300,7 @@ class StateMachine:
         if self.progress < 1.0:
             return None
         if not facts.worker_free:
-            self.waits_for = "turn"
-            self.reason = f"{facts.collected} frames are collected; the fit waits for its turn"
+            self.waits_for, self.reason = "turn", f"{facts.collected} frames are collected; the fit waits for its turn"
             return None
         self.budget.count_fit(now)
         self._enter(State.FITTING, now)

@@ -11,11 +11,12 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import ServerHandler, WSGIRequestHandler, WSGIServer, make_server
 
+from daemon.web.admission import Admission, Connection
 from daemon.web.certificate import Certificate
 
 SCRAPE_DEADLINE_S = 5.0  # from the connection to the end of the answer; Prometheus waits for 10 s by default
 POLL_S = 0.1  # the longest that close() waits for the thread that accepts
-MAX_SCRAPES = 16  # connections at a time; what comes beyond is closed at once
+MACHINE_PATHS = ("/metrics", "/healthz", "/readyz")  # asked for by programs; the rest belongs to the page
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class MetricsServer:
 
 
 class _ScrapeServer(ThreadingMixIn, WSGIServer):
-    """A thread for each connection, at most MAX_SCRAPES of them."""
+    """A thread for each connection that is admitted, for SCRAPE_DEADLINE_S at most."""
 
     daemon_threads = True
     request_queue_size = 128  # with socketserver's 5, a burst of connections delays a scrape by seconds
@@ -81,7 +82,8 @@ class _ScrapeServer(ThreadingMixIn, WSGIServer):
     certificate: Certificate | None = None
 
     def __init__(self, *arguments: Any) -> None:
-        self._free = threading.BoundedSemaphore(MAX_SCRAPES)
+        self.admission = Admission()
+        self._of_thread = threading.local()
         super().__init__(*arguments)
 
     def server_bind(self) -> None:
@@ -96,28 +98,37 @@ class _ScrapeServer(ThreadingMixIn, WSGIServer):
             self.certificate.refresh()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._free.acquire(blocking=False):
+        connection: Any = self.admission.enter(request)
+        if connection is None:
             self.shutdown_request(request)
             return
         try:
-            super().process_request(request, client_address)
+            super().process_request(connection, client_address)
         except RuntimeError:  # no thread can be started
-            self._free.release()
+            self.admission.leave(connection)
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer one connection. request: a Connection."""
+        connection: Connection = request
+        self._of_thread.connection = connection
         try:
-            secured = self._secured(request)
-            deadline = threading.Timer(SCRAPE_DEADLINE_S, _cut, (secured,))
+            connection.socket = self._secured(connection.socket)
+            deadline = threading.Timer(SCRAPE_DEADLINE_S, connection.cut)
             deadline.start()
             try:
-                super().process_request_thread(secured, client_address)
+                super().process_request_thread(connection.socket, client_address)
             finally:
                 deadline.cancel()
         except OSError:  # it was closed before anything was said
-            self.shutdown_request(request)
+            self.shutdown_request(connection.socket)
         finally:
-            self._free.release()
+            self.admission.leave(connection)
+
+    def begin_answer(self, path: str) -> bool:
+        """Return whether the connection of this thread may be answered. path: that it asks for."""
+        for_page = path.partition("?")[0] not in MACHINE_PATHS
+        return self.admission.begin_answer(self._of_thread.connection, for_page)
 
     def _secured(self, request: socket.socket) -> socket.socket:
         if self.certificate is None:
@@ -132,14 +143,6 @@ class _ScrapeServer(ThreadingMixIn, WSGIServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("a scrape by %s broke off", client_address, exc_info=True)
-
-
-def _cut(request: socket.socket) -> None:
-    """End a connection in both directions, which wakes the thread that reads from it."""
-    try:
-        socket.socket.shutdown(request, socket.SHUT_RDWR)  # not SSLSocket's: it takes what the other thread reads with
-    except OSError:
-        pass  # it has ended by itself
 
 
 class _Answer(ServerHandler):
@@ -166,11 +169,14 @@ class _ScrapeHandler(WSGIRequestHandler):
             return
         if not self.parse_request():
             return
+        server: Any = self.server
+        if not server.begin_answer(self.path):
+            self.send_error(503, "too many open pages")
+            return
         reads: Any = self.rfile
         writes: Any = self.wfile
         answer: Any = _Answer(reads, writes, self.get_stderr(), self.get_environ(), multithread=True)
         answer.request_handler = self  # as WSGIRequestHandler sets it
-        server: Any = self.server
         answer.run(server.get_app())
 
     def log_message(self, format: str, *args: Any) -> None: ...

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from daemon.settings.metrics import MetricsConfig
 
 METHODS = ("GET", "HEAD")
+BASE_UNITS = ("seconds", "bytes", "ratio", "celsius", "watts", "joules")  # names of metrics end in them
 MAX_TOLD_CHARS = 100  # of a name that is refused
 TEXT = "text/plain; charset=utf-8"
 SECURITY_HEADERS = [
@@ -63,7 +64,7 @@ class Site:
     """An application of WSGI. A route whose path ends in "/" gets all that lies below it."""
 
     def __init__(self, registry: CollectorRegistry, routes: Mapping[str, Route], host_names: HostNames) -> None:
-        self._metrics = make_wsgi_app(_WithoutCreated(registry))
+        self._metrics = make_wsgi_app(_Exported(registry))
         self._routes = routes
         self._host_names = host_names
 
@@ -147,10 +148,11 @@ def _is_address(name: str) -> bool:
     return True
 
 
-class _WithoutCreated:
-    """A registry without its `_created` series, one for each counter, which nothing here reads.
+class _Exported:
+    """A registry as it is scraped: with the units that the names end in, and without `_created` series.
 
-    Not disable_created_metrics(): it acts on every registry of the process.
+    Nothing here reads these, one for each counter. Not disable_created_metrics(): it acts on every registry of the
+    process.
     """
 
     def __init__(self, registry: Collector):
@@ -159,8 +161,9 @@ class _WithoutCreated:
     def collect(self) -> Iterable[Family]:
         for family in self._registry.collect():
             family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            family.unit = family.unit or next((unit for unit in BASE_UNITS if family.name.endswith(f"_{unit}")), "")
             yield family
 
-    def restricted_registry(self, names: Iterable[str]) -> _WithoutCreated:
+    def restricted_registry(self, names: Iterable[str]) -> _Exported:
         assert isinstance(self._registry, CollectorRegistry)  # a scrape restricts once
-        return _WithoutCreated(self._registry.restricted_registry(names))
+        return _Exported(self._registry.restricted_registry(names))

@@ -1,10 +1,11 @@
 import re
 import time
 import urllib.request
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as text_string_to_openmetrics_families
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from daemon.metrics import Metrics
@@ -13,6 +14,7 @@ from daemon.states import State
 from daemon.web.server import MetricsServer
 from daemon.web.site import HostNames, Site
 
+OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 LABELS = {  # every metric of the daemon, which later code must feed and dashboards may ask for
     "build_info": ("version", "torch", "backend"),
     "model_info": ("digest", "backend"),
@@ -24,6 +26,7 @@ LABELS = {  # every metric of the daemon, which later code must feed and dashboa
     "frames_missed_total": ("sensor",),
     "sequence_jumps_total": ("sensor",),
     "last_refusal_info": ("sensor", "reason", "field"),
+    "last_fit_info": ("sensor", "result", "version"),
     "samples_rejected_total": ("sensor", "reason"),
     "reservoir_bytes": ("sensor",),
     "input_disconnects_total": (),
@@ -112,6 +115,13 @@ def scrape(port: int, query: str = "", accept: str = "text/plain") -> str:
         return answer.read().decode()
 
 
+def scrape_open_metrics(port: int) -> dict[str, Any]:
+    """The families by name, in the format that Prometheus asks for."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": OPEN_METRICS})
+    with urllib.request.urlopen(request) as answer:
+        return {family.name: family for family in parse_open_metrics(answer.read().decode())}
+
+
 def touch(metrics: Metrics) -> None:
     """Make every metric show at least one series."""
     for name, labels in LABELS.items():
@@ -140,6 +150,31 @@ def test_a_fit_is_counted_with_its_time(metrics, registry):
     metrics.count_fit("front", "rejected")
     assert registry.get_sample_value("recald_fits_total", {"sensor": "front", "result": "rejected"}) == 1
     assert began <= registry.get_sample_value("recald_last_fit_timestamp_seconds", {"sensor": "front"}) <= time.time()
+
+
+def test_the_last_fit_is_exported_with_its_homogenizer(metrics, registry):
+    for sensor, result, version in (("front", "accepted", "ab12"), ("rear", "failed", ""), ("front", "rejected", "")):
+        metrics.count_fit(sensor, result, version)
+    samples = next(f for f in registry.collect() if f.name == "recald_last_fit_info").samples
+    assert {tuple(s.labels.values()): s.value for s in samples} == {
+        ("front", "rejected", ""): 1,
+        ("rear", "failed", ""): 1,
+    }
+
+
+def test_a_fit_is_an_exemplar_that_names_its_homogenizer(metrics, server):
+    metrics.count_fit("front", "accepted", "ab" * 32)
+    metrics.count_fit("front", "failed")
+    samples = scrape_open_metrics(server.port)["recald_fits"].samples
+    named = {sample.labels["result"]: sample.exemplar for sample in samples}
+    assert named["accepted"].labels == {"version": "ab" * 32} and named["failed"] is None
+
+
+def test_the_unit_of_a_metric_is_told_where_its_name_has_one(metrics, server):
+    touch(metrics)
+    families = scrape_open_metrics(server.port)
+    units = {"end_to_end_seconds": "seconds", "reservoir_bytes": "bytes", "drift_evidence_ratio": "ratio", "fits": ""}
+    assert {name: families[f"recald_{name}"].unit for name in units} == units
 
 
 def test_calibration_state_is_one_of_all(metrics, registry):
@@ -178,7 +213,7 @@ def test_what_is_served_as_openmetrics_parses_and_is_the_same(metrics, server):
     metrics.end_to_end_seconds.labels("front").observe(0.004)
     text = scrape(server.port, accept="application/openmetrics-text")
     assert text.endswith("# EOF\n")
-    found = {family.name: family for family in text_string_to_openmetrics_families(text)}
+    found = {family.name: family for family in parse_open_metrics(text)}
     plain = {family.name for family in text_string_to_metric_families(scrape(server.port))}
     assert len(found) == len(LABELS) and found.keys() == plain
 

@@ -22,7 +22,15 @@ from running import Camera, Daemon, serving, write_config
 from synthetic import drifted, images, labelled
 
 import daemon.operator.commissioning.learn_accuracy
-from bench.dashboard.panels import PanelQuery, ShownPanel, load_dashboard, marks, shown_panels
+from bench.dashboard.panels import (
+    PanelQuery,
+    ShownPanel,
+    load_dashboard,
+    marks,
+    named,
+    shown_panels,
+    substituted,
+)
 from bench.dashboard.prometheus import INSTANCE, Curve, Prometheus, QueryError
 from daemon.demo.processes import free_port
 from daemon.operator.commissioning.commission import commission
@@ -160,6 +168,7 @@ def page(port: int) -> str:
 
 
 DASHBOARD = load_dashboard()
+TITLES = {each["name"]: each["titleFormat"] for each in DASHBOARD["annotations"]["list"]}
 
 
 def panels(variables: dict[str, str]) -> list[ShownPanel]:
@@ -229,6 +238,31 @@ def test_marks_lie_at_the_time_of_the_event(watched):
     (committed,) = watched.ask('recald_swaps_total{sensor="front", result="committed"}')
     first = next(time for time, value in committed.samples if value == 1)
     assert at <= first <= at + 3
+
+
+def test_marks_name_the_homogenizer(watched):
+    """As Grafana does: each series is a mark, whose text has its labels."""
+    info = watched.ask('recald_homogenizer_info{sensor="front", version!="factory"}')
+    (version,) = {curve.labels["version"] for curve in info}
+    for mark, text in {
+        "swaps": f"swap: {version[:12]} serves",
+        "fits": f"recalibration accepted {version[:12]}",
+    }.items():
+        expression, _ = marks(DASHBOARD, watched.variables)[mark]
+        texts = {named(TITLES[mark], curve.labels) for curve in watched.ask(expression)}
+        assert texts == {text}
+
+
+def test_exemplars_of_fits_and_swaps_name_the_homogenizer(watched):
+    (version,) = {
+        c.labels["version"] for c in watched.ask('recald_homogenizer_info{sensor="front", version!="factory"}')
+    }
+    panel = next(panel for panel in DASHBOARD["panels"] if panel["title"] == "Recalibrations in one hour")
+    asked = [substituted(target["expr"], watched.variables) for target in panel["targets"] if target["exemplar"]]
+    assert len(asked) == 2  # of fits and of candidates
+    for expression in (*asked, "recald_swap_pause_seconds_bucket"):
+        found = watched.prometheus.exemplars(expression, watched.began, watched.ended)
+        assert {"version": version} in found, expression
 
 
 def test_every_metric_that_is_asked_for_is_on_the_page(watched):

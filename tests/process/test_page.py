@@ -6,6 +6,7 @@ One daemon and one browser for all tests. What is shown of other situations is p
 from __future__ import annotations
 
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -97,7 +98,7 @@ def test_a_healthy_camera_is_shown(seen):
 
 
 def test_the_drift_and_its_repair_are_seen_live(seen):
-    assert "recalibrates" in seen.standings
+    assert "drifts, recalibrates" in seen.standings
     decisions = seen.visit.text("#decision-list")
     order = [
         decisions.index(text) for text in ("new homogenizer", "recalibration ended", "drift alarm", "recald started")
@@ -136,7 +137,7 @@ def test_the_words_are_those_of_recald_status(seen):
 def test_no_error_and_nothing_from_elsewhere(seen):
     assert seen.visit.errors == []
     assert seen.visit.hosts == {seen.address.split("/")[2]}
-    assert {"/", "/page.css", "/page.js", "/chart.js", "/status.json"} <= {*seen.visit.paths}
+    assert {"/", "/page.css", "/page.js", "/chart.js", "/link.js", "/status.json"} <= {*seen.visit.paths}
 
 
 def test_health_and_readiness_of_a_daemon_that_serves(seen):
@@ -261,17 +262,70 @@ def test_of_many_cameras_those_that_are_well_are_brief_until_opened(seen):
 # ---- when recald does not answer
 
 
-def test_it_says_that_recald_does_not_answer_and_tries_ever_more_rarely(seen):
+def let_pass(visit: Visit, seconds: int) -> None:
+    """Let the page's time pass, second by second, so that a request can end in between."""
+    for _ in range(seconds):
+        visit.page.clock.run_for(1000)
+        visit.page.wait_for_timeout(30)
+
+
+@contextmanager
+def standing_still(seen: Seen) -> Iterator[Visit]:
+    """A visit whose time passes only in `let_pass`, while recald has answered."""
     with closing_visit(seen.opened, seen.address, own_clock=True) as visit:
         visit.page.wait_for_selector("#link[data-link=live]")
+        visit.page.clock.pause_at(visit.page.evaluate("Date.now()") + 1)
+        yield visit
+
+
+def test_one_refused_request_is_no_loss(seen):
+    with standing_still(seen) as visit:
+        headline, age = visit.text("#headline"), visit.text("#sensor-front .age")
         visit.context.set_offline(True)
-        for waited, next_wait in ((2, 2), (2, 4), (4, 8), (8, 16), (16, 30)):
-            visit.page.clock.run_for(1000 * waited)
-            visit.page.wait_for_selector(f"text=Next try in {next_wait} s")
-        assert "recald does not answer" in visit.text("#headline") and "Last answer at" in visit.text("#headline")
+        let_pass(visit, 4)
+        assert "no answer for" in visit.text("#link") and visit.text("#headline") == headline
+        assert visit.text("#sensor-front .age") == age, "nothing is known of newer frames"
+        assert visit.page.get_attribute("#link", "data-link") == "late" and not visit.page.query_selector("body.lost")
         visit.context.set_offline(False)
+        let_pass(visit, 4)
+        assert visit.page.get_attribute("#link", "data-link") == "live"
+
+
+def test_it_says_that_recald_does_not_answer_how_old_all_is_and_tries_ever_more_rarely(seen):
+    with standing_still(seen) as visit:
+        visit.context.set_offline(True)
+        let_pass(visit, 9)
+        assert "recald does not answer What is below is " in visit.text("#headline")
+        assert visit.text("#sensor-front .age") == "newest frame: not known"
+        let_pass(visit, 51)
+        assert "What is below is 1 min old, from " in visit.text("#headline")
+        asked = visit.paths.count("/status.json")
+        let_pass(visit, 60)
+        assert visit.paths.count("/status.json") - asked in (2, 3)
+        visit.context.set_offline(False)
+        let_pass(visit, 31)
         visit.page.wait_for_selector("body:not(.lost)")
-        assert "does not answer" not in visit.text("#headline")
+        assert "does not answer" not in visit.text("#headline") and "ago" in visit.text("#sensor-front .age")
+
+
+def test_a_silent_camera_is_seen_at_a_glance(seen):
+    def silent(content: Any) -> None:
+        content["sensors"][0] |= {"frame_age_s": 125.0, "silent": True}
+        content["sensors"][1] |= {"frame_age_s": None, "silent": False}
+
+    with answered(seen, silent) as visit:
+        visit.page.wait_for_selector("#sensor-front .age.silent")
+        assert visit.text("#sensor-front .age") == "newest frame: 2 min ago"
+        assert visit.text("#sensor-rear .age") == "no frame yet"
+
+
+def test_it_says_since_when_the_drift_is_known(seen):
+    def older(content: Any) -> None:
+        content["began_point"] = content["newest"] - 800
+
+    assert re.match(r"Drift since recald started at \d\d:\d\d:\d\d$", seen.visit.text("#sensor-front .chart h3"))
+    with answered(seen, older) as visit:
+        assert re.match(r"Drift, last \d+ minutes$", visit.text("#sensor-front .chart h3"))
 
 
 def test_a_page_that_nobody_sees_asks_nothing(seen):

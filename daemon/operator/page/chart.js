@@ -1,6 +1,8 @@
 // The chart of a camera's drift over time, as multiples of the line above which a drift is evidence for the alarm. The
 // scale is that of the square root, so that both a drift far above the line and values below it can be read.
 
+import { clock } from "./link.js";
+
 const SPANS_S = [300, 900, 3600]; // of the chart: the first that holds all points
 const CHART = { height: 152, left: 34, right: 10, top: 16, bottom: 22 };
 export const SVG = "http://www.w3.org/2000/svg";
@@ -9,7 +11,7 @@ export const number = (value) => value.toFixed(Math.abs(value) < 10 ? 2 : Math.a
 
 export function drawChart(card, sensor) {
   const width = card.svg.clientWidth || 400;
-  const { newest: last, point } = card.scale;
+  const { newest: last, point, began, since } = card.scale;
   const points = [...card.points.values()].sort((one, other) => one[0] - other[0]);
   const oldest = points.length ? (last - points[0][0]) * point : 0;
   const span = SPANS_S.find((seconds) => oldest < seconds) || SPANS_S[SPANS_S.length - 1];
@@ -17,17 +19,24 @@ export function drawChart(card, sensor) {
   const floor = CHART.height - CHART.bottom;
   const x = (n) => width - CHART.right - ((last - n) * point * (width - CHART.left - CHART.right)) / span;
   const y = (ratio) => floor - Math.sqrt(Math.max(0, ratio) / highest) * (floor - CHART.top);
-  const parts = [...alarms(points, x, floor), ...axes(width, span, highest, y)];
+  const parts = [...before(x(began), floor), ...alarms(points, x, floor), ...axes(width, span, highest, y)];
   const differs = points.some((p) => p[1] !== null && p[2] !== null && Math.abs(p[1] - p[2]) > 0.02 * Math.max(p[1], p[2]));
   if (differs) parts.push(draw("path", { class: "raw", d: line(points, 2, x, y) }));
   parts.push(draw("path", { class: "served", d: line(points, 1, x, y) }));
   const end = points[points.length - 1];
   if (end && end[1] !== null && last - end[0] < 4) parts.push(draw("circle", { class: "end", cx: x(end[0]), cy: y(end[1]), r: 4.5 }));
   card.legend.hidden = !differs;
-  card.chartTitle.textContent = `Drift, last ${span / 60} minutes`;
+  const isWhole = (last - began) * point >= SPANS_S[SPANS_S.length - 1];
+  card.chartTitle.textContent = isWhole ? `Drift, last ${span / 60} minutes` : `Drift since recald started at ${clock(since)}`;
   card.svg.setAttribute("viewBox", `0 0 ${width} ${CHART.height}`);
   card.svg.setAttribute("aria-label", description(sensor, span, points));
   card.svg.replaceChildren(...parts);
+}
+
+// The time before recald started: nothing is known of it.
+function before(start, floor) {
+  if (start <= CHART.left) return [];
+  return [draw("rect", { class: "before", x: CHART.left, y: CHART.top - 8, width: start - CHART.left, height: floor - CHART.top + 8 })];
 }
 
 function alarms(points, x, floor) {

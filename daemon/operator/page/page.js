@@ -1,9 +1,8 @@
-// The page on the device: asks /status.json every 2 s and places what it says. Every text is set as text, never as HTML.
+// The page on the device: places what /status.json says. Every text is set as text, never as HTML.
 import { SVG, drawChart, number } from "./chart.js";
+import { clock, span, watch } from "./link.js";
 
-const POLL_MS = 2000;
-const MAX_WAIT_MS = 30000; // between two tries while recald does not answer
-const REQUEST_TIMEOUT_MS = 5000;
+const NOW_MS = 3000; // a younger frame is of now: the page asks every 2 s
 const MANY = 4; // more cameras than that: those that are well show their drift alone, until somebody opens them
 const CALM = ["good", "idle"]; // tones
 const SMALL_PX = 160; // a smaller frame is shown pixel by pixel
@@ -11,84 +10,14 @@ const NOTHING_SERVES = "No homogenizer serves: the model gets the frame as recei
 
 const byId = (id) => document.getElementById(id);
 const cards = new Map(); // by sensor id
-let etag = "";
-let newest = -1; // number of the newest point that came
-let start = ""; // of the daemon: changes with a restart
-let failures = 0;
-let lastAnswer = null; // time of the last answer
-let timer = 0;
 let shown = null; // the newest document
-
-// ---- asking
-
-async function poll() {
-  clearTimeout(timer);
-  try {
-    await ask();
-    failures = 0;
-    lastAnswer = new Date();
-    setLink("live", `live, ${clock(lastAnswer)}`);
-    timer = setTimeout(poll, POLL_MS);
-  } catch (error) {
-    failures += 1;
-    const wait = Math.min(POLL_MS * 2 ** (failures - 1), MAX_WAIT_MS);
-    showLoss(wait);
-    timer = setTimeout(poll, wait);
-  }
-}
-
-async function ask() {
-  const after = newest >= 0 ? `?after=${newest - 1}` : ""; // the newest point may have risen
-  const response = await fetch(`status.json${after}`, {
-    cache: "no-store",
-    headers: etag ? { "If-None-Match": etag } : {},
-    signal: AbortSignal.timeout(REQUEST_TIMEOUT_MS),
-  });
-  if (response.status === 304) {
-    document.body.classList.remove("lost");
-    if (failures) show(shown);
-    return;
-  }
-  if (!response.ok) throw new Error(`status ${response.status}`);
-  const answer = await response.json();
-  if (start && answer.start !== start) return startOver();
-  start = answer.start;
-  etag = response.headers.get("ETag") || "";
-  newest = answer.newest;
-  show(answer);
-}
-
-// After a restart of recald the points have other numbers.
-function startOver() {
-  etag = "";
-  newest = -1;
-  start = "";
-  for (const card of cards.values()) card.points.clear();
-  return ask();
-}
-
-function showLoss(wait) {
-  document.body.classList.add("lost");
-  const since = lastAnswer ? `Last answer at ${clock(lastAnswer)}. ` : "";
-  setHeadline("bad", "recald does not answer", `${since}What is below may be out of date. Next try in ${Math.round(wait / 1000)} s.`);
-  setLink("lost", "no answer");
-}
-
-document.addEventListener("visibilitychange", () => {
-  if (document.hidden) {
-    clearTimeout(timer);
-    setLink("waiting", "paused");
-  } else {
-    poll();
-  }
-});
-window.addEventListener("online", poll);
-window.addEventListener("resize", () => shown && shown.sensors.forEach((sensor) => drawChart(cards.get(sensor.id), sensor)));
+let came = 0; // when it came, ms
 
 // ---- placing
 
 function show(answer) {
   document.body.classList.remove("lost");
+  if (answer !== shown) came = Date.now();
   shown = answer;
   setHeadline(answer.headline.tone, answer.headline.text, "");
   const recald = answer.recald;
@@ -99,6 +28,37 @@ function show(answer) {
   answer.sensors.forEach((sensor) => showSensor(sensor, answer));
   arrange(answer.sensors);
   showDecisions(answer.decisions);
+}
+
+// Nothing has changed since the last answer.
+function unchanged() {
+  if (document.body.classList.contains("lost")) show(shown);
+}
+
+// recald was started anew.
+function forget() {
+  for (const card of cards.values()) card.points.clear();
+}
+
+function showLoss(note) {
+  document.body.classList.add("lost");
+  setHeadline("bad", "recald does not answer", note);
+  for (const card of cards.values()) setAge(card, "newest frame: not known", false);
+}
+
+// Ages are those of the last answer, at this time: of what came since nothing is known.
+function showAges(at) {
+  if (!shown) return;
+  for (const sensor of shown.sensors) {
+    const age = sensor.frame_age_s === null ? null : 1000 * sensor.frame_age_s + Math.max(0, at - came);
+    const text = age === null ? "no frame yet" : age < NOW_MS ? "newest frame: now" : `newest frame: ${span(age)} ago`;
+    setAge(cards.get(sensor.id), text, sensor.silent);
+  }
+}
+
+function setAge(card, text, silent) {
+  if (card.age.textContent !== text) card.age.textContent = text;
+  card.age.classList.toggle("silent", silent);
 }
 
 // Of many cameras those that need a look come first. Nothing moves unless one of them begins or ends to need it.
@@ -114,11 +74,6 @@ function setHeadline(tone, text, note) {
   if (place.textContent !== text) place.textContent = text; // else a screen reader would say it every 2 s
   setText(byId("headline-note"), note);
   document.title = `${text} - recald`;
-}
-
-function setLink(link, text) {
-  byId("link").dataset.link = link;
-  byId("link-text").textContent = text;
 }
 
 function showChips(sensors) {
@@ -141,7 +96,8 @@ function makeCard(sensor) {
   card.root.id = `sensor-${sensor.id}`;
   const header = make("header");
   card.badge = make("p", "badge");
-  header.append(make("h2", "", sensor.id), card.badge);
+  card.age = make("p", "age");
+  header.append(make("h2", "", sensor.id), card.age, card.badge);
   card.sentence = make("p", "sentence");
   card.why = make("p", "why");
   card.progress = make("div", "progress");
@@ -191,7 +147,7 @@ function showSensor(sensor, answer) {
   const oldest = answer.newest - 3600 / answer.point_s;
   for (const number of card.points.keys()) if (number <= oldest) card.points.delete(number);
   card.chart.hidden = !card.points.size;
-  card.scale = { newest: answer.newest, point: answer.point_s };
+  card.scale = { newest: answer.newest, point: answer.point_s, began: answer.began_point, since: new Date(answer.began) };
   drawChart(card, sensor);
   card.figures.replaceChildren(...figures(sensor));
   showFrames(card, sensor);
@@ -213,7 +169,8 @@ function figures(sensor) {
   const drift = sensor.drift;
   if (drift) {
     const value = make("dd", drift.value > drift.line ? "over" : "", number(drift.value));
-    const evidence = sensor.evidence ? `; evidence ${percent(sensor.evidence)} of an alarm` : "";
+    const towards = sensor.evidence ? `; evidence ${percent(sensor.evidence)} of an alarm` : "";
+    const evidence = sensor.alarm ? "; drift alarm" : towards;
     parts.push(figure("Drift now", value, `${drift.quantity}, line ${+drift.line.toFixed(2)}${evidence}`));
   } else {
     parts.push(figure("Drift now", make("dd", "", "unknown"), "no drift check"));
@@ -317,10 +274,10 @@ function setText(element, text) {
 
 const whole = (value) => value.toLocaleString("en");
 const percent = (share) => `${Math.round(share * 100)}%`;
-const clock = (date) => date.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit", hour12: false });
 const moment = (date) => {
   const today = date.toDateString() === new Date().toDateString();
   return today ? clock(date) : `${date.toLocaleDateString("en", { day: "numeric", month: "short" })} ${clock(date)}`;
 };
 
-poll();
+window.addEventListener("resize", () => shown && shown.sensors.forEach((sensor) => drawChart(cards.get(sensor.id), sensor)));
+watch({ show, unchanged, forget, lost: showLoss, answered: showAges });

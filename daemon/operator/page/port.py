@@ -30,6 +30,7 @@ STATIC_FILES = {
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/chart.js": ("chart.js", "text/javascript; charset=utf-8"),
+    "/link.js": ("link.js", "text/javascript; charset=utf-8"),
     "/icon.svg": ("icon.svg", "image/svg+xml"),
 }
 MAX_WATCHED_S = 20.0  # after the last look at the page no frames are prepared for it; a page looks every 2 s
@@ -79,7 +80,8 @@ class MetricsPort:
         now: float,
     ) -> None:
         """Show how recald is. status: a new answer to `recald status`. now: monotonic, s."""
-        self._snapshots.take(status, decisions, now, time.time())
+        arrived = {name: sensor.stall_detector.newest for name, sensor in sensors.items()}
+        self._snapshots.take(status, decisions, arrived, now, time.time())
         if self._config.show_frames:
             self._shown = {name: frame for name, sensor in sensors.items() if (frame := sensor.shown) is not None}
         if self._server is not None:
@@ -111,7 +113,7 @@ class MetricsPort:
         etag = f'"{self._view.start}-{snapshot.number}-{after}{"-silent" if silence else ""}"'
         if request.etag == etag and not silence:
             return Reply(b"", status=HTTPStatus.NOT_MODIFIED, etag=etag)
-        body = self._view.document(snapshot, silence, after, self._shown)
+        body = self._view.document(snapshot, now, silence, after, self._shown)
         return Reply(body, "application/json", etag=etag)
 
     def _frame(self, request: PageRequest) -> Reply | None:

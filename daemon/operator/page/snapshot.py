@@ -18,16 +18,19 @@ MAX_REFUSAL_AGE_S = 2.0  # a frame refused within the last second or so says som
 class Snapshot:
     """The daemon at one moment. status: the answer to `recald status`; no value of it changes any more.
 
-    number: rises where anything has changed. at, now: monotonic and wall clock, s. broken: sensors for which the model
-    fails. decisions: the newest records of the audit log, the newest last.
+    number: rises where anything has changed. at, now: monotonic and wall clock, s. began: of the first snapshot, on the
+    clock of `at`. arrived: when the newest frame of a sensor came, on the same clock; None: none has. broken: sensors
+    for which the model fails. decisions: the newest records of the audit log, the newest last.
     """
 
     number: int
     at: float
     now: float
+    began: float
     status: Mapping[str, Any]
     points: Mapping[str, tuple[DriftPoint, ...]]
     rates: Mapping[str, float]
+    arrived: Mapping[str, float | None]
     broken: frozenset[str]
     decisions: tuple[AuditRecord, ...]
 
@@ -43,7 +46,14 @@ class Snapshots:
         self._frames: dict[str, deque[tuple[float, int]]] = {name: deque(maxlen=RATE_WINDOW) for name in sensors}
         self._broken: set[str] = set()
 
-    def take(self, status: Mapping[str, Any], decisions: tuple[AuditRecord, ...], now: float, date: float) -> None:
+    def take(
+        self,
+        status: Mapping[str, Any],
+        decisions: tuple[AuditRecord, ...],
+        arrived: Mapping[str, float | None],
+        now: float,
+        date: float,
+    ) -> None:
         """Take one. status: a new answer to `recald status`. now: monotonic, s. date: s since the epoch."""
         for name, sensor in status["sensors"].items():
             self._add_point(name, sensor, now)
@@ -51,10 +61,12 @@ class Snapshots:
             self._frames[name].append((now, sensor["frames"]))
         before = self.newest
         unchanged = before is not None and before.status == status and before.decisions is decisions
-        number = 0 if before is None else before.number + (not unchanged)
+        unchanged = unchanged and before is not None and before.arrived == arrived
+        number, began = (0, now) if before is None else (before.number + (not unchanged), before.began)
         points = {name: history.points for name, history in self._histories.items()}
         rates = {name: _rate(counts) for name, counts in self._frames.items()}
-        self.newest = Snapshot(number, now, date, status, points, rates, frozenset(self._broken), decisions)
+        broken = frozenset(self._broken)
+        self.newest = Snapshot(number, now, date, began, status, points, rates, arrived, broken, decisions)
 
     def _add_point(self, name: str, sensor: Mapping[str, Any], now: float) -> None:
         served, raw = (reading(sensor, stage, self._threshold) for stage in ("homogenized", "raw"))

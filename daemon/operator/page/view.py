@@ -14,6 +14,7 @@ from daemon.operator.status import notes, refusal, state_text, work_notes
 from daemon.operator.versions import short_version
 from daemon.recalibration.page_frame import PageFrame
 from daemon.recalibration.sensor import camera_text
+from daemon.recalibration.state_machine import ON_PROBATION
 from daemon.states import State
 from deploy.store.artefacts import FACTORY
 
@@ -28,8 +29,10 @@ class PageView(NamedTuple):
     threshold: float
     start: str
 
-    def document(self, snapshot: Snapshot, silence: str, after: int, shown: Mapping[str, PageFrame]) -> bytes:
-        """Return /status.json. silence: why the loop counts as dead, or "". after: see `_sensor`.
+    def document(
+        self, snapshot: Snapshot, now: float, silence: str, after: int, shown: Mapping[str, PageFrame]
+    ) -> bytes:
+        """Return /status.json. now: monotonic, s. silence: why the loop counts as dead, or "". after: see `_sensor`.
 
         shown: by sensor, its newest frame, where people may see it. Each sensor is encoded by itself: the encoder lets
         no other thread run, and 16 sensors with an hour each would keep a frame waiting for 10 ms.
@@ -37,7 +40,10 @@ class PageView(NamedTuple):
         sensors = snapshot.status["sensors"]
         standings = {name: standing(sensor, name in snapshot.broken) for name, sensor in sensors.items()}
         parts = [
-            _json(_sensor(name, snapshot, stands, self.threshold, after) | {"frame": _frame(shown.get(name))})
+            _json(
+                _sensor(name, snapshot, stands, self.threshold, after)
+                | {"frame": _frame(shown.get(name)), "frame_age_s": _age(snapshot.arrived[name], now)}
+            )
             for name, stands in standings.items()
         ]
         head = _json(self._head(snapshot, headline(standings, snapshot.status["problem"], silence)))
@@ -48,12 +54,22 @@ class PageView(NamedTuple):
             "v": DOCUMENT_VERSION,
             "start": self.start,
             "headline": first_line._asdict(),
-            "at": datetime.fromtimestamp(snapshot.now, timezone.utc).isoformat(timespec="seconds"),
+            "at": _date(snapshot.now),
+            "began": _date(snapshot.now - (snapshot.at - snapshot.began)),  # a clock set since then has set this, too
+            "began_point": number_at(snapshot.began),
             "recald": _recald(snapshot.status),
             "point_s": POINT_S,
             "newest": number_at(snapshot.at),
             "decisions": _decisions(snapshot),
         }
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
+
+
+def _age(arrived: float | None, now: float) -> float | None:
+    return None if arrived is None else round(max(0.0, now - arrived), 1)
 
 
 def _json(content: dict[str, Any]) -> str:
@@ -93,6 +109,7 @@ def _sensor(name: str, snapshot: Snapshot, stands: Standing, threshold: float, a
         "reason": "; ".join(filter(None, reasons)),
         "drifted": sensor["drifted"],
         "notes": [note for note in notes(sensor) if note not in (sensor["reason"], *reasons)],
+        "silent": sensor["drift_checks"] == "stopped",
         "alarm": sensor["drift_alarm"],
         "evidence": sensor["drift_evidence"],
         "drift": _drift(sensor, threshold),
@@ -106,9 +123,10 @@ def _sensor(name: str, snapshot: Snapshot, stands: Standing, threshold: float, a
 
 
 def _reason(sensor: Mapping[str, Any]) -> str:
-    """Return the reason without what happened to the camera, which the page lists."""
+    """Return the reason without what the page says beside it: what happened to the camera, and the probation."""
     listed = camera_text(sensor["drifted"])
-    return str(sensor["reason"]).removesuffix(listed).removesuffix("; ") if listed else str(sensor["reason"])
+    reason = str(sensor["reason"]).removesuffix(listed).removesuffix("; ") if listed else str(sensor["reason"])
+    return "" if reason == ON_PROBATION else reason
 
 
 def _drift(sensor: Mapping[str, Any], threshold: float) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from daemon.operator.report.wording import record_text, trigger_text
 from daemon.operator.versions import short_version
 from daemon.states import AT_REST, State
 from deploy.audit.chain import HIDDEN_EVENTS, AuditRecord
+from deploy.store.artefacts import FACTORY
 
 STATE_SENTENCES = {
     State.FACTORY: "Serves without a homogenizer.",
@@ -71,7 +72,8 @@ def standing(sensor: Mapping[str, Any], broken: bool) -> Standing:
     if state is State.AWAITING_APPROVAL:
         return Standing("wait", "waits for approval")
     if state not in AT_REST:
-        return Standing("busy", "on probation" if state is State.PROBATION else "recalibrates")
+        doing = "on probation" if state is State.PROBATION else "recalibrates"
+        return Standing("busy", f"drifts, {doing}" if alarm else doing)
     if alarm:
         return Standing("warn", "drifts")
     if state in (State.ROLLED_BACK, State.FAILED):
@@ -92,6 +94,8 @@ def headline(standings: Mapping[str, Standing], problem: str, silence: str) -> S
         return Standing(
             "good", "The camera is well" if len(standings) == 1 else f"All {len(standings)} cameras are well"
         )
+    if len(standings) > 1 and len(set(standings.values())) == 1:
+        return Standing(worst.tone, f"All {len(standings)} cameras: {worst.text}")
     told = [f"{name}: {one.text}" for name, one in standings.items() if one.tone == worst.tone]
     more = f"; and {len(told) - MAX_NAMED} more" if len(told) > MAX_NAMED else ""
     return Standing(worst.tone, "; ".join(told[:MAX_NAMED]) + more)
@@ -125,5 +129,12 @@ def _text(record: AuditRecord, recorded: dict[str, Any]) -> str:
         case "fit":
             return f"{recorded.get('result')}: {recorded.get('reason')}"
     if record.event in TOLD_IN_REPORTS:
-        return record_text(record)
+        return _without_factory(record_text(record))
     return ", ".join(f"{name} {short_version(value)}" for name, value in recorded.items() if name not in PERSON_KEYS)
+
+
+def _without_factory(text: str) -> str:
+    """Return the text with the words of the page, on which "none" serves and not "factory"."""
+    return text.replace(f" with {FACTORY}", " without a homogenizer").replace(
+        f" instead of {FACTORY}", " instead of none"
+    )

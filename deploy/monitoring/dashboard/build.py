@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -19,7 +19,23 @@ FILE = Path(__file__).parents[1] / "grafana" / "dashboards" / "recald.json"
 UID = "recald"  # of the dashboard: links to it contain it
 SCHEMA = 38  # of Grafana 10.1; later versions convert it when they load it
 ROWS = {"Fleet": fleet, "Camera $sensor on $instance": camera, "Device $instance": device}
-EVENTS = {"swaps": "blue", "fits": "purple"}  # marks in all panels, with their colour
+MARK_STEP = "15s"  # Grafana's own 60 s would lose a swap that is rolled back within a minute
+HOMOGENIZER_IS = series("recald_homogenizer_info", *CAMERA)
+FIT_IS = series("recald_last_fit_info", *CAMERA)
+
+
+class Mark(NamedTuple):
+    """A mark in all panels: its colour, what it says, and the series with label `version` that it is told of."""
+
+    colour: str
+    text: str
+    told_of: str
+
+
+MARKS = {
+    "swaps": Mark("blue", "swap: {{short}} serves", HOMOGENIZER_IS),
+    "fits": Mark("purple", "recalibration {{result}} {{short}}", FIT_IS),
+}
 
 
 def main() -> None:
@@ -31,8 +47,8 @@ def main() -> None:
 def dashboard_text() -> str:
     """Return the content of the file."""
     content = json.loads(json.dumps(_dashboard().build(), cls=JSONEncoder))
-    for annotation in content["annotations"]["list"]:
-        annotation["useValueForTime"] = True  # the SDK does not know this key of the Prometheus data source
+    for annotation in content["annotations"]["list"]:  # the SDK does not know these keys of the Prometheus data source
+        annotation |= {"useValueForTime": True, "step": MARK_STEP, "titleFormat": MARKS[annotation["name"]].text}
     return json.dumps(content | {"id": None, "schemaVersion": SCHEMA}, indent=1) + "\n"
 
 
@@ -44,8 +60,8 @@ def _dashboard() -> dashboard.Dashboard:
     built = built.time("now-3h", "now").refresh("15s").tooltip(models.DashboardCursorSync.CROSSHAIR)
     for variable in _variables():
         built = built.with_variable(variable)
-    for name, colour in EVENTS.items():
-        built = built.annotation(_annotation(name, colour))
+    for name, mark in MARKS.items():
+        built = built.annotation(_annotation(name, mark))
     return _with_panels(built)
 
 
@@ -74,11 +90,15 @@ def _choice(name: str, label: str, query: str) -> dashboard.QueryVariable:
     return variable.sort(models.VariableSort.ALPHABETICAL_ASC)
 
 
-def _annotation(name: str, colour: str) -> dashboard.AnnotationQuery:
-    """Mark the moments that a metric tells: its value is the time of the event, which Grafana needs in ms."""
-    event = name.removesuffix("s")
-    expression = f"{series(f'recald_last_{event}_timestamp_seconds', *CAMERA)} * 1000"
-    return dashboard.AnnotationQuery().name(name).datasource(DATASOURCE).icon_color(colour).expr(expression)
+def _annotation(name: str, mark: Mark) -> dashboard.AnnotationQuery:
+    """Mark the moments that a metric tells: its value is the time of the event, which Grafana needs in ms.
+
+    What it is told of has the value 1 and changes with that time. Of a version the first letters are shown.
+    """
+    at = series(f"recald_last_{name.removesuffix('s')}_timestamp_seconds", *CAMERA)
+    short = f'label_replace({mark.told_of}, "short", "$1", "version", "(.{{0,12}}).*")'
+    expression = f"1000 * {at} * on (job, instance, sensor) group_left (short, result) {short}"
+    return dashboard.AnnotationQuery().name(name).datasource(DATASOURCE).icon_color(mark.colour).expr(expression)
 
 
 if __name__ == "__main__":

@@ -192,13 +192,19 @@ def _latency() -> Any:
 
 
 def _fits() -> Any:
-    text = "Recalibrations, candidates and rollbacks within the last hour, by result."
+    text = (
+        "Recalibrations, candidates and rollbacks within the last hour, by result. Points name the homogenizer, where "
+        "Prometheus stores exemplars."
+    )
     results = (
         ("recald_fits_total", "fit {{result}}"),
         ("recald_swaps_total", "candidate {{result}}"),
         ("recald_rollbacks_total", "rollback {{reason}}"),
     )
-    counts = (query(f"increase({series(name, *CAMERA)}[1h]) > 0", legend) for name, legend in results)
+    counts = (
+        query(f"increase({series(name, *CAMERA)}[1h]) > 0", legend).exemplar(name != "recald_rollbacks_total")
+        for name, legend in results
+    )
     return lines(About("Recalibrations in one hour", text, "none"), *counts).min(0)
 
 

@@ -112,7 +112,7 @@ def heat(about: About, scale_max: float, *queries: Query) -> heatmap.Panel:
 
 def listing(about: About, *queries: Query, columns: dict[str, str]) -> table.Panel:
     """Return a table that joins the queries by their labels. columns: fields in their order, and how to name them."""
-    panel = _described(table.Panel(), about, queries)
+    panel = _described(table.Panel().show_header(True), about, queries)  # without any option it would be null
     panel = panel.with_transformation(models.DataTransformerConfig("merge", options={}))
     keep = {"include": {"names": list(columns)}}
     panel = panel.with_transformation(models.DataTransformerConfig("filterFieldsByName", options=keep))

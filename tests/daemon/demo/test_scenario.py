@@ -56,6 +56,7 @@ def test_it_goes_on_until_ctrl_c_and_names_the_page(observed):
 def test_the_cameras_stop_as_planned(observed, keep):
     run_scenario(observed, parse_drift("exposure=-1", 0), keep)
     assert observed.done == ["start", "drift", "stop", "update"]
+    assert "http://127.0.0.1:7/" in observed.events[0], "nobody sees the drift on the page"
     assert observed.looks == (3 if keep else 0)
 
 

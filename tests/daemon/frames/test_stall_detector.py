@@ -25,6 +25,11 @@ def test_a_camera_that_never_sent_is_silent_since_the_start():
     assert fed(since=100.0).silence(112.0) == 12.0
 
 
+def test_the_newest_frame_is_told_from_the_start():
+    assert fed(since=100.0).newest is None
+    assert fed(101.0, 103.0, since=100.0).newest == 103.0
+
+
 def test_without_a_start_time_there_is_no_silence_before_the_first_frame():
     assert fed().silence(1e9) == 0
 

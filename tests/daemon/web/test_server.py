@@ -9,6 +9,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,9 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from daemon.settings.metrics import MetricsConfig
 from daemon.web import server as web_server
+from daemon.web.admission import MAX_CONNECTIONS, MAX_PAGE_ANSWERS
 from daemon.web.certificate import Certificate
-from daemon.web.server import MAX_SCRAPES, MetricsServer
+from daemon.web.server import MetricsServer
 from daemon.web.site import HostNames, Site
 
 
@@ -66,7 +69,7 @@ def test_connections_for_which_no_thread_can_be_started_keep_no_place(server, mo
 
     with monkeypatch.context() as full:
         full.setattr(threading.Thread, "start", refuse)
-        for _ in range(MAX_SCRAPES + 1):
+        for _ in range(MAX_CONNECTIONS + 1):
             with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
                 assert ended(connection)
     assert "level 7.0" in scrape(server.port)
@@ -100,10 +103,10 @@ def test_a_taken_port_is_one_warning_and_served_once_it_is_free(site, caplog):
 def test_half_open_requests_are_bounded_and_end_by_themselves(server, monkeypatch):
     monkeypatch.setattr(web_server, "SCRAPE_DEADLINE_S", 0.5)
     before = threading.active_count()
-    connections = [half_open(server.port) for _ in range(4 * MAX_SCRAPES)]
+    connections = [half_open(server.port) for _ in range(4 * MAX_CONNECTIONS)]
     try:
         time.sleep(0.2)
-        assert threading.active_count() - before <= 2 * MAX_SCRAPES  # each has a thread and its deadline
+        assert threading.active_count() - before <= 2 * MAX_CONNECTIONS  # each has a thread and its deadline
         assert all(ended(connection) for connection in connections)
         assert "level 7.0" in scrape(server.port)
     finally:
@@ -141,7 +144,7 @@ def test_a_fault_while_answering_is_500_and_the_next_is_answered(caplog):
 
     server = MetricsServer("127.0.0.1", 0, app)
     try:
-        for _ in range(2 * MAX_SCRAPES):
+        for _ in range(2 * MAX_CONNECTIONS):
             with pytest.raises(urllib.error.HTTPError, match="500"):
                 scrape(server.port)
     finally:
@@ -167,11 +170,87 @@ def test_a_client_that_reads_nothing_is_ended(monkeypatch):
 
 
 def eventually_free(server: MetricsServer) -> None:
-    """Wait until all connections that the server may have are free again."""
+    """Wait until no connection has a place any more."""
     deadline = time.monotonic() + 5
-    while server._server._free._value < MAX_SCRAPES:
+    while server._server.admission.count:
         assert time.monotonic() < deadline, "a connection is not ended"
         time.sleep(0.02)
+
+
+# ---- clients that wait keep nobody out
+
+
+@contextmanager
+def connected(port: int, count: int, *said: bytes) -> Iterator[list[socket.socket]]:
+    """Connections that say this in turn, and then nothing."""
+    with ExitStack() as stack:
+        connections = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5)) for _ in range(count)
+        ]
+        for connection, text in zip(connections, cycle(said or (b"",)), strict=False):
+            connection.sendall(text)
+        yield connections
+
+
+def large_page(environ, start_response):
+    """An application whose page is larger than what the kernel keeps for a connection."""
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"level 7.0\n" if environ["PATH_INFO"] == "/metrics" else b"x" * (64 << 20)]
+
+
+@pytest.fixture
+def large() -> Iterator[MetricsServer]:
+    server = MetricsServer("127.0.0.1", 0, large_page)
+    yield server
+    server.close()
+
+
+PAGE_REQUEST = b"GET / HTTP/1.0\r\n\r\n"
+
+
+def test_idle_and_slow_clients_keep_no_scrape_and_no_page_out(server):
+    begun = (b"", b"GET /metrics HTTP/1.1\r\nHost: ", b"G")  # asleep, slow, slower
+    with connected(server.port, 4 * MAX_CONNECTIONS, *begun):
+        began = time.monotonic()
+        for _ in range(3):
+            assert "level 7.0" in scrape(server.port)
+        assert time.monotonic() - began < web_server.SCRAPE_DEADLINE_S / 2, "it waits for their deadline"
+
+
+def test_slow_clients_that_keep_coming_keep_no_scrape_out(server):
+    stop = threading.Event()
+
+    def keep_coming() -> None:
+        while not stop.is_set():
+            with connected(server.port, MAX_CONNECTIONS, b"GET /"):
+                stop.wait(0.05)
+
+    threads = [threading.Thread(target=keep_coming) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(20):
+            assert "level 7.0" in scrape(server.port)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_pages_that_nobody_reads_leave_their_share_to_scrapes(large):
+    with connected(large.port, MAX_CONNECTIONS, PAGE_REQUEST) as pages:
+        assert all(page.recv(1) for page in pages[:MAX_PAGE_ANSWERS])  # each is being answered
+        for _ in range(3):
+            assert "level 7.0" in scrape(large.port)
+
+
+def test_a_page_takes_the_place_of_one_that_nobody_reads(large):
+    with connected(large.port, 2 * MAX_CONNECTIONS, PAGE_REQUEST):
+        time.sleep(0.2)
+        began = time.monotonic()
+        with urllib.request.urlopen(f"http://127.0.0.1:{large.port}/", timeout=5) as answer:
+            assert len(answer.read()) == 64 << 20
+        assert time.monotonic() - began < web_server.SCRAPE_DEADLINE_S
 
 
 # ---- TLS
@@ -243,7 +322,7 @@ def test_plain_http_gets_no_answer_from_a_secured_port(open_secured):
 def test_clients_without_a_handshake_cost_nothing(open_secured, authority, monkeypatch):
     monkeypatch.setattr(web_server, "SCRAPE_DEADLINE_S", 0.5)
     server = open_secured()
-    connections = [socket.create_connection(("127.0.0.1", server.port), timeout=5) for _ in range(4 * MAX_SCRAPES)]
+    connections = [socket.create_connection(("127.0.0.1", server.port), timeout=5) for _ in range(4 * MAX_CONNECTIONS)]
     connections[0].sendall(b"\x16\x03\x01\x02")  # the begin of a handshake
     try:
         assert all(ended(connection) for connection in connections)

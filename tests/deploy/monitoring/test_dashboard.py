@@ -8,11 +8,18 @@ from itertools import pairwise
 import pytest
 import yaml
 from places import ROOT
-from prometheus_tools import MONITORING
+from prometheus_tools import MONITORING, RULES
 
 from bench.dashboard.panels import FILE, load_dashboard, shown_panels
 from calibrate.baseline.run_length import ALLOWANCE
 
+SOURCE = "${datasource}"
+PROVIDER_KEYS = {"name", "type", "orgId", "folder", "folderUid"}
+PROVIDER_KEYS |= {"disableDeletion", "updateIntervalSeconds", "allowUiUpdates", "editable"}
+SOURCE_KEYS = {"name", "type", "access", "orgId", "uid", "url", "user", "database", "basicAuth", "basicAuthUser"}
+SOURCE_KEYS |= {"withCredentials", "isDefault", "jsonData", "secureJsonData", "version", "editable"}
+PROMETHEUS_KEYS = {"httpMethod", "timeInterval", "queryTimeout", "prometheusType", "prometheusVersion"}
+PROMETHEUS_KEYS |= {"manageAlerts", "cacheLevel", "incrementalQuerying", "exemplarTraceIdDestinations"}
 VARIABLES = dict.fromkeys(("job", "instance", "sensor", "datasource", "__rate_interval"), "x")
 PANELS = shown_panels(load_dashboard(), VARIABLES)
 
@@ -68,6 +75,44 @@ def test_a_runbook_names_panels_that_exist():
     pages = [*(ROOT / "docs" / "runbooks").glob("*.md"), ROOT / "docs" / "monitoring.md"]
     named = {name for page in pages for name in re.findall(r"(?<!\*)\*([A-Z][a-z ]+)\*(?!\*)", page.read_text())}
     assert len(named) >= 5 and named <= titles
+
+
+def test_every_panel_has_what_grafanas_schema_demands():
+    panels = load_dashboard()["panels"]
+    assert [panel["id"] for panel in panels] == list(range(1, len(panels) + 1))
+    for panel in panels:
+        if panel["type"] != "row":
+            assert isinstance(panel["options"], dict) and isinstance(panel["fieldConfig"]["defaults"], dict), panel[
+                "title"
+            ]
+            letters = [target["refId"] for target in panel["targets"]]
+            assert len(letters) == len(set(letters)) and {t["datasource"]["uid"] for t in panel["targets"]} == {SOURCE}
+
+
+def test_marks_are_asked_of_the_chosen_data_source_and_say_what_they_mark():
+    marks = load_dashboard()["annotations"]["list"]
+    scraped = yaml.safe_load((RULES / "prometheus.yml").read_text())["global"]
+    assert {mark["name"] for mark in marks} == {"swaps", "fits"}
+    for mark in marks:
+        assert mark["datasource"] == {"type": "prometheus", "uid": SOURCE}
+        assert mark["enable"] and mark["useValueForTime"] and mark["step"] == scraped["scrape_interval"]
+        named = set(re.findall(r"\{\{(\w+)\}\}", mark["titleFormat"]))
+        (kept,) = re.findall(r"group_left \(([\w, ]+)\)", mark["expr"])
+        assert named and named <= {*kept.split(", ")}, "Grafana would print the name in place of the label"
+
+
+def test_the_provisioning_has_only_keys_that_grafana_knows():
+    """Grafana ignores others without a word."""
+    provisioning = MONITORING / "grafana" / "provisioning"
+    dashboards = yaml.safe_load((provisioning / "dashboards" / "recald.yaml").read_text())
+    sources = yaml.safe_load((provisioning / "datasources" / "recald.yaml").read_text())
+    assert dashboards["apiVersion"] == sources["apiVersion"] == 1
+    assert set(dashboards) == {"apiVersion", "providers"} and set(sources) == {"apiVersion", "datasources"}
+    for provider in dashboards["providers"]:
+        assert provider["type"] == "file" and set(provider["options"]) <= {"path", "foldersFromFilesStructure"}
+        assert set(provider) - {"options"} <= PROVIDER_KEYS
+    for source in sources["datasources"]:
+        assert set(source) <= SOURCE_KEYS and set(source["jsonData"]) <= PROMETHEUS_KEYS
 
 
 def test_grafana_looks_where_the_page_puts_the_dashboard():

@@ -230,12 +230,13 @@ def test_every_alert_waits_as_long_as_it_says(run_cases, tmp_path):
 
 def test_promtool_finds_nothing_to_complain_about():
     assert "SUCCESS" in run_tool("promtool", "check", "rules", RECORDING, ALERTS)
-    assert "SUCCESS" in run_tool("promtool", "check", "config", RULES / "prometheus.yaml")
+    assert "SUCCESS" in run_tool("promtool", "check", "config", RULES / "prometheus.yml")
+    assert "SUCCESS" in run_tool("promtool", "check", "config", RULES / "central.yaml")
     assert "SUCCESS" in run_tool("promtool", "check", "config", "--agent", RULES / "agent.yaml")
 
 
 def test_the_example_of_alertmanager_is_valid():
-    assert "SUCCESS" in run_tool("amtool", "check-config", MONITORING / "alertmanager" / "alertmanager.yaml")
+    assert "SUCCESS" in run_tool("amtool", "check-config", MONITORING / "alertmanager" / "alertmanager.yml")
 
 
 def test_recording_rules_are_named_level_metric_operation():

@@ -23,7 +23,7 @@ class Told:
     def tell(self, front: dict[str, Any], rear: dict[str, Any] | None = None) -> Told:
         self.now += 1.0
         status = daemon_status({"front": front, "rear": rear or sensor_status()})
-        self.snapshots.take(status, (), self.now, 0.0)
+        self.snapshots.take(status, (), dict.fromkeys(("front", "rear")), self.now, 0.0)
         return self
 
     def ready(self) -> tuple[int, str]:

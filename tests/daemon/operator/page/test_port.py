@@ -7,9 +7,11 @@ import re
 import socket
 import ssl
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from http.client import HTTPMessage
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,10 +24,12 @@ from running import write_config
 from statuses import daemon_status, sensor_status
 
 from daemon.config import load_config
+from daemon.frames.stall_detector import StallDetector
 from daemon.metrics import Metrics
 from daemon.operator.page.health import MAX_BEAT_AGE_S
 from daemon.operator.page.port import MAX_WATCHED_S, STATIC_FILES, MetricsPort
 from daemon.recalibration.page_frame import PageFrame
+from daemon.recalibration.state_machine import ON_PROBATION
 from deploy.audit.chain import AuditRecord, canonical_json
 
 SWAP = AuditRecord(
@@ -51,7 +55,9 @@ class Scene:
         self.config = load_config(write_config(folder, folder / "model.pt2", metrics=metrics))
         self.registry, self.now = CollectorRegistry(), 1000.0
         self.port = MetricsPort(self.config, self.registry, Metrics(self.registry), lambda: self.now)
-        self.sensors: dict[str, Any] = {name: SimpleNamespace(shown=None) for name in ("front", "rear")}
+        self.sensors: dict[str, Any] = {
+            name: SimpleNamespace(shown=None, stall_detector=StallDetector()) for name in ("front", "rear")
+        }
         self.context: ssl.SSLContext | None = None
         self.tell()
         self.port.open()
@@ -97,7 +103,7 @@ def test_the_page_and_its_files_are_served_with_their_kinds(scene):
 
 
 def test_the_page_loads_nothing_from_elsewhere_and_has_no_script_or_style_inline(scene):
-    page, *scripts = (scene.ask(path).body.decode() for path in ("/", "/page.js", "/chart.js"))
+    page, *scripts = (scene.ask(path).body.decode() for path in ("/", "/page.js", "/chart.js", "/link.js"))
     assert re.findall(r"<script.*", page) == ['<script src="page.js" type="module"></script>']
     assert not re.findall(r"\son\w+=|style=|<style|https?:|(?:src|href)=\"/", page)
     script = "".join(scripts).replace("http://www.w3.org/2000/svg", "")  # looks like an address, and is a name
@@ -118,12 +124,37 @@ def test_the_data_is_what_the_loop_told(scene):
     scene.tell((SWAP,), drift_score=3.2, drift_alarm=True, state="collecting", progress=0.5, reason="5 of 10 frames")
     told = scene.ask("/status.json").json
     front, rear = told["sensors"]
-    assert told["headline"] == {"tone": "busy", "text": "front: recalibrates"}
+    assert told["headline"] == {"tone": "busy", "text": "front: drifts, recalibrates"}
     assert (front["state"], front["reason"], front["alarm"]) == ("collecting 50%", "5 of 10 frames", True)
     assert front["drift"] == {"value": 3.2, "line": 2.0, "quantity": "drift score"}
     assert front["points"] == [[200, 1.0, 0.4, 1]]  # the mean of its 5 s
     assert rear["tone"] == "good" and rear["frame"] is None
     assert [one["title"] for one in told["decisions"]] == ["new homogenizer"]
+
+
+def test_the_age_of_the_newest_frame_is_told_of_each_sensor(scene):
+    scene.sensors["front"].stall_detector.arrived(scene.now - 6.5)
+    scene.tell(drift_checks="stopped")
+    scene.now += 0.25
+    front, rear = scene.ask("/status.json").json["sensors"]
+    assert (front["frame_age_s"], front["silent"]) == (pytest.approx(7.75, abs=0.1), True)
+    assert (rear["frame_age_s"], rear["silent"]) == (None, False)
+
+
+def test_a_frame_that_arrives_is_news_though_nothing_else_changes(scene):
+    etag = scene.ask("/status.json").headers["ETag"]
+    scene.sensors["rear"].stall_detector.arrived(scene.now)
+    scene.tell()
+    assert scene.ask("/status.json", **{"If-None-Match": etag}).status == 200
+
+
+def test_it_says_since_when_the_drift_is_known_by_the_clock_of_now(scene, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1_800_000_000.0)  # set right since the start
+    for _ in range(60):
+        scene.tell()
+    told = scene.ask("/status.json").json
+    assert datetime.fromisoformat(told["began"]).timestamp() == 1_800_000_000 - 60
+    assert told["began_point"] * told["point_s"] == pytest.approx(1001, abs=told["point_s"])
 
 
 def test_the_reason_leaves_out_what_is_listed(scene):
@@ -168,6 +199,12 @@ def test_only_newer_points_are_sent(scene):
     assert len(points) >= 4
     newer = scene.ask(f"/status.json?after={points[1][0]}").json["sensors"][0]["points"]
     assert newer == points[2:]
+
+
+def test_probation_is_said_once(scene):
+    scene.tell(state="probation", reason=ON_PROBATION)
+    front = scene.ask("/status.json").json["sensors"][0]
+    assert front["reason"] == "" and "on probation" in front["sentence"] and ON_PROBATION not in front["notes"]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ def test_every_state_has_a_standing(state, alarm):
         ({}, "good", "well"),
         ({"drift_score": None}, "idle", "no drift check yet"),
         ({"drift_alarm": True}, "warn", "drifts"),
-        ({"drift_alarm": True, "state": "fitting"}, "busy", "recalibrates"),
+        ({"drift_alarm": True, "state": "fitting"}, "busy", "drifts, recalibrates"),
+        ({"state": "fitting"}, "busy", "recalibrates"),
         ({"state": "probation"}, "busy", "on probation"),
         ({"state": "awaiting_approval", "drift_alarm": True}, "wait", "waits for approval"),
         ({"state": "rolled_back"}, "warn", "rolled back"),
@@ -54,12 +55,13 @@ def test_the_first_line_is_the_most_urgent():
     assert headline({"front": well, "rear": well}, "", "") == ("good", "All 2 cameras are well")
     assert headline({"front": well, "rear": drifts}, "", "") == ("warn", "rear: drifts")
     assert headline({"front": silent, "rear": drifts, "top": silent}, "", "").text == "front: no frames; top: no frames"
+    assert headline({"front": silent, "rear": silent}, "", "") == ("bad", "All 2 cameras: no frames")
     assert headline({"front": silent}, "the disk is full", "").text == "the disk is full"
     assert headline({"front": silent}, "the disk is full", "no beat").text == "recald hangs: no beat"
 
 
 def test_the_first_line_names_few_cameras():
-    many = {f"line-{number}": Standing("bad", "no frames") for number in range(10)}
+    many = {f"line-{number}": Standing("bad", "no frames") for number in range(10)} | {"top": Standing("good", "well")}
     text = headline(many, "", "").text
     assert text.count("no frames") == MAX_NAMED and text.endswith(f"; and {10 - MAX_NAMED} more")
 
@@ -70,12 +72,17 @@ FACTORY, VERSION = "factory", "ab12" * 16
 @pytest.mark.parametrize(
     ("given", "title", "tone", "text"),
     [
-        (record("drift alarm", score=8.03, homogenizer=FACTORY), "drift alarm", "bad", "score 8.03 with factory"),
+        (
+            record("drift alarm", score=8.03, homogenizer=FACTORY),
+            "drift alarm",
+            "bad",
+            "score 8.03 without a homogenizer",
+        ),
         (
             record("swap", **{"from": FACTORY, "to": VERSION, "pause": 2e-6}),
             "new homogenizer",
             "good",
-            "ab12ab12ab12 serves instead of factory; the exchange took 2 µs",
+            "ab12ab12ab12 serves instead of none; the exchange took 2 µs",
         ),
         (
             record("fit", result="rejected", reason="not better", dossier=VERSION),
