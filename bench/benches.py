@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from bench import (
+    cameras,
     curve,
     demo,
     dense,
@@ -37,6 +38,7 @@ BENCHES: dict[str, ModuleType] = {
     "curve": curve,
     "speed": speed,
     "peers": peers,
+    "cameras": cameras,
     "drift": drift,
     "drifts": drifts,
     "judge": judge,

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.benches import BENCHES, claim
-from bench.page.accuracy import curve, demo, drifts, fits, paper, peers
+from bench.page.accuracy import cameras, curve, demo, drifts, fits, paper, peers
 from bench.page.decisions import dense, judge, proxy, readouts, streams
 from bench.page.result import Result, find, load, percent, prose, table, with_worst
 from bench.page.runtime import attack, gpu, handover, intake, latency, overhead, precision, speed, swap
@@ -18,7 +18,8 @@ FOLDER, PAGE = ROOT / "bench" / "results", ROOT / "docs" / "results.md"
 
 # Heading, sections by the name of their bench.
 PARTS = {
-    "Accuracy": {"demo": demo, "fit": fits, "curve": curve, "peers": peers, "drifts": drifts, "paper": paper},
+    "Accuracy": {"demo": demo, "fit": fits, "curve": curve, "peers": peers, "cameras": cameras}
+    | {"drifts": drifts, "paper": paper},
     "Decisions": {"judge": judge, "proxy": proxy, "readouts": readouts, "drift": drift, "dense": dense}
     | {"streams": streams},
     "Time and memory": {
@@ -31,6 +32,7 @@ TITLES = {
     "fit": "A fit without labels",
     "curve": "How many frames a fit needs",
     "peers": "Other methods",
+    "cameras": "Another laboratory's camera",
     "drifts": "One drift at a time",
     "paper": "The tables of the paper",
     "judge": "The judge",

@@ -89,6 +89,7 @@ def _kind(hint: Any) -> str:
         config.BindEndpoint: "endpoint",
         config.ConnectEndpoint: "endpoint",
         config.IpcEndpoint: "`ipc://PATH`",
+        config.ClassMix: "a share for each class",
         bool: "`true` or `false`",
         int: "whole number",
         float: "number",

@@ -18,15 +18,15 @@ from calibrate.features.statistics import FeatureStatistics
 from calibrate.features.taps import Taps
 from calibrate.validation import FitError
 
-MIN_CLASS_FRAMES = 16  # of a class; the mean of fewer is off by more than a quarter of a standard deviation
-PREFIX = "class."  # of the names under which a file stores the tensors
+MIN_MEASURED_FRAMES = 16  # of a class; the mean of fewer is off by more than a quarter of a standard deviation
+CLASSES_PREFIX = "class."  # of the names under which a file stores the tensors
 
 Shares = Mapping[int, float]  # of the frames, by the number of a class; they add up to 1
 
 
 @dataclass(frozen=True)
 class CleanClasses:
-    """Statistics of clean frames of each class with MIN_CLASS_FRAMES or more.
+    """Statistics of clean frames of each class with MIN_MEASURED_FRAMES or more.
 
     numbers: (K,) int64, the classes in ascending order. statistics: of these classes, in this order.
     """
@@ -59,7 +59,7 @@ class CleanClasses:
         weights = torch.zeros(len(places), dtype=torch.float64)
         for number, share in shares.items():
             if share and number not in places:
-                raise FitError(f"class {number} had fewer than {MIN_CLASS_FRAMES} clean frames")
+                raise FitError(f"class {number} had fewer than {MIN_MEASURED_FRAMES} clean frames")
             if share:
                 weights[places[number]] = share
         return weights / weights.sum()
@@ -70,7 +70,7 @@ class CleanClasses:
         stored = {"numbers": self.numbers, "counts": classes.counts}
         stored |= {f"mean.{n}": m for n, m in zip(classes.names, classes.means, strict=True)}
         stored |= {f"variance.{n}": v for n, v in zip(classes.names, classes.variances, strict=True)}
-        return {PREFIX + name: tensor for name, tensor in stored.items()}
+        return {CLASSES_PREFIX + name: tensor for name, tensor in stored.items()}
 
     @staticmethod
     def of_tensors(tensors: Mapping[str, Tensor], reference: FeatureStatistics) -> CleanClasses | None:
@@ -78,13 +78,13 @@ class CleanClasses:
 
         Raises ValueError for a tensor that is missing, of another shape or kind, or has values that cannot be.
         """
-        numbers = tensors.get(f"{PREFIX}numbers")
+        numbers = tensors.get(f"{CLASSES_PREFIX}numbers")
         if numbers is None:
             return None
         counts = _stored(tensors, "counts", numbers.shape)
         if numbers.dim() != 1 or not len(numbers) or numbers.dtype != torch.int64 or counts.dtype != torch.int64:
             raise ValueError("the classes are not numbered")
-        if not (numbers.diff() > 0).all() or numbers[0] < 0 or counts.min() < MIN_CLASS_FRAMES:
+        if not (numbers.diff() > 0).all() or numbers[0] < 0 or counts.min() < MIN_MEASURED_FRAMES:
             raise ValueError("the classes are not in order, or too small")
         shapes = [(len(numbers), len(mean)) for mean in reference.means]
         names = reference.names
@@ -98,7 +98,7 @@ class CleanClasses:
 def measure_classes(taps: Taps, frames: Tensor, labels: Tensor) -> CleanClasses | None:
     """Measure clean frames (N, C, H, W) of the classes `labels`, (N,) int64; None where no class has enough of them."""
     numbers, places, counts = labels.unique(return_inverse=True, return_counts=True)
-    often = counts >= MIN_CLASS_FRAMES
+    often = counts >= MIN_MEASURED_FRAMES
     if not often.any():
         return None
     kept = often[places]
@@ -107,7 +107,7 @@ def measure_classes(taps: Taps, frames: Tensor, labels: Tensor) -> CleanClasses 
 
 
 def _stored(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
-    tensor = tensors.get(PREFIX + name)
+    tensor = tensors.get(CLASSES_PREFIX + name)
     if tensor is None or tensor.shape != shape:
-        raise ValueError(f"{PREFIX}{name} is missing or of another shape")
+        raise ValueError(f"{CLASSES_PREFIX}{name} is missing or of another shape")
     return tensor

@@ -11,7 +11,7 @@ from calibrate.validation import FitError
 from daemon.config import ConfigError, SensorConfig
 from daemon.model.labels import ClassNames
 
-ADVICE = "measure more clean frames with `recald commission`, or leave class_mix out"
+MIX_ADVICE = "measure more clean frames with `recald commission`, or leave class_mix out"
 
 
 def resolve_class_mixes(
@@ -44,9 +44,9 @@ def _resolve(class_mix: Mapping[str, float], classes: ClassNames, clean: CleanDa
             raise RecaldError(f"class {label!r} is there twice, by name and by number")
         shares[number] = share
     if clean is None or clean.classes is None:
-        raise RecaldError(f"the classes of this model's clean frames were not measured: {ADVICE}")
+        raise RecaldError(f"the classes of this model's clean frames were not measured: {MIX_ADVICE}")
     try:
         clean.classes.check(shares)
     except FitError as error:
-        raise RecaldError(f"{error}: {ADVICE}") from error
+        raise RecaldError(f"{error}: {MIX_ADVICE}") from error
     return shares

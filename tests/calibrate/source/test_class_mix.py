@@ -10,10 +10,10 @@ from torch import nn
 
 from calibrate import FitError, measure_clean, tap
 from calibrate.features.class_statistics import collect_statistics
-from calibrate.source.class_mix import MIN_CLASS_FRAMES, CleanClasses, measure_classes
+from calibrate.source.class_mix import MIN_MEASURED_FRAMES, CleanClasses, measure_classes
 from calibrate.source.commissioned import CleanData
 
-COUNTS = (40, 100, 160, MIN_CLASS_FRAMES - 1)
+COUNTS = (40, 100, 160, MIN_MEASURED_FRAMES - 1)
 
 
 @pytest.fixture(scope="module")
