@@ -65,12 +65,15 @@ def test_each_frame_is_answered_by_the_model_untouched(served: Daemon, camera: C
 
 
 def test_sensors_are_numbered_and_counted_apart(served: Daemon, camera: Camera):
-    before = served.metric("recald_frames_processed_total", sensor="rear")
+    def processed() -> float:
+        return served.metric("recald_frames_processed_total", sensor="rear")
+
+    before = processed()
     for _ in range(3):
         camera.ask(CLEAN, "rear")
     camera.ask(CLEAN, "front")
     assert [header["seq"] for header in camera.answers["rear"]] == [0, 1, 2]
-    assert served.metric("recald_frames_processed_total", sensor="rear") == before + 3
+    eventually(lambda: processed() == before + 3, "the frames of the rear sensor are counted")  # after their results
     assert served.metric("recald_frames_missed_total") == 0
 
 
@@ -340,7 +343,7 @@ def test_frames_are_served_while_the_metrics_port_is_taken_and_metrics_once_it_i
             assert f"127.0.0.1:{port} cannot be bound" in daemon.log and " metrics on " not in daemon.log
             taken.close()
             eventually(lambda: " metrics on " in daemon.log, "the port is bound")
-            assert daemon.metric("recald_frames_processed_total", sensor="front") >= 1
+            eventually(lambda: daemon.metric("recald_frames_processed_total", sensor="front"), "the frame is counted")
 
 
 # ---- the end
@@ -428,7 +431,7 @@ def test_a_stop_in_the_middle_of_a_fit_is_obeyed_at_once(tiny_model: Path, folde
         assert recald("recalibrate", "--sensor", "front", "--config", daemon.config).returncode == 0
         noise = np.random.default_rng(5).integers(0, 256, (128, 16, 16, 3), dtype=np.uint8)  # keeps a fit busy longest
         camera.stream({"front": noise}, lambda: fitting(daemon), "a fit runs")
-        assert len(daemon.workers()) == 2
+        eventually(lambda: len(daemon.workers()) == 2, "the fit and the drift watch have their workers")
         _stop(daemon, signal.SIGTERM)
     assert not list((folder / "state" / "sensors").glob("*"))
 
