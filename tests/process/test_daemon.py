@@ -18,8 +18,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from running import Camera, Daemon, eventually, recald, recald_here, serving, write_config
-from synthetic import CLASSES, images, labelled, normalised, trained_network
+from running import UNWATCHED, Camera, Daemon, eventually, recald, recald_here, serving, write_config
+from synthetic import CLASSES, dark, images, labelled, normalised, trained_network
 
 from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
 from daemon.operator.control import request
@@ -337,7 +337,7 @@ def test_frames_are_served_while_the_metrics_port_is_taken_and_metrics_once_it_i
     """Whoever takes the port first must not be able to keep the daemon from serving."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        daemon = Daemon(write_config(folder, tiny_model, metrics={"port": port}))
+        daemon = Daemon(write_config(folder, tiny_model, metrics={"port": port}, drift=UNWATCHED))
         with daemon, Camera(daemon.wait_until_serving()) as camera:
             camera.ask(images(1, 1)[0])
             assert f"127.0.0.1:{port} cannot be bound" in daemon.log and " metrics on " not in daemon.log
@@ -388,7 +388,7 @@ def _all_queued(receiver: socket.socket) -> list[str]:
 
 
 def test_a_closed_terminal_ends_it_as_cleanly_as_an_order_to_stop(tiny_model: Path, folder: Path):
-    with serving(write_config(folder, tiny_model)) as (daemon, camera):
+    with serving(write_config(folder, tiny_model, drift=UNWATCHED)) as (daemon, camera):
         camera.ask(images(1, 1)[0])
         _stop(daemon, signal.SIGHUP)
         done = recald("history", "--json", "--config", daemon.config)
@@ -429,8 +429,7 @@ def test_a_stop_in_the_middle_of_startup_is_obeyed(tiny_model: Path, folder: Pat
 def test_a_stop_in_the_middle_of_a_fit_is_obeyed_at_once(tiny_model: Path, folder: Path):
     with serving(write_config(folder, tiny_model)) as (daemon, camera):
         assert recald("recalibrate", "--sensor", "front", "--config", daemon.config).returncode == 0
-        noise = np.random.default_rng(5).integers(0, 256, (128, 16, 16, 3), dtype=np.uint8)  # keeps a fit busy longest
-        camera.stream({"front": noise}, lambda: fitting(daemon), "a fit runs")
+        camera.stream({"front": dark()}, lambda: fitting(daemon), "a fit runs")
         eventually(lambda: len(daemon.workers()) == 2, "the fit and the drift watch have their workers")
         _stop(daemon, signal.SIGTERM)
     assert not list((folder / "state" / "sensors").glob("*"))

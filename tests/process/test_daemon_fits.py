@@ -21,7 +21,7 @@ from deploy.files import digest_file
 from deploy.store.artefacts import FACTORY, ArtefactStore
 
 CLEAN, OTHER = images(256, 1), images(256, 2)
-MILD = drifted(CLEAN)  # 512 frames for a fit come together sooner than of a darker scene
+MILD = drifted(CLEAN)  # frames for a fit come together sooner than of a darker scene
 
 
 def order_fit(daemon: Daemon) -> None:
@@ -91,7 +91,7 @@ def has_failed(camera: Camera, since: int) -> bool:
 
 
 def test_a_fit_whose_worker_dies_or_hangs_costs_no_frame(tiny_model: Path, folder: Path):
-    config = write_config(folder, tiny_model, recalibrate={"timeout": "8s", "frames": 512})
+    config = write_config(folder, tiny_model, recalibrate={"timeout": "8s", "frames": 256})
     mild = {"front": MILD}
     with serving(config) as (daemon, camera):
         order_fit(daemon)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from running import Camera, Daemon, eventually, read_only, recald, recald_here, serving, write_config
+from running import UNWATCHED, Camera, Daemon, eventually, read_only, recald, recald_here, serving, write_config
 from synthetic import dark, images
 
 from deploy.audit.log import AuditLog, audit_path
@@ -186,18 +186,24 @@ def restart(story: Story, tiny_model: Path, folder: Path) -> Path:
     return write_config(folder, tiny_model, model=ONNX)
 
 
-def test_a_restart_serves_the_same_homogenizer_and_a_rollback_leaves_it_for_good(story: Story, restart: Path):
-    with serving(restart) as (daemon, camera):
+@pytest.fixture
+def unwatched(restart: Path, tiny_model: Path) -> Path:
+    """The same, without drift checks."""
+    return write_config(restart.parent, tiny_model, model=ONNX, drift=UNWATCHED)
+
+
+def test_a_restart_serves_the_same_homogenizer_and_a_rollback_leaves_it_for_good(story: Story, unwatched: Path):
+    with serving(unwatched) as (daemon, camera):
         assert versions(camera) == [story.version]
         info = [labels for labels, _ in daemon.samples("recald_homogenizer_info") if labels["sensor"] == "front"]
         assert [one["source"] for one in info] == ["restored"]
         assert state(daemon) == "active"
-        assert recald("rollback", "--sensor", "front", "--config", restart).returncode == 0
+        assert recald("rollback", "--sensor", "front", "--config", unwatched).returncode == 0
         eventually(lambda: camera.ask(dark()[0])[0]["homogenizer"] == "factory", "the factory homogenizer serves")
         assert state(daemon) in ("rolled_back", "factory")
         assert daemon.metric("recald_rollbacks_total", sensor="front", reason="operator") == 1
         assert daemon.stop()[0] == 0
-    with serving(restart) as (daemon, camera):
+    with serving(unwatched) as (daemon, camera):
         assert versions(camera) == ["factory"]
 
 
@@ -232,11 +238,11 @@ def test_verify_finds_a_changed_byte_and_a_changed_record(restart: Path):
     assert f"{weights}: damaged" in done.stdout and str(newest["number"]) in done.stdout
 
 
-def test_what_is_damaged_is_not_served_and_the_log_says_why(story: Story, restart: Path):
+def test_what_is_damaged_is_not_served_and_the_log_says_why(story: Story, unwatched: Path):
     """The unit tests of a start look at every kind of damage."""
-    (weights,) = restart.parent.glob(f"state/objects/sha256/*/{story.version[2:]}.safetensors")
+    (weights,) = unwatched.parent.glob(f"state/objects/sha256/*/{story.version[2:]}.safetensors")
     weights.write_bytes(weights.read_bytes()[:-100])
-    with serving(restart) as (daemon, camera):
+    with serving(unwatched) as (daemon, camera):
         assert versions(camera) == ["factory"]
         assert f"ERROR daemon.recalibration.restore: front: {weights}: damaged" in daemon.log
 

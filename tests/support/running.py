@@ -34,6 +34,7 @@ from daemon.serving.results import parse_result
 
 PATIENCE = 120.0  # s for what takes a few on an idle machine
 PERIOD = 0.02  # s between frames: 50 a second
+UNWATCHED = {"interval": 3600.0}  # a configuration's `drift`: no drift check, and so no worker that takes 3 s to start
 RECALD = [sys.executable, "-m", "daemon"]
 # `recald`, whose workers take as much processor time as itself. They step back behind everything else, and a test run
 # keeps all cores busy: a worker that needs 3 s to start took 40 s. tests/daemon/test_child_process.py tests that.
@@ -166,8 +167,9 @@ class Daemon:
     def samples(self, name: str) -> list[tuple[dict[str, str], float]]:
         address = self.log.split(" metrics on ")[1].split()[0]
         with urllib.request.urlopen(address, timeout=10) as answer:
-            families = text_string_to_metric_families(answer.read().decode())
-            return [(s.labels, s.value) for family in families for s in family.samples if s.name == name]
+            lines = answer.read().decode().splitlines()
+        own = "\n".join(line for line in lines if line.startswith((f"{name} ", f"{name}{{")))  # all takes 10 ms
+        return [(s.labels, s.value) for family in text_string_to_metric_families(own) for s in family.samples]
 
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, float]:
         """Signal it; the exit code and how long it took (s)."""
