@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from running import UNWATCHED, Camera, Daemon, eventually, recald, recald_here, serving, write_config
+from running import PATIENCE, UNWATCHED, Camera, Daemon, eventually, recald, recald_here, serving, write_config
 from synthetic import CLASSES, dark, images, labelled, normalised, trained_network
 
 from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
@@ -361,7 +361,7 @@ def _stop(daemon: Daemon, number: int) -> None:
 def test_systemd_is_notified_of_the_whole_life(tiny_model: Path, folder: Path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(folder / "notify"))
-        systemd.settimeout(30)
+        systemd.settimeout(PATIENCE)
         environment = {"NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "400000"}
         with Daemon(write_config(folder, tiny_model), **environment) as daemon:
             messages = []
@@ -411,7 +411,7 @@ daemon.shutdown()
 
 def test_no_frame_waits_while_all_that_pytorch_made_is_searched_for_garbage(tiny_model: Path, folder: Path):
     config = write_config(folder, tiny_model)
-    done = subprocess.run([sys.executable, "-c", STARTED, config], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", STARTED, config], capture_output=True, text=True, timeout=PATIENCE)
     left_out, searched = map(int, done.stdout.split())
     assert left_out > 10 * searched, done.stderr
 
@@ -419,7 +419,7 @@ def test_no_frame_waits_while_all_that_pytorch_made_is_searched_for_garbage(tiny
 def test_a_stop_in_the_middle_of_startup_is_obeyed(tiny_model: Path, folder: Path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(folder / "notify"))
-        systemd.settimeout(30)
+        systemd.settimeout(PATIENCE)
         with Daemon(write_config(folder, tiny_model), NOTIFY_SOCKET=str(folder / "notify")) as daemon:
             while "compiling" not in systemd.recv(4096).decode():
                 pass

@@ -36,13 +36,15 @@ PATIENCE = 120.0  # s for what takes a few on an idle machine
 PERIOD = 0.02  # s between frames: 50 a second
 UNWATCHED = {"interval": 3600.0}  # a configuration's `drift`: no drift check, and so no worker that takes 3 s to start
 RECALD = [sys.executable, "-m", "daemon"]
-# `recald`, whose workers take as much processor time as itself. They step back behind everything else, and a test run
-# keeps all cores busy: a worker that needs 3 s to start took 40 s. tests/daemon/test_child_process.py tests that.
-UNHURRIED, HURRIED = "from daemon.niceness import", "from daemon import niceness; niceness.CHILD_NICENESS = 0; "
+# `recald`, but its workers take as much processor time as itself. Those of users step back behind everything else, and
+# a test run keeps all cores busy: a worker that needs 3 s to start took 40 s. test_child_process.py tests the priority.
+LOWERS_PRIORITY = "from daemon.niceness import lower_priority"
 AT_FULL_PRIORITY = f"""
 import runpy
 from daemon import child_process as child
-child.RUN_MODULE = child.RUN_MODULE.replace("{UNHURRIED}", "{HURRIED}{UNHURRIED}")
+assert "{LOWERS_PRIORITY}" in child.RUN_MODULE
+full = "from daemon import niceness; niceness.CHILD_NICENESS = 0; {LOWERS_PRIORITY}"
+child.RUN_MODULE = child.RUN_MODULE.replace("{LOWERS_PRIORITY}", full)
 runpy.run_module("daemon", run_name="__main__", alter_sys=True)
 """
 

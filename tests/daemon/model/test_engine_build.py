@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 from places import SIMULATED_GPU
-from running import Camera, Daemon, eventually, recald, write_config
+from running import PATIENCE, UNWATCHED, Camera, Daemon, eventually, recald, write_config
 from synthetic import dark, images, normalised, trained_network
 
 from daemon.exit_codes import EX_CONFIG, EX_TEMPFAIL
@@ -31,9 +31,9 @@ CLEAN = images(256, 7)
 class Jetson:
     """A machine with a simulated GPU and TensorRT: `daemon()` runs recald on it."""
 
-    def __init__(self, folder: Path, model: Path):
+    def __init__(self, folder: Path, model: Path, **drift: float):
         self.refuse, self.lost = folder / "refuse", folder / "lost"
-        self.config = write_config(folder, model, model={"backend": "tensorrt"})
+        self.config = write_config(folder, model, model={"backend": "tensorrt"}, drift=drift)
         self.compiled = folder / "state" / "compiled"
 
     def environment(self, build_s: float) -> dict[str, str]:
@@ -49,7 +49,8 @@ class Jetson:
 
 @pytest.fixture
 def jetson(folder: Path, tiny_model: Path) -> Jetson:
-    return Jetson(folder, tiny_model)
+    """Without drift checks."""
+    return Jetson(folder, tiny_model, **UNWATCHED)
 
 
 def builder_of(daemon: Daemon) -> psutil.Process:
@@ -83,7 +84,10 @@ def right(image: np.ndarray, output: np.ndarray) -> bool:
 
 
 @pytest.mark.timeout(500)  # 30 s on an idle machine
-def test_frames_are_served_and_a_drift_corrected_while_it_compiles_and_the_next_start_has_the_engine(jetson):
+def test_frames_are_served_and_a_drift_corrected_while_it_compiles_and_the_next_start_has_the_engine(
+    tiny_model, folder
+):
+    jetson = Jetson(folder, tiny_model)
     drift = {"front": dark()}
     with jetson.daemon(build_s=8) as daemon, Camera(daemon) as camera:
         assert backend_of(daemon) == "cuda"
@@ -113,14 +117,14 @@ def assert_it_ends_with_the_gpu(jetson: Jetson, daemon: Daemon, camera: Camera) 
     """After a fault on the GPU, CUDA refuses all that follows in the same process: only a new one can go on."""
     jetson.lost.touch()
     camera.send(CLEAN[0])
-    assert daemon.process.wait(30) == EX_TEMPFAIL
+    assert daemon.process.wait(PATIENCE) == EX_TEMPFAIL
     assert "the GPU failed" in daemon.log.splitlines()[-1]
 
 
 def test_systemd_shows_the_progress_and_a_stop_while_it_compiles_leaves_nothing_behind(jetson, folder):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(folder / "notify"))
-        systemd.settimeout(30)
+        systemd.settimeout(PATIENCE)
         with jetson.daemon(build_s=600, NOTIFY_SOCKET=str(folder / "notify")) as daemon:
             while not re.match(
                 r"STATUS=compiling with tensorrt for \d+ s; front: factory", systemd.recv(4096).decode()
@@ -136,7 +140,7 @@ def test_systemd_shows_the_progress_and_a_stop_while_it_compiles_leaves_nothing_
 def test_a_model_that_is_refused_ends_the_daemon_for_good(jetson):
     jetson.refuse.touch()
     with Daemon(jetson.config, **jetson.environment(0)) as daemon:
-        assert daemon.process.wait(60) == EX_CONFIG
+        assert daemon.process.wait(PATIENCE) == EX_CONFIG
         assert daemon.log.splitlines()[-1] == "recald run: TensorRT cannot build it: no kernel for this layer"
 
 
@@ -154,7 +158,7 @@ def test_the_builder_ends_with_a_daemon_that_is_killed(jetson):
     with jetson.daemon(build_s=600) as daemon:
         builder = builder_of(daemon)
         daemon.process.kill()
-        builder.wait(30)
+        builder.wait(PATIENCE)
 
 
 def test_a_disk_that_cannot_store_the_engine_does_not_keep_it_from_the_daemon(jetson, tiny_model, gpu):
