@@ -37,6 +37,18 @@ SLOW = (
     "process/",
 )
 TESTS = Path(__file__).parent
+# What runs longest, the longest first: a parallel worker that got one of these last would end minutes after the others.
+LONGEST = (
+    "process/test_daemon_recalibration.py",
+    "process/test_daemon_fits.py",
+    "process/test_daemon_modes.py",
+    "daemon/model/test_engine_build.py",
+    "process/test_faults.py",
+    "process/test_page.py",
+    "process/test_daemon.py",
+    "process/test_monitoring.py",
+    "process/test_no_telemetry.py",
+)
 
 # How long an example takes says something about the machine, and nothing about the code.
 hypothesis.settings.register_profile("recald", deadline=None, max_examples=60)
@@ -55,12 +67,17 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what is slow, and put files with long tests first: parallel workers then end at about the same time."""
+    """Mark what is slow, and put the longest files first: parallel workers then end at about the same time."""
     for item in items:
         if item.path.relative_to(TESTS).as_posix().startswith(SLOW) or item.get_closest_marker("data"):
             item.add_marker(pytest.mark.slow)
     long = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("process")}
-    items.sort(key=lambda item: (item.path.parent.name != "process", item.path not in long))
+    items.sort(key=lambda item: (_place(item.path), item.path.parent.name != "process", item.path not in long))
+
+
+def _place(path: Path) -> int:
+    name = path.relative_to(TESTS).as_posix()
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
 
 @pytest.fixture(scope="session")

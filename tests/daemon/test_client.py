@@ -31,7 +31,7 @@ HEADER = {
     "class": "third, the last",
     "confidence": 0.75,
 }
-PROMPT_S = 1.0  # a call that does not wait is back by then, on a busy machine too
+PROMPT_S = 4.0  # a call that does not wait is back by then, on a busy machine too
 
 
 def received(socket):

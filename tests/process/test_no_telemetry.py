@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from places import SUPPORT
-from running import recald, serving, write_config
+from running import PATIENCE, recald, serving, write_config
 from synthetic import BUILDER, MEAN, STD, images
 
 # ONNX Runtime's first look-up comes within a second of its import, further ones every few seconds.
@@ -77,5 +77,5 @@ def test_the_demo_reaches_nobody_while_it_starts(watch, tmp_path):
     ) as demo:
         time.sleep(WATCHED_S)
         demo.terminate()
-        demo.wait(60)
+        demo.wait(PATIENCE)
     assert attempts(watch) == []

@@ -181,10 +181,12 @@ def test_the_bits_of_an_inverted_detector_are_told_as_it_sends_them(watched: Wat
 
 def test_checks_take_their_share_of_a_core(watched: Watched):
     """Time that passes without computing asks for no rest."""
-    watched.answers["of front"] = lambda: time.sleep(0.2) or SCORES | {"cpu_s": 0.05}
+    asked = []  # monotonic, s
+    watched.answers["of front"] = lambda: asked.append(time.monotonic()) or time.sleep(0.2) or SCORES | {"cpu_s": 0.05}
     watched.monitor.start()
-    watched.rounds(2)
-    assert 0.05 / QUIET_SHARE - 0.1 < watched.rounds(1) < 0.05 / QUIET_SHARE + 0.4
+    watched.rounds(4)
+    pauses = np.diff(asked)[1:]  # without that after the first check, which may take long
+    assert max(pauses) > 0.05 / QUIET_SHARE - 0.1 and min(pauses) < 0.2 / QUIET_SHARE
 
 
 @pytest.mark.parametrize("seconds", [[9.0, 0.0, 0.0], [0.01, 9.0, 0.01]], ids=["the first check", "learning"])
@@ -192,7 +194,7 @@ def test_what_takes_long_once_is_no_rest_for_the_cameras(watched: Watched, secon
     left = iter(seconds)
     watched.answers["of front"] = lambda: SCORES | {"cpu_s": next(left)}
     watched.monitor.start()
-    assert watched.rounds(3) < 2
+    assert watched.rounds(3) < 20  # a rest for 9 s of computing would be 45 s at least
 
 
 def test_a_drift_that_shows_ends_a_long_rest(watched: Watched):
@@ -200,7 +202,7 @@ def test_a_drift_that_shows_ends_a_long_rest(watched: Watched):
     watched.monitor.start()
     watched.rounds(2)
     watched.sensors["rear"].watched_closely = True  # as the frame thread finds out after the check
-    assert 0.2 / BUSY_SHARE - 0.2 < watched.rounds(1) < 0.2 / QUIET_SHARE - 1
+    assert 0.1 / BUSY_SHARE < watched.rounds(1) < 0.2 / QUIET_SHARE - 1
 
 
 def test_an_order_to_learn_anew_goes_with_the_next_check(watched: Watched):

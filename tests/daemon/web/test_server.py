@@ -117,7 +117,7 @@ def test_half_open_requests_are_bounded_and_end_by_themselves(server, monkeypatc
 def test_a_request_that_trickles_in_is_ended_too(server, monkeypatch):
     monkeypatch.setattr(web_server, "SCRAPE_DEADLINE_S", 0.5)
     with half_open(server.port) as connection:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         with pytest.raises(ConnectionError):
             while time.monotonic() < deadline:
                 connection.sendall(b"a")
@@ -130,7 +130,7 @@ def test_it_closes_at_once_though_a_client_hangs(site):
     with half_open(server.port):
         began = time.monotonic()
         server.close()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < web_server.SCRAPE_DEADLINE_S - 1
 
 
 def test_it_tells_no_version_of_its_programs(server):
@@ -171,7 +171,7 @@ def test_a_client_that_reads_nothing_is_ended(monkeypatch):
 
 def eventually_free(server: MetricsServer) -> None:
     """Wait until no connection has a place any more."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while server._server.admission.count:
         assert time.monotonic() < deadline, "a connection is not ended"
         time.sleep(0.02)
@@ -338,4 +338,4 @@ def test_others_are_answered_while_a_handshake_hangs(open_secured, authority):
     with socket.create_connection(("127.0.0.1", server.port), timeout=5):
         began = time.monotonic()
         assert "level 7.0" in scrape_secured(server.port, authority)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < web_server.SCRAPE_DEADLINE_S - 1
