@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -33,6 +34,16 @@ class ClassStatistics:
     def __post_init__(self) -> None:
         for label in range(len(self)):
             self.of(label)
+
+    @staticmethod
+    def stack(classes: Sequence[FeatureStatistics], counts: Tensor) -> ClassStatistics:
+        """Join the statistics of one or more classes of so many images."""
+        names = classes[0].names
+        means, variances = (
+            tuple(torch.stack([getattr(c, kind)[layer] for c in classes]) for layer in range(len(names)))
+            for kind in ("means", "variances")
+        )
+        return ClassStatistics(names, means, variances, counts)
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -71,13 +82,18 @@ def collect_statistics(
     Raises ValueError for no frames, for labels of another length, for a class below the highest label without a
     frame, and for features that are not finite.
     """
-    if len(frames) == 0:
-        raise ValueError("statistics need at least one frame")
-    with torch.no_grad():
-        moments = ImageMoments.join(ImageMoments.of(feature_map(part).features) for part in frames.split(chunk))
+    moments = collect_moments(feature_map, frames, chunk)
     if labels is None:
         return moments.statistics(feature_map.names)
     return _class_statistics(moments, feature_map.names, labels)
+
+
+def collect_moments(feature_map: FeatureMap, frames: Tensor, chunk: int = STATISTICS_CHUNK_FRAMES) -> ImageMoments:
+    """Measure the moments of the features of each of the frames (N, C, H, W). Raises ValueError for no frames."""
+    if len(frames) == 0:
+        raise ValueError("statistics need at least one frame")
+    with torch.no_grad():
+        return ImageMoments.join(ImageMoments.of(feature_map(part).features) for part in frames.split(chunk))
 
 
 def _class_statistics(moments: ImageMoments, names: tuple[str, ...], labels: Tensor) -> ClassStatistics:
@@ -87,15 +103,5 @@ def _class_statistics(moments: ImageMoments, names: tuple[str, ...], labels: Ten
     absent = (counts == 0).nonzero().flatten().tolist()
     if absent:
         raise ValueError(f"no frame is of class {absent[0]}: statistics of each class need frames of each")
-    classes = [_select(moments, labels == label).statistics(names) for label in range(len(counts))]
-    layers = range(len(names))
-    return ClassStatistics(
-        names,
-        tuple(torch.stack([c.means[i] for c in classes]) for i in layers),
-        tuple(torch.stack([c.variances[i] for c in classes]) for i in layers),
-        counts,
-    )
-
-
-def _select(moments: ImageMoments, images: Tensor) -> ImageMoments:
-    return ImageMoments(tuple(m[images] for m in moments.first), tuple(m[images] for m in moments.second))
+    classes = [moments.select(labels == label).statistics(names) for label in range(len(counts))]
+    return ClassStatistics.stack(classes, counts)

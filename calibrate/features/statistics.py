@@ -96,6 +96,10 @@ class ImageMoments:
             tuple(torch.cat([p.second[i] for p in parts]) for i in layers),
         )
 
+    def select(self, images: Tensor) -> ImageMoments:
+        """Return the moments of the chosen images, (N,) bool."""
+        return ImageMoments(tuple(m[images] for m in self.first), tuple(m[images] for m in self.second))
+
     def statistics(self, names: tuple[str, ...]) -> FeatureStatistics:
         """Compute mean and variance over all images and positions. Sums are float64, results float32.
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from calibrate.features.class_statistics import ClassStatistics, collect_statistics
-from calibrate.features.statistics import FeatureStatistics
-from calibrate.features.taps import Taps
+from calibrate.features.class_statistics import ClassStatistics
+from calibrate.features.statistics import FeatureStatistics, ImageMoments
 from calibrate.validation import FitError
 
 MIN_MEASURED_FRAMES = 16  # of a class; the mean of fewer is off by more than a quarter of a standard deviation
+MIN_MIXED_FRAMES = 64  # that a mix must be as exact as: a drift check's window by default
 CLASSES_PREFIX = "class."  # of the names under which a file stores the tensors
 
 Shares = Mapping[int, float]  # of the frames, by the number of a class; they add up to 1
@@ -51,8 +51,15 @@ class CleanClasses:
         return FeatureStatistics(names, tuple(means), tuple(variances)), frames
 
     def check(self, shares: Shares) -> None:
-        """Raise FitError for a share of a class without statistics."""
-        self._weights(shares)
+        """Raise FitError for a share of a class without statistics, and for a mix that is known too roughly."""
+        frames = self.mixed(shares)[1]
+        if frames < MIN_MIXED_FRAMES:
+            errors = self._weights(shares).square() / self.statistics.counts
+            number, count = (int(values[errors.argmax()]) for values in (self.numbers, self.statistics.counts))
+            raise FitError(
+                f"the mix is known as roughly as by {frames} frames, since class {number} had {count} clean ones: "
+                f"{MIN_MIXED_FRAMES} are needed"
+            )
 
     def _weights(self, shares: Shares) -> Tensor:
         places = {number: place for place, number in enumerate(self.numbers.tolist())}
@@ -95,15 +102,17 @@ class CleanClasses:
         return CleanClasses(numbers, ClassStatistics(names, means, variances, counts))
 
 
-def measure_classes(taps: Taps, frames: Tensor, labels: Tensor) -> CleanClasses | None:
-    """Measure clean frames (N, C, H, W) of the classes `labels`, (N,) int64; None where no class has enough of them."""
-    numbers, places, counts = labels.unique(return_inverse=True, return_counts=True)
-    often = counts >= MIN_MEASURED_FRAMES
-    if not often.any():
+def measure_classes(moments: ImageMoments, names: tuple[str, ...], labels: Tensor) -> CleanClasses | None:
+    """Return the statistics of each class of clean frames that has enough of them; None where none has.
+
+    moments: of the features of the frames. names: of the layers. labels: (N,) int64, the classes of the frames.
+    """
+    numbers, counts = labels.unique(return_counts=True)
+    numbers, counts = (values[counts >= MIN_MEASURED_FRAMES] for values in (numbers, counts))
+    if not len(numbers):
         return None
-    kept = often[places]
-    in_order = often.cumsum(0) - 1  # place of a class among those that are kept
-    return CleanClasses(numbers[often], collect_statistics(taps, frames[kept], in_order[places[kept]]))
+    classes = [moments.select(labels == number).statistics(names) for number in numbers]
+    return CleanClasses(numbers, ClassStatistics.stack(classes, counts))
 
 
 def _stored(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from calibrate.features.class_statistics import collect_statistics
+from calibrate.features.class_statistics import collect_moments
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.features.taps import Taps
 from calibrate.source.class_mix import CleanClasses, Shares, measure_classes
@@ -90,5 +90,6 @@ def measure_clean(taps: Taps, frames: Tensor, labels: Tensor | None = None) -> C
     if len(frames) < MIN_CLEAN_FRAMES:
         raise FitError(f"{len(frames)} clean frames are too few to measure: at least {MIN_CLEAN_FRAMES} are needed")
     validate_frames(frames)
-    classes = None if labels is None else measure_classes(taps, frames, labels)
-    return CleanData(collect_statistics(taps, frames), measured_source(frames), len(frames), classes)
+    moments = collect_moments(taps, frames)
+    classes = None if labels is None else measure_classes(moments, taps.names, labels)
+    return CleanData(moments.statistics(taps.names), measured_source(frames), len(frames), classes)

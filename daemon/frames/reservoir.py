@@ -39,9 +39,10 @@ class StoredFrame(NamedTuple):
 class FitMemory:
     """At most `capacity` frames, oldest first, spread over classes and time."""
 
-    def __init__(self, capacity: int, frames: Iterable[StoredFrame] = ()):
+    def __init__(self, capacity: int, max_share: float = MAX_CLASS_SHARE, frames: Iterable[StoredFrame] = ()):
+        """max_share: of the memory, for one class; 1 keeps the classes in the shares in which they come."""
         self.frames: list[StoredFrame] = []
-        self._capacity = capacity
+        self._capacity, self._max_share = capacity, max_share
         self._counts: Counter[int | None] = Counter()  # by label
         self._newest: dict[int | None, float] = {}  # time of the newest frame, by label
         for frame in frames:
@@ -51,7 +52,7 @@ class FitMemory:
         """Return whether to add a frame. A class that has its share fills the rest slowly, so that others find room."""
         if label is None or len(self.frames) >= self._capacity:
             return True
-        has_share = self._counts[label] >= MAX_CLASS_SHARE * self._capacity
+        has_share = self._counts[label] >= self._max_share * self._capacity
         return not has_share or now - self._newest[label] >= OVER_SHARE_INTERVAL_S
 
     def add(self, frame: StoredFrame) -> None:
@@ -73,7 +74,7 @@ class FitMemory:
         if now - self.frames[0].time > FIT_MEMORY_S or self._counts[largest] == 1:
             return 0
         classes = sum(count > 0 for count in self._counts.values())
-        if self._counts[largest] > max(MAX_CLASS_SHARE, MAX_FAIR_SHARES / classes) * len(self.frames):
+        if self._counts[largest] > max(self._max_share, MAX_FAIR_SHARES / classes) * len(self.frames):
             droppable = [i for i, frame in enumerate(self.frames) if frame.label == largest]
         else:  # not the last frame of a class
             droppable = [i for i, frame in enumerate(self.frames) if self._counts[frame.label] > 1]
@@ -92,14 +93,23 @@ class Reservoir:
     """At most `capacity` frames in all: the newest `window` for drift checks, the others for fits.
 
     Takes 1 frame in `every`, and of those the ones that `quality_filter` has no reason against. The frame thread
-    fills it, other threads read it.
+    fills it, other threads read it. max_share: as for FitMemory.
     """
 
-    def __init__(self, capacity: int, every: int = 1, *, window: int = 0, quality_filter: FrameFilter | None = None):
+    def __init__(
+        self,
+        capacity: int,
+        every: int = 1,
+        *,
+        window: int = 0,
+        quality_filter: FrameFilter | None = None,
+        max_share: float = MAX_CLASS_SHARE,
+    ):
         self.window = window
+        self._max_share = max_share
         self._newest: deque[np.ndarray] = deque(maxlen=window)
         self._fit_capacity = capacity - window
-        self._memory = FitMemory(self._fit_capacity)
+        self._memory = FitMemory(self._fit_capacity, max_share)
         self._every = every
         self._quality_filter = quality_filter
         self._lock = threading.Lock()
@@ -132,7 +142,7 @@ class Reservoir:
         """Empty the memory for fits, as when its frames show another camera; return the frames it held."""
         self.refused = Counter()
         with self._lock:
-            before, self._memory = self._memory, FitMemory(self._fit_capacity)
+            before, self._memory = self._memory, FitMemory(self._fit_capacity, self._max_share)
         return before.frames
 
     @property
@@ -168,5 +178,5 @@ class Reservoir:
         with self._lock:
             frames = list(self._memory.frames)
         if len(frames) > count:
-            frames = FitMemory(count, frames).frames
+            frames = FitMemory(count, self._max_share, frames).frames
         return in_one_depth([frame.image for frame in frames])

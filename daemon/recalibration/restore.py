@@ -12,7 +12,7 @@ import torch
 from daemon import __version__
 from daemon.config import Config, SensorConfig
 from daemon.frames.quality_filter import QualityFilter
-from daemon.frames.reservoir import Reservoir
+from daemon.frames.reservoir import MAX_CLASS_SHARE, Reservoir
 from daemon.frames.stall_detector import StallDetector
 from daemon.levels import PixelValues
 from daemon.model.served_model import ServedModel
@@ -64,6 +64,8 @@ def restore_sensor(
             config.sensors[name].sample_every,
             window=window,
             quality_filter=QualityFilter(),
+            # What is stated of the mix holds for the frames as they come.
+            max_share=MAX_CLASS_SHARE if config.sensors[name].class_mix is None else 1.0,
         ),
         DriftAlarm(config.drift),
         StateMachine(

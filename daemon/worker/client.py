@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import struct
@@ -68,7 +67,7 @@ class WorkerClient:
         """on_fault: called for each fault that the worker handled, with a label of recald_handled_faults_total."""
         self._arguments = ["--model", model, "--sha256", digest, "--backend", backend, "--state", state]
         self._arguments += ["--threads", threads, "--fit-device", fit_device]
-        self._arguments += ["--class-mixes", json.dumps(dict(class_mixes))]
+        self._class_mixes = dict(class_mixes)
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._closing = threading.Event()
@@ -158,7 +157,10 @@ class WorkerClient:
                 env=os.environ | WORKER_ENVIRONMENT,
             )
         self.starts += 1
-        self._receive(self._connection, time.monotonic() + WORKER_START_TIMEOUT_S)
+        send_message(self._connection, {"class_mixes": self._class_mixes})
+        answer = self._receive(self._connection, time.monotonic() + WORKER_START_TIMEOUT_S)
+        if "failed" in answer:
+            raise WorkerError(answer["failed"])
 
     def _run(
         self,

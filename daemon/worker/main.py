@@ -8,7 +8,6 @@ when the daemon ends.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -19,7 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from calibrate.errors import RecaldError
 from calibrate.source.class_mix import Shares
+from daemon.exit_codes import EX_CONFIG
 from daemon.log_limit import log_to_stderr
 from daemon.worker.context import WorkerContext
 from daemon.worker.fit_job import JOB_ERRORS, FitJob, Send, failure
@@ -40,7 +41,13 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     with Connection(args.connection) as connection:
         frozen, store = load_frozen(args.model, args.sha256), ArtefactStore(args.state)
-        context = WorkerContext(frozen, args.backend, store, args.fit_device, _class_mixes(args.class_mixes))
+        stated, _ = receive_message(connection)  # too much for the command line where there are many classes
+        mixes = _numbered(stated["class_mixes"])
+        try:
+            context = WorkerContext(frozen, args.backend, store, args.fit_device, mixes)
+        except RecaldError as error:  # the clean frames were measured anew since the daemon started
+            send_message(connection, {"failed": str(error)})
+            return EX_CONFIG
         try:
             send_message(connection, {"ready": True})
             serve(context, connection)
@@ -100,11 +107,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--state", type=Path, required=True)
     parser.add_argument("--fit-device", required=True)
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--class-mixes", type=json.loads, required=True)
     return parser
 
 
-def _class_mixes(mixes: dict[str, dict[str, float]]) -> dict[str, Shares]:
+def _numbered(mixes: dict[str, dict[str, float]]) -> dict[str, Shares]:
     return {sensor: {int(number): share for number, share in mix.items()} for sensor, mix in mixes.items()}
 
 

@@ -176,11 +176,14 @@ def scraped(port: int) -> str:
 def test_every_series_of_recald_arrives_with_the_name_of_the_device(fleet):
     families = text_string_to_metric_families(fleet.page)
     exported = {(s.name, s.labels.get("sensor", "")) for family in families for s in family.samples}
-    arrived = {
-        (s["__name__"], s.get("sensor", "")) for s in fleet.central.series(f'{{job="recald", instance="{DEVICE}"}}')
-    }
-    assert len(exported) > 60 and exported <= arrived
-    assert ("up", "") in arrived, "RecaldDown needs it"
+    own = f'{{job="recald", instance="{DEVICE}"}}'
+
+    def arrived() -> set[tuple[str, str]]:
+        return {(s["__name__"], s.get("sensor", "")) for s in fleet.central.series(own)}
+
+    assert len(exported) > 60
+    eventually(lambda: exported <= arrived(), "every series arrives, also of what began after the first scrape", 60)
+    assert ("up", "") in arrived(), "RecaldDown needs it"
 
 
 def test_the_rules_run_where_the_series_arrive(fleet):

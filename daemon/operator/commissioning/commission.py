@@ -72,14 +72,13 @@ def commission(model: Path, pictures: Path, count: int, force: bool = False, lab
         if labels is not None:
             classes = ClassNames(frozen.class_count, frozen.card.classes)
             known = read_picture_labels(labels, pictures, count, stored, classes.number)
-        frames = torch.from_numpy(preprocessor.normalise(images))
-        clean, score = _measure(frozen, frames, known)
+        clean, score = _measure(frozen, torch.from_numpy(preprocessor.normalise(images)), known)
         if not score <= CLEAN_BAND and not force:
             raise FitError(f"{pictures}: {NOT_CLEAN.format(score)}")
         if known is not None:
             scorer = Scorer(tap(frozen.module), output=frozen.output)
             estimator = learn_accuracy(scorer, preprocessor.normalise, images, known, progress.update)
-        baseline = _learn_baseline(frozen, frames)
+        baseline = _learn_baseline(frozen, torch.from_numpy(preprocessor.normalise(images)))
     learned = [part.tensors() for part in (clean, estimator, baseline) if part is not None]
     if baseline is not None and can_be_read(images):
         learned.append(picture_tensors(PictureStatistics.of(torch.from_numpy(to_levels(images)))))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from calibrate import FitError, measure_clean, tap
-from calibrate.features.class_statistics import collect_statistics
+from calibrate.features.class_statistics import collect_moments, collect_statistics
 from calibrate.source.class_mix import MIN_MEASURED_FRAMES, CleanClasses, measure_classes
 from calibrate.source.commissioned import CleanData
 
@@ -37,15 +37,19 @@ def frames(labels) -> torch.Tensor:
     return (1 + 0.5 * level) * torch.randn(len(labels), 3, 12, 12) + 0.3 * level
 
 
+def measured(taps, frames, labels) -> CleanClasses | None:
+    return measure_classes(collect_moments(taps, frames), taps.names, labels)
+
+
 @pytest.fixture(scope="module")
 def classes(taps, frames, labels) -> CleanClasses:
-    return measure_classes(taps, frames, labels)
+    return measured(taps, frames, labels)
 
 
 def test_a_mix_has_the_statistics_of_frames_of_that_mix(taps, frames, labels, classes):
     chosen = torch.cat([(labels == label).nonzero().flatten()[:count] for label, count in ((0, 30), (1, 90))])
     exact = collect_statistics(taps, frames[chosen])
-    subset = measure_classes(taps, frames[chosen], labels[chosen])
+    subset = measured(taps, frames[chosen], labels[chosen])
     mixed, count = subset.mixed({0: 0.25, 1: 0.75})
     for one, other in zip((*mixed.means, *mixed.variances), (*exact.means, *exact.variances), strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
@@ -64,10 +68,13 @@ def test_a_class_of_few_frames_has_no_statistics(classes):
         classes.mixed({0: 0.9, 3: 0.1})
     with pytest.raises(FitError, match="class 7"):
         classes.check({7: 1.0})
+    classes.check({0: 0.4, 2: 0.6})
+    with pytest.raises(FitError, match="as roughly as by 40 frames, since class 0 had 40 clean ones: 64 are needed"):
+        classes.check({0: 1.0})
 
 
 def test_no_class_has_enough_frames(taps, frames):
-    assert measure_classes(taps, frames[:20], torch.arange(20)) is None
+    assert measured(taps, frames[:20], torch.arange(20)) is None
 
 
 @given(st.lists(st.floats(0, 1), min_size=3, max_size=3).filter(lambda shares: sum(shares) > 0.01))

@@ -118,6 +118,20 @@ def test_other_classes_replace_frames_of_a_class_over_its_share():
     assert max(counts.values()) <= 100 * MAX_CLASS_SHARE
 
 
+def test_a_stated_mix_is_kept_as_it_comes():
+    """A fit that expects a mix must see that mix, also in a part of the memory."""
+    mix = [0.6, 0.3, 0.06, 0.03, 0.01]
+    labels = np.random.default_rng(0).choice(5, 4000, p=mix)
+    reservoir = Reservoir(400, max_share=1.0)
+    fill(reservoir, labels.tolist())
+    assert np.bincount(labels[kept(reservoir)], minlength=5) / 400 == pytest.approx(mix, abs=0.05)
+    sampled = labels[numbers(reservoir.sample(200))]
+    assert np.bincount(sampled, minlength=5) / 200 == pytest.approx(mix, abs=0.05)
+    assert len(reservoir.reset_memory()) == 400
+    fill(reservoir, labels.tolist(), start=4000)
+    assert np.bincount(labels[np.array(kept(reservoir)) - 4000], minlength=5) / 400 == pytest.approx(mix, abs=0.05)
+
+
 def test_a_stream_without_scenes_is_kept_as_it_comes():
     """Full balance would give each class the same, however rarely it is named."""
     random = np.random.default_rng(0)
