@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from daemon.condition_metrics import ConditionMetrics
 from daemon.states import State
@@ -166,7 +166,7 @@ class Metrics(ConditionMetrics):
             "drift_score",
             "Distance of the newest frames from the reference statistics, in standard errors. About 1: clean. "
             "Above drift.threshold for drift.hold: alarm, while there is no baseline.",
-            ("sensor", "stage"),
+            ("sensor", "frames"),
             **common,
         )
         self.layer_drift_score = Gauge(
@@ -212,14 +212,14 @@ class Metrics(ConditionMetrics):
             "sensor_drift_deviations",
             "Standard deviations by which the newest frames lie above healthy frames of like content: what happened to "
             "the camera. About 0: healthy; evidence of a drift from 2.75 on. NaN while there is no baseline.",
-            ("sensor", "stage"),
+            ("sensor", "frames"),
             **common,
         )
         self.content_shift_score = Gauge(
             "content_shift_score",
             "How unusual the content of the newest frames is: what the camera looks at. Above 1: more than 199 of 200 "
             "healthy windows of all kinds of content. NaN while there is no baseline.",
-            ("sensor", "stage"),
+            ("sensor", "frames"),
             **common,
         )
         self.camera_read_out = Gauge(
@@ -247,16 +247,16 @@ class Metrics(ConditionMetrics):
             "estimated_accuracy_ratio",
             "Accuracy estimated without labels, 0 to 1, and the interval that holds it in 90 % of cases. Only after "
             "`recald commission --labels`; NaN while few classes are in view.",
-            ("sensor", "stage", "bound"),
+            ("sensor", "frames", "bound"),
             **common,
         )
 
     def _add_recalibration(self, common: dict[str, Any]) -> None:
-        self.calibration_state = Enum(
+        self._states: dict[str, State] = {}  # that are exported
+        self.calibration_state = Gauge(
             "calibration_state",
             "State of a sensor's recalibration: 1 for the present one, 0 for all others.",
-            ("sensor",),
-            states=tuple(state.value for state in State),
+            ("sensor", "state"),
             **common,
         )
         self.calibration_progress_ratio = Gauge(
@@ -307,6 +307,14 @@ class Metrics(ConditionMetrics):
             ("sensor", "bound"),
             **common,
         )
+
+    def set_calibration_state(self, sensor: str, state: State) -> None:
+        """Export the present state of a sensor's recalibration, and that it is in no other one."""
+        if self._states.get(sensor) is state:
+            return  # so it is for most frames
+        self._states[sensor] = state
+        for other in State:
+            self.calibration_state.labels(sensor, other.value).set(other is state)
 
     def count_fault(self, part: str) -> None:
         """Count a fault that was handled. part: a label of recald_handled_faults_total. Any thread may call it."""

@@ -142,7 +142,7 @@ LABEL_VALUES: dict[tuple[str, str], dict[str, str]] = {
         "infer": "Normalise, homogenizer and model.",
         "publish": "Result to the socket.",
     },
-    ("recald_drift_score", "stage"): {
+    ("recald_drift_score", "frames"): {
         "raw": "Frames as the camera sends them.",
         "homogenized": "Frames as the model gets them; the alarm looks at this one.",
     },
@@ -156,7 +156,7 @@ LABEL_VALUES: dict[tuple[str, str], dict[str, str]] = {
         "atc_entropy": f"The same with the entropy (Garg 2022). {ONLY}",
         "difference_of_confidences": f"Accuracy on clean frames, less what confidence lost (Guillory 2021). {ONLY}",
     },
-    ("recald_estimated_accuracy_ratio", "stage"): {
+    ("recald_estimated_accuracy_ratio", "frames"): {
         "raw": "Frames as the camera sends them: what the accuracy would be without a homogenizer.",
         "homogenized": "Frames as the model gets them.",
     },
@@ -165,7 +165,7 @@ LABEL_VALUES: dict[tuple[str, str], dict[str, str]] = {
         "lower": "Lower end of the 90 % interval.",
         "upper": "Upper end of the 90 % interval.",
     },
-    ("recald_calibration_state", "recald_calibration_state"): {s.value: text for s, text in STATES.items()},
+    ("recald_calibration_state", "state"): {s.value: text for s, text in STATES.items()},
     ("recald_drift_checks_total", "result"): CHECK_RESULTS,
     ("recald_fits_total", "result"): {result.value: RESULTS[result] for result in FIT_RESULTS},
     ("recald_swaps_total", "result"): {"committed": "It serves."} | {r.value: RESULTS[r] for r in SWAP_RESULTS},

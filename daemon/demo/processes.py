@@ -108,10 +108,10 @@ class Scrape:
 
     def state(self, sensor: str) -> str:
         """Return the calibration state of a sensor."""
-        name = "recald_calibration_state"
         for sample in self.samples:
-            if sample.name == name and sample.labels["sensor"] == sensor and sample.value == 1:
-                return sample.labels[name]
+            is_state = sample.name == "recald_calibration_state" and sample.value == 1
+            if is_state and sample.labels["sensor"] == sensor:
+                return sample.labels["state"]
         return "unknown"
 
 

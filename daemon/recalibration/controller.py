@@ -153,7 +153,7 @@ class Controller:
 
     def export_state(self, sensor: Sensor) -> None:
         """Export the state and its progress."""
-        self._metrics.calibration_state.labels(sensor.name).state(sensor.state_machine.state.value)
+        self._metrics.set_calibration_state(sensor.name, sensor.state_machine.state)
         self._metrics.calibration_progress_ratio.labels(sensor.name).set(sensor.state_machine.progress)
 
     # ---- results of recalibrations, and what a restart restores

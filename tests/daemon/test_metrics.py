@@ -35,20 +35,20 @@ LABELS = {  # every metric of the daemon, which later code must feed and dashboa
     "frame_age_seconds": ("sensor",),
     "stage_duration_seconds": ("sensor", "stage"),
     "end_to_end_seconds": ("sensor",),
-    "drift_score": ("sensor", "stage"),
+    "drift_score": ("sensor", "frames"),
     "layer_drift_score": ("sensor", "layer"),
     "drift_alarm": ("sensor",),
     "drift_evidence_ratio": ("sensor",),
-    "sensor_drift_deviations": ("sensor", "stage"),
-    "content_shift_score": ("sensor", "stage"),
+    "sensor_drift_deviations": ("sensor", "frames"),
+    "content_shift_score": ("sensor", "frames"),
     "baseline_progress_ratio": ("sensor",),
     "camera_read_out": ("sensor", "kind", "colour"),
     "narrow_view": ("sensor",),
     "drift_checks_total": ("sensor", "result"),
     "last_drift_check_timestamp_seconds": ("sensor",),
     "accuracy_proxy_ratio": ("sensor", "proxy"),
-    "estimated_accuracy_ratio": ("sensor", "stage", "bound"),
-    "calibration_state": ("sensor",),
+    "estimated_accuracy_ratio": ("sensor", "frames", "bound"),
+    "calibration_state": ("sensor", "state"),
     "calibration_progress_ratio": ("sensor",),
     "fits_total": ("sensor", "result"),
     "fit_duration_seconds": ("sensor",),
@@ -179,11 +179,10 @@ def test_the_unit_of_a_metric_is_told_where_its_name_has_one(metrics, server):
 
 def test_calibration_state_is_one_of_all(metrics, registry):
     states = [state.value for state in State]
-    metrics.calibration_state.labels("front").state("judging")
+    for state in (State.FACTORY, State.JUDGING, State.JUDGING):
+        metrics.set_calibration_state("front", state)
     values = {
-        state: registry.get_sample_value(
-            "recald_calibration_state", {"sensor": "front", "recald_calibration_state": state}
-        )
+        state: registry.get_sample_value("recald_calibration_state", {"sensor": "front", "state": state})
         for state in states
     }
     assert values == dict.fromkeys(states, 0) | {"judging": 1}

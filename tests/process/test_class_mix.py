@@ -47,7 +47,7 @@ def test_a_camera_that_shows_what_it_is_said_to_show_has_not_drifted(model, tmp_
     with serving(config) as (daemon, camera):
 
         def score(sensor: str) -> float:
-            return daemon.metric("recald_drift_score", sensor=sensor, stage="raw") or math.nan
+            return daemon.metric("recald_drift_score", sensor=sensor, frames="raw") or math.nan
 
         said = "the score of the camera for which the mix is stated is the lower one"
         camera.stream({"front": shown, "rear": shown}, lambda: score("front") < 0.6 * score("rear"), said)

@@ -19,7 +19,7 @@ def learned(daemon: Daemon) -> float:
 
 
 def content(daemon: Daemon) -> float:
-    return daemon.metric("recald_content_shift_score", sensor="front", stage="raw")
+    return daemon.metric("recald_content_shift_score", sensor="front", frames="raw")
 
 
 def test_a_daemon_learns_its_camera_and_shows_a_scene_and_a_drift_apart(tiny_model: Path):
@@ -31,7 +31,7 @@ def test_a_daemon_learns_its_camera_and_shows_a_scene_and_a_drift_apart(tiny_mod
             camera.stream({"front": CLEAN}, lambda: content(daemon) < 1, "the usual content")
             camera.stream({"front": CLEAN}, lambda: not daemon.status()["drift_alarm"], "no alarm")
             camera.stream({"front": drifted(CLEAN)}, lambda: daemon.status()["drift_alarm"], "an alarm")
-            assert daemon.metric("recald_sensor_drift_deviations", sensor="front", stage="homogenized") > 3
+            assert daemon.metric("recald_sensor_drift_deviations", sensor="front", frames="homogenized") > 3
             assert daemon.metric("recald_drift_evidence_ratio", sensor="front") == 1
             assert daemon.metric("recald_worker_starts_total", worker="checks") == 1
             assert daemon.metric("recald_worker_starts_total", worker="fits") == 0

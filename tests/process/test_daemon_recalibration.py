@@ -52,7 +52,7 @@ class Story:
     status: dict[str, Any]  # `recald status --json`, at the end
     homogenizers: list[dict[str, str]]  # labels of recald_homogenizer_info
     totals: dict[str, float]
-    scores: dict[str, float]  # recald_drift_score of "front", by stage
+    scores: dict[str, float]  # recald_drift_score of "front", by frames
     state: Path
 
     @property
@@ -115,7 +115,7 @@ def _status_and_scores(daemon: Daemon) -> tuple[dict[str, Any], dict[str, float]
     before = daemon.metric("recald_drift_checks_total", sensor="front")
     samples = daemon.samples("recald_drift_score")
     status = json.loads(recald_here("status", "--json", "--config", daemon.config).stdout)
-    scores = {labels["stage"]: value for labels, value in samples if labels["sensor"] == "front"}
+    scores = {labels["frames"]: value for labels, value in samples if labels["sensor"] == "front"}
     shown = round(scores["homogenized"], 3) == round(status["sensors"]["front"]["drift_score"] or 0, 3)
     checked = daemon.metric("recald_drift_checks_total", sensor="front") != before  # counted before the scores are set
     return None if checked or not shown else (status, scores)

@@ -164,7 +164,7 @@ def fleet(tiny_model: Path) -> Iterator[Fleet]:
 
 
 def stream_until_seen(camera: Camera, asked: Central) -> None:
-    query = 'recald_drift_score{stage="raw", sensor="front"} > 0'
+    query = 'recald_drift_score{frames="raw", sensor="front"} > 0'
     camera.stream({"front": CLEAN}, lambda: asked.series(query), "a drift score arrives", BUSY_S)
 
 

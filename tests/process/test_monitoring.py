@@ -210,12 +210,12 @@ def test_the_drift_fires_its_alert_and_the_repair_ends_it(watched):
 
 
 def test_the_dashboard_shows_the_drift_and_its_repair(watched):
-    (score,) = watched.ask('recald_drift_score{sensor="front", stage="homogenized"}')
+    (score,) = watched.ask('recald_drift_score{sensor="front", frames="homogenized"}')
     (line,) = watched.ask("recald_drift_threshold")
     values = [value for _, value in score.samples if not np.isnan(value)]
     assert values[0] < line.samples[0][1] < max(values) and values[-1] < line.samples[0][1]
     states = watched.ask('recald_calibration_state{sensor="front"} == 1')
-    assert {"factory", "fitting", "active"} <= {curve.labels["recald_calibration_state"] for curve in states}
+    assert {"factory", "fitting", "active"} <= {curve.labels["state"] for curve in states}
     assert len(watched.ask('recald_homogenizer_info{sensor="front"} == 1')) == 2
 
 

@@ -53,7 +53,7 @@ def test_the_daemon_and_its_workers_reach_nobody(watch, folder, tiny_model, monk
         began = time.monotonic()
 
         def watched_and_checked() -> bool:
-            score = daemon.metric("recald_drift_score", sensor="front", stage="raw")
+            score = daemon.metric("recald_drift_score", sensor="front", frames="raw")
             return score > 0 and time.monotonic() - began > WATCHED_S
 
         camera.stream({"front": images(64, 1)}, watched_and_checked, "a drift check by a worker")

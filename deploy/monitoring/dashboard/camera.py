@@ -59,7 +59,7 @@ def camera() -> list[Any]:
 
 def _states() -> Any:
     text = "The state of recalibration, the drift alarm, and times with few classes in view, while each lasts."
-    state = query(f"{series(STATE, *CAMERA)} == 1", "{{recald_calibration_state}}")
+    state = query(f"{series(STATE, *CAMERA)} == 1", "{{state}}")
     alarm = query(f"{series('recald_drift_alarm', *CAMERA)} == 1", "drift alarm")
     shift = query(f"{series('recald_narrow_view', *CAMERA)} == 1", "few classes in view")
     panel = coloured(timeline(About("State", text, "none"), state, alarm, shift), (None, GREEN))
@@ -79,8 +79,8 @@ def _score() -> Any:
         "model gets them (homogenized). About 1 is clean. Above the line for drift.hold: alarm, until a baseline is "
         "learned."
     )
-    stages = ("raw", "homogenized")  # the last one is drawn on top: without a homogenizer both are the same
-    scores = (query(series("recald_drift_score", *CAMERA, f'stage="{stage}"'), stage) for stage in stages)
+    shown = ("raw", "homogenized")  # the last one is drawn on top: without a homogenizer both are the same
+    scores = (query(series("recald_drift_score", *CAMERA, f'frames="{frames}"'), frames) for frames in shown)
     line = query(series("recald_drift_threshold", *DEVICE), "alarm line")
     panel = lines(About("Drift score", text, "none"), *scores, line).min(0)
     panel = drawn(drawn(panel, "alarm line", color=RED, lineStyle=LINE), "raw", color=GREY)
@@ -93,11 +93,11 @@ def _camera_drift() -> Any:
         "Above the line: evidence of a drift; the evidence at 1 is the alarm. Nothing until a baseline is learned."
     )
     name = "recald_sensor_drift_deviations"
-    stages = (query(series(name, *CAMERA, f'stage="{stage}"'), stage) for stage in ("raw", "homogenized"))
+    drifts = (query(series(name, *CAMERA, f'frames="{frames}"'), frames) for frames in ("raw", "homogenized"))
     evidence = query(series("recald_drift_evidence_ratio", *CAMERA), "evidence")
     learned = query(series("recald_baseline_progress_ratio", *CAMERA), "baseline learned")
     line = query(f"0 * {series('recald_drift_evidence_ratio', *CAMERA)} + {EVIDENCE_LINE:g}", "evidence line")
-    panel = lines(About("Camera drift", text, "none"), *stages, evidence, learned, line)
+    panel = lines(About("Camera drift", text, "none"), *drifts, evidence, learned, line)
     panel = drawn(drawn(panel, "evidence line", color=RED, lineStyle=LINE), "raw", color=GREY)
     panel = drawn(drawn(panel, "evidence", color=RED), "baseline learned", color=GREEN)
     return drawn(panel, "homogenized", color=BLUE)
@@ -108,7 +108,7 @@ def _content() -> Any:
         "What the camera looks at: how far the frames' content is from the usual mixture. Above 1: more unusual than "
         "199 of 200 healthy windows of all kinds of content. It raises no alarm."
     )
-    score = query(series("recald_content_shift_score", *CAMERA, 'stage="raw"'), "content shift")
+    score = query(series("recald_content_shift_score", *CAMERA, 'frames="raw"'), "content shift")
     return drawn(lines(About("Content", text, "none"), score).min(0), "content shift", color=BLUE)
 
 
@@ -128,9 +128,9 @@ def _accuracy() -> Any:
         "--labels`; nothing while few classes are in view."
     )
     name = "recald_estimated_accuracy_ratio"
-    served = (query(series(name, *CAMERA, 'stage="homogenized"', f'bound="{b}"'), b) for b in ("upper", "lower"))
-    value = query(series(name, *CAMERA, 'stage="homogenized"', 'bound="value"'), "estimate")
-    raw = query(series(name, *CAMERA, 'stage="raw"', 'bound="value"'), "without")
+    served = (query(series(name, *CAMERA, 'frames="homogenized"', f'bound="{b}"'), b) for b in ("upper", "lower"))
+    value = query(series(name, *CAMERA, 'frames="homogenized"', 'bound="value"'), "estimate")
+    raw = query(series(name, *CAMERA, 'frames="raw"', 'bound="value"'), "without")
     labelled = query(series("recald_labelled_accuracy_ratio", *CAMERA, 'bound="value"'), "labelled")
     panel = lines(About("Estimated accuracy", text, "percentunit"), *served, value, raw, labelled).min(0).max(1)
     panel = drawn(panel, "upper", color=GREEN, lineWidth=0, fillBelowTo="lower", fillOpacity=20)
@@ -224,4 +224,4 @@ def _waiting_for() -> Any:
     text = "For how long the present state has lasted, such as a candidate's waiting for approval."
     age = series("recald_calibration_state_age_seconds", *CAMERA)
     named = f"{age} * on (job, instance, sensor) group_right () ({series(STATE, *CAMERA)} == 1)"
-    return number(About("State lasts for", text, "s", width=4), newest(named, "{{recald_calibration_state}}"))
+    return number(About("State lasts for", text, "s", width=4), newest(named, "{{state}}"))

@@ -38,15 +38,15 @@ def _devices() -> Any:
 def _alarms() -> Any:
     text = "Cameras with a drift alarm now, and cameras whose drift could not be repaired."
     alarm = newest(f"sum({series('recald_drift_alarm', *FLEET)} == 1) or vector(0)", "drift alarm")
-    invalid = series("recald_calibration_state", *FLEET, 'recald_calibration_state="invalid"')
+    invalid = series("recald_calibration_state", *FLEET, 'state="invalid"')
     panel = number(About("Alarms", text, "none", 4, LOW), alarm, newest(f"sum({invalid})", "not repairable"))
     return coloured(panel, (None, GREEN), (1, RED))
 
 
 def _by_state() -> Any:
     text = "How many cameras are in each state of recalibration. `factory` and `active` are at rest."
-    states = f"sum by (recald_calibration_state) ({series('recald_calibration_state', *FLEET)}) > 0"
-    return bars(About("Cameras by state", text, "none", 8, LOW), newest(states, "{{recald_calibration_state}}"))
+    states = f"sum by (state) ({series('recald_calibration_state', *FLEET)}) > 0"
+    return bars(About("Cameras by state", text, "none", 8, LOW), newest(states, "{{state}}"))
 
 
 def _worst_accuracy() -> Any:
@@ -54,7 +54,7 @@ def _worst_accuracy() -> Any:
         "The ten cameras with the lowest estimated accuracy, without labels. Only after "
         "`recald commission --labels`; nothing while few classes are in view."
     )
-    value = series("recald_estimated_accuracy_ratio", *FLEET, 'stage="homogenized"', 'bound="value"')
+    value = series("recald_estimated_accuracy_ratio", *FLEET, 'frames="homogenized"', 'bound="value"')
     worst = newest(f"bottomk(10, {value} >= 0)", "{{instance}} {{sensor}}")
     panel = bars(About("Worst estimated accuracy", text, "percentunit", 8, LOW), worst).min(0).max(1)
     return coloured(panel, (None, RED), (0.7, YELLOW), (0.85, GREEN))

@@ -42,8 +42,8 @@ def test_a_scrape_is_read_by_name_and_label():
         'recald_frames_dropped_total{sensor="front",reason="stale"} 1\n'
         'recald_frames_dropped_total{sensor="rear",reason="superseded"} 5\n'
         "# TYPE recald_calibration_state gauge\n"
-        'recald_calibration_state{sensor="front",recald_calibration_state="factory"} 0\n'
-        'recald_calibration_state{sensor="front",recald_calibration_state="fitting"} 1\n'
+        'recald_calibration_state{sensor="front",state="factory"} 0\n'
+        'recald_calibration_state{sensor="front",state="fitting"} 1\n'
     )
     assert scrape.total("recald_frames_dropped_total", sensor="front") == 4
     assert scrape.total("recald_frames_dropped_total", sensor="front", reason="superseded") == 3

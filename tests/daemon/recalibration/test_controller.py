@@ -575,7 +575,7 @@ def test_a_camera_that_stops_has_no_score_and_no_alarm_until_frames_come_again(s
     scores = {"raw": 9.0, "homogenized": 9.0, "layers": {"bn1": 7.0}, "proxy": {"confidence": 0.4}}
     scores = NOTHING_ELSE | scores
     seen = DriftCheck("front", FACTORY, scores)
-    shown = [("drift_score", {"stage": "raw"}), ("drift_score", {"stage": "homogenized"})]
+    shown = [("drift_score", {"frames": "raw"}), ("drift_score", {"frames": "homogenized"})]
     shown += [("layer_drift_score", {"layer": "bn1"}), ("accuracy_proxy_ratio", {"proxy": "confidence"})]
     for scene.now in range(30):
         scene.sensor.stall_detector.arrived(scene.now)
@@ -599,8 +599,8 @@ def test_a_camera_that_stops_has_no_score_and_no_alarm_until_frames_come_again(s
 ESTIMATE = {"raw": (0.5, 0.4, 0.6), "homogenized": (0.9, 0.8, 0.95)}
 
 
-def estimated(scene: Scene, stage: str) -> list[float | None]:
-    return [scene.metric("estimated_accuracy_ratio", {"stage": stage, "bound": b}) for b in ("value", "lower", "upper")]
+def estimated(scene: Scene, of: str) -> list[float | None]:
+    return [scene.metric("estimated_accuracy_ratio", {"frames": of, "bound": b}) for b in ("value", "lower", "upper")]
 
 
 def test_the_estimated_accuracy_is_shown_with_its_interval_and_gone_when_it_is_unknown(scene):
@@ -669,7 +669,7 @@ def checked(scene: Scene, version: str = FACTORY) -> DriftCheck:
 
 
 def test_drift_checks_that_fail_leave_no_score_and_no_alarm_until_they_run_again(scene, caplog):
-    shown = [("drift_score", {"stage": "raw"}), ("drift_score", {"stage": "homogenized"}), ("drift_alarm", {})]
+    shown = [("drift_score", {"frames": "raw"}), ("drift_score", {"frames": "homogenized"}), ("drift_alarm", {})]
     shown += [("layer_drift_score", {"layer": "bn1"}), ("accuracy_proxy_ratio", {"proxy": "confidence"})]
     for scene.now in range(30):
         scene.sensor.stall_detector.arrived(scene.now)

@@ -52,7 +52,7 @@ def _series(metric: str, labels: dict[str, str]) -> str:
 
 
 def state(name: str, values: str) -> dict[str, str]:
-    return {of_front("recald_calibration_state", recald_calibration_state=name): values}
+    return {of_front("recald_calibration_state", state=name): values}
 
 
 RECEIVED = {of_front("recald_frames_received_total"): "0+150x60"}
@@ -102,7 +102,7 @@ CASES = [
         "three tries failed",
         state("invalid", "0x4 1x20"),
         "4m",
-        FRONT | {"recald_calibration_state": "invalid"},
+        FRONT | {"state": "invalid"},
     ),
     Case("RecaldNotRepairable", "another state", state("invalid", "0x24") | state("active", "1x24"), "4m"),
     Case("RecaldRecalibrationFailing", "three broke", {FAILED: "0x4 1x40 2x40 3x40"}, "31m", FRONT),
