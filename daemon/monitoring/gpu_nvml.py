@@ -50,7 +50,10 @@ class NvmlSource:
         self._untold = (nvml.NVMLError_NotSupported, nvml.NVMLError_NoPermission, nvml.NVMLError_FunctionNotFound)
 
     def read(self) -> dict[str, GpuState]:
-        """Return the state of each GPU that tells any. Raises NVMLError, as for one that fell off the bus, if none does."""
+        """Return the state of each GPU that tells any.
+
+        Raises NVMLError where none tells any and one failed, as a GPU does that fell off the bus.
+        """
         states, fault = {}, None
         for number in range(min(self._nvml.nvmlDeviceGetCount(), MAX_GPUS)):
             try:

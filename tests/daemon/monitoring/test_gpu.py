@@ -243,7 +243,18 @@ def test_heat_and_too_much_current_slow_a_jetson_down(sysfs):
     assert source.read()["0"].throttled == {"heat"}
     sysfs({"class/hwmon/hwmon3/oc2_event_cnt": "1", "class/thermal/cooling_device1/cur_state": "0"})
     assert source.read()["0"].throttled == {"power"}
-    assert source.read()["0"].throttled == frozenset()
+
+
+def test_too_much_current_is_told_until_two_scrapes_have_come(sysfs):
+    now, counter = [100.0], "class/hwmon/hwmon3/oc1_event_cnt"
+    source = open_jetson(sysfs({"devices/gpu.0/load": "10", counter: "4"}), lambda: now[0])
+    assert source is not None and source.read()["0"].throttled == frozenset()
+    sysfs({counter: "5"})
+    for at, throttled in ((100.0, {"power"}), (129.9, {"power"}), (130.0, set())):
+        now[0] = at
+        assert source.read()["0"].throttled == throttled
+    sysfs({counter: "6"})
+    assert source.read()["0"].throttled == {"power"}
 
 
 def test_a_file_that_refuses_to_be_read_leaves_its_value_unknown(sysfs):
@@ -388,6 +399,15 @@ def test_a_driver_that_fails_is_counted_and_opened_again(watching, monkeypatch, 
     assert scene.faults() == 2 and source.closed == 2
     assert exported(scene)["temperature_celsius", "0"] == 61.0
     assert caplog.text.count("GPU is lost") == 1
+
+
+def test_a_fault_that_comes_again_after_an_answer_is_logged_again(watching, monkeypatch, caplog):
+    monkeypatch.setattr(gpu_module, "RETRY_S", 0.01)
+    lost = RuntimeError("GPU is lost")
+    source = ToldGpu(lost, lost, {"0": STATE}, lost, lost, {"0": STATE})
+    scene = watching(lambda: source)
+    wait_for(lambda: source.asked > 6)
+    assert scene.faults() == 4 and caplog.text.count("GPU is lost") == 2
 
 
 def test_one_source_that_breaks_does_not_hide_the_other(watching):
