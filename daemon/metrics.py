@@ -57,7 +57,7 @@ class Metrics(ConditionMetrics):
         )
         self.handled_faults = Counter(
             "handled_faults_total",
-            "Faults that recald handled and went on, by the part that did without: each is in the log. What other "
+            "Faults that recald handled and went on, by the part that did without: each kind is in the log. What other "
             "counters tell is not in here.",
             ("part",),
             **common,

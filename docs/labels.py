@@ -175,7 +175,8 @@ LABEL_VALUES: dict[tuple[str, str], dict[str, str]] = {
     ("recald_handled_faults_total", "part"): FAULTY_PARTS,
     ("recald_gpu_throttled", "reason"): {
         "heat": "It is too hot.",
-        "power": "It would take more power, or current, than it is allowed to. Usual for a card at full load.",
+        "power": "It would take more power, or current, than it is allowed to. Usual for a card at full load. "
+        "A Jetson: also within 30 s after that.",
         "unknown": "Heat or power; the driver does not say which.",
     },
     ("recald_budget_left", "kind"): {

@@ -100,6 +100,7 @@ class GpuWatch:
         try:
             while not self._stopping.is_set():
                 self._answer = GpuAnswer(self._clock(), source.read())
+                self._fault = ""  # the same error is news again
                 self._stopping.wait(self._ask_s)
         except Exception as error:  # as above
             self._note(error)

@@ -15,7 +15,9 @@ The paths, and where they are described:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,23 +32,26 @@ LOADS = (
 GPU_ZONES = ("gpu-thermal", "gpu-therm")  # in small letters
 HEAT_ALERT = "gpu-throttle-alert"
 JETSON_GPU = "0"  # the only one
+OVERCURRENT_TOLD_S = 30.0  # after it came: it lasts milliseconds, and Prometheus looks each 15 s
 
 
-def open_jetson(root: Path = SYSFS) -> JetsonSource | None:
-    """Return the GPU of a Jetson; None on another machine."""
+def open_jetson(root: Path = SYSFS, clock: Callable[[], float] = time.monotonic) -> JetsonSource | None:
+    """Return the GPU of a Jetson; None on another machine. clock: monotonic, s."""
     loads = [path for pattern in LOADS for path in root.glob(pattern)]
-    return JetsonSource(root, loads[0]) if loads else None
+    return JetsonSource(root, loads[0], clock) if loads else None
 
 
 class JetsonSource:
     """The one GPU of a Jetson. Its memory is that of the device, so that it tells none of its own."""
 
-    def __init__(self, root: Path, load: Path):
+    def __init__(self, root: Path, load: Path, clock: Callable[[], float]):
         self._load = load
+        self._clock = clock
         self._temperature = next((file.parent / "temp" for file in _of_type(root, "thermal_zone", *GPU_ZONES)), None)
         self._alerts = [file.parent / "cur_state" for file in _of_type(root, "cooling_device", HEAT_ALERT)]
         self._overcurrents = sorted(root.glob("class/hwmon/hwmon*/oc*_event_cnt"))
         self._overcurrents_before = self._count_overcurrents()
+        self._overcurrent_until = -math.inf  # when it is no longer told; s of the clock
 
     def read(self) -> dict[str, GpuState]:
         """Return the state of the GPU; {} where no file can be read."""
@@ -62,14 +67,16 @@ class JetsonSource:
         """Do nothing: no file stays open."""
 
     def _throttled(self) -> frozenset[str] | None:
-        """Return what slows it down now, or did since the reading before; None where nothing tells it."""
+        """Return what slows it down now, or did within OVERCURRENT_TOLD_S; None where nothing tells it."""
         alerts, overcurrents = [_number(file) for file in self._alerts], self._count_overcurrents()
         before, self._overcurrents_before = self._overcurrents_before, overcurrents
         known = [alert for alert in alerts if alert is not None]
         if not known and overcurrents is None:
             return None
+        if before is not None and (overcurrents or 0) > before:
+            self._overcurrent_until = self._clock() + OVERCURRENT_TOLD_S
         heat = {"heat"} if any(known) else set()
-        power = {"power"} if before is not None and (overcurrents or 0) > before else set()
+        power = {"power"} if self._clock() < self._overcurrent_until else set()
         return frozenset(heat | power)
 
     def _count_overcurrents(self) -> int | None:

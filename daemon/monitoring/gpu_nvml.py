@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 def open_nvml() -> NvmlSource | None:
     """Return the driver's GPUs; None without the package, without a driver and where the driver has no GPU.
 
-    Raises NVMLError where a GPU does not answer.
+    Raises NVMLError where a GPU does not answer, and no other one does.
     """
     try:
         nvml = import_module("pynvml")
@@ -50,10 +50,22 @@ class NvmlSource:
         self._untold = (nvml.NVMLError_NotSupported, nvml.NVMLError_NoPermission, nvml.NVMLError_FunctionNotFound)
 
     def read(self) -> dict[str, GpuState]:
-        """Return the state of each GPU. Raises NVMLError, as for a GPU that fell off the bus."""
-        count = min(self._nvml.nvmlDeviceGetCount(), MAX_GPUS)
-        states = {str(number): self._state(number) for number in range(count)}
-        return {number: state for number, state in states.items() if state.is_known}
+        """Return the state of each GPU that tells any.
+
+        Raises NVMLError where none tells any and one failed, as a GPU does that fell off the bus.
+        """
+        states, fault = {}, None
+        for number in range(min(self._nvml.nvmlDeviceGetCount(), MAX_GPUS)):
+            try:
+                states[str(number)] = self._state(number)
+            except self._untold:  # one that this user may not ask is counted all the same
+                continue
+            except self._nvml.NVMLError as error:
+                fault = error
+        known = {number: state for number, state in states.items() if state.is_known}
+        if fault is not None and not known:
+            raise fault
+        return known
 
     def close(self) -> None:
         """Let the driver go. Raises NVMLError."""

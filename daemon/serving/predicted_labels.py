@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from prometheus_client import Counter
 
@@ -23,8 +23,15 @@ def series_labels(class_count: int | None, names: Sequence[str] | None) -> list[
     own = count if count <= MAX_PREDICTED_LABELS else MAX_PREDICTED_LABELS - 1
     named = list(names or map(str, range(count)))
     taken = Tally([*named, OTHER_LABEL])
-    labels = [name if taken[name] == 1 else f"{name} ({number})" for number, name in enumerate(named[:own])]
+    labels = [name if taken[name] == 1 else _numbered(name, number, taken) for number, name in enumerate(named[:own])]
     return labels + [OTHER_LABEL] * (count - own)
+
+
+def _numbered(name: str, number: int, taken: Mapping[str, int]) -> str:
+    """Return the name with the number of its class behind it, twice where that is itself the name of a class."""
+    while name in taken:
+        name = f"{name} ({number})"
+    return name
 
 
 class PredictedLabels:

@@ -20,7 +20,8 @@ class Connection:
 
     socket: socket.socket
     began: float
-    answered: bool = False  # its request has been read, and an answer has begun
+    asked: bool = False  # its request has been read
+    answered: bool = False  # an answer has begun
     for_page: bool = False
 
     def cut(self) -> None:
@@ -57,6 +58,7 @@ class Admission:
     def begin_answer(self, connection: Connection, for_page: bool) -> bool:
         """Note that its request has been read. False: refuse it, since other pages have the share of the page."""
         with self._changed:
+            connection.asked = True  # before it waits for others
             admitted = not for_page or self._changed.wait_for(self._page_has_room, MAX_PAGE_WAIT_S)
             connection.answered, connection.began = True, self._clock()
             connection.for_page = for_page and admitted
@@ -72,9 +74,10 @@ class Admission:
         return len(pages) < MAX_PAGE_ANSWERS or self._cut_first(self._slow(pages))
 
     def _make_room(self) -> bool:
-        """Cut the oldest connection without a request, else the oldest whose client does not read its answer."""
-        waiting = [one for one in self._open if not one.answered]
-        return self._cut_first([*waiting, *self._slow(self._open)])
+        """Cut the oldest without a request, else the oldest that does not read its answer, else a page that waits."""
+        idle = [one for one in self._open if not one.asked]
+        waiting = [one for one in self._open if one.asked and not one.answered]  # for its share
+        return self._cut_first([*idle, *self._slow(self._open), *waiting])
 
     def _slow(self, connections: list[Connection]) -> list[Connection]:
         before = self._clock() - MIN_ANSWER_S

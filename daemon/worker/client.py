@@ -75,11 +75,16 @@ class WorkerClient:
         self._on_fault = on_fault
         self._proc = proc
         self._ended_cpu_s = 0.0  # of the processes that have ended
+        self._killed = (0, 0.0)  # number of a process, and its processor time before `kill`, s
 
     @property
     def cpu_s(self) -> float:
         """Processor time of all processes so far, s. It may fall for a moment while a process ends."""
-        return self._ended_cpu_s + cpu_seconds(self.pid, self._proc)
+        return self._ended_cpu_s + self._cpu_s_of(self.pid)
+
+    def _cpu_s_of(self, pid: int | None) -> float:
+        killed, noted = self._killed
+        return max(cpu_seconds(pid, self._proc), noted if pid == killed else 0.0)
 
     @property
     def pid(self) -> int | None:
@@ -122,6 +127,7 @@ class WorkerClient:
         """Kill the worker at once; the job that it runs fails, and the next one starts another. From any thread."""
         process = self._process  # the thread of `call` may set it to None at the same time
         if process is not None:
+            self._killed = process.pid, self._cpu_s_of(process.pid)  # /proc forgets it: `kill` waits for a dead one
             process.kill()
 
     @contextmanager
@@ -198,7 +204,7 @@ class WorkerClient:
     def _end(self, grace: float = 0.0) -> int | None:
         """Wait `grace` s, then kill the worker. Returns its exit code, or None when it cannot be killed."""
         process, self._process = self._process, None  # first, so that `cpu_s` counts no time twice
-        self._ended_cpu_s += cpu_seconds(None if process is None else process.pid, self._proc)
+        self._ended_cpu_s += self._cpu_s_of(None if process is None else process.pid)
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

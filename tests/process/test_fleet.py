@@ -43,15 +43,16 @@ BUSY_S = 120.0
 
 @dataclass
 class Central:
-    """The central Prometheus. context: trusts its certificate."""
+    """The central Prometheus. context: trusts its certificate. user: who asks."""
 
     address: str
     context: ssl.SSLContext
+    user: str = USER
 
     def ask(self, path: str, password: str = PASSWORD, body: bytes | None = None, **parameters: str) -> Any:
         """Return the answer's data; None if it has none. urllib.error.HTTPError if it refuses."""
         url = f"{self.address}{path}" + (f"?{urllib.parse.urlencode(parameters)}" if parameters else "")
-        login = b64encode(f"{USER}:{password}".encode()).decode()
+        login = b64encode(f"{self.user}:{password}".encode()).decode()
         request = urllib.request.Request(url, body, {"Authorization": f"Basic {login}"})
         for name, value in (("Content-Encoding", "snappy"), ("Content-Type", "application/x-protobuf")):
             request.add_header(name, value)
@@ -107,7 +108,7 @@ def central(folder: Path, keep_old: bool = True) -> Iterator[Central]:
 
     adapt(folder, "central", {}, forget)
     texts = {"/etc/prometheus/central.pem": issued.certificate, "/etc/prometheus/central.key": issued.key}
-    adapt(folder, "central-web", texts, lambda content: content.update(basic_auth_users={USER: HASH}))
+    adapt(folder, "central-web", texts, know_the_passwords)
     run_tool("promtool", "check", "web-config", folder / "central-web.yaml")
     found = Central(f"https://127.0.0.1:{port}", ssl.create_default_context(cafile=authority.file))
     options = re.findall(r"--[\w.-]+(?:=[\w-]+)?", commands(RULES / "central.yaml"))
@@ -117,6 +118,10 @@ def central(folder: Path, keep_old: bool = True) -> Iterator[Central]:
     with prometheus(folder, "central", port, *kept, web, f"--storage.tsdb.path={folder / 'tsdb'}"):
         eventually(lambda: ready(found), "the central Prometheus is ready", BUSY_S)
         yield found
+
+
+def know_the_passwords(content: Any) -> None:
+    content["basic_auth_users"] = dict.fromkeys(content["basic_auth_users"], HASH)
 
 
 def commands(path: Path) -> str:
@@ -222,6 +227,34 @@ def test_who_has_no_password_can_neither_send_nor_ask(fleet):
             fleet.central.ask(path, password="other", query="up")
 
 
+def test_grafana_may_ask_with_address_authority_user_and_password_of_its_source(tmp_path):
+    with central(tmp_path) as asked:
+        (tmp_path / "password").write_text(PASSWORD)
+        source = central_source(asked.address, tmp_path)
+        assert source["basicAuth"] and source["jsonData"]["tlsAuthWithCACert"]
+        secrets = {name: read_by_grafana(value) for name, value in source["secureJsonData"].items()}
+        context = ssl.create_default_context(cadata=secrets["tlsCACert"])
+        grafana = Central(source["url"], context, source["basicAuthUser"])
+        answer = grafana.ask("/api/v1/query", secrets["basicAuthPassword"], query="vector(1)")
+        assert len(answer["result"]) == 1
+
+
+def central_source(address: str, folder: Path) -> dict[str, Any]:
+    text = (MONITORING / "grafana" / "central-source.yaml").read_text()
+    texts = {"https://prometheus.example.com": address, "/etc/grafana/central-password": f"{folder / 'password'}"}
+    for before, after in (texts | {"/etc/grafana/central-ca.pem": f"{folder / 'central-ca.pem'}"}).items():
+        assert before in text, before
+        text = text.replace(before, after)
+    (source,) = yaml.safe_load(text)["datasources"]
+    return source
+
+
+def read_by_grafana(value: str) -> str:
+    """What Grafana puts in the place of $__file{PATH}."""
+    (path,) = re.fullmatch(r"\$__file\{(.+)\}", value).groups()  # type: ignore[union-attr]
+    return Path(path).read_text().strip()
+
+
 def test_what_a_device_kept_while_its_network_was_away_is_taken(tmp_path):
     now = round(1000 * time.time())
     with central(tmp_path) as asked:
@@ -242,3 +275,4 @@ def test_the_files_of_the_fleet_are_where_the_page_says(fleet):
     text = (MONITORING.parents[1] / "docs" / "monitoring.md").read_text()
     for name in ("agent.yaml", "central.yaml", "central-web.yaml"):
         assert f"../deploy/monitoring/prometheus/{name}" in text
+    assert "../deploy/monitoring/grafana/central-source.yaml" in text

@@ -297,7 +297,7 @@ def test_it_says_that_recald_does_not_answer_how_old_all_is_and_tries_ever_more_
         let_pass(visit, 9)
         assert "recald does not answer What is below is " in visit.text("#headline")
         assert visit.text("#sensor-front .age") == "newest frame: not known"
-        let_pass(visit, 51)
+        let_pass(visit, 52)  # a tick may be a second old
         assert "What is below is 1 min old, from " in visit.text("#headline")
         asked = visit.paths.count("/status.json")
         let_pass(visit, 60)
@@ -306,6 +306,30 @@ def test_it_says_that_recald_does_not_answer_how_old_all_is_and_tries_ever_more_
         let_pass(visit, 31)
         visit.page.wait_for_selector("body:not(.lost)")
         assert "does not answer" not in visit.text("#headline") and "ago" in visit.text("#sensor-front .age")
+
+
+def test_after_sleep_nothing_old_is_shown_as_of_now(seen):
+    with standing_still(seen) as visit:
+        visit.context.route("**/status.json*", lambda route: None)  # the network is not back yet
+        visit.page.clock.fast_forward(3_600_000)
+        assert visit.page.get_attribute("#link", "data-link") == "late"
+        assert visit.text("#link") == "no answer for 1 h"
+        assert visit.text("#sensor-front .age") == "newest frame: not known"
+        visit.context.unroute("**/status.json*")
+        visit.page.evaluate("window.dispatchEvent(new Event('online'))")
+        visit.page.wait_for_selector("#link[data-link=live]")
+        assert re.match("newest frame: (now|.* ago)$", visit.text("#sensor-front .age"))
+
+
+def test_after_sleep_a_lost_recald_is_not_shown_as_if_it_answered(seen):
+    with standing_still(seen) as visit:
+        visit.context.set_offline(True)
+        let_pass(visit, 12)
+        assert visit.page.query_selector("body.lost")
+        visit.page.clock.fast_forward(3_600_000)
+        let_pass(visit, 1)
+        assert visit.text("#link") == "no answer for 1 h" and visit.page.query_selector("body.lost")
+        assert visit.text("#sensor-front .age") == "newest frame: not known"
 
 
 def test_a_silent_camera_is_seen_at_a_glance(seen):

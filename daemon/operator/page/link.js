@@ -8,7 +8,7 @@ const LOST_MS = 10000; // without an answer; a request that hangs fails late
 const TICK_MS = 1000;
 const ASLEEP_MS = 5000; // without a tick: the tablet slept, and recald was not asked
 
-let page = null; // what is told: show(document), unchanged(), forget(), lost(note), answered(at)
+let page = null; // what is told: show(document), unchanged(), forget(), lost(note), slept(), answered(at)
 let etag = "";
 let newest = -1; // number of the newest point that came
 let start = ""; // of the daemon: changes with a restart
@@ -91,9 +91,12 @@ function onVisibility() {
   setLink("paused", "paused");
 }
 
+// What is shown is from before the break, until the next answer.
 function resume() {
   began = Date.now();
   failures = 0;
+  setLink("late", silenceNote(began));
+  page.slept();
 }
 
 function tick() {
@@ -108,10 +111,12 @@ function tell() {
   const silence = now - Math.max(lastAnswer, began);
   const isLost = failures >= LOST_FAILURES || silence > LOST_MS;
   if (isLost) page.lost(lossNote(now));
-  if (failures || silence > LOST_MS) setLink(isLost ? "lost" : "late", `no answer for ${span(silence)}`);
+  if (failures || silence > LOST_MS) setLink(isLost ? "lost" : "late", silenceNote(now));
   else if (lastAnswer >= began) setLink("live", `live, ${clock(new Date(lastAnswer))}`);
-  if (lastAnswer && !isLost) page.answered(lastAnswer);
+  if (lastAnswer >= began && !isLost) page.answered(lastAnswer);
 }
+
+const silenceNote = (now) => `no answer for ${span(now - (lastAnswer || began))}`;
 
 function lossNote(now) {
   const old = lastAnswer ? `What is below is ${span(now - lastAnswer)} old, from ${clock(new Date(lastAnswer))}. ` : "";

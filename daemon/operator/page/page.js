@@ -43,6 +43,10 @@ function forget() {
 function showLoss(note) {
   document.body.classList.add("lost");
   setHeadline("bad", "recald does not answer", note);
+  forgetAges();
+}
+
+function forgetAges() {
   for (const card of cards.values()) setAge(card, "newest frame: not known", false);
 }
 
@@ -280,4 +284,4 @@ const moment = (date) => {
 };
 
 window.addEventListener("resize", () => shown && shown.sensors.forEach((sensor) => drawChart(cards.get(sensor.id), sensor)));
-watch({ show, unchanged, forget, lost: showLoss, answered: showAges });
+watch({ show, unchanged, forget, lost: showLoss, slept: forgetAges, answered: showAges });

@@ -6,9 +6,9 @@ import importlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +26,10 @@ STATE = GpuState(0.25, 1e9, 8e9, 61.0, frozenset({"heat"}))
 
 
 class FakeNvml(ModuleType):
-    """As much of nvidia-ml-py as recald uses. `fails`: what every question about a GPU raises."""
+    """As much of nvidia-ml-py as recald uses. `fails`: what every question about a GPU raises.
+
+    `closed`: what a GPU raises, by its number, when it is to be opened.
+    """
 
     NVML_TEMPERATURE_GPU = 0
 
@@ -42,9 +45,17 @@ class FakeNvml(ModuleType):
     class NVMLError_FunctionNotFound(NVMLError):
         pass
 
-    def __init__(self, gpus: int = 1, bits: int = 0, fails: type[Exception] | None = None, starts: bool = True):
+    def __init__(
+        self,
+        gpus: int = 1,
+        bits: int = 0,
+        fails: type[Exception] | None = None,
+        starts: bool = True,
+        closed: Mapping[int, type[Exception]] = MappingProxyType({}),
+    ):
         super().__init__("pynvml")
         self.gpus, self.bits, self.fails, self.starts, self.open = gpus, bits, fails, starts, 0
+        self.closed = closed
 
     def nvmlInit(self) -> None:
         if not self.starts:
@@ -58,6 +69,8 @@ class FakeNvml(ModuleType):
         return self.gpus
 
     def nvmlDeviceGetHandleByIndex(self, number: int) -> int:
+        if number in self.closed:
+            raise self.closed[number]("no handle")
         return number
 
     def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:
@@ -135,7 +148,8 @@ def test_the_newer_name_of_the_reasons_is_asked_first(install):
 def test_without_package_driver_or_gpu_there_is_no_source(install, monkeypatch):
     install(starts=False)
     assert open_nvml() is None
-    assert not install(gpus=0).open and open_nvml() is None
+    nvml = install(gpus=0)
+    assert open_nvml() is None and nvml.open == 0
     monkeypatch.setitem(sys.modules, "pynvml", None)
     with pytest.raises(ImportError):
         importlib.import_module("pynvml")
@@ -152,6 +166,21 @@ def test_a_gpu_that_is_lost_is_a_fault(install):
     with pytest.raises(FakeNvml.NVMLError):
         open_nvml()
     assert nvml.open == 0
+
+
+@pytest.mark.parametrize("error", [FakeNvml.NVMLError_NoPermission, FakeNvml.NVMLError])
+def test_a_gpu_that_may_not_be_asked_or_is_lost_does_not_hide_the_others(install, error):
+    install(gpus=2, closed={0: error})
+    source = open_nvml()
+    assert source is not None and [*source.read()] == ["1"]
+
+
+def test_gpus_of_which_none_tells_anything_are_a_fault_if_one_is_lost(install):
+    nvml = install(gpus=2, closed={0: FakeNvml.NVMLError, 1: FakeNvml.NVMLError_NoPermission})
+    with pytest.raises(FakeNvml.NVMLError):
+        open_nvml()
+    nvml.closed = dict.fromkeys((0, 1), FakeNvml.NVMLError_NoPermission)
+    assert open_nvml() is None and nvml.open == 0
 
 
 # ---- a Jetson
@@ -214,7 +243,18 @@ def test_heat_and_too_much_current_slow_a_jetson_down(sysfs):
     assert source.read()["0"].throttled == {"heat"}
     sysfs({"class/hwmon/hwmon3/oc2_event_cnt": "1", "class/thermal/cooling_device1/cur_state": "0"})
     assert source.read()["0"].throttled == {"power"}
-    assert source.read()["0"].throttled == frozenset()
+
+
+def test_too_much_current_is_told_until_two_scrapes_have_come(sysfs):
+    now, counter = [100.0], "class/hwmon/hwmon3/oc1_event_cnt"
+    source = open_jetson(sysfs({"devices/gpu.0/load": "10", counter: "4"}), lambda: now[0])
+    assert source is not None and source.read()["0"].throttled == frozenset()
+    sysfs({counter: "5"})
+    for at, throttled in ((100.0, {"power"}), (129.9, {"power"}), (130.0, set())):
+        now[0] = at
+        assert source.read()["0"].throttled == throttled
+    sysfs({counter: "6"})
+    assert source.read()["0"].throttled == {"power"}
 
 
 def test_a_file_that_refuses_to_be_read_leaves_its_value_unknown(sysfs):
@@ -314,12 +354,14 @@ def test_without_a_gpu_there_is_no_series_and_no_fault(watching):
 
 
 def test_what_a_gpu_no_longer_tells_leaves_no_series(watching):
-    source = ToldGpu({"0": STATE, "1": STATE}, {"0": STATE._replace(memory_used=None, throttled=None)})
+    go_on, less = threading.Event(), {"0": STATE._replace(memory_used=None, throttled=None)}
+    source = ToldGpu({"0": STATE, "1": STATE}, lambda: go_on.wait(PATIENCE_S) and less)
     scene = watching(lambda: source)
-    wait_for(lambda: source.asked > 3)
-    assert exported(scene).keys() == {
-        (n, "0") for n in ("utilization_ratio", "memory_total_bytes", "temperature_celsius")
-    }
+    wait_for(lambda: source.asked == 2)
+    assert {("memory_used_bytes", "0"), ("throttled", "0", "heat"), ("temperature_celsius", "1")} <= {*exported(scene)}
+    go_on.set()
+    left = {(name, "0") for name in ("utilization_ratio", "memory_total_bytes", "temperature_celsius")}
+    wait_for(lambda: exported(scene).keys() == left)
 
 
 def test_a_driver_that_hangs_delays_nothing_and_its_last_answer_grows_old(watching):
@@ -357,6 +399,15 @@ def test_a_driver_that_fails_is_counted_and_opened_again(watching, monkeypatch, 
     assert scene.faults() == 2 and source.closed == 2
     assert exported(scene)["temperature_celsius", "0"] == 61.0
     assert caplog.text.count("GPU is lost") == 1
+
+
+def test_a_fault_that_comes_again_after_an_answer_is_logged_again(watching, monkeypatch, caplog):
+    monkeypatch.setattr(gpu_module, "RETRY_S", 0.01)
+    lost = RuntimeError("GPU is lost")
+    source = ToldGpu(lost, lost, {"0": STATE}, lost, lost, {"0": STATE})
+    scene = watching(lambda: source)
+    wait_for(lambda: source.asked > 6)
+    assert scene.faults() == 4 and caplog.text.count("GPU is lost") == 2
 
 
 def test_one_source_that_breaks_does_not_hide_the_other(watching):

@@ -51,6 +51,12 @@ def test_two_classes_of_one_name_are_told_apart():
     assert series_labels(len(many), many)[0] == "crane (0)"
 
 
+def test_a_number_behind_a_name_makes_no_name_of_another_class():
+    assert series_labels(3, ["a", "a", "a (0)"]) == ["a (0) (0)", "a (1)", "a (0)"]
+    labels = series_labels(6, ["a", "a (0)", "a", "a (0)", "a (0) (0)", "a"])
+    assert len({*labels}) == 6, labels
+
+
 def test_a_network_that_is_no_classifier_has_no_series():
     counted = Counted(None)
     counted.predicted.open("front")

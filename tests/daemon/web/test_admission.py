@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from threading import Thread
 
 import pytest
 
@@ -73,6 +75,44 @@ def test_a_page_waits_for_its_share_and_then_takes_that_of_one_that_does_not_rea
     assert door.admission.begin_answer(door.enter(), False), "a scrape needs no share"
     door.now += MIN_ANSWER_S
     assert door.admission.begin_answer(door.enter(), True) and door.is_cut(pages[0])
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page waits for its share for longer than a test takes."""
+    monkeypatch.setattr("daemon.web.admission.MAX_PAGE_WAIT_S", 60.0)
+
+
+@contextmanager
+def page_that_waits(door: Door) -> Iterator[Connection]:
+    """A page that waits for its share, which others have, until the body ends. The other places are given away."""
+    pages = [door.enter() for _ in range(MAX_PAGE_ANSWERS)]
+    assert all(door.admission.begin_answer(page, True) for page in pages)
+    waits = door.enter()
+    asking = Thread(target=door.admission.begin_answer, args=(waits, True))
+    asking.start()
+    while not waits.asked:
+        time.sleep(0.001)
+    yield waits
+    door.admission.leave(pages[0])
+    asking.join()
+
+
+def test_a_page_that_waits_for_its_share_is_cut_after_those_without_a_request(door, patient):
+    with page_that_waits(door) as page:
+        idle = [door.enter() for _ in range(MAX_CONNECTIONS - door.admission.count)]
+        asking = [door.enter() for _ in idle]
+        assert all(map(door.is_cut, idle)) and not door.is_cut(page)
+        assert all(door.admission.begin_answer(one, False) for one in asking)
+        assert door.enter() and door.is_cut(page), "all others are being answered"
+
+
+def test_a_page_that_waits_for_its_share_is_cut_after_one_that_does_not_read(door, patient):
+    with page_that_waits(door) as page:
+        others = [door.enter() for _ in range(MAX_CONNECTIONS - door.admission.count)]
+        assert all(door.admission.begin_answer(one, False) for one in others)
+        door.now += MIN_ANSWER_S
+        assert door.enter() and not door.is_cut(page)
 
 
 def test_a_place_is_given_back_once(door):

@@ -48,6 +48,18 @@ def test_it_is_that_of_the_process_and_of_one_that_has_ended():
     assert cpu_seconds(os.getpid(), PROC) == pytest.approx(time.process_time(), abs=0.1)
 
 
+def test_a_client_keeps_the_time_of_a_process_that_is_killed_twice():
+    client = WorkerClient(Path("model.pt2"), "0" * 64, "eager", Path(), 1)
+    client._process = process = subprocess.Popen([sys.executable, "-c", BUSY])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    took = client.cpu_s
+    for _ in range(2):  # Popen.kill waits for what is dead
+        client.kill()
+        assert client.cpu_s == took > 0.25
+    client.finish()
+    assert client.cpu_s == took
+
+
 def test_a_client_keeps_the_time_of_the_processes_before(tmp_path):
     client = WorkerClient(Path("model.pt2"), "0" * 64, "eager", Path(), 1, proc=tmp_path)
     ended = SimpleNamespace(wait=lambda timeout: 0, kill=lambda: None)

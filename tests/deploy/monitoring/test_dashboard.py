@@ -20,6 +20,8 @@ SOURCE_KEYS = {"name", "type", "access", "orgId", "uid", "url", "user", "databas
 SOURCE_KEYS |= {"withCredentials", "isDefault", "jsonData", "secureJsonData", "version", "editable"}
 PROMETHEUS_KEYS = {"httpMethod", "timeInterval", "queryTimeout", "prometheusType", "prometheusVersion"}
 PROMETHEUS_KEYS |= {"manageAlerts", "cacheLevel", "incrementalQuerying", "exemplarTraceIdDestinations"}
+PROMETHEUS_KEYS |= {"tlsAuth", "tlsAuthWithCACert", "tlsSkipVerify", "serverName"}
+SECRET_KEYS = {"basicAuthPassword", "tlsCACert", "tlsClientCert", "tlsClientKey"}
 VARIABLES = dict.fromkeys(("job", "instance", "sensor", "datasource", "__rate_interval"), "x")
 PANELS = shown_panels(load_dashboard(), VARIABLES)
 
@@ -105,14 +107,16 @@ def test_the_provisioning_has_only_keys_that_grafana_knows():
     """Grafana ignores others without a word."""
     provisioning = MONITORING / "grafana" / "provisioning"
     dashboards = yaml.safe_load((provisioning / "dashboards" / "recald.yaml").read_text())
-    sources = yaml.safe_load((provisioning / "datasources" / "recald.yaml").read_text())
-    assert dashboards["apiVersion"] == sources["apiVersion"] == 1
-    assert set(dashboards) == {"apiVersion", "providers"} and set(sources) == {"apiVersion", "datasources"}
+    assert dashboards["apiVersion"] == 1 and set(dashboards) == {"apiVersion", "providers"}
     for provider in dashboards["providers"]:
         assert provider["type"] == "file" and set(provider["options"]) <= {"path", "foldersFromFilesStructure"}
         assert set(provider) - {"options"} <= PROVIDER_KEYS
-    for source in sources["datasources"]:
-        assert set(source) <= SOURCE_KEYS and set(source["jsonData"]) <= PROMETHEUS_KEYS
+    for path in (provisioning / "datasources" / "recald.yaml", MONITORING / "grafana" / "central-source.yaml"):
+        sources = yaml.safe_load(path.read_text())
+        assert sources["apiVersion"] == 1 and set(sources) == {"apiVersion", "datasources"}
+        for source in sources["datasources"]:
+            assert set(source) <= SOURCE_KEYS and set(source["jsonData"]) <= PROMETHEUS_KEYS
+            assert set(source.get("secureJsonData", ())) <= SECRET_KEYS
 
 
 def test_grafana_looks_where_the_page_puts_the_dashboard():

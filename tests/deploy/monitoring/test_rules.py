@@ -26,7 +26,7 @@ ALERT = {rule["alert"]: rule for rule in rules()}
 
 
 class Case(NamedTuple):
-    """Series as promtool writes them, one sample every 15 s, and what becomes of an alert at a time.
+    """Series as promtool writes them, one sample every `interval_s`, and what becomes of an alert at a time.
 
     value: how `$value` is printed in the description. labels: of the alert; None where it must be silent.
     """
@@ -37,6 +37,7 @@ class Case(NamedTuple):
     at: str
     labels: dict[str, str] | None = None
     value: str = ""
+    interval_s: int = INTERVAL_S
 
 
 def of_front(metric: str, **labels: str) -> str:
@@ -66,8 +67,16 @@ FREE, SIZE = of_device("recald_state_directory_free_bytes"), of_device("recald_s
 CLOCK = of_device("recald_clock_timestamp_seconds")
 CERTIFICATE, DAY_S = of_device("recald_certificate_expiry_timestamp_seconds"), 86_400
 CHECK_STARTS, FIT_STARTS = (of_device("recald_worker_starts_total", worker=worker) for worker in ("checks", "fits"))
+CHECKS = DEVICE | {"worker": "checks"}
 HOT, AT_LIMIT = (of_device("recald_gpu_throttled", gpu="0", reason=reason) for reason in ("heat", "power"))
+ONE_START = {of_device("process_start_time_seconds"): "1e9x400"}
+FOUR_RESTARTS = {of_device("process_start_time_seconds"): "1e9x60 2e9x40 3e9x40 4e9x40 5e9x200"}
 UNKNOWN = " ".join(["NaN"] * 40)
+
+
+def starts(counted: str) -> dict[str, str]:
+    """Starts of the process of the checks, while recald runs on."""
+    return {CHECK_STARTS: counted} | ONE_START
 
 
 def latency(usual_quick: bool, quick_for: int, slow_for: int) -> dict[str, str]:
@@ -131,10 +140,34 @@ CASES = [
     Case("RecaldLatencyRegression", "late for ten minutes", latency(True, 480, 40), "2h10m"),
     Case("RecaldDriftChecksDead", "none ends", {OVERDUE: "0x4 1x20"}, "4m", FRONT),
     Case("RecaldDriftChecksDead", "they end", {OVERDUE: "0x24"}, "4m"),
-    Case("RecaldWorkerRestarts", "each minute", {CHECK_STARTS: "1+0.25x60"}, "15m", DEVICE | {"worker": "checks"}),
-    Case("RecaldWorkerRestarts", "recald started", {CHECK_STARTS: "0x4 1x60"}, "15m"),
-    Case("RecaldWorkerRestarts", "each fit has one of its own", {FIT_STARTS: "0+1x60"}, "15m"),
-    Case("RecaldWorkerRestarts", "hours ago", {CHECK_STARTS: "1+1x10 11x400"}, "80m"),
+    Case("RecaldWorkerRestarts", "each minute", starts("1+0.25x60"), "15m", CHECKS),
+    Case("RecaldWorkerRestarts", "recald started", starts("0x4 1x60"), "15m"),
+    Case("RecaldWorkerRestarts", "each fit has one of its own", {FIT_STARTS: "0+1x60"} | ONE_START, "15m"),
+    Case("RecaldWorkerRestarts", "hours ago", starts("1+1x10 11x400"), "80m"),
+    Case("RecaldWorkerRestarts", "three more", starts("1x240 2x40 3x40 4x80"), "90m"),
+    Case("RecaldWorkerRestarts", "four more", starts("1x240 2x30 3x30 4x30 5x70"), "90m", CHECKS),
+    Case("RecaldWorkerRestarts", "three more, seen each 17 s", starts("1x240 2x40 3x40 4x80"), "102m", interval_s=17),
+    Case(
+        "RecaldWorkerRestarts",
+        "four more, seen each 17 s",
+        starts("1x240 2x30 3x30 4x30 5x70"),
+        "102m",
+        CHECKS,
+        interval_s=17,
+    ),
+    Case(
+        "RecaldWorkerRestarts",
+        "recald itself was restarted four times",
+        {CHECK_STARTS: "1x60 0 1x39 0 1x39 0 1x39 0 1x199"} | FOUR_RESTARTS,
+        "70m",
+    ),
+    Case(
+        "RecaldWorkerRestarts",
+        "recald was restarted, and it ended four times besides",
+        {CHECK_STARTS: "1x60 0 1x39 0 1 2 3 4 5x35 0 1x39 0 1x199"} | FOUR_RESTARTS,
+        "70m",
+        CHECKS,
+    ),
     Case("RecaldGpuThrottled", "too hot", {HOT: "0x8 1x80"}, "20m", DEVICE | {"gpu": "0", "reason": "heat"}, "100%"),
     Case("RecaldGpuThrottled", "hot at times", {HOT: "0x8" + " 1x2 0x6" * 10}, "20m"),
     Case("RecaldGpuThrottled", "at its limit of power", {AT_LIMIT: "1x90"}, "20m"),
@@ -165,7 +198,7 @@ TOO_SHORT = [
     Case("RecaldApprovalWaits", "not for long", {STATE_AGE: "14400+15x40"} | state("awaiting_approval", "1x40"), "3m"),
     Case("RecaldLatencyRegression", "not for long", latency(True, 480, 120), "2h10m"),
     Case("RecaldDriftChecksDead", "not for long", {OVERDUE: "0x4 1x20"}, "1m45s"),
-    Case("RecaldWorkerRestarts", "not for long", {CHECK_STARTS: "1+1x60"}, "4m"),
+    Case("RecaldWorkerRestarts", "not for long", starts("1+1x60"), "4m"),
     Case("RecaldGpuThrottled", "not for long", {HOT: "0x8 1x80"}, "9m"),
     Case("RecaldAuditNotWritable", "not for long", {AUDIT: "1x4 0x20"}, "1m45s"),
     Case("RecaldDiskNearlyFull", "not for long", {FREE: "4e9x40", SIZE: "1e11x40"}, "3m"),
@@ -182,7 +215,7 @@ def promtool_test(case: Case) -> dict[str, Any]:
         expected = [{"exp_labels": case.labels | rule["labels"], "exp_annotations": texts}]
     return {
         "name": f"{case.alert}: {case.name}",
-        "interval": f"{INTERVAL_S}s",
+        "interval": f"{case.interval_s}s",
         "input_series": [{"series": series, "values": values} for series, values in case.series.items()],
         "alert_rule_test": [{"eval_time": case.at, "alertname": case.alert, "exp_alerts": expected}],
     }
