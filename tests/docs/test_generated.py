@@ -95,7 +95,7 @@ def test_every_stage_of_a_frame_is_described():
 
 def test_every_stage_of_a_drift_score_is_described():
     used = {values[1] for file in FILES for name, values in label_values(file) if name == "drift_score"}
-    assert used == set(labels.LABEL_VALUES["recald_drift_score", "stage"])
+    assert used == set(labels.LABEL_VALUES["recald_drift_score", "frames"])
 
 
 def test_every_reason_for_a_frame_that_is_not_kept_is_described():
