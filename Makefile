@@ -12,6 +12,8 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --dist loadfile --no-
 
 demo: $(READY)
 	$(BIN)/recald demo
+	@echo "What Grafana shows of such a drift: bench/results/dashboard.png"
+	@echo "To look at the page of a running recald: .venv/bin/recald demo --keep"
 
 test: $(READY)
 	$(PYTEST) -n 3
