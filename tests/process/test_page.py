@@ -274,7 +274,10 @@ def standing_still(seen: Seen) -> Iterator[Visit]:
     """A visit whose time passes only in `let_pass`, while recald has answered."""
     with closing_visit(seen.opened, seen.address, own_clock=True) as visit:
         visit.page.wait_for_selector("#link[data-link=live]")
-        visit.page.clock.pause_at(visit.page.evaluate("Date.now()") + 1)
+        visit.page.clock.pause_at(visit.page.evaluate("Date.now()") / 1000 + 3)  # s; not in the page's past
+        with visit.page.expect_response("**/status.json*"):
+            visit.page.clock.run_for(2000)
+        visit.page.wait_for_timeout(100)
         yield visit
 
 
