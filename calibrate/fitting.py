@@ -44,6 +44,11 @@ STOP_LOSS_PER_FLOOR = 1.5
 START_FRAMES = 256  # frames on which the starts are compared
 # Largest objective of a tone start, relative to the best other start: a tone curve can imitate other drifts.
 TONE_START_MAX_LOSS_RATIO = 0.5
+# Largest objective of a negative, relative to the best other start: of grey frames the sign is open to second order,
+# and few cameras switch it. X-rays behind vignetting or blur had 0.65 to 2.7; inverted ones behind an exposure, a tone
+# curve or a strong blur 0.2 to 0.4, digits 0.01 to 0.2. Inverted X-rays behind vignetting or a mild blur are missed.
+NEGATIVE_START_MAX_LOSS_RATIO = 0.5
+NEGATIVE_START = "negative"  # the first part of the name of each such start
 ROTATION_SEARCH_FRAMES = 64  # frames on which rotations of colours are compared; their noise is the same for all
 
 # Passes of a frame through the network: what the progress of a fit counts.
@@ -271,7 +276,7 @@ def _best_start(
         return tracker.add_start(score(start), len(few))
 
     losses = {name: evaluate(start) for name, start in starts.items()}
-    best = _lowest(losses)
+    best = _lowest_of_both_signs(losses)
     if best is None:
         raise FitError(LOSS_NOT_FINITE)
     if best in spectral and frames.shape[1] == 3:
@@ -305,6 +310,15 @@ def _lowest(losses: dict[str, float]) -> str | None:
     return min((name for name in losses if math.isfinite(losses[name])), key=lambda name: losses[name], default=None)
 
 
+def _lowest_of_both_signs(losses: dict[str, float]) -> str | None:
+    """Return the name with the lowest finite loss, that of a negative only if it is far lower; None without one."""
+    negatives = {name: loss for name, loss in losses.items() if name.startswith(NEGATIVE_START)}
+    negative, other = _lowest(negatives), _lowest({n: loss for n, loss in losses.items() if n not in negatives})
+    if negative is None or other is None:
+        return negative or other
+    return negative if losses[negative] < NEGATIVE_START_MAX_LOSS_RATIO * losses[other] else other
+
+
 def _linear_starts(frames: Tensor, source: Source | None) -> tuple[dict[str, Homogenizer], dict[str, SpectralStarts]]:
     """Return the starts without a tone curve, and those with a colour map for each frequency also for other rotations.
 
@@ -326,7 +340,7 @@ def _negative_starts(frames: Tensor, source: Source | None, limits: Limits | Non
     """Return the linear starts for a camera that shows black as white."""
     whole = frames.new_zeros(frames.shape[1]) if limits is None else limits.black + limits.white
     starts, _ = _linear_starts(whole.view(-1, 1, 1) - frames, source)
-    return {f"negative {name}": negative_start(start, whole) for name, start in starts.items()}
+    return {f"{NEGATIVE_START} {name}": negative_start(start, whole) for name, start in starts.items()}
 
 
 def _tone_starts(frames: Tensor, source: Source | None, limits: Limits | None) -> dict[str, Homogenizer]:

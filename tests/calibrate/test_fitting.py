@@ -28,6 +28,7 @@ from calibrate import (
     tap,
     with_logits,
 )
+from calibrate.fitting import _lowest_of_both_signs
 from calibrate.search.objective import Objective
 from calibrate.source.description import Limits
 from calibrate.validation import MAX_ABS_VALUE, MIN_FIT_FRAMES
@@ -524,6 +525,22 @@ def test_a_camera_that_shows_black_as_white_is_recognised_and_undone(grey_networ
 def test_a_dimmer_image_is_not_taken_for_a_negative(grey_network, gain):
     result = fit(grey_network, gain * grey(images(256, seed=4)), config=WITHOUT_STEPS)
     assert not result.start.startswith("negative")
+
+
+@pytest.mark.parametrize(
+    ("losses", "chosen"),
+    [
+        ({"identity": 1.0, "negative identity": 0.49}, "negative identity"),
+        ({"identity": 1.0, "negative identity": 0.51}, "identity"),
+        ({"identity": 1.0, "colour": 0.5, "negative identity": 0.3}, "colour"),
+        ({"identity": math.nan, "negative identity": 0.3}, "negative identity"),
+        ({"identity": 1.0, "negative identity": math.inf}, "identity"),
+        ({"identity": math.nan, "negative identity": math.inf}, None),
+    ],
+)
+def test_a_negative_is_taken_where_nothing_else_comes_near(losses, chosen):
+    """The sign of grey frames is open to second order; a blurred X-ray hardly differs from its negative."""
+    assert _lowest_of_both_signs(losses) == chosen
 
 
 def test_no_negative_is_tried_for_colour_frames(network, frames):
