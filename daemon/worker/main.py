@@ -40,8 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("daemon.worker").setLevel(logging.INFO)  # such as where a fit computes
     torch.set_num_threads(args.threads)
     with Connection(args.connection) as connection:
-        frozen, store = load_frozen(args.model, args.sha256), ArtefactStore(args.state)
         stated, _ = receive_message(connection)  # too much for the command line where there are many classes
+        frozen, store = load_frozen(args.model, args.sha256), ArtefactStore(args.state)
         mixes = _numbered(stated["class_mixes"])
         try:
             context = WorkerContext(frozen, args.backend, store, args.fit_device, mixes)

@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from running import recald, recald_here, serving, write_config
+from running import copied_model, recald, recald_here, serving, write_config
 from synthetic import CLASSES, labelled
 
 from daemon.exit_codes import EX_CONFIG
-from deploy.model.card import card_path
+from daemon.worker.client import WorkerClient, WorkerError
+from deploy.files import digest_file
 
 CLEAN_FRAMES = 400
 SHOWN = 2  # the only class in view
-WINDOW = 64  # frames
+WINDOW, FIT_FRAMES = 64, 128
 
 
 @pytest.fixture
 def model(tiny_model: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.pt2"
-    shutil.copy(tiny_model, path)
-    shutil.copy(card_path(tiny_model), card_path(path))
-    return path
+    return copied_model(tiny_model, tmp_path)
+
+
+@pytest.mark.process
+def test_a_worker_says_why_it_cannot_expect_a_mix(model, tmp_path):
+    """The clean frames were removed since the daemon started."""
+    mixes = {"front": {SHOWN: 1.0}}
+    worker = WorkerClient(model, digest_file(model), "eager", tmp_path / "state", 1, class_mixes=mixes)
+    with pytest.raises(WorkerError, match="a mix of classes is stated, and no clean frames were measured"):
+        worker.start()
 
 
 def test_a_camera_that_shows_what_it_is_said_to_show_has_not_drifted(model, tmp_path):
     mix = {CLASSES[SHOWN]: 1.0}
     config = write_config(
-        tmp_path, model, sensors={"front": {"class_mix": mix}}, drift={"window": WINDOW}, recalibrate={"mode": "shadow"}
+        tmp_path,
+        model,
+        sensors={"front": {"class_mix": mix}},
+        drift={"window": WINDOW},
+        recalibrate={"mode": "shadow", "frames": FIT_FRAMES},
     )
     done = recald("run", "--config", config)
     said = "sensors.front.class_mix: the classes of this model's clean frames were not measured: measure more"
@@ -49,5 +59,8 @@ def test_a_camera_that_shows_what_it_is_said_to_show_has_not_drifted(model, tmp_
         def score(sensor: str) -> float:
             return daemon.metric("recald_drift_score", sensor=sensor, frames="raw") or math.nan
 
+        shows = {"front": shown, "rear": shown}
+        camera.stream(shows, lambda: daemon.status("front")["collected"] == FIT_FRAMES, "all frames for a fit are kept")
+        assert daemon.status("rear")["collected"] < FIT_FRAMES, "one class of many gets a share of the memory there"
         said = "the score of the camera for which the mix is stated is the lower one"
-        camera.stream({"front": shown, "rear": shown}, lambda: score("front") < 0.6 * score("rear"), said)
+        camera.stream(shows, lambda: score("front") < 0.6 * score("rear"), said)

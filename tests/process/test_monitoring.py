@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_tools import RULES, run_tool, tool
-from running import Camera, Daemon, serving, write_config
+from running import Camera, Daemon, copied_model, serving, write_config
 from synthetic import drifted, images, labelled
 
 import daemon.operator.commissioning.learn_accuracy
@@ -34,7 +33,6 @@ from bench.dashboard.panels import (
 from bench.dashboard.prometheus import INSTANCE, Curve, Prometheus, QueryError
 from daemon.demo.processes import free_port
 from daemon.operator.commissioning.commission import commission
-from deploy.model.card import card_path
 
 CLEAN, OTHER = images(256, 1), images(256, 2)
 DARK = drifted(CLEAN, light=0.65)
@@ -111,9 +109,7 @@ class Watched:
 
 def commissioned(tiny_model: Path, folder: Path) -> Path:
     """A model that estimates accuracy: learned from fewer drifts than a user's, which takes a second."""
-    model, pictures = folder / "tiny.pt2", folder / "pictures.npz"
-    shutil.copy(tiny_model, model)
-    shutil.copy(card_path(tiny_model), card_path(model))
+    model, pictures = copied_model(tiny_model, folder), folder / "pictures.npz"
     frames, classes = labelled(LABELLED_FRAMES, 3)
     np.savez(pictures, images=frames, labels=classes)
     with pytest.MonkeyPatch.context() as patch:

@@ -31,6 +31,7 @@ from daemon.cli import main
 from daemon.operator.control import request
 from daemon.serving.message import build_frame
 from daemon.serving.results import parse_result
+from deploy.model.card import card_path
 
 PATIENCE = 120.0  # s for what takes a few on an idle machine
 PERIOD = 0.02  # s between frames: 50 a second
@@ -92,6 +93,14 @@ def read_only(folder: Path) -> list[str]:
         pytest.skip("this user may not mount anything of its own")
     mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
     return [*unshare, "sh", "-c", mount, str(folder)]
+
+
+def copied_model(model: Path, folder: Path) -> Path:
+    """A copy of the model and its card in the folder: what is commissioned there changes no other test's model."""
+    path = folder / "tiny.pt2"
+    shutil.copy(model, path)
+    shutil.copy(card_path(model), card_path(path))
+    return path
 
 
 def write_config(folder: Path, model_path: Path, /, **sections: dict[str, Any]) -> Path:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from running import eventually, recald, recald_here, serving, write_config
+from running import copied_model, eventually, recald, recald_here, serving, write_config
 from synthetic import drifted, images, labelled
 
 import daemon.operator.checking.pictures
@@ -24,7 +23,6 @@ from daemon.operator.checking.pictures import Looks, check_pictures
 from daemon.operator.checking.repair import MIN_REPAIR_PICTURES, RepairTrial
 from daemon.operator.commissioning.commission import CLEAN_BAND, commission
 from daemon.recalibration.state_machine import LABEL_SHIFT_REASON
-from deploy.model.card import card_path
 from deploy.model.frozen import load_frozen
 
 NEW = images(256, seed=7)
@@ -185,9 +183,7 @@ def test_a_running_daemon_is_asked(tiny_model, folder):
 @pytest.fixture(scope="module")
 def commissioned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with the baseline of 512 clean pictures."""
-    path = tmp_path_factory.mktemp("commissioned") / "tiny.pt2"
-    shutil.copy(tiny_model, path)
-    shutil.copy(card_path(tiny_model), card_path(path))
+    path = copied_model(tiny_model, tmp_path_factory.mktemp("commissioned"))
     commission(path, saved(path.with_name("clean.npz"), images(512, seed=3)), 512)
     return path
 
@@ -229,9 +225,7 @@ def test_a_drift_that_a_fit_repairs_is_repairable_and_tells_the_gain(check, comm
 
 
 def test_the_gain_is_accuracy_where_it_can_be_estimated(tiny_model, tmp_path):
-    model = tmp_path / "tiny.pt2"
-    shutil.copy(tiny_model, model)
-    shutil.copy(card_path(tiny_model), card_path(model))
+    model = copied_model(tiny_model, tmp_path)
     clean, classes = labelled(512, seed=3)
     np.savez(tmp_path / "labelled.npz", images=clean, labels=classes)
     commission(model, tmp_path / "labelled.npz", 512, labels=tmp_path / "labelled.npz")

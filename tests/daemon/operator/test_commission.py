@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-import shutil
 from pathlib import Path
 
 import cv2
@@ -15,7 +14,7 @@ import safetensors.torch
 import torch
 import yaml
 from drift_check_job import OBSERVE
-from running import recald, recald_here, write_config
+from running import copied_model, recald, recald_here, write_config
 from synthetic import drifted, images, labelled, normalised, trained_network
 
 import daemon.operator.commissioning.commission
@@ -43,10 +42,7 @@ MEASURED: dict[str, CleanData] = {}
 
 @pytest.fixture
 def model(tiny_model: Path, tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.pt2"
-    shutil.copy(tiny_model, path)
-    shutil.copy(card_path(tiny_model), card_path(path))
-    return path
+    return copied_model(tiny_model, tmp_path)
 
 
 def measured(frozen: FrozenModel, pictures: np.ndarray) -> CleanData:
@@ -286,6 +282,9 @@ def test_a_sensor_with_a_stated_mix_is_measured_and_fitted_by_it(model, tmp_path
 
     stated, plain = (worker.scorer_of(sensor).clean for sensor in ("front", "rear"))
     assert Fitter(worker, "front", few, print)._clean is stated and Fitter(worker, "rear", few, print)._clean is plain
+    job = OBSERVE | {"recall": False, "seed": 0, "trigger": "drift", "until": 0.0, "refused": {}}
+    judges = {s: FitJob(worker, job | {"sensor": s}, few, print)._scorer.clean for s in ("front", "rear")}
+    assert judges["front"] is stated and judges["rear"] is plain
     front, rear = (worker.provenance(sensor)["reference"] for sensor in ("front", "rear"))
     assert front["class_mix"] == {"2": 1.0} and rear["class_mix"] == {}
     assert front["source"] == rear["source"] == "commissioned" and front["digest"] != rear["digest"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 from pathlib import Path
 
 import cv2
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from drift_check_job import OBSERVE
-from running import recald_here
+from running import copied_model, recald_here
 from synthetic import CLASSES, drifted, images, labelled, normalised
 
 from calibrate import measure_clean, tap
@@ -34,7 +33,7 @@ COUNT = 2 * MIN_LABELLED
 def commissioned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that was commissioned with labels by the command."""
     folder = tmp_path_factory.mktemp("commissioned")
-    model, clean = copied(tiny_model, folder), folder / "clean.npz"
+    model, clean = copied_model(tiny_model, folder), folder / "clean.npz"
     pictures, labels = labelled(COUNT, seed=3)
     np.savez(clean, images=pictures, labels=labels)
     done = recald_here("commission", "--model", model, "--frames", clean, "--labels", clean)
@@ -43,16 +42,9 @@ def commissioned(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return model
 
 
-def copied(model: Path, folder: Path) -> Path:
-    path = folder / "tiny.pt2"
-    shutil.copy(model, path)
-    shutil.copy(card_path(model), card_path(path))
-    return path
-
-
 @pytest.fixture
 def model(tiny_model: Path, tmp_path: Path) -> Path:
-    return copied(tiny_model, tmp_path)
+    return copied_model(tiny_model, tmp_path)
 
 
 @pytest.mark.parametrize("light", [1.0, 0.75, 0.6])
