@@ -60,6 +60,7 @@ bench: $(READY)
 	$(BIN)/python -m bench speed --json bench/results/speed.json
 	$(BIN)/python -m bench peers --json bench/results/peers.json
 	$(BIN)/python -m bench cameras --json bench/results/cameras.json
+	$(BIN)/python -m bench mixes --json bench/results/mixes.json
 	$(BIN)/python -m bench drift --state .bench/drift.jsonl --json bench/results/drift.json
 	$(BIN)/python -m bench drifts --state .bench/drifts.jsonl --json bench/results/drifts.json
 	$(BIN)/python -m bench streams --state .bench/streams.jsonl --json bench/results/streams.json

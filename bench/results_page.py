@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.benches import BENCHES, claim
-from bench.page.accuracy import cameras, curve, demo, drifts, fits, paper, peers
+from bench.page.accuracy import cameras, curve, demo, drifts, fits, mixes, paper, peers
 from bench.page.decisions import dense, judge, proxy, readouts, streams
 from bench.page.result import Result, find, load, percent, prose, table, with_worst
 from bench.page.runtime import attack, gpu, handover, intake, latency, overhead, precision, speed, swap
@@ -19,6 +19,7 @@ FOLDER, PAGE = ROOT / "bench" / "results", ROOT / "docs" / "results.md"
 # Heading, sections by the name of their bench.
 PARTS = {
     "Accuracy": {"demo": demo, "fit": fits, "curve": curve, "peers": peers, "cameras": cameras}
+    | {"mixes": mixes}
     | {"drifts": drifts, "paper": paper},
     "Decisions": {"judge": judge, "proxy": proxy, "readouts": readouts, "drift": drift, "dense": dense}
     | {"streams": streams},
@@ -33,6 +34,7 @@ TITLES = {
     "curve": "How many frames a fit needs",
     "peers": "Other methods",
     "cameras": "Another laboratory's camera",
+    "mixes": "Another mix of classes",
     "drifts": "One drift at a time",
     "paper": "The tables of the paper",
     "judge": "The judge",

@@ -187,6 +187,24 @@ def cameras(results: Results) -> str:
     return blocks(table(head, rows), result.provenance(), *map(prose, text), notes(results, "cameras"))
 
 
+def mixes(results: Results) -> str:
+    """Return the section about a drift with another mix of classes."""
+    result = results["mixes"]
+    numbers = ("clean", "drifted", "shipped", "commissioned", "stated")
+    rows = [
+        [row["data"], row["drift"], percent(100 * row["largest"]), *(percent(row[key]) for key in numbers)]
+        for row in result["rows"]
+    ]
+    settings = result["settings"]
+    head = ("data", "drift", "largest class", *numbers)
+    text = f"""Balanced accuracy on test images of all classes. The camera drifts, and its {settings["frames"]} frames show
+        the classes in a random mix; *largest class* is its greatest share. Fits to *shipped* statistics, to
+        *commissioned* ones of at most {settings["clean_frames"]:,} clean frames, and to these in the *stated* mix
+        (`sensors.NAME.class_mix`). No judge decides here. A network's threshold between two classes need not be where
+        it is best for both: a fit that does not know the mix moves it, now and then for the better (X-rays)."""
+    return blocks(table(head, rows), result.provenance(), prose(text), notes(results, "mixes"))
+
+
 def drifts(results: Results) -> str:
     """Return the section about single drifts."""
     result = results["drifts"]
