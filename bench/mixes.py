@@ -1,4 +1,4 @@
-"""Behind a drift and another mix of classes a fit that expects the mix comes near clean accuracy; others may harm.
+"""Behind a drift and another mix of classes a fit that expects it mostly comes near clean accuracy; others may harm.
 
 A real camera changes with its site, and the mix of classes with it (`python -m bench cameras`). Here both are known.
 """
