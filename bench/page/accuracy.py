@@ -199,12 +199,13 @@ def mixes(results: Results) -> str:
     settings, near = result["settings"], sum(row["stated"] >= row["clean"] - NEAR_CLEAN for row in result["rows"])
     worst = min(result["rows"], key=lambda row: row["stated"] - row["clean"])
     head = ("data", "drift", "largest class", *numbers)
+    missed = f"{worst['data']} behind {worst['drift']}, misses it by {worst['clean'] - worst['stated']:.1f}"
     text = f"""Balanced accuracy on test images of all classes. The camera drifts, and its {settings["frames"]} frames
         show the classes in a random mix; *largest class* is its greatest share. Fits to *shipped* statistics, to
         *commissioned* ones of at most {settings["clean_frames"]:,} clean frames, and to these in the *stated* mix
         (`sensors.NAME.class_mix`): {near} of {len(rows)} of the last come within {NEAR_CLEAN:g} points of the clean
-        accuracy; the worst, {worst["data"]} behind {worst["drift"]}, misses it by {worst["clean"] - worst["stated"]:.1f}. No judge decides here. A network's threshold between two classes need not be where
-        it is best for both: a fit that does not know the mix moves it, now and then for the better (X-rays)."""
+        accuracy; the worst, {missed}. No judge decides here. A network's threshold between two classes need not be
+        where it is best for both: a fit that does not know the mix moves it, now and then for the better (X-rays)."""
     return blocks(table(head, rows), result.provenance(), prose(text), notes(results, "mixes"))
 
 
