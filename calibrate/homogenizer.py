@@ -1,8 +1,9 @@
 """The homogenizer ρ: a small camera-like transform in front of a frozen network. A new one is the identity.
 
-ρ has three parts, in this order: a tone curve, a fixed-pattern offset map, and a colour and deblurring kernel. Each
-part undoes one effect of a camera. Willis & Oala (2021) use a general residual CNN with BatchNorm instead. ρ consists
-of relu, multiply, add and one convolution, and every compiler supports these.
+ρ has three parts, in this order: a tone curve, a fixed-pattern offset map, and a colour and deblurring kernel. Two
+more come before them where a camera needs them: defective pixels are replaced, and the shading of a lens is undone.
+Each part undoes one effect of a camera. Willis & Oala (2021) use a general residual CNN with BatchNorm instead. ρ
+consists of relu, minimum, maximum, comparison, multiply, add and one convolution, and every compiler supports these.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from calibrate.defects import NO_STEP, replace_defects
+from calibrate.shading import brighten
 
 TONE_KNOTS = (-1.2, -0.4, 0.4, 1.2)  # where the slope of the tone curve may change, in normalised input units
 
@@ -32,22 +36,42 @@ class Homogenizer(nn.Module):
     offset: (1, C, H, W), added to every frame. It cancels a fixed pattern.
     kernel: (C, C, k, k), mixes colours and sharpens, with reflected borders.
     bias: (C,), added after the kernel.
+    defect_step: (C,), only with `defects`. Values further than that from the median around them are replaced by it.
+    gain: (1, 1, H, W), and black: (C,), only with `shading`. The light above black is multiplied by the gain.
     kernel_size: k in pixels, odd and at most H and W. Default: `largest_kernel(height, width)`.
     Raises ValueError for another kernel_size.
     """
 
-    def __init__(self, channels: int, height: int, width: int, kernel_size: int | None = None):
+    defect_step: nn.Parameter | None
+    gain: nn.Parameter | None
+    black: nn.Parameter | None
+
+    def __init__(
+        self,
+        channels: int,
+        height: int,
+        width: int,
+        kernel_size: int | None = None,
+        *,
+        defects: bool = False,
+        shading: bool = False,
+    ):
         super().__init__()
         kernel_size = largest_kernel(height, width) if kernel_size is None else kernel_size
         if kernel_size % 2 == 0 or not 1 <= kernel_size <= min(height, width):
             raise ValueError(f"kernel_size {kernel_size} must be odd and fit into {height}x{width} frames")
-        self._architecture = {"channels": channels, "height": height, "width": width, "kernel_size": kernel_size}
+        self._architecture: dict[str, Any] = {"channels": channels, "height": height, "width": width}
+        self._architecture |= {"kernel_size": kernel_size}
+        self._architecture |= {name: True for name, used in (("defects", defects), ("shading", shading)) if used}
         self.curve = nn.Parameter(torch.zeros(channels, len(TONE_KNOTS)))
         self.offset = nn.Parameter(torch.zeros(1, channels, height, width))
         self.kernel = nn.Parameter(identity_kernel(channels, kernel_size))
         self.bias = nn.Parameter(torch.zeros(channels))
+        self.defect_step = nn.Parameter(torch.full((channels,), NO_STEP)) if defects else None
+        self.gain = nn.Parameter(torch.ones(1, 1, height, width)) if shading else None
+        self.black = nn.Parameter(torch.zeros(channels)) if shading else None
 
-    def architecture(self) -> dict[str, int]:
+    def architecture(self) -> dict[str, Any]:
         """Return the arguments of the constructor, for the manifest of an artefact."""
         return dict(self._architecture)
 
@@ -56,18 +80,54 @@ class Homogenizer(nn.Module):
         """Itself: only a calibrate.split.SplitHomogenizer has several."""
         return (self,)
 
+    @property
+    def optional_parts(self) -> dict[str, bool]:
+        """Which of the parts it has that not every homogenizer has, as arguments of the constructor."""
+        return {"defects": self.defect_step is not None, "shading": self.gain is not None}
+
+    @torch.no_grad()
+    def with_parts(self, *, defects: bool = False, shading: bool = False) -> Homogenizer:
+        """Return a copy that has these parts, too; one that is new changes nothing."""
+        has = self.optional_parts
+        parts = {"defects": defects or has["defects"], "shading": shading or has["shading"]}
+        copy = Homogenizer(**self._architecture | parts).to(self.bias.device)
+        copy.load_state_dict(copy.state_dict() | self.state_dict())
+        return copy.requires_grad_(self.bias.requires_grad).train(self.training)
+
     def forward(self, frames: Tensor) -> Tensor:
-        return homogenize(frames, self.curve, self.offset, self.kernel, self.bias)
+        parts = (self.curve, self.offset, self.kernel, self.bias, self.defect_step, self.gain, self.black)
+        return homogenize(frames, *parts)
 
-    def tone(self, frames: Tensor) -> Tensor:
-        """Apply the tone curve of each channel to frames (N, C, H, W)."""
-        return apply_tone_curve(frames, self.curve)
+    def correct_levels(self, frames: Tensor) -> Tensor:
+        """Do to frames (N, C, H, W) what comes before the offset map."""
+        return correct_levels(frames, self.curve, self.defect_step, self.gain, self.black)
 
 
-def homogenize(frames: Tensor, curve: Tensor, offset: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+def homogenize(
+    frames: Tensor,
+    curve: Tensor,
+    offset: Tensor,
+    kernel: Tensor,
+    bias: Tensor,
+    defect_step: Tensor | None = None,
+    gain: Tensor | None = None,
+    black: Tensor | None = None,
+) -> Tensor:
     """Map frames (N, C, H, W) by the parameters of a `Homogenizer`."""
-    padded = reflect_borders(apply_tone_curve(frames, curve) + offset, kernel.shape[-1] // 2)
+    corrected = correct_levels(frames, curve, defect_step, gain, black)
+    padded = reflect_borders(corrected + offset, kernel.shape[-1] // 2)
     return convolve_in_blocks(padded, kernel, bias, KERNEL_BLOCK_PIXELS)
+
+
+def correct_levels(
+    frames: Tensor, curve: Tensor, defect_step: Tensor | None, gain: Tensor | None, black: Tensor | None
+) -> Tensor:
+    """Replace defective pixels, undo the shading and apply the tone curve, each where ρ has it."""
+    if defect_step is not None:
+        frames = replace_defects(frames, defect_step)
+    if gain is not None and black is not None:
+        frames = brighten(frames, gain, black)
+    return apply_tone_curve(frames, curve)
 
 
 def reflect_borders(frames: Tensor, margin: int) -> Tensor:

@@ -22,31 +22,33 @@ BRANCHES = 2
 class SplitHomogenizer(nn.Module):
     """Map frames like `Homogenizer`, each by one of two: the frame's own statistics choose.
 
-    curve, offset, kernel, bias: those of both homogenizers, (2, ...) each.
+    All parameters are those of both homogenizers, (2, ...) each. If only one of them replaces defective pixels or
+    undoes a shading, that part of the other changes nothing.
     rule: (1 + D,), a limit and D weights. The second homogenizer takes a frame if the weighted sum of its
     `frame_statistics` is above the limit. A new one takes none.
     Arguments and errors are those of `Homogenizer`. Both map every frame, so it takes twice the time of one.
     """
 
-    def __init__(self, channels: int, height: int, width: int, kernel_size: int | None = None):
+    def __init__(self, channels: int, height: int, width: int, kernel_size: int | None = None, **parts: bool):
         super().__init__()
-        new = Homogenizer(channels, height, width, kernel_size)
+        new = Homogenizer(channels, height, width, kernel_size, **parts)
         self._architecture = new.architecture()
-        self.curve, self.offset, self.kernel, self.bias = (
-            nn.Parameter(torch.stack([parameter.detach()] * BRANCHES)) for parameter in new.parameters()
-        )
+        self._parameters_of_both = [name for name, _ in new.named_parameters()]
+        for name, parameter in new.named_parameters():
+            self.register_parameter(name, nn.Parameter(torch.stack([parameter.detach()] * BRANCHES)))
         self.rule = nn.Parameter(torch.zeros(1 + STATISTICS_PER_CHANNEL * channels))
 
     @classmethod
     def of(cls, rule: Tensor, first: Homogenizer, second: Homogenizer) -> SplitHomogenizer:
         """Join two homogenizers of one shape by a rule (1 + D,); in evaluation mode and without gradients."""
+        first, second = first.with_parts(**second.optional_parts), second.with_parts(**first.optional_parts)
         split = cls(**first.architecture()).requires_grad_(False)
         split.rule.copy_(rule)
         for name, parameter in first.named_parameters():
             getattr(split, name).copy_(torch.stack([parameter, second.get_parameter(name)]))
         return split.eval()
 
-    def architecture(self) -> dict[str, int]:
+    def architecture(self) -> dict[str, Any]:
         """Return the arguments of the constructor and the number of branches, for the manifest of an artefact."""
         return self._architecture | {"branches": BRANCHES}
 
@@ -60,8 +62,9 @@ class SplitHomogenizer(nn.Module):
         return frame_statistics(frames) @ self.rule[1:] > self.rule[0]
 
     def forward(self, frames: Tensor) -> Tensor:
+        both = {name: getattr(self, name) for name in self._parameters_of_both}
         first, second = (
-            homogenize(frames, self.curve[number], self.offset[number], self.kernel[number], self.bias[number])
+            homogenize(frames, **{name: parameter[number] for name, parameter in both.items()})
             for number in range(BRANCHES)
         )
         return torch.where(self.takes_second(frames).view(-1, 1, 1, 1), second, first)

@@ -53,7 +53,8 @@ class State:
 
 def _homogenizer(tensors: dict[str, torch.Tensor]) -> Homogenizer:
     _, channels, height, width = tensors["offset"].shape
-    homogenizer = Homogenizer(channels, height, width, tensors["kernel"].shape[-1]).requires_grad_(False)
+    parts = {"defects": "defect_step" in tensors, "shading": "gain" in tensors}
+    homogenizer = Homogenizer(channels, height, width, tensors["kernel"].shape[-1], **parts).requires_grad_(False)
     homogenizer.load_state_dict(tensors)
     return homogenizer.eval()
 

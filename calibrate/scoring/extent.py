@@ -29,9 +29,11 @@ class Extent:
     normalised input units, curve and kernel have no unit. kernel_size: in pixels.
     slope: of the tone curve. If it is not above 0, different values become the same.
     gain: of the kernel for one spatial frequency and mixture of channels: singular values of its transfer matrix.
+    shading: factor for the light of a pixel.
+    defects: whether pixels are replaced that stand out of their neighbours.
     jacobian: factor by which the difference between two frames shrinks or grows, farther from the border than half the
     kernel. Nearer to the border, where frames are reflected, it may grow twice as much, and three times for a kernel
-    as wide as the frame.
+    as wide as the frame. It is that of frames in which no pixel is replaced.
     """
 
     curve: float
@@ -41,6 +43,8 @@ class Extent:
     kernel_size: int
     slope: Range
     gain: Range
+    shading: Range
+    defects: bool
     jacobian: Range
 
     @classmethod
@@ -54,6 +58,9 @@ class Extent:
         gain = kernel_gain(kernel)
         steepest = float(slopes.abs().max())
         slope = Range(float(slopes.min()), float(slopes.max()))
+        light = homogenizer.gain
+        shading = Range(1.0, 1.0) if light is None else Range(float(light.min()), float(light.max()))
+        brightest = max(abs(shading.least), abs(shading.most))
         return cls(
             curve=float(curve.abs().max()),
             offset=float(offset.abs().max()),
@@ -62,7 +69,11 @@ class Extent:
             kernel_size=kernel.shape[-1],
             slope=slope,
             gain=gain,
-            jacobian=Range(max(slope.least, 0.0) * gain.least, steepest * gain.most),
+            shading=shading,
+            defects=homogenizer.defect_step is not None,
+            jacobian=Range(
+                max(slope.least, 0.0) * max(shading.least, 0.0) * gain.least, steepest * brightest * gain.most
+            ),
         )
 
 

@@ -13,11 +13,13 @@ from torch.func import functional_call
 from calibrate.gpu import replayable
 from calibrate.homogenizer import Homogenizer
 from calibrate.search.objective import Objective
+from calibrate.shading import radial_basis
 
 TRAINED_KERNEL_SIZE = 9  # side in pixels of the part of the kernel that gradients change; the rim stays as it is
 WHITENING_RIDGE = 1e-2  # added variance, relative to the mean patch variance; bounds the gain of weak directions
 WHITENING_PATCHES = 30_000  # patches for the estimate of the whitener
 CURVE_STEP = 0.25  # change of the tone curve for a unit step
+SHADING_STEP = 0.25  # change of the gain in the corners for a unit step of one power of the radius
 OFFSET_STEP = 0.1  # change of the offset map for a unit step; small, as thousands of values would overfit
 LBFGS_HISTORY = 20  # past steps for the curvature estimate of L-BFGS
 
@@ -38,11 +40,13 @@ class Coordinates(nn.Module):
         self._start = start.requires_grad_(False)
         self._size = min(TRAINED_KERNEL_SIZE, start.kernel.shape[-1])
         with torch.no_grad():
-            self._whitener = patch_whitener(start.tone(frames) + start.offset, self._size, generator)
+            self._whitener = patch_whitener(start.correct_levels(frames) + start.offset, self._size, generator)
         shapes = {"kernel": (frames.shape[1], len(self._whitener)), "bias": start.bias.shape}
         # Refined only if the start found a fixed pattern. Otherwise its thousands of values would fit sampling noise.
         shapes |= {"offset": start.offset.shape} if bool(start.offset.any()) else {}
         shapes |= {"curve": start.curve.shape}
+        self._powers = radial_basis(*frames.shape[2:]).to(frames.device)
+        shapes |= {"gain": self._powers.shape[:1]} if start.gain is not None else {}
         self._shapes = {name: torch.Size(shape) for name, shape in shapes.items()}
         values = sum(shape.numel() for shape in self._shapes.values())
         self.vector = nn.Parameter(torch.zeros(values, device=frames.device))
@@ -57,7 +61,7 @@ class Coordinates(nn.Module):
         return homogenizer.eval()
 
     def parts(self) -> dict[str, Tensor]:
-        """Return the coordinates by name, as views of the vector; `offset` only if the start has an offset map."""
+        """Return the coordinates by name, as views of the vector; `offset` and `gain` only if the start has them."""
         parts = self.vector.split([shape.numel() for shape in self._shapes.values()])
         return {name: part.view(shape) for part, (name, shape) in zip(parts, self._shapes.items(), strict=True)}
 
@@ -66,12 +70,16 @@ class Coordinates(nn.Module):
         start, parts = self._start, self.parts()
         channels, rim = len(start.bias), (start.kernel.shape[-1] - self._size) // 2
         change = (parts["kernel"] @ self._whitener).view(channels, channels, self._size, self._size)
-        return {
+        values = {
             "kernel": start.kernel + F.pad(change, (rim,) * 4),
             "bias": start.bias + parts["bias"],
             "offset": start.offset + OFFSET_STEP * parts["offset"] if "offset" in parts else start.offset,
             "curve": start.curve + CURVE_STEP * parts["curve"],
         }
+        if start.gain is not None and start.black is not None:
+            gain = start.gain + SHADING_STEP * torch.tensordot(parts["gain"], self._powers, 1)
+            values |= {"gain": gain, "black": start.black}
+        return values
 
 
 class _GoalReached(Exception):

@@ -31,7 +31,7 @@ def tone_start(frames: Tensor, source: Source, limits: Limits, exponent: float) 
     fitted = _fit_curve(homogenizer, values, _gamma(values, limits.to(values.device), exponent))
     gain, bias = (part.to(frames.device) for part in fitted)
     with torch.no_grad():
-        toned = homogenizer.tone(frames) * gain.view(-1, 1, 1) + bias.view(-1, 1, 1)
+        toned = homogenizer.correct_levels(frames) * gain.view(-1, 1, 1) + bias.view(-1, 1, 1)
         colour = colour_start(toned, source, torch.zeros_like(frames[:1]))
         homogenizer.kernel.copy_(colour.kernel * gain.view(1, -1, 1, 1))
         homogenizer.bias.copy_(colour.bias + colour.kernel.sum((2, 3)) @ bias)

@@ -38,7 +38,10 @@ class RangeLimit(Section):
 
 
 class HomogenizerLimits(Section):
-    """Limits of what calibrate.scoring.extent measures; a missing key means no limit."""
+    """Limits of what calibrate.scoring.extent measures; a missing key means no limit.
+
+    defects: false if no pixel may be replaced by its neighbours.
+    """
 
     curve: Distance | None = None
     offset: Distance | None = None
@@ -47,6 +50,8 @@ class HomogenizerLimits(Section):
     kernel_size: int | None = Field(default=None, ge=1)
     slope: RangeLimit = RangeLimit()
     gain: RangeLimit = RangeLimit()
+    shading: RangeLimit = RangeLimit()
+    defects: bool = True
     jacobian: RangeLimit = RangeLimit()
 
     def violations(self, extent: Extent) -> Iterator[str]:
@@ -55,6 +60,8 @@ class HomogenizerLimits(Section):
             measured = getattr(extent, name)
             if isinstance(limit, RangeLimit):
                 yield from (f"{name}.{problem}" for problem in limit.violations(measured))
+            elif isinstance(limit, bool):
+                yield from (f"{name}: pixels are replaced, which is not allowed" for _ in range(measured and not limit))
             elif limit is not None and not measured <= limit:
                 yield f"{name} {measured:.6g}, at most {limit:.6g} is allowed"
 

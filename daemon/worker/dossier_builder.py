@@ -16,6 +16,7 @@ from calibrate import FitResult
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.homogenizer import TONE_KNOTS, Homogenizer
 from calibrate.judge import Evidence, Verdict, json_values
+from calibrate.shading import squared_radius
 from calibrate.split import AnyHomogenizer
 from daemon.images import evenly_spaced
 from daemon.levels import MAX_LEVEL, to_depth, to_levels
@@ -23,6 +24,7 @@ from deploy.model.card import Normalisation
 from deploy.store.dossier import STARTS_SEPARATOR, Dossier, read_dossier
 
 RESPONSE_LEVELS = tuple(range(0, 256, 15))  # grey levels of the even frames whose response a dossier records
+SHADING_RADII = 9  # distances from the middle for which a dossier records the gain of a shading
 WEIGHT_DIGITS = 4  # significant digits of weights in a dossier: a page draws them, the artefact holds them in full
 
 
@@ -124,8 +126,19 @@ def describe_effect(homogenizer: Homogenizer, normalisation: Normalisation) -> d
         "colour": kernel.sum((2, 3)),
         "kernels": kernel[range(len(kernel)), range(len(kernel))],
     }
+    if homogenizer.defect_step is not None:
+        tensors["defect_step"] = homogenizer.defect_step.detach() * std * 255
+    if homogenizer.gain is not None:
+        tensors["shading"] = _along_the_radius(homogenizer.gain.detach())
     rounded = {name: _round_weights(tensor) for name, tensor in tensors.items()}
     return {"knots": TONE_KNOTS, "levels": RESPONSE_LEVELS} | rounded
+
+
+def _along_the_radius(gain: Tensor) -> Tensor:
+    """Return the gain (1, 1, H, W) of a lens from the middle to a corner, (SHADING_RADII,)."""
+    radius = squared_radius(*gain.shape[2:]).sqrt().flatten()
+    wanted = torch.linspace(0, 1, SHADING_RADII)
+    return gain.cpu().flatten()[(radius - wanted[:, None]).abs().argmin(1)]
 
 
 def digest_statistics(statistics: FeatureStatistics) -> str:

@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from calibrate.split import SplitHomogenizer
 from deploy.backends.protocol import Backend, SharesKernels
 from deploy.files import read_regular, write_atomically
 from deploy.model.frozen import FrozenModel
 from deploy.model.precision import to_precision
 
 CACHE_FOLDER = "compiled"  # below the state directory
-MAX_KEPT = 8  # model and homogenizer by two backends, of this release and of the one before
+MAX_KEPT = 16  # model and homogenizers of three kinds by two backends, of this release and of the one before
 CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 log = logging.getLogger(__name__)
@@ -59,22 +58,18 @@ def compile_homogenizer(
     anew: do not use the engine that is kept, and keep the new one instead.
 
     A builder may choose other kernels each time. A backend that shares kernels therefore builds one engine for all ρ
-    of one shape, and one for all split ones, so that two ρ differ in nothing but their weights.
+    of one shape and of the same parts, so that two of them differ in nothing but their weights.
     """
     if not isinstance(backend, SharesKernels):
         return backend.compile(homogenizer, example)
-    path = _cache_path(state, backend, example, *_shared_key(homogenizer))
+    parts = (name for name, _ in homogenizer.named_parameters())
+    path = _cache_path(state, backend, example, "homogenizer", *parts)
     cached = None if anew else _read(path)
     if cached is not None:
         return backend.with_weights_of(homogenizer, cached)
     compiled = backend.compile(homogenizer, example)
     _keep(path, compiled)
     return compiled
-
-
-def _shared_key(homogenizer: nn.Module) -> tuple[str, ...]:
-    """Name the engine of all homogenizers of one kind: a split one needs another."""
-    return ("homogenizer", "split") if isinstance(homogenizer, SplitHomogenizer) else ("homogenizer",)
 
 
 def prune_cache(state: Path, keep: int = MAX_KEPT) -> int:

@@ -117,6 +117,8 @@ class HomogenizerRecord(_DossierPart):
     levels: (levels,) grey levels. response: (levels, C) output for an even frame of that level, in grey levels.
     colour: (C, C) weight of each input channel (column) in each output channel (row), summed over the kernel.
     kernels: (C, k, k) kernel of each channel onto itself.
+    defect_step: (C,) grey levels above which a pixel that differs from its neighbours is replaced; None if none is.
+    shading: (radii,) factor for the light, from the middle to a corner in equal steps; None without one.
     """
 
     knots: list[float]
@@ -126,6 +128,8 @@ class HomogenizerRecord(_DossierPart):
     response: list[list[NumberOrNone]]
     colour: list[list[NumberOrNone]]
     kernels: list[list[list[NumberOrNone]]]
+    defect_step: list[NumberOrNone] | None = None
+    shading: list[NumberOrNone] | None = None
 
 
 class Dossier(_DossierPart):

@@ -28,7 +28,7 @@ from calibrate import (
     tap,
     with_logits,
 )
-from calibrate.fitting import _lowest_of_both_signs
+from calibrate.search.best_start import _lowest_of_both_signs
 from calibrate.search.objective import Objective
 from calibrate.source.description import Limits
 from calibrate.validation import MAX_ABS_VALUE, MIN_FIT_FRAMES

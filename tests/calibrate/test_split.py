@@ -16,20 +16,22 @@ SHAPE = (3, 12, 10)
 shapes = st.tuples(st.integers(1, 4), st.integers(3, 20), st.integers(3, 20))
 
 
-def changed(seed: int) -> Homogenizer:
+def changed(seed: int, **parts: bool) -> Homogenizer:
     """A homogenizer whose parts all change the frames."""
     generator = torch.Generator().manual_seed(seed)
-    homogenizer = Homogenizer(*SHAPE).requires_grad_(False).eval()
+    homogenizer = Homogenizer(*SHAPE, **parts).requires_grad_(False).eval()
+    if homogenizer.defect_step is not None:
+        homogenizer.defect_step.fill_(0.5)
     for parameter in homogenizer.parameters():
         parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     return homogenizer
 
 
-def by_brightness(limit: float = 0.0) -> SplitHomogenizer:
+def by_brightness(limit: float = 0.0, first: Homogenizer | None = None) -> SplitHomogenizer:
     """The second branch takes the frames whose first channel has a mean above the limit."""
     rule = torch.zeros(1 + 4 * SHAPE[0])
     rule[0], rule[1] = limit, 1.0
-    return SplitHomogenizer.of(rule, changed(1), changed(2))
+    return SplitHomogenizer.of(rule, first or changed(1), changed(2))
 
 
 def frames_of(means: list[float]) -> torch.Tensor:
@@ -65,7 +67,20 @@ def test_the_branches_are_the_homogenizers_it_was_made_of():
     assert only is original
 
 
-@pytest.mark.parametrize("original", [by_brightness(0.3), changed(3)], ids=["split", "plain"])
+@pytest.mark.parametrize("parts", [{"defects": True}, {"shading": True}, {"defects": True, "shading": True}])
+def test_a_part_of_one_homogenizer_changes_nothing_for_the_frames_of_the_other(parts):
+    first, frames = changed(1, **parts), frames_of([-1.0, 1.0])
+    split = by_brightness(first=first)
+    for frame, original in zip(frames.split(1), (first, changed(2)), strict=True):
+        assert torch.allclose(split(frame), original(frame), atol=1e-5)
+    assert split.architecture().items() >= parts.items()
+
+
+@pytest.mark.parametrize(
+    "original",
+    [by_brightness(0.3), by_brightness(0.3, changed(1, defects=True, shading=True)), changed(3)],
+    ids=["split", "split with all parts", "plain"],
+)
 def test_the_architecture_is_json_and_builds_the_same_again(original):
     again = rebuild(json.loads(json.dumps(original.architecture())))
     again.load_state_dict(original.state_dict())

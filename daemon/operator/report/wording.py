@@ -13,7 +13,7 @@ from daemon.operator.versions import short_version
 from daemon.states import Result
 from deploy.audit.chain import AuditRecord
 from deploy.store.artefacts import FACTORY
-from deploy.store.dossier import CriterionRecord, Dossier, FramesRecord
+from deploy.store.dossier import CriterionRecord, Dossier, FramesRecord, HomogenizerRecord
 
 MODE_TEXTS = {  # by recalibrate.mode
     "autonomous": "recald decides by itself",
@@ -163,6 +163,18 @@ def effect_titles(count: int) -> list[str]:
     """Return the titles over what ρ does to a frame: one, or one for each branch of a split homogenizer."""
     plain = "What ρ does to a frame"
     return [plain] if count == 1 else [f"{plain} of camera {number} of {count}" for number in range(1, count + 1)]
+
+
+def corrections(record: HomogenizerRecord, channels: Sequence[str]) -> list[str]:
+    """Say what happens to pixels before the tone curve, where anything does."""
+    sentences = []
+    if record.defect_step is not None:
+        steps = ", ".join(f"{number(step)} ({name})" for step, name in zip(record.defect_step, channels, strict=True))
+        sentences.append(f"A pixel that differs from the median around it by more levels than {steps} is replaced.")
+    if record.shading is not None:
+        factor = number(record.shading[-1])
+        sentences.append(f"The light of a lens is evened out, in the corners by a factor of {factor}.")
+    return sentences
 
 
 def criterion_row(criterion: CriterionRecord) -> CriterionRow:

@@ -1,16 +1,17 @@
 """What all GPU backends share: Φ is one engine, and ρ is an engine that takes its weights as inputs.
 
-All ρ for frames of one shape have the same engine, byte for byte, and all split ones another. A recalibration gives it
-other weights. So the ρ that serves differs from a ρ that was proven before in its weights only, and not in the kernels
-that a builder chose.
+All ρ of the same parts for frames of one shape have the same engine, byte for byte. A recalibration gives it other
+weights. So the ρ that serves differs from a ρ that was proven before in its weights only, and not in the kernels that a
+builder chose.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import safetensors
@@ -54,7 +55,7 @@ class GpuBackend(ABC):
 
     def compile(self, module: nn.Module, example: torch.Tensor) -> bytes:
         weights = _homogenizer_weights(module)
-        named = _with_weights_as_inputs(module) if weights else _NamedInput(module)
+        named = _WeightsAsInputs(module) if weights else _NamedInput(module)
         program = export_static(named, example[:1], *weights.values())
         engine = self._build(program, (FRAMES_INPUT, *weights))
         return safetensors.torch.save({ENGINE_KEY: torch.frombuffer(bytearray(engine), dtype=torch.uint8)} | weights)
@@ -112,33 +113,31 @@ class _NamedInput(nn.Module):
 
 
 class _WeightsAsInputs(nn.Module):
-    """Makes a homogenizer a function of frames and weights."""
+    """Makes a homogenizer a function of frames and weights, in the order of `_homogenizer_weights`."""
 
     def __init__(self, homogenizer: nn.Module):
         super().__init__()
         self.homogenizer = copy.deepcopy(homogenizer)
-        for name in _homogenizer_weights(homogenizer):  # weights of its own would become part of the engine
+        self._names = list(_homogenizer_weights(homogenizer))
+        for name in self._names:  # weights of its own would become part of the engine
             self.homogenizer.register_parameter(name, None)
+        self.forward = _with_arguments(self._compute, (FRAMES_INPUT, *self._names))
 
-    def forward(self, frames: Tensor, curve: Tensor, offset: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-        weights = {"curve": curve, "offset": offset, "kernel": kernel, "bias": bias}
-        output: Tensor = functional_call(self.homogenizer, weights, (frames,))
+    def _compute(self, frames: Tensor, *weights: Tensor) -> Tensor:
+        named = dict(zip(self._names, weights, strict=True))
+        output: Tensor = functional_call(self.homogenizer, named, (frames,))
         return output
 
 
-class _SplitWeightsAsInputs(_WeightsAsInputs):
-    """The same of a split homogenizer, which also has a rule."""
+def _with_arguments(function: Callable[..., Tensor], names: Sequence[str]) -> Callable[..., Tensor]:
+    """Give a function of positional arguments a signature: torch.export names the inputs by it."""
 
-    def forward(  # type: ignore[override]  # torch.export names the inputs by these arguments
-        self, frames: Tensor, curve: Tensor, offset: Tensor, kernel: Tensor, bias: Tensor, rule: Tensor
-    ) -> Tensor:
-        weights = {"curve": curve, "offset": offset, "kernel": kernel, "bias": bias, "rule": rule}
-        output: Tensor = functional_call(self.homogenizer, weights, (frames,))
-        return output
+    def named(*arguments: Tensor) -> Tensor:
+        return function(*arguments)
 
-
-def _with_weights_as_inputs(module: nn.Module) -> nn.Module:
-    return _SplitWeightsAsInputs(module) if isinstance(module, SplitHomogenizer) else _WeightsAsInputs(module)
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    named.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return named
 
 
 def _homogenizer_weights(module: nn.Module) -> dict[str, Tensor]:

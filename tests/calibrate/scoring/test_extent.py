@@ -46,7 +46,20 @@ def growth(homogenizer: Homogenizer, one: Tensor, other: Tensor) -> float:
 def test_the_identity_has_zeros_and_ones(channels, side):
     extent, ones = Extent.of(Homogenizer(channels, side, side)), Range(1.0, 1.0)
     assert (extent.curve, extent.offset, extent.kernel, extent.bias) == (0, 0, 0, 0)
-    assert extent.slope == extent.gain == extent.jacobian == ones
+    assert extent.slope == extent.gain == extent.shading == extent.jacobian == ones and not extent.defects
+
+
+def test_shading_is_a_range_and_part_of_how_differences_grow():
+    homogenizer = Homogenizer(3, 8, 8, 3, shading=True).requires_grad_(False)
+    homogenizer.gain[0, 0, 0, 0], homogenizer.gain[0, 0, 1, 1] = 4.0, 0.5
+    homogenizer.kernel.mul_(2)
+    extent = Extent.of(homogenizer)
+    assert extent.shading == Range(0.5, 4.0)
+    assert extent.jacobian.least == pytest.approx(1.0) and extent.jacobian.most >= 8.0
+
+
+def test_replaced_defects_are_told():
+    assert Extent.of(Homogenizer(3, 8, 8, defects=True)).defects
 
 
 @pytest.mark.parametrize("part", ["curve", "offset", "kernel", "bias"])

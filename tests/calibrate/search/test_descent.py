@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from calibrate import Homogenizer, measured_source, tap
 from calibrate.search import objective
-from calibrate.search.descent import TRAINED_KERNEL_SIZE, Coordinates, descend, patch_whitener
+from calibrate.search.descent import SHADING_STEP, TRAINED_KERNEL_SIZE, Coordinates, descend, patch_whitener
 from calibrate.search.objective import Objective
 from calibrate.search.starts import colour_start, offset_map
+from calibrate.shading import lens_gain, radial_basis
 
 COUNT = 48
 
@@ -39,11 +40,15 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def start_for(frames: torch.Tensor) -> Homogenizer:
+def start_for(frames: torch.Tensor, shading: bool = False) -> Homogenizer:
     """A start whose parts all differ from the identity, and that is not yet at the goal."""
     start = colour_start(frames, measured_source(frames * 1.2), offset_map(frames, 3.0))
     with torch.no_grad():
         start.curve += 0.05
+        if shading:
+            start = start.with_parts(shading=True)
+            start.gain.copy_(lens_gain(0.3, *frames.shape[2:]))
+            start.black.fill_(-1.5)
     return start
 
 
@@ -55,20 +60,20 @@ def moved(coordinates: Coordinates, amount: float = 0.1) -> Coordinates:
 
 
 @settings(max_examples=15)
-@given(st.integers(1, 4), st.integers(3, 18), st.integers(3, 18))
-def test_coordinates_are_the_start_at_zero(channels, height, width):
+@given(st.integers(1, 4), st.integers(3, 18), st.integers(3, 18), st.booleans())
+def test_coordinates_are_the_start_at_zero(channels, height, width, shading):
     frames = torch.randn(8, channels, height, width, generator=generator())
-    start = start_for(frames)
+    start = start_for(frames, shading)
     coordinates = Coordinates(start, frames, generator())
     torch.testing.assert_close(coordinates(frames), start(frames), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(coordinates.homogenizer().state_dict(), start.state_dict(), rtol=1e-6, atol=1e-6)
 
 
 @settings(max_examples=15)
-@given(st.integers(1, 4), st.integers(3, 18), st.integers(3, 18), st.floats(0, 0.5))
-def test_the_homogenizer_does_what_the_coordinates_do(channels, height, width, amount):
+@given(st.integers(1, 4), st.integers(3, 18), st.integers(3, 18), st.floats(0, 0.5), st.booleans())
+def test_the_homogenizer_does_what_the_coordinates_do(channels, height, width, amount, shading):
     frames = torch.randn(8, channels, height, width, generator=generator())
-    coordinates = moved(Coordinates(start_for(frames), frames, generator()), amount)
+    coordinates = moved(Coordinates(start_for(frames, shading), frames, generator()), amount)
     found = coordinates.homogenizer()
     torch.testing.assert_close(found(frames), coordinates(frames).detach(), rtol=1e-4, atol=1e-4)
     assert not found.training and not any(p.requires_grad for p in found.parameters())
@@ -91,13 +96,24 @@ def test_the_rim_of_a_wide_kernel_stays_as_it_is(frames):
     assert change.abs().sum() == pytest.approx(float(inner.abs().sum()), rel=1e-5)
 
 
-def test_every_coordinate_gets_a_gradient(goal, frames):
-    coordinates = Coordinates(start_for(frames), frames, generator())
+@pytest.mark.parametrize("shading", [False, True])
+def test_every_coordinate_gets_a_gradient(goal, frames, shading):
+    coordinates = Coordinates(start_for(frames, shading), frames, generator())
     _, (gradient,) = goal.differentiate(coordinates, [coordinates.vector], frames)
     with torch.no_grad():
         coordinates.vector.copy_(gradient)
-    assert set(coordinates.parts()) == {"kernel", "bias", "offset", "curve"}
+    assert set(coordinates.parts()) == {"kernel", "bias", "offset", "curve"} | ({"gain"} if shading else set())
     assert all(part.abs().max() > 0 for part in coordinates.parts().values())
+
+
+def test_the_gain_changes_by_powers_of_the_radius(frames):
+    start = start_for(frames, shading=True)
+    coordinates = Coordinates(start, frames, generator())
+    with torch.no_grad():
+        coordinates.parts()["gain"].copy_(torch.tensor([1.0, -2.0, 3.0]))
+    first, second, third = radial_basis(*frames.shape[2:])
+    change = coordinates.homogenizer().gain - start.gain
+    assert torch.allclose(change, SHADING_STEP * (first - 2 * second + 3 * third), atol=1e-6)
 
 
 def test_a_descent_lowers_the_objective_and_reports_every_value(goal, frames):

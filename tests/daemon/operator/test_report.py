@@ -506,7 +506,8 @@ def test_values_far_apart_have_a_logarithmic_axis():
 
 
 def test_both_branches_of_a_split_homogenizer_are_shown(place):
-    other = content()["extents"] | {"offset": [41.5, 42.5, 43.5]}
+    steps, shading = [61.5, 62.5, 63.5], [1.0, 1.2, 4.6]
+    other = content()["extents"] | {"offset": [41.5, 42.5, 43.5], "defect_step": steps, "shading": shading}
     fit = {"start": "1: colour; 2: identity", "history": [0.2, 0.1]}
     fit |= {"start_losses": {"1: colour": 0.2, "1: identity": 0.4, "2: identity": 0.3}}
     place.fit(dossier(other_extents=[other], fit=fit))

@@ -33,7 +33,7 @@ CONFIG = {
     "output": {"bind": "tcp://127.0.0.1:5556"},
 }
 DISTANCES = ("curve", "offset", "kernel", "bias")
-SPANS = ("slope", "gain", "jacobian")
+SPANS = ("slope", "gain", "shading", "jacobian")
 ONE_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -93,6 +93,18 @@ def test_a_span_is_inside_from_its_least_to_its_most_and_not_beyond(name, least,
     bounds = HomogenizerLimits(**{name: {"least": least, "most": most}})
     broken = list(bounds.violations(extent(**{name: Range(low, low + wider)})))
     assert len(broken) == (low < least) + (low + wider > most)
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_replaced_pixels_are_inside_where_they_are_allowed(tmp_path, allowed):
+    envelope = load_envelope(written(tmp_path, f"version: 1\nhomogenizer: {{defects: {str(allowed).lower()}}}"))
+    plain, replacing = Homogenizer(3, 8, 8), Homogenizer(3, 8, 8, defects=True)
+    assert envelope.admit(stored(plain)) is plain
+    if allowed:
+        assert envelope.admit(stored(replacing)) is replacing
+    else:
+        with pytest.raises(OutsideEnvelope, match="defects: pixels are replaced, which is not allowed"):
+            envelope.admit(stored(replacing))
 
 
 @given(st.sampled_from((*DISTANCES, *SPANS)))

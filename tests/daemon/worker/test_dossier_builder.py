@@ -17,6 +17,7 @@ from calibrate import FitError, fit
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import UNREPEATED, split_frames
+from calibrate.shading import lens_gain
 from daemon.levels import to_levels
 from daemon.worker.context import WorkerContext
 from daemon.worker.dossier_builder import RESPONSE_LEVELS, describe_effect, digest_statistics, encode_examples
@@ -162,6 +163,19 @@ def test_a_fixed_pattern_is_recorded_in_grey_levels():
     assert describe_effect(homogenizer, SimpleNamespace(mean=[0.5], std=[0.25]))["offset"] == [
         pytest.approx(0.2 * 0.25 * 255)
     ]
+
+
+def test_replaced_defects_and_shading_are_recorded_only_where_they_are():
+    plain, normalisation = Homogenizer(1, 6, 8), SimpleNamespace(mean=[0.5], std=[0.25])
+    assert not {"defect_step", "shading"} & set(describe_effect(plain, normalisation))
+    homogenizer = plain.with_parts(defects=True, shading=True).requires_grad_(False)
+    homogenizer.defect_step.fill_(0.8)
+    homogenizer.gain.copy_(lens_gain(0.75, 6, 8))
+    told = describe_effect(homogenizer, normalisation)
+    assert told["defect_step"] == [pytest.approx(0.8 * 0.25 * 255)]
+    assert told["shading"][-1] == pytest.approx(4.0) and told["shading"] == sorted(told["shading"])
+    assert 1 <= told["shading"][0] < 1.1
+    json.dumps(told, allow_nan=False)
 
 
 def test_another_reference_has_another_digest():

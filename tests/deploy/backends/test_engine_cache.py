@@ -112,11 +112,14 @@ def test_a_homogenizer_has_the_kernels_of_the_earlier_ones(tmp_path):
     assert compile_homogenizer(backend, homogenizer, example, tmp_path) == b"product 3"
 
 
-def test_split_homogenizers_have_kernels_of_their_own(tmp_path):
-    plain, split, example = Homogenizer(3, 8, 8), SplitHomogenizer(3, 8, 8), torch.zeros(1, 3, 8, 8)
-    backend = Choosing()
-    made = [compile_homogenizer(backend, homogenizer, example, tmp_path) for homogenizer in (plain, split, split)]
-    assert made == [b"product 1", b"product 2", b"product 2 reweighed"]
+def test_homogenizers_of_other_parts_have_kernels_of_their_own(tmp_path):
+    plain, example, backend = Homogenizer(3, 8, 8), torch.zeros(1, 3, 8, 8), Choosing()
+    split = SplitHomogenizer(3, 8, 8), SplitHomogenizer(3, 8, 8, shading=True)
+    kinds = [plain, plain.with_parts(defects=True), plain.with_parts(shading=True), *split]
+    made = [compile_homogenizer(backend, homogenizer, example, tmp_path) for homogenizer in kinds]
+    assert made == [b"product %d" % number for number in range(1, 6)]
+    again = [compile_homogenizer(backend, homogenizer, example, tmp_path) for homogenizer in kinds]
+    assert again == [product + b" reweighed" for product in made]
 
 
 def test_without_shared_kernels_a_homogenizer_is_compiled_each_time(tmp_path):

@@ -161,6 +161,16 @@ def test_another_homogenizer_takes_over_the_engine(backend):
     check_parity(backend.load(other, threads=1), homogenizer(2), torch.randn(2, *SHAPE))
 
 
+@pytest.mark.parametrize("parts", [{"defects": True}, {"shading": True}, {"defects": True, "shading": True}])
+def test_replaced_pixels_and_shading_compute_what_the_eager_network_does(backend, parts):
+    module, frames = homogenizer(1).with_parts(**parts), torch.randn(2, *SHAPE)
+    with torch.no_grad():
+        for name, value in {"defect_step": 0.7, "gain": 1.3, "black": -1.5}.items():
+            if getattr(module, name) is not None:
+                getattr(module, name).fill_(value)
+    assert check_parity(opened(backend, module), module, frames) < 1e-5
+
+
 def split(seed: int) -> SplitHomogenizer:
     """The second branch takes the frames whose first channel is bright."""
     rule = torch.zeros(13)

@@ -82,10 +82,12 @@ def frozen(name: str) -> nn.Module:
     return load_program(save_program(export_program(NETWORKS[name]().eval(), EXAMPLE)))
 
 
-def homogenizer(seed: int) -> Homogenizer:
+def homogenizer(seed: int, **parts: bool) -> Homogenizer:
     torch.manual_seed(seed)
-    module = Homogenizer(*SHAPE)
+    module = Homogenizer(*SHAPE, **parts)
     with torch.no_grad():
+        if module.defect_step is not None:
+            module.defect_step.fill_(0.7)
         for parameter in module.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     return module
@@ -163,7 +165,7 @@ def test_an_operator_without_this_precision_is_an_error_of_one_line(backend, nam
     assert "\n" not in str(caught.value) and capfd.readouterr() == ("", "")
 
 
-def test_all_homogenizers_of_a_shape_are_one_engine_with_other_weights(backend, of_homogenizer):
+def test_all_homogenizers_of_a_kind_are_one_engine_with_other_weights(backend, of_homogenizer):
     one, other = unpack_engine(of_homogenizer), unpack_engine(backend.compile(homogenizer(2), EXAMPLE))
     assert torch.equal(one.pop(ENGINE_KEY), other.pop(ENGINE_KEY))
     assert set(one) == {"curve", "offset", "kernel", "bias"}
@@ -171,13 +173,14 @@ def test_all_homogenizers_of_a_shape_are_one_engine_with_other_weights(backend, 
         assert torch.equal(one[name], value.detach()) and not torch.equal(one[name], other[name])
 
 
-def test_the_homogenizers_engine_is_built_from_what_computes_the_same(backend, monkeypatch):
+@pytest.mark.parametrize("parts", [{}, {"defects": True}, {"shading": True}, {"defects": True, "shading": True}])
+def test_the_homogenizers_engine_is_built_from_what_computes_the_same(backend, monkeypatch, parts):
     """The engine cannot run here; the ONNX model that it is built of can."""
     import onnxruntime
 
     models: list[bytes] = []
     monkeypatch.setattr("deploy.backends.gpu.tensorrt.build_engine", lambda _, model: models.append(model) or b"engine")
-    module = homogenizer(1)
+    module = homogenizer(1, **parts)
     packed = unpack_engine(backend.compile(module, EXAMPLE))
     session = onnxruntime.InferenceSession(models[0], providers=["CPUExecutionProvider"])
     assert {tensor.name for tensor in session.get_inputs()} == {"frames", *packed} - {ENGINE_KEY}
@@ -185,6 +188,13 @@ def test_the_homogenizers_engine_is_built_from_what_computes_the_same(backend, m
     given = {name: value.numpy() for name, value in packed.items() if name != ENGINE_KEY}
     (found,) = session.run(None, {"frames": frames.numpy()} | given)
     np.testing.assert_allclose(found, module(frames).detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("parts", [{"defects": True}, {"shading": True}])
+def test_an_engine_takes_the_weights_of_each_part(backend, of_homogenizer, parts):
+    packed = unpack_engine(backend.compile(homogenizer(1, **parts), EXAMPLE))
+    assert set(packed) == {ENGINE_KEY, *homogenizer(1, **parts).state_dict()}
+    assert not torch.equal(packed[ENGINE_KEY], unpack_engine(of_homogenizer)[ENGINE_KEY])
 
 
 def test_the_same_network_gives_the_same_bytes_and_nothing_is_printed(backend, capfd):
