@@ -61,6 +61,9 @@ bench: $(READY)
 	$(BIN)/python -m bench peers --json bench/results/peers.json
 	$(BIN)/python -m bench cameras --json bench/results/cameras.json
 	$(BIN)/python -m bench mixes --json bench/results/mixes.json
+	$(BIN)/pip install -q --no-deps --target .bench/imagecorruptions imagecorruptions==1.1.2
+	$(BIN)/python -m bench corruptions --frost .bench/imagecorruptions/imagecorruptions/frost \
+		--state .bench/corruptions.jsonl --json bench/results/corruptions.json
 	$(BIN)/python -m bench drift --state .bench/drift.jsonl --json bench/results/drift.json
 	$(BIN)/python -m bench drifts --state .bench/drifts.jsonl --json bench/results/drifts.json
 	$(BIN)/python -m bench streams --state .bench/streams.jsonl --json bench/results/streams.json

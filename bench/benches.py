@@ -6,6 +6,7 @@ from types import ModuleType
 
 from bench import (
     cameras,
+    corruptions,
     curve,
     demo,
     dense,
@@ -41,6 +42,7 @@ BENCHES: dict[str, ModuleType] = {
     "peers": peers,
     "cameras": cameras,
     "mixes": mixes,
+    "corruptions": corruptions,
     "drift": drift,
     "drifts": drifts,
     "judge": judge,

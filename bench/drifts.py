@@ -1,4 +1,4 @@
-"""The judge lets fits serve that help and hardly any that harm: 16 kinds of drift at three strengths, two data sets."""
+"""The judge lets fits serve that help and hardly any that harm: 16 kinds of drift, three strengths, three data sets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from calibrate.scoring.extent import Extent
 from calibrate.scoring.scorer import Scorer
 from calibrate.source.description import frame_shape
 from daemon.config import DriftConfig
-from daemon.simulation.drifts import Drift, parse_drift
+from daemon.simulation.drifts import parse_drift
 
 CODE = (*METHOD, *MATERIAL, "bench/drifts.py")
 
@@ -50,7 +50,8 @@ DRIFTS = {  # in the order in which light and signal meet them, for 32x32 pixels
     "jpeg": ("jpeg=50", "jpeg=25", "jpeg=10"),
 }
 NONE = "none"  # a camera without drift: nothing may change
-DATA = ("CIFAR-10", "GTSRB")
+COLOUR_DRIFTS = ("cross-talk", "white balance")  # that a grey camera cannot have
+DATA = ("CIFAR-10", "GTSRB", "X-rays")
 FIT_FRAMES, REPLICATE_FRAMES, JUDGE_FRAMES = 256, 128, 128  # of 512 together, as shipped
 UNLABELLED = FIT_FRAMES + REPLICATE_FRAMES + JUDGE_FRAMES
 SEED = 13  # seeds 0 to 9 are for choosing methods and settings; 10 to 12 showed what these lacked
@@ -58,6 +59,15 @@ BAND = DriftConfig().threshold  # drift score up to which frames count as clean
 KEY = ("data", "drift", "strength", "text", "seed")  # identifies a row
 
 Row = dict[str, Any]
+
+
+class CameraDrift(Protocol):
+    """What a camera does to an image (H, W, 3) uint8, with the random numbers of a frame."""
+
+    @property
+    def seed(self) -> int: ...
+
+    def __call__(self, image: np.ndarray, frame: int) -> np.ndarray: ...
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,31 +105,55 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 def cases(only: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
     """Yield data, drift, strength and the drift's text of the rows that have all of these names."""
     for data in DATA:
-        for drift, texts in ((NONE, ("",)), *DRIFTS.items()):
+        possible = {kind: texts for kind, texts in DRIFTS.items() if data != "X-rays" or kind not in COLOUR_DRIFTS}
+        for drift, texts in ((NONE, ("",)), *possible.items()):
             for strength, text in zip(STRENGTHS if drift != NONE else (NONE,), texts, strict=True):
                 if {data, drift, strength} >= set(only):
                     yield data, drift, strength, text
 
 
-def measure_one(subject: Subject, drift: Drift) -> Row:
-    """Let a camera drift, recalibrate as the daemon does, and measure the accuracy before and after."""
-    test, labels = subject.test
-    model = subject.network
-    drifted = _frames(subject, drift, test, UNLABELLED)
-    without = accuracy(model, drifted, labels)
-    row = {"clean": accuracy(model, subject.normalise(test), labels), "drifted": without}
-    row |= _recalibrate(subject, drift, lambda homogenizer: accuracy(model, _apply(homogenizer, drifted), labels))
-    return row | {"served": row["candidate"] if row["verdict"] == "accepted" else without}
+def measure_one(subject: Subject, drift: CameraDrift) -> Row:
+    """Let a camera drift, recalibrate as the daemon does, and measure the accuracy before and after.
+
+    With two classes the area under the ROC curve, too, which a shifted threshold does not change.
+    """
+    test, model = subject.test, subject.network
+    drifted = drifted_frames(subject, drift, test.images, UNLABELLED)
+
+    def measures(name: str, frames: Tensor) -> Row:
+        measured = {name: accuracy(model, frames, test.labels)}
+        if int(test.labels.max()) == 1:
+            measured[f"{name}_auc"] = area_under_curve(model, frames, test.labels)
+        return measured
+
+    row = measures("clean", subject.normalise(test.images)) | measures("drifted", drifted)
+    row |= _recalibrate(subject, drift, lambda homogenizer: measures("candidate", _apply(homogenizer, drifted)))
+    serving = "candidate" if row["verdict"] == "accepted" else "drifted"
+    return row | {name.replace(serving, "served"): row[name] for name in row.keys() & {serving, f"{serving}_auc"}}
 
 
-def _frames(subject: Subject, drift: Drift, images: np.ndarray, first: int) -> Tensor:
-    """Return the drifted frames, normalised; `first` is the number of the first one, which selects its noise."""
-    return subject.normalise(np.stack([drift(image, first + i) for i, image in enumerate(images)]))
+def drifted_frames(subject: Subject, drift: CameraDrift, images: np.ndarray, first: int) -> Tensor:
+    """Return the drifted frames, normalised; `first` is the number of the first one, which selects its noise.
+
+    A grey camera is one of the colours of a colour camera.
+    """
+    grey = images.ndim == 3
+    seen = [drift(np.repeat(i[..., None], 3, 2) if grey else i, first + n) for n, i in enumerate(images)]
+    return subject.normalise(np.stack(seen)[..., 0] if grey else np.stack(seen))
 
 
-def _recalibrate(subject: Subject, drift: Drift, measure_accuracy: Callable[[nn.Module], float]) -> Row:
-    """Do what the daemon's worker does with its frames, and measure the accuracy of the candidate."""
-    frames = _frames(subject, drift, subject.scene.images[:UNLABELLED], 0)
+def area_under_curve(model: nn.Module, frames: Tensor, labels: Tensor) -> float:
+    """Return the area under the ROC curve of a network of two classes, in percent (Mann & Whitney 1947)."""
+    with torch.no_grad():
+        margins = torch.cat([model(chunk) @ torch.tensor([-1.0, 1.0]) for chunk in frames.split(256)])
+    positive, negative = margins[labels == 1], margins[labels == 0]
+    above = (positive[:, None] > negative).double() + 0.5 * (positive[:, None] == negative)
+    return 100 * float(above.mean())
+
+
+def _recalibrate(subject: Subject, drift: CameraDrift, measure: Callable[[nn.Module], Row]) -> Row:
+    """Do what the daemon's worker does with its frames, and measure the candidate."""
+    frames = drifted_frames(subject, drift, subject.scene.images[:UNLABELLED], 0)
     to_fit, to_replicate, held_out = frames.split((FIT_FRAMES, REPLICATE_FRAMES, JUDGE_FRAMES))
     scorer = Scorer.of(tap(subject.network), frame_shape(frames), subject.limits)
     against = collect_champions(scorer, None, held_out)
@@ -137,10 +171,10 @@ def _recalibrate(subject: Subject, drift: Drift, measure_accuracy: Callable[[nn.
         "candidate_score": verdict.as_dict()["evidence"]["candidate"]["score"],
         "verdict": "accepted" if verdict.accepted else "rejected",
         "reason": verdict.reason,
-        "candidate": measure_accuracy(fitted.homogenizer),
         "seconds": fitted.seconds + second.seconds,
         "start": fitted.start,
         "extent": asdict(Extent.of(fitted.homogenizer)),
+        **measure(fitted.homogenizer),
     }
 
 
@@ -172,8 +206,10 @@ def _title(row: Row) -> str:
 
 
 def _show_tables(rows: Sequence[Row], summary: dict[str, dict[str, Any]]) -> None:
-    keys = ("clean", "drifted", "candidate", "verdict", "served", "score", "candidate_score", "seconds")
     for name, part in summary.items():
+        keys = ["clean", "drifted", "candidate", "verdict", "served", "score", "candidate_score", "seconds"]
+        if name == "X-rays":
+            keys += ["clean_auc", "drifted_auc", "candidate_auc"]
         title = (
             f"{name}: accuracy in %; mean drifted {part['drifted_mean']:.1f}, served {part['served_mean']:.1f}; "
             f"at worst {part['worst_gain']:+.2f} ({part['worst_gain_at']})"

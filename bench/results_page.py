@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.benches import BENCHES, claim
-from bench.page.accuracy import cameras, curve, demo, drifts, fits, mixes, paper, peers
+from bench.page.accuracy import cameras, corruptions, curve, demo, drifts, fits, mixes, paper, peers
 from bench.page.decisions import dense, judge, proxy, readouts, streams
 from bench.page.result import Result, find, load, percent, prose, table, with_worst
 from bench.page.runtime import attack, gpu, handover, intake, latency, overhead, precision, speed, swap
@@ -19,7 +19,7 @@ FOLDER, PAGE = ROOT / "bench" / "results", ROOT / "docs" / "results.md"
 # Heading, sections by the name of their bench.
 PARTS = {
     "Accuracy": {"demo": demo, "fit": fits, "curve": curve, "peers": peers, "cameras": cameras}
-    | {"mixes": mixes}
+    | {"mixes": mixes, "corruptions": corruptions}
     | {"drifts": drifts, "paper": paper},
     "Decisions": {"judge": judge, "proxy": proxy, "readouts": readouts, "drift": drift, "dense": dense}
     | {"streams": streams},
@@ -35,6 +35,7 @@ TITLES = {
     "peers": "Other methods",
     "cameras": "Another laboratory's camera",
     "mixes": "Another mix of classes",
+    "corruptions": "The corruptions of CIFAR-10-C",
     "drifts": "One drift at a time",
     "paper": "The tables of the paper",
     "judge": "The judge",

@@ -22,8 +22,7 @@ from bench.drift.alarms import (
     river_detectors,
 )
 from bench.drift.replay import VIEWS, WINDOW, Recorded, record, windows
-from bench.drifts import DRIFTS, STRENGTHS
-from bench.judge.cameras import COLOUR_DRIFTS
+from bench.drifts import COLOUR_DRIFTS, DRIFTS, STRENGTHS
 from bench.material.subjects import SUBJECTS, Subject
 from bench.provenance import MATERIAL, METHOD
 from bench.report import show_rows

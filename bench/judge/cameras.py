@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from bench.drifts import DRIFTS
+from bench.drifts import COLOUR_DRIFTS, DRIFTS
 from bench.fit import CAMERA
 from bench.material.perturbation import KAPPA, Perturbation
 from bench.material.subjects import SUBJECTS, Subject
@@ -34,7 +34,6 @@ COMMONEST = 10  # classes that such a view chooses from
 RECIPES = ("paper", "camera", *("drawn",) * 3, "paper", *("drawn",) * 4)
 KAPPAS = {3: KAPPA, 1: 0.3}  # the paper's strength by the number of channels
 GREY_CAMERA = "fixed-pattern=12,blur=0.7,exposure=-0.5"
-COLOUR_DRIFTS = ("cross-talk", "white balance")  # that a grey camera cannot have
 TEST_NOISE = 100_000  # added to the number of a test image, which selects its noise
 
 # Images (N, H, W[, 3]) uint8 and their numbers, which select the noise of each, to normalised frames (N, C, H, W).

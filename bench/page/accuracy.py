@@ -19,6 +19,7 @@ NETWORK_NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
 PAPER_CLEAN, PAPER_ROW = ("cifar10", "baseline", "CLEAN"), ("cifar10", "unsupervised", "NN ALL")
 PAPER_BATCHES = 4  # of 128 frames in each epoch of the paper's procedure
 NEAR_CLEAN = 2.0  # points
+CORRUPTION_COLUMNS = ("nothing", "batch statistics", "TENT", "oracle", "fitted", "verdict", "served")
 EXAMPLES = (  # of single drifts: text, data, drift, strength
     ("defocus of 1.2 px", "defocus", "strong"),
     ("two stops too dark", "underexposure", "strong"),
@@ -207,6 +208,38 @@ def mixes(results: Results) -> str:
         accuracy; the worst, {missed}. No judge decides here. A network's threshold between two classes need not be
         where it is best for both: a fit that does not know the mix moves it, now and then for the better (X-rays)."""
     return blocks(table(head, rows), result.provenance(), prose(text), notes(results, "mixes"))
+
+
+def corruptions(results: Results) -> str:
+    """Return the section about CIFAR-10-C."""
+    result = results["corruptions"]
+    settings, parts = result["settings"], []
+    for data, summary in result["summary"].items():
+        own = [row for row in result["rows"] if row["data"] == data]
+        rows = [[row["corruption"], *(_corruption_cell(row.get(name)) for name in CORRUPTION_COLUMNS)] for row in own]
+        for group, means in summary["means"].items():
+            cells = (_corruption_cell(means.get(name)) for name in CORRUPTION_COLUMNS)
+            rows.append([f"**mean, {group}**", *cells])
+        parts += [f"#### {data}", table(("corruption", *CORRUPTION_COLUMNS), rows)]
+    summary = result["summary"]
+    worst = min(summary, key=lambda data: summary[data]["worst_gain"])
+    text = [
+        f"""Severity 5, with the constants for 32x32 pixels and random numbers of our own; {settings["test_images"]:,}
+        test images. Clean accuracy: {
+            ", ".join(f"{data} {percent(find(result['rows'], data=data)['clean'])}" for data in summary)
+        }. Batch statistics and TENT adapt the model to the test stream in batches of {settings["batch"]}
+        frames of all classes; recald has seen {settings["frames"]} others, as in the daemon, and leaves the model as
+        it is. *Oracle*: a linear map by least squares to the clean images, behind replaced pixels where that is
+        better. *Fitted*: whatever the judge says; *served*: what it lets serve, else the camera as it is.""",
+        f"""*Of a camera* are those that a linear map, a tone curve or the replacement of pixels can undo:
+        {", ".join(settings["of_a_camera"])}. The largest loss to what the judge let serve:
+        {summary[worst]["worst_gain"]:+.1f} points ({worst}, {summary[worst]["worst_gain_at"]}).""",
+    ]
+    return blocks(*parts, result.provenance(), *map(prose, text), notes(results, "corruptions"))
+
+
+def _corruption_cell(value: Any) -> str:
+    return percent(value) if isinstance(value, float) else value or "-"
 
 
 def drifts(results: Results) -> str:
