@@ -33,7 +33,7 @@ CODE = (*DRIFTS_CODE, "bench/corruptions.py")
 
 NETWORKS = ("CIFAR-10", "CIFAR-10, light")
 OF_A_CAMERA = ("impulse noise", "defocus blur", "motion blur", "zoom blur", FROST, "fog", "brightness", "contrast")
-SEED = 11  # of the corruptions and the fits; seeds 0 to 9 are for choosing
+SEED = 13  # of the corruptions and the fits; seeds 0 to 9 are for choosing
 BATCH = 200  # frames of the test stream for methods that need batches, as Wang et al. 2021 use on CIFAR-10
 ORACLE_KERNEL = 9  # side in pixels; 7 and 15 differ by less than a point
 ORACLE_PATCHES = 120_000
