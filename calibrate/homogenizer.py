@@ -39,7 +39,7 @@ class Homogenizer(nn.Module):
     defect_step: (C,), only with `defects`. Values further than that from the median around them are replaced by it.
     gain: (1, 1, H, W), and black: (C,), only with `shading`. The light above black is multiplied by the gain.
     kernel_size: k in pixels, odd and at most H and W. Default: `largest_kernel(height, width)`.
-    Raises ValueError for another kernel_size.
+    Raises ValueError for another kernel_size, and for `defects` in frames that are one pixel wide or high.
     """
 
     defect_step: nn.Parameter | None
@@ -60,6 +60,8 @@ class Homogenizer(nn.Module):
         kernel_size = largest_kernel(height, width) if kernel_size is None else kernel_size
         if kernel_size % 2 == 0 or not 1 <= kernel_size <= min(height, width):
             raise ValueError(f"kernel_size {kernel_size} must be odd and fit into {height}x{width} frames")
+        if defects and min(height, width) < 2:
+            raise ValueError(f"no pixel of {height}x{width} frames has neighbours on all sides, as defects need")
         self._architecture: dict[str, Any] = {"channels": channels, "height": height, "width": width}
         self._architecture |= {"kernel_size": kernel_size}
         self._architecture |= {name: True for name, used in (("defects", defects), ("shading", shading)) if used}
@@ -90,7 +92,7 @@ class Homogenizer(nn.Module):
         """Return a copy that has these parts, too; one that is new changes nothing."""
         has = self.optional_parts
         parts = {"defects": defects or has["defects"], "shading": shading or has["shading"]}
-        copy = Homogenizer(**self._architecture | parts).to(self.bias.device)
+        copy = Homogenizer(**self._architecture | parts).to(self.bias)
         copy.load_state_dict(copy.state_dict() | self.state_dict())
         return copy.requires_grad_(self.bias.requires_grad).train(self.training)
 

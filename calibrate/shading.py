@@ -13,8 +13,7 @@ def brighten(frames: Tensor, gain: Tensor, black: Tensor) -> Tensor:
 
     black: (C,) value of no light, in the units of the frames.
     """
-    dark = black.view(1, -1, 1, 1)
-    return (frames - dark) * gain + dark
+    return frames * gain + black.view(1, -1, 1, 1) * (1 - gain)  # a gain of 1 changes nothing, whatever is black
 
 
 def squared_radius(height: int, width: int) -> Tensor:

@@ -45,7 +45,10 @@ def defocus_blur(image: np.ndarray, random: Generator) -> np.ndarray:
 
 
 def glass_blur(image: np.ndarray, random: Generator) -> np.ndarray:
-    """Blur, exchange each pixel with itself or a neighbour above and left of it, twice, and blur again."""
+    """Blur, exchange each pixel with itself or a neighbour above or left of it, twice, and blur again.
+
+    The authors' code exchanges views of an array, which copies one pixel over the other instead.
+    """
     height, width = image.shape[:2]
     places = list(range(height * width))
     for shifts in random.choice([0, 1, width, width + 1], (2, height * width)).tolist():

@@ -252,8 +252,9 @@ def drifts(results: Results) -> str:
         rows.append([name, *accuracies, f"{part['worst_gain']:+.1f} ({part['worst_gain_at']})", verdicts])
     examples = "; ".join(_example(result, *example) for example in EXAMPLES)
     text = [
-        f"""Each of 16 kinds of drift at three strengths, and none, on CIFAR-10 (ResNet-20) and on traffic signs (GTSRB,
-        with a ResNet-20 that the bench trains). As in the daemon, {result["settings"]["judge_frames"]} drifted frames
+        f"""Each of 16 kinds of drift at three strengths, and none, on CIFAR-10 (ResNet-20), on traffic signs (GTSRB,
+        with a ResNet-20 that the bench trains) and, without colours, on X-rays of the chest (with a small network that
+        the bench trains). As in the daemon, {result["settings"]["judge_frames"]} drifted frames
         decide whether a fit is needed and judge the candidate; {result["settings"]["fit_frames"]} others are fitted
         to. Gains are in points. The verdict is *unneeded* where the frames look clean.""",
         f"""On CIFAR-10: {examples}. JPEG is not undone, nor is strong temporal noise, where the judge keeps the camera

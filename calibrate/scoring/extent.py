@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, inf, pi
 from typing import NamedTuple
 
 import torch
@@ -29,8 +29,9 @@ class Extent:
     normalised input units, curve and kernel have no unit. kernel_size: in pixels.
     slope: of the tone curve. If it is not above 0, different values become the same.
     gain: of the kernel for one spatial frequency and mixture of channels: singular values of its transfer matrix.
-    shading: factor for the light of a pixel.
-    defects: whether pixels are replaced that stand out of their neighbours.
+    shading: factor for the light of a pixel. black: largest absolute value that counts as no light there, in normalised
+    input units.
+    defect_step: least distance from its neighbours by which a pixel is replaced, in the same units; inf without that.
     jacobian: factor by which the difference between two frames shrinks or grows, farther from the border than half the
     kernel. Nearer to the border, where frames are reflected, it may grow twice as much, and three times for a kernel
     as wide as the frame. It is that of frames in which no pixel is replaced.
@@ -44,7 +45,8 @@ class Extent:
     slope: Range
     gain: Range
     shading: Range
-    defects: bool
+    black: float
+    defect_step: float
     jacobian: Range
 
     @classmethod
@@ -58,7 +60,7 @@ class Extent:
         gain = kernel_gain(kernel)
         steepest = float(slopes.abs().max())
         slope = Range(float(slopes.min()), float(slopes.max()))
-        light = homogenizer.gain
+        light, black, step = homogenizer.gain, homogenizer.black, homogenizer.defect_step
         shading = Range(1.0, 1.0) if light is None else Range(float(light.min()), float(light.max()))
         brightest = max(abs(shading.least), abs(shading.most))
         return cls(
@@ -70,7 +72,8 @@ class Extent:
             slope=slope,
             gain=gain,
             shading=shading,
-            defects=homogenizer.defect_step is not None,
+            black=0.0 if black is None else float(black.abs().max()),
+            defect_step=inf if step is None else float(step.min()),
             jacobian=Range(
                 max(slope.least, 0.0) * max(shading.least, 0.0) * gain.least, steepest * brightest * gain.most
             ),

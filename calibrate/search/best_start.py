@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from calibrate.defects import replace_defects
+from calibrate.defects import replace_defects_of_many
 from calibrate.gpu import replayable
 from calibrate.homogenizer import Homogenizer
 from calibrate.search.defects import find_defect_step
@@ -47,7 +48,7 @@ CORRECTION_FRAMES = 128  # frames on which defects and shading are looked for
 CORRECTED_MAX_LOSS_RATIO = 0.8
 
 # Evaluations of START_FRAMES: 9 linear starts, a search of rotations, which costs twice that, and 13 of half as many
-# frames for defects and shading.
+# frames for defects and shading. Where one is found 9 more follow, and a second descent for one stage.
 PLANNED_STARTS = 33
 
 LOSS_NOT_FINITE = "the loss is not finite: the network overflows on these frames; check their normalisation"
@@ -60,17 +61,15 @@ class Start:
     """Where a descent begins.
 
     homogenizer: ρ without the replacement of defects. defect_step: (C,) of that replacement, None without it.
-    name: of the closed form. losses: objective of each one that was tried, in nats.
+    frames: (N, C, H, W) to descend on, behind that replacement, which no descent changes.
+    name: of the closed form. losses: objective of each one that was tried, in nats; of some on corrected frames.
     """
 
     homogenizer: Homogenizer
+    frames: Tensor
     name: str
     losses: dict[str, float]
     defect_step: Tensor | None
-
-    def prepare(self, frames: Tensor) -> Tensor:
-        """Return frames (N, C, H, W) as they are behind the replacement of defects; nothing else of ρ changes that."""
-        return frames if self.defect_step is None else replace_defects(frames, self.defect_step)
 
     @torch.no_grad()
     def complete(self, fitted: Homogenizer) -> Homogenizer:
@@ -98,12 +97,13 @@ class _Correction(NamedTuple):
     def __bool__(self) -> bool:
         return self.defect_step is not None or self.gain is not None
 
-    def __call__(self, frames: Tensor) -> Tensor:
-        if self.defect_step is not None:
-            frames = replace_defects(frames, self.defect_step)
-        if self.gain is not None and self.black is not None:
-            frames = brighten(frames, self.gain, self.black)
-        return frames
+    def replace(self, frames: Tensor) -> Tensor:
+        """Replace the defects in frames (N, C, H, W)."""
+        return frames if self.defect_step is None else replace_defects_of_many(frames, self.defect_step)
+
+    def brighten(self, frames: Tensor) -> Tensor:
+        """Undo the shading of frames (N, C, H, W)."""
+        return frames if self.gain is None or self.black is None else brighten(frames, self.gain, self.black)
 
     @torch.no_grad()
     def start(self, fitted: Homogenizer) -> Homogenizer:
@@ -119,9 +119,13 @@ class _Correction(NamedTuple):
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The best start on frames that were corrected: its name, and how it is made. losses: of all starts, in nats."""
+    """The best start on frames that were corrected: its name, and how it is made. losses: of all starts, in nats.
+
+    frames: behind the replacement of defects alone, (N, C, H, W).
+    """
 
     correction: _Correction
+    frames: Tensor
     name: str
     losses: dict[str, float]
     make: Callable[[], Homogenizer]
@@ -145,18 +149,21 @@ class StartSearch:
     def run(self, frames: Tensor, labels: Tensor | None) -> list[Start]:
         """Return the start with the lowest objective on frames (N, C, H, W), without a correction of their pixels.
 
-        Where defects or shading seem to be there, the best start behind their correction comes second: statistics of
-        the first layers may be met by a wrong gain, and only a descent tells. Tone curves are tried if no colour map
-        for each frequency is needed. The negatives are tried for a single channel.
+        Where defects or shading seem to be there, the best start behind their correction comes second if it is far
+        better: a wrong gain may meet the statistics of the first layers, and only a descent tells. Tone curves are
+        tried if no colour map for each frequency is needed. The negatives are tried for a single channel.
         labels: (N,) int64 if the objective needs them. Raises FitError if no start has a finite objective.
         """
         chosen = [self._choose(_Correction(), frames, labels)]
         if correction := self._find_correction(frames[:CORRECTION_FRAMES], first_of(labels, CORRECTION_FRAMES)):
-            corrected = self._choose(correction, correction(frames), labels)
-            if corrected.loss < CORRECTED_MAX_LOSS_RATIO * chosen[0].loss:
-                chosen.append(corrected)
+            with suppress(FitError):  # no start behind the correction has a finite objective
+                corrected = self._choose(correction, frames, labels)
+                chosen += [corrected] if corrected.loss < CORRECTED_MAX_LOSS_RATIO * chosen[0].loss else []
         losses = {name: loss for one in chosen for name, loss in one.losses.items()}
-        return [Start(one.correction.start(one.make()), one.name, losses, one.correction.defect_step) for one in chosen]
+        return [
+            Start(one.correction.start(one.make()), one.frames, one.name, losses, one.correction.defect_step)
+            for one in chosen
+        ]
 
     def _find_correction(self, frames: Tensor, labels: Tensor | None) -> _Correction:
         """Return what corrects defects and shading; both need black and white."""
@@ -164,20 +171,22 @@ class StartSearch:
         if limits is None:
             return _Correction()
 
-        def score(seen: Tensor, offset: Tensor) -> float:
+        def loss_of(seen: Tensor, offset: Tensor) -> float:
             start = pattern_start(offset) if self._source is None else colour_start(seen, self._source, offset)
             return self._report(self._objective.evaluate(start, seen, labels), len(seen))
 
-        def score_of_either(seen: Tensor) -> float:
-            return min(score(seen, none), score(seen, offset_map(seen, PATTERN_SIGMAS_PX[0])))
+        def loss_of_either(seen: Tensor) -> float:
+            return min(loss_of(seen, none), loss_of(seen, offset_map(seen, PATTERN_SIGMAS_PX[0])))
 
         none = torch.zeros_like(frames[:1])
-        step = find_defect_step(lambda seen: score(seen, none), frames, limits)
-        seen = frames if step is None else replace_defects(frames, step)
-        return _Correction(step, find_gain(score_of_either, seen, limits), limits.black)
+        step = find_defect_step(lambda seen: loss_of(seen, none), frames, limits)
+        replaced = _Correction(step).replace(frames)
+        return _Correction(step, find_gain(loss_of_either, replaced, limits), limits.black)
 
-    def _choose(self, correction: _Correction, frames: Tensor, labels: Tensor | None) -> _Chosen:
-        """Choose among the starts for frames that were corrected. Raises FitError if none has a finite objective."""
+    def _choose(self, correction: _Correction, seen: Tensor, labels: Tensor | None) -> _Chosen:
+        """Choose among the starts for frames that are corrected. Raises FitError if none has a finite objective."""
+        replaced = correction.replace(seen)
+        frames = correction.brighten(replaced)
         few, few_labels, limits = frames[:START_FRAMES], first_of(labels, START_FRAMES), self._objective.limits
         score, losses = _StartScorer(self._objective, few, few_labels), {}
 
@@ -202,7 +211,7 @@ class StartSearch:
             best_tone = _lowest(tone_losses)
             if best_tone is not None and tone_losses[best_tone] < TONE_START_MAX_LOSS_RATIO * linear[best]:
                 best, make = best_tone, partial(starts.__getitem__, best_tone)
-        return _Chosen(correction, correction.name + best, losses, make)
+        return _Chosen(correction, replaced, correction.name + best, losses, make)
 
     def _rotated(self, starts: SpectralStarts, frames: Tensor, labels: Tensor | None) -> Homogenizer:
         """Return the start with the rotation of its three colours that the network's last layer fits best.

@@ -17,17 +17,17 @@ LOST_SHARE_STEP = 0.1  # half way between them
 SHADING_MAX_LOSS_RATIO = 0.6
 
 
-def find_gain(score: Callable[[Tensor], float], frames: Tensor, limits: Limits) -> Tensor | None:
+def find_gain(loss_of: Callable[[Tensor], float], frames: Tensor, limits: Limits) -> Tensor | None:
     """Return the gain (1, 1, H, W) that undoes the shading of frames (N, C, H, W); None if there is hardly any.
 
-    score: the objective in nats that the best simple start reaches behind frames like these.
+    loss_of: the objective in nats that the best simple start reaches on frames like these.
     """
     height, width = frames.shape[2:]
 
     def loss(lost: float) -> float:
-        return score(brighten(frames, lens_gain(lost, height, width).to(frames.device), limits.black))
+        return loss_of(brighten(frames, lens_gain(lost, height, width).to(frames.device), limits.black))
 
-    losses = {0.0: score(frames)} | {lost: loss(lost) for lost in LOST_SHARES}
+    losses = {0.0: loss_of(frames)} | {lost: loss(lost) for lost in LOST_SHARES}
     best = min(losses, key=losses.__getitem__)
     if best == 0.0:
         return None

@@ -18,6 +18,7 @@ TONE_EXPONENTS = (0.45, 0.65, 1.5, 2.2)  # 1/2.2 and 2.2 are the gammas of displ
 TONE_QUANTILES = 256  # values of each channel at which a curve is fitted
 MAX_TONE_VALUES = 2**17  # sorted values of a channel; more give the same quantiles and take seconds
 CURVE_RIDGE = 1e-4  # weight of the squared slope changes; bounds the slopes beyond the range of values
+MAX_STRETCH = 4.0  # bound of the logarithm of a slope change: values far beyond white would make it overflow
 CURVE_FIT_ITERATIONS = 60  # iterations of L-BFGS; they take milliseconds
 
 
@@ -58,8 +59,11 @@ def _fit_curve(homogenizer: Homogenizer, values: Tensor, wanted: Tensor) -> tupl
     stretch = torch.zeros(homogenizer.curve.shape, requires_grad=True)  # logarithm of 1 + curve: every curve rises
     optimizer = torch.optim.LBFGS([stretch], max_iter=CURVE_FIT_ITERATIONS, line_search_fn="strong_wolfe")
 
+    def curve() -> Tensor:
+        return stretch.clamp(-MAX_STRETCH, MAX_STRETCH).expm1()
+
     def misfit() -> tuple[Tensor, Tensor, Tensor]:
-        toned = apply_tone_curve(values[None, :, :, None], stretch.expm1())[0, :, :, 0]
+        toned = apply_tone_curve(values[None, :, :, None], curve())[0, :, :, 0]
         spread = toned - toned.mean(1, keepdim=True)
         centre = wanted.mean(1)
         gain = (spread * (wanted - centre[:, None])).mean(1) / spread.square().mean(1).clamp_min(1e-9)
@@ -75,6 +79,6 @@ def _fit_curve(homogenizer: Homogenizer, values: Tensor, wanted: Tensor) -> tupl
 
     optimizer.step(closure)
     with torch.no_grad():
-        homogenizer.curve.copy_(stretch.expm1())
+        homogenizer.curve.copy_(curve())
         _, gain, bias = misfit()
     return gain, bias

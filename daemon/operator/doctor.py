@@ -98,8 +98,11 @@ def _check_backend(name: str) -> str:
     """Build a homogenizer, run it and compare it with the eager one."""
     backend = load_backend(name)
     backend.check_device()
-    frames, homogenizer = torch.randn(1, *PROBE_SHAPE), Homogenizer(*PROBE_SHAPE).eval()
+    frames, homogenizer = torch.randn(1, *PROBE_SHAPE), Homogenizer(*PROBE_SHAPE, defects=True, shading=True).eval()
     with torch.no_grad():  # a new homogenizer is the identity, which would prove little
+        for part, value in ((homogenizer.defect_step, 1.0), (homogenizer.gain, 1.5), (homogenizer.black, -1.0)):
+            assert part is not None
+            part.fill_(value)
         homogenizer.offset.normal_()
         homogenizer.kernel.add_(0.1 * torch.randn_like(homogenizer.kernel))
     started = time.perf_counter()

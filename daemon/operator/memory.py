@@ -18,7 +18,9 @@ from deploy.model.card import InputCard
 from deploy.model.frozen import FrozenModel
 
 # Measured on fits and drift checks of 64 to 512 frames of 128x128 and 256x256.
-FIT_BYTES_PER_VALUE = 12  # float32 frames, the part that is fitted to, and its shuffled copy
+# Float32 frames, the part that is fitted to, and its shuffled copy; where a camera needs it two more, with replaced
+# pixels and with evened light.
+FIT_BYTES_PER_VALUE = 20
 FIT_ACTIVATIONS = 3.5  # of a chunk's activations: features, gradients, and what they are computed from
 CHECK_BYTES_PER_VALUE = 5
 PROCESSES_BYTES = 3 * 300 * 2**20  # the daemon and two workers, with their libraries

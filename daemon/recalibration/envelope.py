@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -40,7 +41,8 @@ class RangeLimit(Section):
 class HomogenizerLimits(Section):
     """Limits of what calibrate.scoring.extent measures; a missing key means no limit.
 
-    defects: false if no pixel may be replaced by its neighbours.
+    But where `shading` or `defect_step` is missing, no homogenizer has that part: an envelope that was signed before
+    there were such parts admits none of them. defect_step: the least one, null for none.
     """
 
     curve: Distance | None = None
@@ -50,8 +52,9 @@ class HomogenizerLimits(Section):
     kernel_size: int | None = Field(default=None, ge=1)
     slope: RangeLimit = RangeLimit()
     gain: RangeLimit = RangeLimit()
-    shading: RangeLimit = RangeLimit()
-    defects: bool = True
+    shading: RangeLimit = RangeLimit(least=1, most=1)
+    black: Distance | None = None
+    defect_step: Distance | None = None
     jacobian: RangeLimit = RangeLimit()
 
     def violations(self, extent: Extent) -> Iterator[str]:
@@ -60,8 +63,10 @@ class HomogenizerLimits(Section):
             measured = getattr(extent, name)
             if isinstance(limit, RangeLimit):
                 yield from (f"{name}.{problem}" for problem in limit.violations(measured))
-            elif isinstance(limit, bool):
-                yield from (f"{name}: pixels are replaced, which is not allowed" for _ in range(measured and not limit))
+            elif name == "defect_step":
+                least = math.inf if limit is None else limit
+                if not measured >= least:
+                    yield f"{name} {measured:.6g}, at least {least:.6g} is allowed"
             elif limit is not None and not measured <= limit:
                 yield f"{name} {measured:.6g}, at most {limit:.6g} is allowed"
 

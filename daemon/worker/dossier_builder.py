@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from calibrate import FitResult
+from calibrate.defects import NO_STEP
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.homogenizer import TONE_KNOTS, Homogenizer
 from calibrate.judge import Evidence, Verdict, json_values
@@ -118,7 +119,7 @@ def describe_effect(homogenizer: Homogenizer, normalisation: Normalisation) -> d
     grey = torch.tensor(RESPONSE_LEVELS, dtype=torch.float32)
     even_frames = ((grey[:, None] / 255 - mean) / std)[:, :, None, None].expand(-1, *size)  # (levels, C, H, W)
     with torch.no_grad():
-        response = (homogenizer(even_frames).mean((2, 3)) * std + mean) * 255  # (levels, C)
+        response = (_without_shading(homogenizer)(even_frames).mean((2, 3)) * std + mean) * 255  # (levels, C)
     tensors = {
         "curve": homogenizer.curve.detach(),
         "offset": homogenizer.offset.detach().abs().amax((0, 2, 3)) * std * 255,
@@ -126,12 +127,22 @@ def describe_effect(homogenizer: Homogenizer, normalisation: Normalisation) -> d
         "colour": kernel.sum((2, 3)),
         "kernels": kernel[range(len(kernel)), range(len(kernel))],
     }
-    if homogenizer.defect_step is not None:
+    if homogenizer.defect_step is not None and bool((homogenizer.defect_step < NO_STEP).any()):
         tensors["defect_step"] = homogenizer.defect_step.detach() * std * 255
-    if homogenizer.gain is not None:
+    if homogenizer.gain is not None and bool((homogenizer.gain != 1).any()):
         tensors["shading"] = _along_the_radius(homogenizer.gain.detach())
     rounded = {name: _round_weights(tensor) for name, tensor in tensors.items()}
     return {"knots": TONE_KNOTS, "levels": RESPONSE_LEVELS} | rounded
+
+
+def _without_shading(homogenizer: Homogenizer) -> Homogenizer:
+    """Return ρ as it is in the middle of the picture, where a lens loses no light."""
+    if homogenizer.gain is None:
+        return homogenizer
+    middle = homogenizer.with_parts()
+    assert middle.gain is not None
+    middle.gain.data.fill_(1)
+    return middle
 
 
 def _along_the_radius(gain: Tensor) -> Tensor:

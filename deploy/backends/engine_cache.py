@@ -18,7 +18,7 @@ from deploy.model.frozen import FrozenModel
 from deploy.model.precision import to_precision
 
 CACHE_FOLDER = "compiled"  # below the state directory
-MAX_KEPT = 16  # model and homogenizers of three kinds by two backends, of this release and of the one before
+MAX_KEPT = 16  # model and homogenizers of the parts that a device meets, by two backends, of two releases
 CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 log = logging.getLogger(__name__)

@@ -83,7 +83,7 @@ class Backend(Protocol):
 
 @runtime_checkable
 class SharesKernels(Protocol):
-    """A backend with one engine for all homogenizers of one frame shape: they differ in their weights only."""
+    """A backend with one engine for all homogenizers of the same parts and frame shape: only their weights differ."""
 
     def with_weights_of(self, homogenizer: nn.Module, compiled: bytes) -> bytes:
         """Replace the weights in the compiled form of another homogenizer. Raises ModelError."""

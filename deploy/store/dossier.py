@@ -114,7 +114,8 @@ class HomogenizerRecord(_DossierPart):
     knots: (knots,) where the tone curve bends, in Φ's normalised input space.
     curve: (C, knots) each knot stretches the values above it by 1 + curve.
     offset: (C,) largest absolute value of the offset map, in grey levels.
-    levels: (levels,) grey levels. response: (levels, C) output for an even frame of that level, in grey levels.
+    levels: (levels,) grey levels. response: (levels, C) output for an even frame of that level, in grey levels, where
+    no shading is undone.
     colour: (C, C) weight of each input channel (column) in each output channel (row), summed over the kernel.
     kernels: (C, k, k) kernel of each channel onto itself.
     defect_step: (C,) grey levels above which a pixel that differs from its neighbours is replaced; None if none is.

@@ -1,11 +1,13 @@
 """Pixels that stand out of their neighbours get the median around them, and no other value is touched."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calibrate.defects import median_of_neighbours, replace_defects
+from calibrate.defects import median_of_neighbours, replace_defects, replace_defects_of_many
+from calibrate.search.defects import DEFECT_STEPS
 
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(2, 12), st.integers(2, 12))
 seeds = st.integers(0, 1000)
@@ -45,3 +47,15 @@ def test_dead_pixels_of_an_even_gradient_are_all_repaired():
     spoilt[0, 0, ::4, 2::5] = 3.0
     repaired = replace_defects(spoilt, torch.tensor([0.5]))
     assert (repaired - clean).abs().max() < 0.1
+
+
+def test_many_frames_give_what_each_gives_alone():
+    frames = noise((37, 2, 6, 5), 0)
+    step = torch.tensor([0.7, 1.2])
+    assert torch.equal(replace_defects_of_many(frames, step), replace_defects(frames, step))
+
+
+def test_no_step_lies_on_a_level_of_a_camera():
+    """Two normalisations that are equal but for rounding must replace the same pixels."""
+    for share in DEFECT_STEPS:
+        assert share * 255 % 1 == pytest.approx(0.5)

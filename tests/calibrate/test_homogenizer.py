@@ -46,6 +46,12 @@ def test_a_new_one_is_the_identity_for_frames_one_pixel_wide(shape):
     assert torch.allclose(Homogenizer(*shape)(frames), frames, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 8), (8, 1)])
+def test_defects_need_neighbours(height, width):
+    with pytest.raises(ValueError, match=f"no pixel of {height}x{width} frames has neighbours"):
+        Homogenizer(3, height, width, defects=True)
+
+
 @pytest.mark.parametrize("added", PARTS)
 @pytest.mark.parametrize("before", PARTS)
 def test_a_part_that_is_added_changes_nothing_and_none_is_lost(before, added):

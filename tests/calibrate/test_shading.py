@@ -35,7 +35,12 @@ def test_a_lens_that_loses_this_share_is_evened_out(lost):
     assert torch.allclose(restored[0].permute(1, 2, 0), torch.from_numpy(scene), rtol=1e-4)
 
 
+def test_a_gain_of_one_changes_nothing_whatever_is_black():
+    frames = torch.randn(2, 3, 5, 5)
+    assert torch.equal(brighten(frames, torch.ones(1, 1, 5, 5), torch.full((3,), 1e9)), frames)
+
+
 def test_black_stays_black():
     black = torch.tensor([-2.0, 0.5])
     frames = black.view(1, 2, 1, 1).expand(3, 2, 6, 6)
-    assert torch.equal(brighten(frames, 3 * torch.ones(1, 1, 6, 6), black), frames)
+    assert torch.allclose(brighten(frames, 3 * torch.ones(1, 1, 6, 6), black), frames)

@@ -48,7 +48,8 @@ class GpuBackend(ABC):
     stand_in: str | None = None
 
     def __init__(self) -> None:
-        self._engines: dict[str, GpuEngine] = {}  # by SHA-256: one for Φ, and one for ρ of each frame shape
+        # By SHA-256: one for Φ, and one for ρ of each frame shape and set of parts.
+        self._engines: dict[str, GpuEngine] = {}
 
     def check_device(self) -> None:
         require_gpu(f"backend {self.name!r}")

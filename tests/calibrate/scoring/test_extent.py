@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -46,7 +48,8 @@ def growth(homogenizer: Homogenizer, one: Tensor, other: Tensor) -> float:
 def test_the_identity_has_zeros_and_ones(channels, side):
     extent, ones = Extent.of(Homogenizer(channels, side, side)), Range(1.0, 1.0)
     assert (extent.curve, extent.offset, extent.kernel, extent.bias) == (0, 0, 0, 0)
-    assert extent.slope == extent.gain == extent.shading == extent.jacobian == ones and not extent.defects
+    assert extent.slope == extent.gain == extent.shading == extent.jacobian == ones
+    assert (extent.black, extent.defect_step) == (0, math.inf)
 
 
 def test_shading_is_a_range_and_part_of_how_differences_grow():
@@ -58,8 +61,12 @@ def test_shading_is_a_range_and_part_of_how_differences_grow():
     assert extent.jacobian.least == pytest.approx(1.0) and extent.jacobian.most >= 8.0
 
 
-def test_replaced_defects_are_told():
-    assert Extent.of(Homogenizer(3, 8, 8, defects=True)).defects
+def test_the_least_step_of_replaced_pixels_and_the_largest_black_are_told():
+    homogenizer = Homogenizer(3, 8, 8, defects=True, shading=True).requires_grad_(False)
+    homogenizer.defect_step.copy_(torch.tensor([0.9, 0.8, 1.0]))
+    homogenizer.black.copy_(torch.tensor([-2.0, 1.0, 0.5]))
+    extent = Extent.of(homogenizer)
+    assert extent.defect_step == pytest.approx(0.8) and extent.black == 2.0
 
 
 @pytest.mark.parametrize("part", ["curve", "offset", "kernel", "bias"])

@@ -71,3 +71,10 @@ def test_one_channel_is_enough(clean):
     start = tone_start(drifted, measured_source(grey), limits, 0.45)
     with torch.no_grad():
         assert (start(drifted) - grey).square().mean() < 0.05 * grey.var()
+
+
+@pytest.mark.parametrize("scale", [10.0, 100.0, 3000.0])
+@pytest.mark.parametrize("exponent", TONE_EXPONENTS)
+def test_values_far_beyond_black_and_white_give_a_finite_start(clean, source, exponent, scale):
+    start = tone_start(scale * clean, source, LIMITS, exponent)
+    assert all(bool(parameter.isfinite().all()) for parameter in start.parameters())

@@ -32,7 +32,7 @@ CONFIG = {
     "input": {"bind": ["ipc:///run/recald/frames"]},
     "output": {"bind": "tcp://127.0.0.1:5556"},
 }
-DISTANCES = ("curve", "offset", "kernel", "bias")
+DISTANCES = ("curve", "offset", "kernel", "bias", "black")
 SPANS = ("slope", "gain", "shading", "jacobian")
 ONE_FILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -95,16 +95,41 @@ def test_a_span_is_inside_from_its_least_to_its_most_and_not_beyond(name, least,
     assert len(broken) == (low < least) + (low + wider > most)
 
 
-@pytest.mark.parametrize("allowed", [True, False])
-def test_replaced_pixels_are_inside_where_they_are_allowed(tmp_path, allowed):
-    envelope = load_envelope(written(tmp_path, f"version: 1\nhomogenizer: {{defects: {str(allowed).lower()}}}"))
-    plain, replacing = Homogenizer(3, 8, 8), Homogenizer(3, 8, 8, defects=True)
-    assert envelope.admit(stored(plain)) is plain
-    if allowed:
-        assert envelope.admit(stored(replacing)) is replacing
-    else:
-        with pytest.raises(OutsideEnvelope, match="defects: pixels are replaced, which is not allowed"):
-            envelope.admit(stored(replacing))
+def with_defect_step(step: float) -> Homogenizer:
+    homogenizer = Homogenizer(3, 8, 8, defects=True).requires_grad_(False)
+    homogenizer.defect_step[1] = step
+    return homogenizer
+
+
+def with_shading(gain: float, black: float) -> Homogenizer:
+    homogenizer = Homogenizer(3, 8, 8, shading=True).requires_grad_(False)
+    homogenizer.gain[0, 0, 0, 7] = gain
+    homogenizer.black[2] = black
+    return homogenizer
+
+
+@pytest.mark.parametrize("step", [-1.0, 0.0, 0.4, float("nan")])
+def test_pixels_are_replaced_from_the_least_step_on(tmp_path, step):
+    envelope = load_envelope(written(tmp_path, "version: 1\nhomogenizer: {defect_step: 0.5}"))
+    for admitted in (with_defect_step(0.5), Homogenizer(3, 8, 8)):
+        assert envelope.admit(stored(admitted)) is admitted
+    with pytest.raises(OutsideEnvelope, match=f"defect_step {step:.6g}, at least 0.5 is allowed"):
+        envelope.admit(stored(with_defect_step(step)))
+
+
+@pytest.mark.parametrize("newer", [with_defect_step(1.0), with_shading(1.5, -2.0), with_shading(0.9, 0.0)])
+def test_an_envelope_of_before_admits_no_newer_part(tmp_path, newer):
+    envelope = load_envelope(written(tmp_path, "version: 1\nhomogenizer: {curve: 2}"))
+    assert envelope.admit(stored(plain := Homogenizer(3, 8, 8))) is plain
+    with pytest.raises(OutsideEnvelope, match=r"(defect_step|shading\.(most|least)) "):
+        envelope.admit(stored(newer))
+
+
+@pytest.mark.parametrize("beyond", [with_shading(1.0, 1e9), with_shading(0.5, 1e3), with_shading(1.0001, -1e6)])
+def test_what_counts_as_black_is_bounded(beyond):
+    """Where the gain is not 1, black is added to each value."""
+    with pytest.raises(OutsideEnvelope, match=r"black 1e\+0[369], at most 4 is allowed|black 1000"):
+        load_envelope(EXAMPLE).admit(stored(beyond))
 
 
 @given(st.sampled_from((*DISTANCES, *SPANS)))

@@ -18,6 +18,7 @@ from calibrate.features.statistics import FeatureStatistics
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import UNREPEATED, split_frames
 from calibrate.shading import lens_gain
+from calibrate.split import SplitHomogenizer
 from daemon.levels import to_levels
 from daemon.worker.context import WorkerContext
 from daemon.worker.dossier_builder import RESPONSE_LEVELS, describe_effect, digest_statistics, encode_examples
@@ -175,7 +176,17 @@ def test_replaced_defects_and_shading_are_recorded_only_where_they_are():
     assert told["defect_step"] == [pytest.approx(0.8 * 0.25 * 255)]
     assert told["shading"][-1] == pytest.approx(4.0) and told["shading"] == sorted(told["shading"])
     assert 1 <= told["shading"][0] < 1.1
+    assert told["response"] == describe_effect(plain, normalisation)["response"]  # in the middle of the picture
     json.dumps(told, allow_nan=False)
+
+
+def test_a_branch_without_a_part_that_the_other_has_is_told_as_one_without():
+    first = Homogenizer(1, 6, 8, defects=True, shading=True).requires_grad_(False)
+    first.defect_step.fill_(0.8)
+    first.gain.copy_(lens_gain(0.75, 6, 8))
+    split = SplitHomogenizer.of(torch.zeros(5), first, Homogenizer(1, 6, 8))
+    one, other = (describe_effect(branch, SimpleNamespace(mean=[0.5], std=[0.25])) for branch in split.branches)
+    assert {"defect_step", "shading"} <= set(one) and not {"defect_step", "shading"} & set(other)
 
 
 def test_another_reference_has_another_digest():
