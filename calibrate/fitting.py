@@ -10,7 +10,7 @@ then a plain function, and L-BFGS minimises it in far fewer passes than Adam on 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -25,6 +25,7 @@ from calibrate.gpu import fit_stream
 from calibrate.homogenizer import Homogenizer
 from calibrate.search.best_start import (
     CORRECTED_MAX_LOSS_RATIO,
+    CORRECTIONS,
     LOSS_NOT_FINITE,
     PLANNED_STARTS,
     START_FRAMES,
@@ -162,6 +163,7 @@ def fit(
     criterion: float = 0.0,
     source: Source | None = None,
     limits: Limits | None = None,
+    corrections: Collection[str] = CORRECTIONS,
     config: FitConfig | None = None,
     seed: int = 0,
     chunk: int | None = None,
@@ -178,6 +180,7 @@ def fit(
     criterion: weight of the cross-entropy of the network's outputs with the labels (r_crit of the paper).
     source: second-order description of clean frames, if it was measured. Default: it is read from the network.
     limits: black and white in the model's input space. Restored values outside are penalised.
+    corrections: the parts of ρ that are tried where a camera seems to need them, with limits: "defects", "shading".
     seed: of the order of the frames and of all random draws. Torch's global random state is not used.
     chunk: frames that go through the network at once; bounds memory. Default: as many as suit a processor.
     progress: called after each evaluation, of the starts and of the descent; an exception from it ends the fit and is
@@ -203,7 +206,7 @@ def fit(
         source = source or _shipped_source(taps, frames, seed, crop)
         timer.end("source")
         tracker = _Tracker(config, len(frames), progress)
-        starts = StartSearch(objective, source, generator, tracker.add_start).run(frames, labels)
+        starts = StartSearch(objective, source, generator, tracker.add_start, corrections).run(frames, labels)
         descents = [_Descent(start, objective, labels, generator) for start in starts]
         tracker.end_part()
         timer.end("starts")

@@ -30,7 +30,8 @@ def configuration() -> str:
         code("yaml", (EXAMPLES / "recald.yaml").read_text()),
         "## Envelope",
         "The file that `recalibrate.envelope` names. It bounds what a homogenizer may be, how much must be seen before "
-        "one serves, and what the configuration may allow. A key that is left out bounds nothing. What is outside is "
+        "one serves, and what the configuration may allow. A key that is left out bounds nothing, apart "
+        "from `shading` and `defect_step`, without which no homogenizer has these parts. What is outside is "
         "refused, never clipped. [How it decides](how-it-decides.md#envelope) says when it is checked; "
         "[Security](security.md#signed-envelope) says how to sign it.",
         table(("key", "value"), _envelope_rows(EnvelopeDocument, "")),

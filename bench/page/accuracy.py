@@ -15,6 +15,7 @@ Results = Mapping[str, Result]
 MODES = {"shipped": "", "commissioned": ", statistics of clean frames measured once"}
 DRIFT_KINDS = {"paper": "perturbation of the paper", "camera": "drift of a camera", "none": "no drift"}
 FIT_FILES = ("fit", "fit-resnet56")
+DRIFT_FILES = ("drifts", "drifts-x-rays")
 NETWORK_NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
 PAPER_CLEAN, PAPER_ROW = ("cifar10", "baseline", "CLEAN"), ("cifar10", "unsupervised", "NN ALL")
 PAPER_BATCHES = 4  # of 128 frames in each epoch of the paper's procedure
@@ -244,12 +245,14 @@ def _corruption_cell(value: Any) -> str:
 
 def drifts(results: Results) -> str:
     """Return the section about single drifts."""
-    result = results["drifts"]
-    rows = []
-    for name, part in result["summary"].items():
-        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in part["verdicts"].items())
-        accuracies = [percent(part[key]) for key in ("clean", "drifted_mean", "served_mean")]
-        rows.append([name, *accuracies, f"{part['worst_gain']:+.1f} ({part['worst_gain_at']})", verdicts])
+    files = [results[name] for name in DRIFT_FILES if name in results]
+    result, rows = files[0], []
+    for file in files:
+        for name, part in file["summary"].items():
+            verdicts = ", ".join(f"{count} {verdict}" for verdict, count in part["verdicts"].items())
+            accuracies = [percent(part[key]) for key in ("clean", "drifted_mean", "served_mean")]
+            worst = f"{part['worst_gain']:+.1f} ({part['worst_gain_at']})"
+            rows.append([name, *accuracies, worst, verdicts, file.measured()])
     examples = "; ".join(_example(result, *example) for example in EXAMPLES)
     text = [
         f"""Each of 16 kinds of drift at three strengths, and none, on CIFAR-10 (ResNet-20), on traffic signs (GTSRB,
@@ -264,8 +267,21 @@ def drifts(results: Results) -> str:
         overexposure, mild underexposure, vignetting, mild white balance; traffic signs: dead pixels, JPEG,
         overexposure).""",
     ]
-    head = ("data", "clean", "drifted", "served", "worst gain", "verdicts")
-    return blocks(table(head, rows), result.provenance(), *map(prose, text))
+    head = ("data", "clean", "drifted", "served", "worst gain", "verdicts", "measured")
+    return blocks(table(head, rows), *map(prose, text), *map(_areas, files))
+
+
+def _areas(file: Result) -> str:
+    """Return a table of what was fitted for a network of two classes: its areas under the ROC curve; "" without one."""
+    rows = [row for row in file["rows"] if row.get("candidate_auc") is not None]
+    if not rows:
+        return ""
+    numbers = ("drifted", "candidate", "drifted_auc", "candidate_auc")
+    cells = [[f"{r['drift']}, {r['strength']}", *(percent(r[key]) for key in numbers), r["verdict"]] for r in rows]
+    head = ("drift", "drifted", "fitted", "area under the ROC curve, drifted", "fitted", "verdict")
+    text = f"""{rows[0]["data"]}: every drift that was fitted to; clean {percent(rows[0]["clean"])}, area
+        {percent(rows[0]["clean_auc"])}. The area does not depend on where the threshold between the classes lies."""
+    return blocks(prose(text), table(head, cells))
 
 
 def _example(result: Result, text: str, drift: str, strength: str) -> str:

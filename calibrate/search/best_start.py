@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +42,7 @@ NEGATIVE_START_MAX_LOSS_RATIO = 0.5
 NEGATIVE_START = "negative"  # the first part of the name of each such start
 ROTATION_SEARCH_FRAMES = 64  # frames on which rotations of colours are compared; their noise is the same for all
 SPECTRAL_START = "spectral"  # part of the name of each start with a colour map for each frequency
+CORRECTIONS = DEFECTS, SHADING = "defects", "shading"  # parts of a homogenizer that not every camera needs
 CORRECTION_FRAMES = 128  # frames on which defects and shading are looked for
 # Largest objective behind replaced defects or a gain, relative to that without: of the best starts, and again after the
 # first stage of the descent from each.
@@ -91,7 +92,7 @@ class _Correction(NamedTuple):
 
     @property
     def name(self) -> str:
-        parts = {"defects": self.defect_step, "shading": self.gain}
+        parts = {DEFECTS: self.defect_step, SHADING: self.gain}
         return "".join(f"{name}, " for name, part in parts.items() if part is not None)
 
     def __bool__(self) -> bool:
@@ -139,12 +140,19 @@ class StartSearch:
     """Searches the start of one fit.
 
     source: of clean frames, None if it is not known. report: told of each start that was tried.
+    corrections: names of those in CORRECTIONS that may be tried.
     """
 
     def __init__(
-        self, objective: Objective, source: Source | None, generator: torch.Generator, report: ReportLoss
+        self,
+        objective: Objective,
+        source: Source | None,
+        generator: torch.Generator,
+        report: ReportLoss,
+        corrections: Collection[str] = CORRECTIONS,
     ) -> None:
         self._objective, self._source, self._generator, self._report = objective, source, generator, report
+        self._corrections = corrections
 
     def run(self, frames: Tensor, labels: Tensor | None) -> list[Start]:
         """Return the start with the lowest objective on frames (N, C, H, W), without a correction of their pixels.
@@ -179,9 +187,12 @@ class StartSearch:
             return min(loss_of(seen, none), loss_of(seen, offset_map(seen, PATTERN_SIGMAS_PX[0])))
 
         none = torch.zeros_like(frames[:1])
-        step = find_defect_step(lambda seen: loss_of(seen, none), frames, limits)
-        replaced = _Correction(step).replace(frames)
-        return _Correction(step, find_gain(loss_of_either, replaced, limits), limits.black)
+        step = gain = None
+        if DEFECTS in self._corrections:
+            step = find_defect_step(lambda seen: loss_of(seen, none), frames, limits)
+        if SHADING in self._corrections:
+            gain = find_gain(loss_of_either, _Correction(step).replace(frames), limits)
+        return _Correction(step, gain, limits.black)
 
     def _choose(self, correction: _Correction, seen: Tensor, labels: Tensor | None) -> _Chosen:
         """Choose among the starts for frames that are corrected. Raises FitError if none has a finite objective."""

@@ -15,6 +15,7 @@ from pydantic import Field
 from calibrate.errors import RecaldError
 from calibrate.judge import MIN_SCORE_DROP_SHARE, split_frames
 from calibrate.scoring.extent import Extent, Range
+from calibrate.search.best_start import DEFECTS, SHADING
 from calibrate.split import AnyHomogenizer
 from daemon.config import Config, ConfigError, Duration, Mode, Section
 from deploy.audit.signature import check_signature
@@ -56,6 +57,12 @@ class HomogenizerLimits(Section):
     black: Distance | None = None
     defect_step: Distance | None = None
     jacobian: RangeLimit = RangeLimit()
+
+    @property
+    def corrections(self) -> list[str]:
+        """The parts that a homogenizer may have where a camera needs them, as names of calibrate.CORRECTIONS."""
+        allowed = {DEFECTS: self.defect_step is not None, SHADING: self.shading != RangeLimit(least=1, most=1)}
+        return [name for name, may in allowed.items() if may]
 
     def violations(self, extent: Extent) -> Iterator[str]:
         """Yield each limit that a homogenizer exceeds, with its value. NaN exceeds every limit."""

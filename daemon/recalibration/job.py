@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from calibrate.search.best_start import CORRECTIONS
 from daemon.levels import stack_images
 from daemon.model.served_model import ServedModel
 from daemon.recalibration.envelope import Envelope, OutsideEnvelope
@@ -130,6 +131,7 @@ class JobRunner:
             "trigger": trigger,
             "recall": recall,
             "band": self._band,
+            "corrections": self._envelope.document.homogenizer.corrections if self._envelope else CORRECTIONS,
             "refused": dict(sensor.reservoir.refused),
             "keep": self._keep,
             "until": time.time(),

@@ -66,7 +66,11 @@ class FitJob:
         self._context, self._job, self._send = context, job, send
         self._images = images
         self._scorer = context.scorer_of(job["sensor"])
-        self._fitter = Fitter(context, job["sensor"], images, lambda ratio: send({"stage": "fitting", "ratio": ratio}))
+
+        def report(ratio: float) -> None:
+            send({"stage": "fitting", "ratio": ratio})
+
+        self._fitter = Fitter(context, job["sensor"], images, report, job["corrections"])
         self._parts = split_frames(len(images))
         self._held_out_images = images if job["recall"] else images[self._parts.held_out.numpy()]
         self._dossier = DossierBuilder(job, context.provenance(job["sensor"]))

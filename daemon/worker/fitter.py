@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from calibrate.fitting import FitResult
+from calibrate.search.best_start import CORRECTIONS
 from calibrate.search.separation import find_split
 from calibrate.split import AnyHomogenizer, SplitHomogenizer, frame_statistics
 from daemon.worker.context import WorkerContext
@@ -49,11 +50,18 @@ Propose = Callable[[Tensor, int, Share], Proposal]
 class Fitter:
     """Fits to the images (N, h, w, C) of one recalibration of a sensor.
 
-    report: called with the progress of all fits, 0 to 1.
+    report: called with the progress of all fits, 0 to 1. corrections: the parts of ρ that may be tried (calibrate.fit).
     """
 
-    def __init__(self, context: WorkerContext, sensor: str, images: np.ndarray, report: Callable[[float], None]):
-        self._context, self._images, self._report = context, images, report
+    def __init__(
+        self,
+        context: WorkerContext,
+        sensor: str,
+        images: np.ndarray,
+        report: Callable[[float], None],
+        corrections: Collection[str] = CORRECTIONS,
+    ):
+        self._context, self._images, self._report, self._corrections = context, images, report, corrections
         self._clean = context.scorer_of(sensor).clean
 
     def chunks(self) -> Iterator[Tensor]:
@@ -76,6 +84,7 @@ class Fitter:
             reference=self._clean and self._clean.statistics,
             source=self._clean and self._clean.source,
             limits=context.limits,
+            corrections=self._corrections,
             seed=seed,
             progress=lambda done, of, _: self._report(share.at(done / of)),
             clock=time.perf_counter,

@@ -64,6 +64,15 @@ def test_what_a_camera_needs_is_found_and_undone(network, drift, impulses, part)
     assert error < 0.1 * (frames - clean).square().mean()
 
 
+@pytest.mark.parametrize("corrections", [(), ("defects",), ("shading",)])
+def test_only_allowed_corrections_are_tried(network, corrections):
+    frames, _ = seen_by("vignetting=0.5", impulses=0.08)
+    result = fit(network, frames, limits=LIMITS, corrections=corrections, config=FitConfig(stages=()))
+    tried = {name.split(",")[0] for name in result.start_losses if "," in name}
+    assert tried <= set(corrections)
+    assert {part for part, used in result.homogenizer.optional_parts.items() if used} <= set(corrections)
+
+
 def test_both_are_found_together(network):
     frames, clean = seen_by("vignetting=0.5", impulses=0.08)
     result = fit(network, frames, limits=LIMITS)

@@ -125,6 +125,19 @@ def test_an_envelope_of_before_admits_no_newer_part(tmp_path, newer):
         envelope.admit(stored(newer))
 
 
+@pytest.mark.parametrize(
+    ("limits", "corrections"),
+    [
+        ({}, []),
+        ({"defect_step": 0.5}, ["defects"]),
+        ({"shading": {"most": 5}}, ["shading"]),
+        ({"shading": {}, "defect_step": 0}, ["defects", "shading"]),
+    ],
+)
+def test_fits_try_what_the_envelope_allows(limits, corrections):
+    assert HomogenizerLimits.model_validate(limits).corrections == corrections
+
+
 @pytest.mark.parametrize("beyond", [with_shading(1.0, 1e9), with_shading(0.5, 1e3), with_shading(1.0001, -1e6)])
 def test_what_counts_as_black_is_bounded(beyond):
     """Where the gain is not 1, black is added to each value."""

@@ -226,3 +226,18 @@ def test_an_aborted_job_has_the_time_of_a_proof_whose_turns_do_not_come(scene: S
 def test_a_worker_that_took_too_long_has_a_result_of_its_own(scene: Scene):
     scene.worker.call = raising(WorkerTimeout("killed after 1 s"))
     assert scene.recalibrate().result == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("limits", "corrections"),
+    [(None, ["defects", "shading"]), ({}, []), ({"defect_step": 0.5}, ["defects"]), ({"shading": {}}, ["shading"])],
+)
+def test_a_fit_is_told_what_the_envelope_lets_a_homogenizer_have(
+    scene: Scene, limits: dict[str, Any] | None, corrections: list[str]
+):
+    """Else a candidate would be refused although one without that part might serve."""
+    told: list[dict[str, Any]] = []
+    scene.worker.call = lambda job, *rest, **more: told.append(job) or scene.answer()
+    scene.envelope = None if limits is None else envelope_of(**limits)
+    scene.recalibrate()
+    assert list(told[0]["corrections"]) == corrections

@@ -13,6 +13,7 @@ import torch
 from prometheus_client import CollectorRegistry
 from synthetic import images, normalised
 
+from calibrate.search.best_start import CORRECTIONS
 from daemon.frames.latency_monitor import LatencyMonitor
 from daemon.frames.quality_filter import QualityFilter
 from daemon.frames.reservoir import Reservoir
@@ -33,6 +34,7 @@ ALL_OF_12_BITS = np.random.default_rng(0).permutation(4096).astype(np.uint16).re
 FRAMES, WINDOW = 128, 64
 JOB = {"job": "recalibrate", "sensor": "front", "active": FACTORY, "withdrawn": [], "trigger": "drift", "recall": False}
 JOB |= {"band": 1.6, "until": 0.0, "seed": 0, "refused": {}, "keep": {"frames": 0, "mib": 1}}
+JOB |= {"corrections": CORRECTIONS}
 
 
 def card(channels: int, side: int) -> ModelCard:

@@ -17,6 +17,7 @@ from calibrate import FitError, fit
 from calibrate.features.statistics import FeatureStatistics
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import UNREPEATED, split_frames
+from calibrate.search.best_start import CORRECTIONS
 from calibrate.shading import lens_gain
 from calibrate.split import SplitHomogenizer
 from daemon.levels import to_levels
@@ -42,6 +43,7 @@ class Scene:
 
     def recalibrate(self, pictures: np.ndarray = DARK, frames: int = 0, **changes: Any) -> dict[str, Any]:
         job = {"job": "recalibrate", "sensor": "front", "active": FACTORY, "band": 1.6, "seed": SEED, "until": 12.5}
+        job |= {"corrections": CORRECTIONS}
         job |= {
             "trigger": "drift",
             "recall": False,

@@ -17,6 +17,7 @@ from calibrate import FitError, fit
 from calibrate.fitting import FitResult
 from calibrate.homogenizer import Homogenizer
 from calibrate.judge import FIT_BAND_RATIO, split_frames
+from calibrate.search.best_start import CORRECTIONS
 from daemon.config import RecalibrateConfig
 from daemon.worker.context import WorkerContext
 from daemon.worker.fit_job import FIT_SHARES, FitJob
@@ -29,6 +30,7 @@ DARK = drifted(images(128, seed=5), light=0.5)
 SEED = 3
 JOB = {"job": "recalibrate", "sensor": "front", "active": FACTORY, "withdrawn": [], "trigger": "drift", "recall": False}
 JOB |= {"band": 1.6, "until": 12.5, "seed": SEED, "refused": {}, "keep": {"frames": 0, "mib": 1}}
+JOB |= {"corrections": CORRECTIONS}
 
 Fit = Callable[..., FitResult]
 
@@ -96,6 +98,19 @@ def test_a_candidate_that_passes_by_its_score_is_fitted_again_to_other_frames(ac
     assert torch.equal(second, accepted.frames(parts.replicated)) and len(second) == 32
     assert seed == SEED != other_seed
     assert (accepted.answer["result"], accepted.answer["reason"]) == ("accepted", "better than every champion")
+
+
+def test_a_fit_tries_the_corrections_of_its_job(tiny_model, tmp_path, monkeypatch):
+    tried = []
+
+    def noting(model, frames, **options):
+        tried.append(options["corrections"])
+        return fit(model, frames, **options)
+
+    monkeypatch.setattr("daemon.worker.fit_device.fit", noting)
+    worker = WorkerContext(load_frozen(tiny_model), "eager", ArtefactStore(tmp_path))
+    FitJob(worker, JOB | {"corrections": ["shading"]}, DARK, print).run()
+    assert tried == [["shading"]] * 2
 
 
 def test_what_serves_is_the_first_fit(accepted):

@@ -12,6 +12,7 @@ import torch
 from synthetic import drifted, images, labelled, normalised, trained_network
 
 from calibrate.scoring.accuracy import ScoredOutput
+from calibrate.search.best_start import CORRECTIONS
 from calibrate.split import SplitHomogenizer
 from daemon.worker.context import WorkerContext
 from daemon.worker.fit_job import FIT_SHARES, FitJob
@@ -24,6 +25,7 @@ from deploy.store.dossier_archive import DossierArchive
 COUNT = 256
 JOB = {"job": "recalibrate", "sensor": "front", "active": FACTORY, "withdrawn": [], "trigger": "drift", "recall": False}
 JOB |= {"band": 1.6, "until": 12.5, "seed": 3, "refused": {}, "keep": {"frames": 0, "mib": 1}}
+JOB |= {"corrections": CORRECTIONS}
 
 
 def hazy(pictures: np.ndarray) -> np.ndarray:
