@@ -130,12 +130,19 @@ def _cameras(result: Result) -> str:
     return ", ".join(f"{row['method']} {percent(row['balanced'])}" for row in rows)
 
 
+def _corruptions(result: Result) -> str:
+    means = result["summary"]["CIFAR-10"]["means"]["of a camera"]
+    named = {"nothing": "nothing", "batch statistics": "BN-adapt", "TENT": "TENT", "served": "recald, as served"}
+    return ", ".join(f"{text} {percent(means[name])}" for name, text in named.items())
+
+
 Figures = Callable[[Result], str]
 HEADLINES: tuple[tuple[str, str, Figures], ...] = (  # file, text, figures
     ("demo", "demo: accuracy before the drift, drifted, recovered", _demo),
     ("fit", "CIFAR-10, perturbation of the paper", partial(_recovery, network="resnet20", drifts="paper")),
     ("fit", "CIFAR-10, drift of a camera", partial(_recovery, network="resnet20", drifts="camera")),
     ("cameras", "blood cells, another laboratory's camera (balanced accuracy)", _cameras),
+    ("corruptions", "CIFAR-10-C, severity 5, what a camera can undo: 8 corruptions, mean", _corruptions),
     ("swap", "frames lost during swaps and fits", _lost),
     ("swap", "pause of a swap, 99th percentile", _pause),
     ("overhead", "time of ρ, next to a network of ResNet-50's size", _overhead),

@@ -16,6 +16,7 @@ MODES = {"shipped": "", "commissioned": ", statistics of clean frames measured o
 DRIFT_KINDS = {"paper": "perturbation of the paper", "camera": "drift of a camera", "none": "no drift"}
 FIT_FILES = ("fit", "fit-resnet56")
 DRIFT_FILES = ("drifts", "drifts-x-rays")
+CORRUPTION_FILES = ("corruptions", "corruptions-light")
 NETWORK_NAMES = {"resnet20": "ResNet-20", "resnet56": "ResNet-56"}
 PAPER_CLEAN, PAPER_ROW = ("cifar10", "baseline", "CLEAN"), ("cifar10", "unsupervised", "NN ALL")
 PAPER_BATCHES = 4  # of 128 frames in each epoch of the paper's procedure
@@ -213,21 +214,24 @@ def mixes(results: Results) -> str:
 
 def corruptions(results: Results) -> str:
     """Return the section about CIFAR-10-C."""
-    result = results["corruptions"]
-    settings, parts = result["settings"], []
-    for data, summary in result["summary"].items():
-        own = [row for row in result["rows"] if row["data"] == data]
-        rows = [[row["corruption"], *(_corruption_cell(row.get(name)) for name in CORRUPTION_COLUMNS)] for row in own]
-        for group, means in summary["means"].items():
-            cells = (_corruption_cell(means.get(name)) for name in CORRUPTION_COLUMNS)
-            rows.append([f"**mean, {group}**", *cells])
-        parts += [f"#### {data}", table(("corruption", *CORRUPTION_COLUMNS), rows)]
-    summary = result["summary"]
+    files = [results[name] for name in CORRUPTION_FILES if name in results]
+    settings, parts = files[0]["settings"], []
+    rows = [row for file in files for row in file["rows"]]
+    summary = {data: summary for file in files for data, summary in file["summary"].items()}
+    for file in files:
+        for data, summarised in file["summary"].items():
+            own = [row for row in file["rows"] if row["data"] == data]
+            named = [(row["corruption"], row) for row in own]
+            named += [(f"**mean, {group}**", means) for group, means in summarised["means"].items()]
+            cells = [[name, *(_corruption_cell(row.get(key)) for key in CORRUPTION_COLUMNS)] for name, row in named]
+            parts += [f"#### {data}", table(("corruption", *CORRUPTION_COLUMNS), cells), file.provenance()]
     worst = min(summary, key=lambda data: summary[data]["worst_gain"])
     text = [
         f"""Severity 5, with the constants for 32x32 pixels and random numbers of our own; {settings["test_images"]:,}
         test images. Clean accuracy: {
-            ", ".join(f"{data} {percent(find(result['rows'], data=data)['clean'])}" for data in summary)
+            ", ".join(
+                f"{data} {percent(next(row['clean'] for row in rows if row['data'] == data))}" for data in summary
+            )
         }. Batch statistics and TENT adapt the model to the test stream in batches of {settings["batch"]}
         frames of all classes; recald has seen {settings["frames"]} others, as in the daemon, and leaves the model as
         it is. *Oracle*: a linear map by least squares to the clean images, behind replaced pixels where that is
@@ -236,7 +240,7 @@ def corruptions(results: Results) -> str:
         {", ".join(settings["of_a_camera"])}. The largest loss to what the judge let serve:
         {summary[worst]["worst_gain"]:+.1f} points ({worst}, {summary[worst]["worst_gain_at"]}).""",
     ]
-    return blocks(*parts, result.provenance(), *map(prose, text), notes(results, "corruptions"))
+    return blocks(*parts, *map(prose, text), notes(results, "corruptions"))
 
 
 def _corruption_cell(value: Any) -> str:

@@ -22,7 +22,7 @@ from bench.swap.daemon_without_fits import REPLACED
 from daemon.demo.run import DEFAULT_DRIFT
 
 FILES = sorted(FOLDER.glob("*.json"))
-MAX_HEADLINE_LINES = 12
+MAX_HEADLINE_LINES = 13
 NOTES = "notes"
 
 
