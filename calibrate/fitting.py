@@ -44,7 +44,7 @@ from calibrate.validation import MIN_FIT_FRAMES, FitError, validate_frames, vali
 STOP_LOSS_PER_FLOOR = 1.5
 # Largest objective where a descent behind a correction begins, relative to the other, for the correction to stay where
 # both end as low as clean frames.
-CLEAR_START_RATIO = 0.3
+CLEAR_START_RATIO = 0.4
 # Passes of a frame through the network: what the progress of a fit counts.
 GRADIENT_PASSES = 3  # of one evaluation with its gradient
 
@@ -278,8 +278,8 @@ def _is_far_better(corrected: _Descent, plain: _Descent) -> bool:
     """Compare two descents after a stage.
 
     Where both are at their goal the objective tells no more. Then a correction stays that alone had brought most of
-    it: behind a mild blur, which no gain undoes, the start behind a gain is half as low as the other, with vignetting,
-    dead pixels or impulse noise it had 0.02 to 0.15 of it.
+    it: behind a blur, which no gain undoes, the start behind a gain had half of the objective of the other, behind
+    vignetting, dead pixels or impulse noise 0.02 to 0.36 of it.
     """
     if corrected.at_goal and corrected.losses[0] < CLEAR_START_RATIO * plain.losses[0]:
         return True
