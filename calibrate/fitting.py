@@ -210,15 +210,8 @@ def fit(
         timer.end("source")
         tracker = _Tracker(config, len(frames), progress)
         starts = StartSearch(objective, source, generator, tracker.add_start, corrections).run(frames, labels)
-        descents = [_Descent(start, objective, labels, generator) for start in starts]
-        tracker.end_part()
-        timer.end("starts")
-        for count, evaluations in config.stages:
-            descents = [_best_after_stage(descents, count, evaluations, tracker.add)]
-            tracker.end_part()
-            timer.end(f"{count} frames")
+        best = _descend([_Descent(start, objective, labels, generator) for start in starts], config, tracker, timer)
         fitted = min(len(frames), max((count for count, _ in config.stages), default=0))
-        best = descents[-1]  # without a stage the start behind a correction, which is far better than the other
         return FitResult(best.result(), best.start.name, best.start.losses, best.losses, fitted, timer.seconds)
 
 
@@ -258,6 +251,17 @@ class _Descent:
     def result(self) -> Homogenizer:
         """Return the homogenizer where the descent stands."""
         return self.start.complete(self._coordinates.homogenizer())
+
+
+def _descend(descents: list[_Descent], config: FitConfig, tracker: _Tracker, timer: _StageTimer) -> _Descent:
+    """Run all stages, from the first one on only from the best start; return that descent."""
+    tracker.end_part()
+    timer.end("starts")
+    for count, evaluations in config.stages:
+        descents = [_best_after_stage(descents, count, evaluations, tracker.add)]
+        tracker.end_part()
+        timer.end(f"{count} frames")
+    return descents[-1]  # without a stage the start behind a correction, which is far better than the other
 
 
 def _best_after_stage(

@@ -263,6 +263,7 @@ def test_the_worker_measures_and_fits_by_it(model, tmp_path, monkeypatch):
     results = []
     monkeypatch.setattr("daemon.worker.fit_device.fit", lambda *a, **k: results.append(fit(*a, **k)) or results[-1])
     job |= {"job": "recalibrate", "recall": False, "seed": 0, "trigger": "operator", "until": 0, "withdrawn": []}
+    job["corrections"] = []
     job |= {"refused": {}, "keep": {"frames": 0, "mib": 1}}
     FitJob(worker, job, images(256, seed=6), lambda message: None).run()
     restored = results[0].homogenizer(normalised(images(64, seed=5)))
@@ -282,7 +283,7 @@ def test_a_sensor_with_a_stated_mix_is_measured_and_fitted_by_it(model, tmp_path
 
     stated, plain = (worker.scorer_of(sensor).clean for sensor in ("front", "rear"))
     assert Fitter(worker, "front", few, print)._clean is stated and Fitter(worker, "rear", few, print)._clean is plain
-    job = OBSERVE | {"recall": False, "seed": 0, "trigger": "drift", "until": 0.0, "refused": {}}
+    job = OBSERVE | {"recall": False, "seed": 0, "trigger": "drift", "until": 0.0, "refused": {}, "corrections": []}
     judges = {s: FitJob(worker, job | {"sensor": s}, few, print)._scorer.clean for s in ("front", "rear")}
     assert judges["front"] is stated and judges["rear"] is plain
     front, rear = (worker.provenance(sensor)["reference"] for sensor in ("front", "rear"))

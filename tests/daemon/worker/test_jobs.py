@@ -30,7 +30,7 @@ from deploy.store.compiled import open_compiled
 BAND = 1.6
 JOB = {"sensor": "front", "active": FACTORY, "withdrawn": [], "trigger": "drift", "recall": True, "band": BAND}
 JOB |= {"may_learn": False, "alarm": False, "fresh": 0, "now": 0.0, "learn": 3600.0, "relearn": False}
-JOB |= {"until": 0.0, "seed": 0, "refused": {}, "keep": {"frames": 0, "mib": 1}}
+JOB |= {"until": 0.0, "seed": 0, "refused": {}, "keep": {"frames": 0, "mib": 1}, "corrections": []}
 
 
 @pytest.fixture(scope="module")
