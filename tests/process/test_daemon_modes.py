@@ -125,9 +125,10 @@ def test_a_candidate_serves_once_it_is_approved_and_not_if_it_is_refused(in_mode
         assert camera.ask(CLEAN[0])[0]["homogenizer"] == "factory"
         assert "front: no candidate waits for approval: " in refusal(daemon, "approve")
     events = [(record["event"], record["details"]) for record in audit(config) if record["sensor"] == "front"]
-    names = [name for name, _ in events if name not in ("state", "drift alarm over", "labels")]
-    fitted, recalled = ["fit begun", "fit", "order", "swap begun", "swap"], ["fit", "order", "candidate dropped"]
-    assert names[:12] == ["drift alarm", *fitted, "drift alarm", "swap", "drift alarm", *recalled]
+    led_to_one = [at for at in events if at[0] != "fit" or at[1].get("candidate")]  # a try that fails is repeated
+    names = [name for name, _ in led_to_one if name not in ("state", "drift alarm over", "labels", "fit begun")]
+    fitted, recalled = ["fit", "order", "swap begun", "swap"], ["fit", "order", "candidate dropped"]
+    assert names[:11] == ["drift alarm", *fitted, "drift alarm", "swap", "drift alarm", *recalled], events
     swaps = [(details["from"], details["to"]) for name, details in events if name == "swap"]
     assert swaps == [("factory", status["candidate"]), (status["candidate"], "factory")]
     assert recald_here("verify", "--config", config).returncode == 0
