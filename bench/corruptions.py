@@ -1,4 +1,6 @@
-"""Behind those corruptions of CIFAR-10-C that a camera can undo, recald recovers more than adapted batch statistics.
+"""Behind the corruptions of CIFAR-10-C that a camera can undo, recald recovers more, in the mean, than peers do.
+
+Measured on ResNet-20 so far; `--networks` also takes a depthwise network. Peers adapt the model to the frames.
 
 A camera can undo a linear map, a tone curve and single wrong pixels. Noise, glass, snow, and what moves or merges
 pixels are lost for any ρ; there the judge has to keep fits away that harm.

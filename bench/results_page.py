@@ -142,7 +142,7 @@ HEADLINES: tuple[tuple[str, str, Figures], ...] = (  # file, text, figures
     ("fit", "CIFAR-10, perturbation of the paper", partial(_recovery, network="resnet20", drifts="paper")),
     ("fit", "CIFAR-10, drift of a camera", partial(_recovery, network="resnet20", drifts="camera")),
     ("cameras", "blood cells, another laboratory's camera (balanced accuracy)", _cameras),
-    ("corruptions", "CIFAR-10-C, severity 5, what a camera can undo: 8 corruptions, mean", _corruptions),
+    ("corruptions", "CIFAR-10-C, ResNet-20, severity 5: mean of 8 corruptions that a camera can undo", _corruptions),
     ("swap", "frames lost during swaps and fits", _lost),
     ("swap", "pause of a swap, 99th percentile", _pause),
     ("overhead", "time of ρ, next to a network of ResNet-50's size", _overhead),

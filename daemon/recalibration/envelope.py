@@ -60,7 +60,7 @@ class HomogenizerLimits(Section):
 
     @property
     def corrections(self) -> list[str]:
-        """The parts that a homogenizer may have where a camera needs them, as names of calibrate.CORRECTIONS."""
+        """The parts that a homogenizer may have where a camera needs them, as arguments of calibrate.fit."""
         allowed = {DEFECTS: self.defect_step is not None, SHADING: self.shading != RangeLimit(least=1, most=1)}
         return [name for name, may in allowed.items() if may]
 

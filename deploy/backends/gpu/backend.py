@@ -12,7 +12,7 @@ import hashlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import safetensors
 import safetensors.torch
@@ -133,12 +133,13 @@ class _WeightsAsInputs(nn.Module):
 def _with_arguments(function: Callable[..., Tensor], names: Sequence[str]) -> Callable[..., Tensor]:
     """Give a function of positional arguments a signature: torch.export names the inputs by it."""
 
-    def named(*arguments: Tensor) -> Tensor:
+    def call(*arguments: Tensor) -> Tensor:
         return function(*arguments)
 
+    named: Any = call  # no type has the attribute by which Python lets a function tell its own signature (PEP 362)
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
-    named.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return named
+    named.__signature__ = inspect.Signature(parameters)
+    return call
 
 
 def _homogenizer_weights(module: nn.Module) -> dict[str, Tensor]:
