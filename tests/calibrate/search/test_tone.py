@@ -5,7 +5,7 @@ import torch
 from coloured import coloured, distance
 
 from calibrate import Limits, measured_source
-from calibrate.search.tone import TONE_EXPONENTS, tone_start
+from calibrate.search.tone import MAX_STRETCH, TONE_EXPONENTS, tone_start
 
 LIMITS = Limits(torch.tensor([-1.8, -2.2, -0.8]), torch.tensor([2.5, 2.0, 2.2]))
 
@@ -73,8 +73,10 @@ def test_one_channel_is_enough(clean):
         assert (start(drifted) - grey).square().mean() < 0.05 * grey.var()
 
 
-@pytest.mark.parametrize("scale", [10.0, 100.0, 3000.0])
+@pytest.mark.parametrize("scale", [10.0, 3000.0])
 @pytest.mark.parametrize("exponent", TONE_EXPONENTS)
-def test_values_far_beyond_black_and_white_give_a_finite_start(clean, source, exponent, scale):
-    start = tone_start(scale * clean, source, LIMITS, exponent)
+def test_values_far_beyond_black_and_white_give_bounded_slopes(clean, source, exponent, scale):
+    """All of them should become white, which ever smaller slopes approach: without a bound the search overflows."""
+    start = tone_start(scale * clean[:64], source, LIMITS, exponent)
     assert all(bool(parameter.isfinite().all()) for parameter in start.parameters())
+    assert (1 + start.curve).log().abs().max() <= MAX_STRETCH + 1e-3

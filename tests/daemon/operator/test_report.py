@@ -514,6 +514,8 @@ def test_both_branches_of_a_split_homogenizer_are_shown(place):
     text = place.page().text
     assert "What ρ does to a frame of camera 1 of 2" in text and "What ρ does to a frame of camera 2 of 2" in text
     assert "43.5 levels" in text
+    assert "by more levels than 61.5 (red), 62.5 (green), 63.5 (blue) is replaced." in text
+    assert "evened out, in the corners by a factor of 4.6." in text
     assert "1: colour, chosen" in text and "2: identity, chosen" in text and "1: identity, chosen" not in text
 
 
